@@ -1,0 +1,45 @@
+# Every target sets up what it needs: `make demo` and `make test` work from a fresh clone.
+PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/dev/null && echo python3.12 || (python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3))
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow lint format bench constraints clean
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+	  { echo "widthlab needs Python 3.11 or 3.12; say which with: make PYTHON=/path/to/python3.11"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY)  ## train the shipped small sweep and print its verdict
+	$(BIN)/widthlab run orchestrator/sweeps/small.yaml
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## proofs of minutes
+	$(BIN)/python -m pytest -m slow --timeout 3000
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python benchmarks/orchestration.py
+
+constraints:  ## resolve the newest versions anew, torch's CPU build or not
+	$(PYTHON) -m venv build/resolve
+	build/resolve/bin/python -m pip install --quiet torch==2.13.0 '.[dev]'
+	{ echo '# Exact versions that widthlab was tested with. Regenerate with: make constraints'; \
+	  build/resolve/bin/pip freeze | grep -v '^widthlab' | sed 's/+cpu$$//'; } > constraints.txt
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,280 @@
+"""A trial is its spec: everything that training and measuring depend on, and an id made of it.
+
+Two trials are the same trial if and only if their ids are equal. The id is a hash of canonical
+JSON of the identity fields; a field at its first-version default is left out, so that a field
+added later changes no id. Where the data lie and how the work is laid out on devices are carried
+beside the identity and never enter it. Nothing here imports torch.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, ValidationError, model_validator
+
+from analysis.errors import InputError
+
+#: Raised whenever the meaning of training or measuring changes: it enters every id.
+SEMANTICS_VERSION = 1
+
+Architecture = Literal["gpt2", "llama"]
+NormPlacement = Literal["pre", "post"]
+FFNWeight = Literal["plain"]
+Precision = Literal["fp32", "bf16"]
+Site = Literal["pre", "post"]
+
+
+class Frozen(BaseModel):
+    """Immutable, strictly typed, and closed: an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+# --- the data ------------------------------------------------------------------------------
+
+
+class PythonSource(Frozen):
+    """The source of the running interpreter's standard library, without its tests."""
+
+    kind: Literal["python-source"] = "python-source"
+
+
+class TextFiles(Frozen):
+    """Files, directories or globs of txt, md, py, jsonl, parquet, or zips of them."""
+
+    kind: Literal["text"] = "text"
+    paths: list[str] = Field(min_length=1)
+    column: str = "text"  # of jsonl objects and Parquet tables
+
+
+class HubDataset(Frozen):
+    """A data set of the Hugging Face hub, or a local directory that `datasets` opens."""
+
+    kind: Literal["hub"] = "hub"
+    dataset: str
+    name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    column: str = "text"
+    documents: int | None = Field(default=None, ge=2)  # how many to take, from the first
+
+
+class BytesTokenizer(Frozen):
+    """One token a byte, and one that separates documents: a vocabulary of 257."""
+
+    kind: Literal["bytes"] = "bytes"
+
+
+class BPETokenizer(Frozen):
+    """Byte-level BPE, trained on the training split of the corpus."""
+
+    kind: Literal["bpe"] = "bpe"
+    vocab_size: int = Field(default=512, ge=258)
+
+
+class PretrainedTokenizer(Frozen):
+    """A `transformers` tokenizer: a directory or a hub id."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    path: str
+    revision: str | None = None
+
+
+Corpus = Annotated[PythonSource | TextFiles | HubDataset, Discriminator("kind")]
+Tokenizer = Annotated[BytesTokenizer | BPETokenizer | PretrainedTokenizer, Discriminator("kind")]
+
+
+class DataSource(Frozen):
+    """Where a trial's tokens come from; `DataSpec` says which tokens they must turn out to be."""
+
+    corpus: Corpus = PythonSource()
+    tokenizer: Tokenizer = BPETokenizer()
+
+
+class DataSpec(Frozen):
+    """Which tokens: fingerprints of the corpus with its held-out split, and of the tokenizer."""
+
+    corpus_fingerprint: str = Field(min_length=8)
+    tokenizer_hash: str = Field(min_length=8)
+
+
+# --- the trial -----------------------------------------------------------------------------
+
+
+class ModelSpec(Frozen):
+    """A decoder. `ffn_widths` holds D of every layer; heads = d_model / head_dim."""
+
+    architecture: Architecture
+    norm: NormPlacement
+    d_model: int = Field(ge=1)
+    head_dim: int = Field(ge=2)
+    ffn_widths: tuple[int, ...] = Field(min_length=1, strict=False)
+    context: int = Field(ge=2)
+    vocab_size: int = Field(ge=2)
+    ffn_weight: FFNWeight = "plain"
+    tie_embeddings: bool = False
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return len(self.ffn_widths)
+
+    @property
+    def heads(self) -> int:
+        """Number of attention heads."""
+        return self.d_model // self.head_dim
+
+    @model_validator(mode="after")
+    def _check_shapes(self) -> "ModelSpec":
+        if self.d_model % self.head_dim:
+            raise ValueError(
+                f"head_dim {self.head_dim} does not divide d_model {self.d_model}; "
+                "choose a head_dim that does"
+            )
+        if self.architecture == "llama" and self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} must be even: rotary positions turn pairs")
+        for width in self.ffn_widths:
+            if width < 1:
+                raise ValueError(f"FFN width D = {width} must be at least 1")
+        return self
+
+
+class TrainingSpec(Frozen):
+    """One optimisation: AdamW, linear warm-up, cosine decay to a fraction of the peak rate."""
+
+    steps: int = Field(ge=1)
+    batch_tokens: int = Field(ge=2)  # tokens per optimiser update, over all workers
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    optimizer: Literal["adamw"] = "adamw"
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    weight_decay: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    gradient_clipping: float = Field(default=1.0, ge=0, allow_inf_nan=False)  # 0: off
+    schedule: Literal["cosine"] = "cosine"
+    warmup_fraction: float = Field(default=0.1, ge=0, le=1)
+    final_fraction: float = Field(default=0.1, ge=0, le=1)
+    precision: Precision = "fp32"
+
+
+class EvaluationSpec(Frozen):
+    """Loss on held-out tokens, at step 0, every `every` updates and at the end."""
+
+    every: int = Field(default=100, ge=1)
+    tokens: int = Field(default=16384, ge=2)
+
+
+class SpectraSpec(Frozen):
+    """Eigenspectra of the FFN activations on held-out tokens, on the same steps rule."""
+
+    every: int = Field(default=100, ge=1)
+    tokens: int = Field(default=8192, ge=2)  # N of every snapshot
+    sites: tuple[Site, ...] = Field(default=("post",), min_length=1, strict=False)
+
+    @model_validator(mode="after")
+    def _check_sites(self) -> "SpectraSpec":
+        if len(set(self.sites)) != len(self.sites):
+            raise ValueError(f"sites {list(self.sites)} names a site twice")
+        return self
+
+
+class Layout(Frozen):
+    """How the work lies on devices: never part of the id, recorded with the result."""
+
+    workers: int = Field(default=1, ge=1)
+    cpus_per_worker: int = Field(default=1, ge=1)
+    device: Literal["cpu", "cuda"] = "cpu"
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    micro_batch: int | None = Field(default=None, ge=1)  # sequences; None: all in one
+    checkpoint_every: int = Field(default=100, ge=1)  # updates
+    keep_checkpoints: int = Field(default=2, ge=1)
+    # After an out-of-memory failure a retry may change the micro-batch; it says so here.
+    retried_smaller: bool = False
+
+
+class TrialSpec(Frozen):
+    """One trial, complete. `source`, `layout` and `axes` are carried beside the identity."""
+
+    model: ModelSpec
+    training: TrainingSpec
+    data: DataSpec
+    replicate: int = Field(ge=0)  # fixes initialisation and data order, for every cell alike
+    evaluation: EvaluationSpec = EvaluationSpec()
+    spectra: SpectraSpec = SpectraSpec()
+    kind: Literal["train"] = "train"
+    parent: str | None = None  # the trial whose weights this one starts from
+
+    source: DataSource = DataSource()
+    layout: Layout = Layout()
+    axes: dict[str, Any] = Field(default_factory=dict)  # the cell as the sweep file named it
+
+    @model_validator(mode="after")
+    def _check_batches(self) -> "TrialSpec":
+        context, batch = self.model.context, self.training.batch_tokens
+        if batch % context:
+            raise ValueError(
+                f"batch_tokens {batch} is not a multiple of the context {context}; "
+                f"the nearest is {max(1, round(batch / context)) * context}"
+            )
+        sequences = batch // context
+        workers, micro = self.layout.workers, self.layout.micro_batch
+        if sequences % workers:
+            raise ValueError(
+                f"a batch of {sequences} sequences cannot be shared evenly by {workers} workers"
+            )
+        if micro and (sequences // workers) % micro:
+            raise ValueError(
+                f"micro_batch {micro} does not divide the {sequences // workers} sequences "
+                "that a worker has per update"
+            )
+        for name, tokens in (("evaluation", self.evaluation.tokens), ("spectra", self.spectra.tokens)):
+            if tokens < context * workers:
+                raise ValueError(
+                    f"{name}.tokens {tokens} is less than one context of {context} for each of "
+                    f"{workers} workers"
+                )
+        return self
+
+    @property
+    def sequences(self) -> int:
+        """Sequences per optimiser update, over all workers."""
+        return self.training.batch_tokens // self.model.context
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits of the SHA-256 of `canonical_json`."""
+        return hashlib.sha256(canonical_json(self).encode()).hexdigest()[:12]
+
+    def to_json(self) -> bytes:
+        """The whole spec as stored in spec.json, with its id."""
+        content = {"id": self.id, **self.model_dump(mode="json")}
+        return (json.dumps(content, indent=1) + "\n").encode()
+
+
+OUTSIDE_IDENTITY = frozenset({"source", "layout", "axes"})
+
+
+def canonical_json(spec: TrialSpec) -> str:
+    """The identity of a trial: sorted keys, no spaces, values at their defaults left out."""
+    identity = spec.model_dump(mode="json", exclude=set(OUTSIDE_IDENTITY), exclude_defaults=True)
+    identity["semantics_version"] = SEMANTICS_VERSION
+    return json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def parse_spec(data: bytes | str, place: str) -> TrialSpec:
+    """A spec from JSON. Raises InputError naming `place` and the first thing that is wrong."""
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise InputError(f"{place}: not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{place}: a spec is a JSON object, not {type(content).__name__}")
+    claimed = content.pop("id", None)
+    try:
+        spec = TrialSpec.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "spec"
+        raise InputError(f"{place}: {where}: {first['msg']}") from error
+    if claimed is not None and claimed != spec.id:
+        raise InputError(f"{place}: says id {claimed} but its content is trial {spec.id}")
+    return spec
