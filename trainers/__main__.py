@@ -1,0 +1,83 @@
+"""Train one trial, with no scheduler and no tracking server: python -m trainers SPEC.json."""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from analysis.errors import InputError
+from analysis.storage import open_storage
+from trainers.spec import parse_spec
+
+
+class ConsoleLog:
+    """Lines on stderr, one every few seconds."""
+
+    EVERY_S = 5.0
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def started(self, trial_id: str, attempt: int, step: int, steps: int) -> None:
+        verb = "continues after" if step else "begins at"
+        print(f"trial {trial_id}, attempt {attempt}: {verb} step {step}/{steps}", file=sys.stderr)
+
+    def progress(self, step: int, steps: int, loss: float, tokens_per_s: float) -> None:
+        now = time.monotonic()
+        if now - self._last >= self.EVERY_S or step == steps:
+            self._last = now
+            print(f"step {step}/{steps}  loss {loss:.3f}  {tokens_per_s:,.0f} tokens/s", file=sys.stderr)
+
+    def checkpointed(self, step: int) -> None:
+        print(f"checkpoint at step {step}", file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0 done, 1 failed, 2 bad input, 3 stopped on request and to be continued."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainers",
+        description="Train one trial. Under torchrun, start as many ranks as layout.workers says.",
+    )
+    parser.add_argument("spec", type=Path, metavar="SPEC.json")
+    parser.add_argument("--out", required=True, metavar="DIR", help="trial directory, path or URL")
+    parser.add_argument("--cache", type=Path, help="token store (default: ~/.cache/widthlab)")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    # A SIGTERM becomes a checkpoint and an orderly end at the next step.
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        try:
+            spec = parse_spec(options.spec.read_bytes(), str(options.spec))
+        except OSError as error:
+            raise InputError(f"{options.spec} cannot be read: {error.strerror}") from error
+        # The heavy imports wait until the input is known to be good.
+        from trainers.train import train
+
+        end = train(spec, open_storage(options.out), ConsoleLog(), options.cache, stop)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if end.outcome is None:
+        print(f"stopped at step {end.step}; the same command continues", file=sys.stderr)
+        return 3
+    print(f"{end.outcome} at step {end.step}: {options.out}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # gloo ranks may abort while the interpreter tears down: everything is durable by now.
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.barrier()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -1,0 +1,109 @@
+"""What a trial costs, from its spec alone: parameters, FLOPs, memory. Nothing imports torch.
+
+Exact for parameters. FLOPs count a multiplication and an addition as two and leave out what is
+not a matrix multiplication. Memory is an estimate, good enough to refuse what cannot fit.
+"""
+
+from dataclasses import dataclass
+
+from trainers.spec import ModelSpec, TrialSpec
+
+#: Forward 2, backward 4 FLOPs per weight and token (arXiv 2001.08361, section 2.1).
+FLOPS_PER_WEIGHT = 6
+
+FP32_BYTES = 4
+BF16_BYTES = 2
+ADAM_MOMENT_BYTES = 2 * FP32_BYTES
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Number of parameters, whole and by component; the field names are those of result.json.
+
+    `embedding` holds token and learned position embeddings, `head` the output projection (0 if
+    tied), `norm` gains and biases of every norm; `attention` and `ffn` include their biases.
+    `non_embedding` is the N of the scaling laws: attention, FFN and norms
+    (arXiv 2001.08361, section 2.1).
+    """
+
+    total: int
+    non_embedding: int
+    embedding: int
+    head: int
+    attention: int
+    ffn: int
+    norm: int
+
+
+def parameters(model: ModelSpec) -> Parameters:
+    """Count the parameters of the decoder that a spec describes, exactly."""
+    d, L = model.d_model, model.depth
+    biased = model.architecture == "gpt2"  # llama: no biases, RMSNorm, rotary positions
+    final_norms = 1 if model.norm == "pre" else 0
+    embedding = model.vocab_size * d + (model.context * d if biased else 0)
+    head = 0 if model.tie_embeddings else model.vocab_size * d
+    attention = L * (4 * d * d + (4 * d if biased else 0))
+    ffn_biases = sum(D + d for D in model.ffn_widths) if biased else 0
+    ffn = _ffn_matrices(model) * d * sum(model.ffn_widths) + ffn_biases
+    norm = (2 * L + final_norms) * d * (2 if biased else 1)
+    return Parameters(
+        total=embedding + head + attention + ffn + norm,
+        non_embedding=attention + ffn + norm,
+        embedding=embedding,
+        head=head,
+        attention=attention,
+        ffn=ffn,
+        norm=norm,
+    )
+
+
+def training_flops_per_token(model: ModelSpec) -> int:
+    """FLOPs of forward and backward pass for one token.
+
+    6 per weight of every matrix multiplication, the output head included and embedding look-ups
+    left out, and 12 L d_model context for attention scores and their weighted sum
+    (arXiv 2204.02311, appendix B, which does not halve them for the causal mask).
+    """
+    d, L = model.d_model, model.depth
+    layers = L * 4 * d * d + _ffn_matrices(model) * d * sum(model.ffn_widths)
+    head = model.vocab_size * d
+    return FLOPS_PER_WEIGHT * (layers + head) + 12 * L * d * model.context
+
+
+def inference_flops_per_token(model: ModelSpec) -> int:
+    """FLOPs of the forward pass alone for one token of a full context: a third of training."""
+    return training_flops_per_token(model) // 3
+
+
+def training_memory_bytes(spec: TrialSpec) -> int:
+    """Estimated peak bytes on one worker: model state and the activations of a micro-batch.
+
+    State per parameter, as ZeRO divides it (arXiv 1910.02054, section 5): weights, gradients,
+    two float32 Adam moments and, wherever the engine trains a copy, float32 master weights.
+    Activations are those kept for the backward pass (arXiv 2205.05198, section 4.1, without
+    dropout and without stored attention scores), and logits with their gradient in float32.
+    """
+    model, layout = spec.model, spec.layout
+    stage, workers = layout.zero_stage, layout.workers
+    # At stage 0 bf16 is autocast over float32 weights.
+    half = spec.training.precision == "bf16" and stage >= 1
+    weights = (BF16_BYTES if half else FP32_BYTES) / (workers if stage >= 3 else 1)
+    gradients = FP32_BYTES / (workers if stage >= 2 else 1)
+    master = FP32_BYTES if stage >= 1 else 0
+    optimizer = (ADAM_MOMENT_BYTES + master) / (workers if stage >= 1 else 1)
+    state = parameters(model).total * (weights + gradients + optimizer)
+
+    sequences = layout.micro_batch or spec.sequences // workers
+    tokens = sequences * model.context
+    element = BF16_BYTES if spec.training.precision == "bf16" else FP32_BYTES
+    # Per layer d_model-wide: both norms' inputs and outputs, q, k, v and the attention's result.
+    # D-wide: in and out of GELU, or gate, its activation, up and their product.
+    wide = 4 if model.architecture == "llama" else 2
+    kept = 8 * model.depth * model.d_model + wide * sum(model.ffn_widths)
+    logits = 2 * FP32_BYTES * model.vocab_size
+    return round(state + tokens * (element * kept + logits))
+
+
+def _ffn_matrices(model: ModelSpec) -> int:
+    """Matrices of d_model x D in an FFN: gate, up, down, or up, down."""
+    return 3 if model.architecture == "llama" else 2

@@ -1,0 +1,125 @@
+"""Checkpoints: staged locally by DeepSpeed, stored whole, and counting only once committed.
+
+The manifest is written last. It names every file with its SHA-256 and every record part the
+checkpoint rests on; a checkpoint whose files do not match it is not used.
+"""
+
+import hashlib
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from analysis.records import Manifest, checkpoint_folder, committed_steps, manifest_key
+from analysis.storage import Storage
+from trainers.engine import Engine, Ranks
+from trainers.writer import TrialWriter
+
+logger = logging.getLogger(__name__)
+
+
+class NoUsableCheckpoint(RuntimeError):
+    """Checkpoints were committed and none of them can be used; step 0 is never the answer."""
+
+
+def save(
+    engine: Engine,
+    trial: Storage,
+    writer: TrialWriter | None,
+    ranks: Ranks,
+    step: int,
+    state: dict[str, Any],
+    layout: dict[str, Any],
+    keep: int,
+) -> None:
+    """Store and commit the state after `step` updates. Collective; rank 0 has the writer."""
+    tag = f"step-{step:08d}"
+    staging = _staging(ranks)
+    try:
+        engine.save(staging, tag, state)
+        ranks.barrier()
+        files: dict[str, dict[str, Any]] = {}
+        if ranks.local_rank == 0:
+            for path in sorted((staging / tag).rglob("*")):
+                if path.is_file():
+                    name = path.relative_to(staging / tag).as_posix()
+                    trial.put_file(f"{checkpoint_folder(step)}/{name}", path)
+                    files[name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
+        for others in ranks.gather(files):
+            files = {**others, **files}
+        if writer is not None:
+            writer.commit(step, files, layout)
+            writer.prune_checkpoints(keep)
+        ranks.barrier()
+    finally:
+        if ranks.local_rank == 0:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def newest_usable(trial: Storage) -> Manifest | None:
+    """The newest committed checkpoint whose files match its manifest; None if none was made.
+
+    One that does not match loses its manifest, so that no reader rests on it either.
+    Raises NoUsableCheckpoint if all are damaged.
+    """
+    steps = committed_steps(trial.list("checkpoints"))
+    for step in reversed(steps):
+        try:
+            manifest = Manifest.from_json(trial.get(manifest_key(step)))
+            damage = _damage(trial, manifest)
+        except ValueError as error:
+            damage = str(error)
+        if damage is None:
+            return manifest
+        logger.warning("%s: checkpoint %d is not usable: %s", trial.url, step, damage)
+        trial.delete(manifest_key(step))
+    if steps:
+        raise NoUsableCheckpoint(
+            f"{trial.url}: none of the checkpoints of steps {steps} is intact; "
+            "`widthlab rerun` discards the trial and trains it anew"
+        )
+    return None
+
+
+def load(engine: Engine, trial: Storage, manifest: Manifest, ranks: Ranks) -> dict[str, Any]:
+    """Restore the engine and return the state that was saved with it. Collective."""
+    tag = f"step-{manifest.step:08d}"
+    staging = _staging(ranks)
+    try:
+        if ranks.local_rank == 0:
+            for name in manifest.files:
+                path = staging / tag / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                trial.get_file(f"{checkpoint_folder(manifest.step)}/{name}", path)
+        ranks.barrier()
+        state = engine.load(staging, tag)
+        ranks.barrier()
+        return state
+    finally:
+        if ranks.local_rank == 0:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _staging(ranks: Ranks) -> Path:
+    """A new local folder, the same one for all ranks of a node."""
+    made = tempfile.mkdtemp(prefix="widthlab-checkpoint-") if ranks.local_rank == 0 else None
+    # Ranks are numbered node by node: the last local rank 0 before this one is this node's.
+    before = ranks.gather(made)[: ranks.rank + 1]
+    return Path(next(folder for folder in reversed(before) if folder))
+
+
+def _damage(trial: Storage, manifest: Manifest) -> str | None:
+    for name, expected in manifest.files.items():
+        try:
+            data = trial.get(f"{checkpoint_folder(manifest.step)}/{name}")
+        except FileNotFoundError:
+            return f"{name} is missing"
+        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+            return f"{name} does not match its hash"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

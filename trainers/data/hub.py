@@ -1,0 +1,72 @@
+"""Pinning: a name on the Hugging Face hub means what its commit held, not what it holds today."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from analysis.errors import InputError
+from trainers import spec
+
+
+def pin(source: spec.DataSource) -> spec.DataSource:
+    """The same source with every hub revision resolved to a commit; local paths stay.
+
+    A sweep pins once and stores the result, so that its trials need no network to agree.
+    Raises InputError where the hub does not know the name or cannot be reached.
+    """
+    corpus, tokenizer = source.corpus, source.tokenizer
+    if isinstance(corpus, spec.HubDataset) and not local_folder(corpus.dataset):
+        revision = resolve_revision("dataset", corpus.dataset, corpus.revision)
+        corpus = corpus.model_copy(update={"revision": revision})
+    if isinstance(tokenizer, spec.PretrainedTokenizer) and not local_folder(tokenizer.path):
+        revision = resolve_revision("model", tokenizer.path, tokenizer.revision)
+        tokenizer = tokenizer.model_copy(update={"revision": revision})
+    return spec.DataSource(corpus=corpus, tokenizer=tokenizer)
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder that a name stands for, or None where it must be a hub id. Raises InputError."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path.absolute()
+    if path.exists():
+        raise InputError(f"{name!r} is a file; give the folder that holds it, or a hub id")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(
+            f"no folder {name!r} (looked for {path.absolute()}), and it cannot be a hub id, "
+            "which is written OWNER/NAME"
+        )
+    return None
+
+
+def resolve_revision(kind: Literal["dataset", "model"], name: str, revision: str | None) -> str:
+    """The commit hash of a branch or tag of a hub repository; a commit stays as it is."""
+    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # The hub's client does not wrap what its HTTP library raises where no server answers, and
+    # has changed that library twice; the bases of its own error are what it has in common.
+    unreachable: tuple[Any, ...] = (*HfHubHTTPError.__bases__, OSError, ValueError)
+    api = HfApi()
+    try:
+        info = (
+            api.dataset_info(name, revision=revision, timeout=20)
+            if kind == "dataset"
+            else api.model_info(name, revision=revision, timeout=20)
+        )
+    except unreachable as error:
+        at = f" at revision {revision!r}" if revision else ""
+        raise InputError(
+            f"{kind} {name!r}{at}: no folder of that name, and the Hugging Face hub does not "
+            f"answer for it ({type(error).__name__}: {_first_line(error)}); check the name, the "
+            "network and HF_TOKEN, or give a local folder or a full commit hash as revision"
+        ) from error
+    if info.sha is None:
+        raise InputError(f"{kind} {name!r}: the hub gives no commit; set revision to a commit hash")
+    return str(info.sha)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]

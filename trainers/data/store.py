@@ -1,0 +1,286 @@
+"""Tokens on disk: each split one Arrow array, memory-mapped, in a cache keyed by content.
+
+    CACHE/tokens/<corpus fingerprint>-<tokenizer hash>/
+        train.arrow  heldout.arrow     one column, one record batch, uint16 or uint32
+        tokenizer.json ...             what made them
+        meta.json                      counts, sizes and hashes, written last
+
+Documents follow each other with the separator after each. A store is built beside its place and
+renamed into it, so whoever sees it sees it whole; processes on one machine wait for the one that
+builds. The name says what is in it, so a store is never out of date.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from analysis.errors import InputError
+from trainers.data.corpus import Corpus, Split, open_corpus
+from trainers.data.split_writer import SplitMeta, SplitWriter, entropy, sync
+from trainers.data.tokenizer import Tokenizer, open_tokenizer
+from trainers.spec import DataSource, DataSpec
+
+log = logging.getLogger(__name__)
+
+Tokens = NDArray[np.unsignedinteger[Any]]
+
+SPLITS: tuple[Split, ...] = ("train", "heldout")
+META = "meta.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Meta:
+    """meta.json. `unigram_entropy` is of the training split, in nats a token."""
+
+    format: int
+    corpus_fingerprint: str
+    tokenizer_hash: str
+    vocab_size: int
+    separator: int
+    unigram_entropy: float
+    splits: dict[Split, SplitMeta]
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """The tokens of a corpus, mapped read-only: nothing is copied until it is indexed."""
+
+    folder: Path
+    meta: Meta
+    train: Tokens  # [training tokens]
+    heldout: Tokens  # [held-out tokens]
+
+    @property
+    def data_spec(self) -> DataSpec:
+        return DataSpec(
+            corpus_fingerprint=self.meta.corpus_fingerprint,
+            tokenizer_hash=self.meta.tokenizer_hash,
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        return self.meta.vocab_size
+
+    @property
+    def separator(self) -> int:
+        """The id that follows every document."""
+        return self.meta.separator
+
+    @property
+    def train_bytes(self) -> int:
+        """UTF-8 bytes of the training text; bits per byte = loss * tokens / bytes / ln 2."""
+        return self.meta.splits["train"].text_bytes
+
+    @property
+    def heldout_bytes(self) -> int:
+        """UTF-8 bytes of the held-out text."""
+        return self.meta.splits["heldout"].text_bytes
+
+    @property
+    def unigram_entropy(self) -> float:
+        """Nats a token of the training split: what a model knows that has seen only counts."""
+        return self.meta.unigram_entropy
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer.json; its folder opens with `transformers.AutoTokenizer`."""
+        return self.folder / "tokenizer.json"
+
+
+def cache_root() -> Path:
+    """$WIDTHLAB_CACHE, else widthlab below $XDG_CACHE_HOME or ~/.cache."""
+    if chosen := os.environ.get("WIDTHLAB_CACHE"):
+        return Path(chosen).expanduser()
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base).expanduser() / "widthlab"
+    return Path.home() / ".cache" / "widthlab"
+
+
+def resolve(source: DataSource, cache: Path | None = None) -> tuple[DataSpec, int]:
+    """Which tokens a source gives, and the vocabulary size; builds no store."""
+    root = cache or cache_root()
+    corpus = open_corpus(source.corpus)
+    with _writable(root):
+        tokenizer = open_tokenizer(source.tokenizer, corpus, root)
+    data = DataSpec(corpus_fingerprint=corpus.fingerprint, tokenizer_hash=tokenizer.hash)
+    return data, tokenizer.vocab_size
+
+
+def open_store(
+    source: DataSource, cache: Path | None = None, expected: DataSpec | None = None
+) -> TokenStore:
+    """The tokens of a source, from the cache or made now.
+
+    With `expected`, a store of exactly those tokens is opened without reading the corpus again,
+    and any other is refused. Raises InputError for a corpus or tokenizer that cannot be used,
+    or that is no longer what the trial was planned with.
+    """
+    root = cache or cache_root()
+    if expected is not None:
+        kept = _open_kept(_folder(root, expected))
+        if kept is not None:
+            return kept
+    corpus = open_corpus(source.corpus)
+    with _writable(root):
+        tokenizer = open_tokenizer(source.tokenizer, corpus, root)
+        data = DataSpec(corpus_fingerprint=corpus.fingerprint, tokenizer_hash=tokenizer.hash)
+        if expected is not None:
+            _check(data, expected)
+        folder = _folder(root, data)
+        return _open_kept(folder) or _build_once(folder, corpus, tokenizer)
+
+
+def expect(store: TokenStore, data: DataSpec) -> None:
+    """Raises InputError where a store does not hold the tokens that a trial was planned with."""
+    _check(store.data_spec, data)
+
+
+def _check(found: DataSpec, expected: DataSpec) -> None:
+    if found.corpus_fingerprint != expected.corpus_fingerprint:
+        raise InputError(
+            f"the corpus has changed: its fingerprint is {found.corpus_fingerprint}, and the "
+            f"trial was planned with {expected.corpus_fingerprint}. Either its files are not the "
+            "same, or, for python-source, this is another version or build of Python. Run the "
+            "trial with the corpus it was planned with, or plan the sweep anew under another name"
+        )
+    if found.tokenizer_hash != expected.tokenizer_hash:
+        raise InputError(
+            f"the tokenizer has changed: its hash is {found.tokenizer_hash}, and the trial was "
+            f"planned with {expected.tokenizer_hash}. Another revision of a pretrained tokenizer, "
+            "or another version of the tokenizers library? Use the one it was planned with, or "
+            "plan the sweep anew under another name"
+        )
+
+
+# --- opening -------------------------------------------------------------------------------
+
+
+def _folder(root: Path, data: DataSpec) -> Path:
+    return root / "tokens" / f"{data.corpus_fingerprint}-{data.tokenizer_hash}"
+
+
+def _open_kept(folder: Path) -> TokenStore | None:
+    """The store in a folder, or None where there is none, or one that is not whole."""
+    try:
+        meta = _read_meta(folder)
+        train, heldout = (_map(folder, split, meta.splits[split]) for split in SPLITS)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, OSError, pa.ArrowException) as error:
+        log.warning("%s: a broken token store is made anew (%s)", folder, error)
+        return None
+    return TokenStore(folder, meta, train, heldout)
+
+
+def _read_meta(folder: Path) -> Meta:
+    content = json.loads((folder / META).read_text(encoding="utf-8"))
+    splits = content.pop("splits")
+    meta = Meta(**content, splits={split: SplitMeta(**splits[split]) for split in SPLITS})
+    if meta.format != FORMAT:
+        raise ValueError(f"format {meta.format}, not {FORMAT}")
+    return meta
+
+
+def _map(folder: Path, split: Split, meta: SplitMeta) -> Tokens:
+    path = folder / f"{split}.arrow"
+    # Every process of every trial opens the store, and a store may be hundreds of gigabytes: its
+    # size and counts are checked, which finds what a crash or a full disk leaves behind.
+    if path.stat().st_size != meta.file_bytes:
+        raise ValueError(f"{path.name} has {path.stat().st_size} bytes, not {meta.file_bytes}")
+    batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    tokens: Tokens = batch.column(0).to_numpy(zero_copy_only=True)
+    if len(tokens) != meta.tokens:
+        raise ValueError(f"{path.name} has {len(tokens)} tokens, not {meta.tokens}")
+    return tokens
+
+
+# --- building ------------------------------------------------------------------------------
+
+
+def _build_once(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> TokenStore:
+    """Build the store, unless another process has by the time that it is this one's turn."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.with_name(f"{folder.name}.lock")):
+        kept = _open_kept(folder)
+        if kept is not None:
+            return kept
+        for leftover in folder.parent.glob(f".{folder.name}.*"):
+            shutil.rmtree(leftover)  # of a builder that was killed: it held the lock
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            _build(temporary, corpus, tokenizer)
+            temporary.chmod(0o755)  # mkdtemp makes it private, and a cache may be shared
+            if folder.exists():  # broken; who has it mapped keeps the old files
+                os.replace(folder, temporary / "replaced")
+            os.rename(temporary, folder)
+            shutil.rmtree(folder / "replaced", ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    built = _open_kept(folder)
+    if built is None:
+        raise OSError(f"{folder}: the token store is not whole right after it was written")
+    return built
+
+
+def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
+    log.info("making the token store of corpus %s", corpus.fingerprint)
+    with contextlib.ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(contextlib.closing(SplitWriter(folder, split, tokenizer)))
+            for split in SPLITS
+        }
+        for split, document in corpus.assigned():
+            writers[split].add(document.text)
+        for split, writer in writers.items():
+            if not writer.documents:
+                raise InputError(
+                    f"the {split} split of corpus {corpus.fingerprint} holds no documents; "
+                    "give a larger corpus"
+                )
+        splits = {split: writer.finish() for split, writer in writers.items()}
+    tokenizer.save(folder)
+    meta = Meta(
+        format=FORMAT,
+        corpus_fingerprint=corpus.fingerprint,
+        tokenizer_hash=tokenizer.hash,
+        vocab_size=tokenizer.vocab_size,
+        separator=tokenizer.separator,
+        unigram_entropy=entropy(writers["train"].counts),
+        splits=splits,
+    )
+    with (folder / META).open("w", encoding="utf-8") as stream:
+        json.dump(asdict(meta), stream, indent=1)
+        sync(stream)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Wait for, then hold, the lock of a file; the system frees it should the holder die."""
+    with path.open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _writable(root: Path) -> Iterator[None]:
+    """Turns a cache folder that cannot be written into an InputError that names it."""
+    try:
+        yield
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise InputError(
+            f"the cache folder {root} cannot be used: {error}; set WIDTHLAB_CACHE to a folder "
+            "that can be written"
+        ) from error

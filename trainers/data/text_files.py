@@ -1,0 +1,356 @@
+"""A corpus of the user's own files: prose, code, or tables with a text column.
+
+A `.txt`, `.md` or `.py` file is one document; a line of `.jsonl` and a row of `.csv` or `.parquet`
+is one, its text in the configured column; a `.zip` may hold any of these. Documents are held out
+whole, by a hash of their content. A lone `.txt` or `.md` file is cut in two instead.
+
+Tables are streamed. A `.txt` file is one document, so it must fit in memory.
+"""
+
+import csv
+import glob
+import io
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from analysis.errors import InputError
+from trainers import spec
+from trainers.data.documents import (
+    HELD_OUT_SHARE,
+    Corpus,
+    Document,
+    Split,
+    content_digest,
+    fingerprint_of,
+    held_out_cut,
+    split_of,
+)
+
+log = logging.getLogger(__name__)
+
+PROSE = (".txt", ".md")
+WHOLE = (*PROSE, ".py")
+TABLES = (".jsonl", ".csv", ".parquet")
+KNOWN = (*WHOLE, *TABLES, ".zip")
+
+_LONGEST_CSV_FIELD = 2**31 - 1  # the largest that fits a C long everywhere
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file, or a member of a zip: `name` as in the fingerprint, `place` as in messages."""
+
+    name: str
+    place: str
+    open: Callable[[], BinaryIO]
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.name).suffix.lower()
+
+
+class TextCorpus(Corpus):
+    """Documents in the order of the configured paths, and of names within a folder or zip."""
+
+    def __init__(self, config: spec.TextFiles) -> None:
+        """Reads everything once. Raises InputError for what cannot be read or split."""
+        self._column = config.column
+        self._files = tuple(find_files(config.paths))
+        self._lone = self._files[0] if len(self._files) == 1 else None
+        if self._lone and self._lone.suffix not in PROSE:
+            self._lone = None
+        self._total_bytes = 0
+        self._lowest, self._highest = 2**64, -1
+        self._fingerprint = fingerprint_of("text/1", self._measured())
+        self._cut = 0 if self._lone else self._find_cut(config.paths)
+
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @property
+    def total_bytes(self) -> int:
+        return self._total_bytes
+
+    def assigned(self) -> Iterator[tuple[Split, Document]]:
+        if self._lone:
+            head, tail = self._all()
+            yield "train", head
+            yield "heldout", tail
+            return
+        for document in self._all():
+            yield split_of(document.text, self._cut), document
+
+    def _all(self) -> Iterator[Document]:
+        if self._lone:
+            yield from cut_tail(next(read_file(self._lone, self._column), None), self._lone)
+            return
+        for file in self._files:
+            yield from read_file(file, self._column)
+
+    def _measured(self) -> Iterator[Document]:
+        for document in self._all():
+            self._total_bytes += len(document.text.encode())
+            digest = content_digest(document.text)
+            self._lowest, self._highest = min(self._lowest, digest), max(self._highest, digest)
+            yield document
+
+    def _find_cut(self, paths: list[str]) -> int:
+        if not self._total_bytes:
+            raise InputError(f"corpus text: paths {paths} hold no text; every document is empty")
+        try:
+            return held_out_cut(self._lowest, self._highest)
+        except ValueError as error:
+            raise InputError(
+                f"corpus text: paths {paths} hold one distinct document, and whole documents are "
+                "held out; give at least two, or one .txt or .md file, the end of which is held "
+                "out instead"
+            ) from error
+
+
+def cut_tail(document: Document | None, file: SourceFile) -> tuple[Document, Document]:
+    """A lone text as two: its last tenth, from a blank line or else a line on, is held out."""
+    text = document.text if document else ""
+    aim = int(len(text) * (1 - HELD_OUT_SHARE))
+    for boundary in ("\n\n", "\n"):
+        at = text.find(boundary, aim) + len(boundary)
+        if len(boundary) <= at < len(text):
+            return Document(f"{file.name}#head", text[:at]), Document(
+                f"{file.name}#tail", text[at:]
+            )
+    raise InputError(
+        f"{file.place}: a lone text of {len(text)} characters with no line break in its last "
+        f"{HELD_OUT_SHARE:.0%} cannot be split for held-out evaluation; "
+        "break it into lines, or give several files"
+    )
+
+
+# --- finding files -------------------------------------------------------------------------
+
+
+def find_files(paths: list[str]) -> Iterator[SourceFile]:
+    """The files that paths, folders and globs name, each once. Raises InputError."""
+    seen: set[Path] = set()
+    for path in paths:
+        found = False
+        for name, file in _expand(path):
+            found = True
+            if (resolved := file.resolve()) not in seen:
+                seen.add(resolved)
+                yield from _members(name, file)
+        if not found:
+            raise InputError(
+                f"corpus text: path {path!r} holds no file of a known kind ({' '.join(KNOWN)})"
+            )
+
+
+def _expand(path: str) -> Iterator[tuple[str, Path]]:
+    """Files of one configured path with the names that enter the fingerprint.
+
+    Names are relative to what the user pointed at, so that a corpus may be moved.
+    """
+    given = Path(path).expanduser()
+    if given.is_dir():
+        yield from _walk(given, given)
+    elif given.exists():
+        yield _known(given.name, given)
+    elif glob.has_magic(path):
+        matches = sorted(map(Path, glob.glob(str(given), recursive=True)))
+        fixed = _fixed_part(given)
+        for match in matches:
+            if match.is_dir():
+                continue  # data/** matches folders and then what is in them
+            yield _known(match.relative_to(fixed).as_posix(), match)
+    else:
+        raise InputError(
+            f"corpus text: path {path!r} does not exist (looked for {given.absolute()})"
+        )
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """The leading folders of a glob that hold no wildcard."""
+    plain = Path(pattern.anchor)
+    for part in pattern.relative_to(pattern.anchor).parts[:-1]:
+        if glob.has_magic(part):
+            break
+        plain /= part
+    return plain
+
+
+def _known(name: str, file: Path) -> tuple[str, Path]:
+    if file.suffix.lower() not in KNOWN:
+        raise InputError(
+            f"corpus text: {file}: files of kind {file.suffix or '(no suffix)'!r} cannot be read; "
+            f"known are {' '.join(KNOWN)}"
+        )
+    return name, file
+
+
+def _walk(folder: Path, root: Path) -> Iterator[tuple[str, Path]]:
+    """Files of known kind below a folder. The rest is counted: a README must not be an error."""
+    found, others = [], 0
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            file = Path(parent) / name
+            if name.startswith(".") or file.suffix.lower() not in KNOWN:
+                others += 1
+            else:
+                found.append((file.relative_to(root).as_posix(), file))
+    if others:
+        log.info("%s: left out %d files that are hidden or of another kind", folder, others)
+    yield from sorted(found)
+
+
+def _members(name: str, file: Path) -> Iterator[SourceFile]:
+    """The file itself, or the members of a zip in the order of their names."""
+    if file.suffix.lower() != ".zip":
+        yield SourceFile(name, str(file), partial(open, file, "rb"))
+        return
+    try:
+        with zipfile.ZipFile(file) as archive:
+            infos = sorted(archive.infolist(), key=lambda info: info.filename)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise InputError(f"{file}: cannot be read as a zip: {error}") from error
+    suffixes = (*WHOLE, *TABLES)
+    kept = [info for info in infos if PurePosixPath(info.filename).suffix.lower() in suffixes]
+    if not kept:
+        raise InputError(f"{file}: the zip holds no file of a known kind ({' '.join(suffixes)})")
+    for info in kept:
+        if info.flag_bits & 0x1:
+            raise InputError(f"{file}: member {info.filename} is encrypted; unpack it first")
+        yield SourceFile(
+            f"{name}/{info.filename}", f"{file}:{info.filename}", partial(_open_member, file, info)
+        )
+
+
+def _open_member(file: Path, info: zipfile.ZipInfo) -> BinaryIO:
+    # Held whole: Parquet is read from its end, and a zip member cannot be read backwards cheaply.
+    with zipfile.ZipFile(file) as archive:
+        return io.BytesIO(archive.read(info))
+
+
+# --- reading one file ----------------------------------------------------------------------
+
+
+def read_file(file: SourceFile, column: str) -> Iterator[Document]:
+    """The documents of one file that are not empty. Raises InputError naming file and place."""
+    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
+    try:
+        if file.suffix in WHOLE:
+            texts = iter([(file.name, _read_whole(file))])
+        else:
+            texts = readers[file.suffix](file, column)
+        for name, text in texts:
+            if text:
+                yield Document(name, text)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{file.place}: cannot be read: {error}") from error
+
+
+def _read_whole(file: SourceFile) -> str:
+    with file.open() as stream:
+        return _decode(stream.read(), file.place, 0)
+
+
+def _read_jsonl(file: SourceFile, column: str) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(_lines(file), start=1):
+        if line.isspace():
+            continue
+        place = f"{file.place}:{number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{place}: not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{place}: a line must be a JSON object, not {type(row).__name__}")
+        if column not in row:
+            raise _no_column(place, column, list(row))
+        yield f"{file.name}:{number}", checked_text(row[column], place, column)
+
+
+def _read_csv(file: SourceFile, column: str) -> Iterator[tuple[str, str]]:
+    csv.field_size_limit(_LONGEST_CSV_FIELD)  # the default, 128 KiB, is less than an article
+    rows = csv.DictReader(_lines(file), strict=True)
+    try:
+        if column not in (rows.fieldnames or ()):
+            raise _no_column(file.place, column, list(rows.fieldnames or ()))
+        for row in rows:
+            place = f"{file.place}:{rows.line_num}"
+            yield f"{file.name}:{rows.line_num}", checked_text(row[column], place, column)
+    except csv.Error as error:
+        raise InputError(f"{file.place}:{rows.line_num}: not CSV: {error}") from error
+
+
+def _read_parquet(file: SourceFile, column: str) -> Iterator[tuple[str, str]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with file.open() as stream, pq.ParquetFile(stream) as table:
+            names = table.schema_arrow.names
+            if column not in names:
+                raise _no_column(file.place, column, names)
+            number = 0
+            for batch in table.iter_batches(batch_size=1024, columns=[column]):
+                for value in batch.column(0):
+                    place = f"{file.place}: row {number}"
+                    try:
+                        text = value.as_py()
+                    except UnicodeDecodeError as error:
+                        raise InputError(f"{place}: column {column!r} is not UTF-8") from error
+                    yield f"{file.name}:{number}", checked_text(text, place, column)
+                    number += 1
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{file.place}: not Parquet: {error}") from error
+
+
+def _lines(file: SourceFile) -> Iterator[str]:
+    offset = 0
+    with file.open() as stream:
+        for line in stream:
+            yield _decode(line, file.place, offset)
+            offset += len(line)
+
+
+def _decode(content: bytes, place: str, offset: int) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{place}: byte {offset + error.start} (0x{content[error.start]:02x}) is not UTF-8; "
+            "convert the file, for example with iconv"
+        ) from error
+
+
+def checked_text(value: object, place: str, column: str) -> str:
+    """The value if it is text that UTF-8 can hold. Raises InputError."""
+    if not isinstance(value, str):
+        raise InputError(
+            f"{place}: column {column!r} holds {type(value).__name__}, not text; "
+            "set the corpus's column to one that holds text"
+        )
+    if value.isascii():
+        return value
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair
+        raise InputError(
+            f"{place}: column {column!r}: character {error.start} is half a surrogate pair, "
+            "which is no text; repair or remove the document"
+        ) from error
+    return value
+
+
+def _no_column(place: str, column: str, names: list[str]) -> InputError:
+    return InputError(
+        f"{place}: no column {column!r}; there are {', '.join(names) or 'none'}; "
+        "set the corpus's column"
+    )

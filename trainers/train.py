@@ -1,0 +1,418 @@
+"""One trial, from its spec to its result: the training loop, top to bottom.
+
+The step on everything recorded is the number of optimiser updates that the weights have had.
+"""
+
+import logging
+import math
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from analysis import records
+from analysis.errors import InputError
+from analysis.records import METRICS, SPECTRA, Manifest
+from analysis.storage import Storage
+from trainers import accounting, checkpoint, hardware
+from trainers.data.batches import heldout_windows, training_batch
+from trainers.data.store import TokenStore, expect, open_store
+from trainers.engine import Engine, Ranks, learning_rate, start_ranks, versions
+from trainers.lease import Lease, LeaseLost
+from trainers.models.decoder import build, token_loss
+from trainers.probe import NonFiniteActivations, covariances, spectra_rows
+from trainers.spec import Layout, TrialSpec, parse_spec
+from trainers.writer import TrialWriter
+
+logger = logging.getLogger(__name__)
+
+#: The final training loss is the mean over this share of the updates, the last ones.
+FINAL_TRAIN_SHARE = 0.05
+
+
+class Log(Protocol):
+    """Whoever runs the trial is told how it goes. Called on rank 0, seldom and briefly."""
+
+    def started(self, trial_id: str, attempt: int, step: int, steps: int) -> None:
+        """Training begins, or continues after `step` updates."""
+
+    def progress(self, step: int, steps: int, loss: float, tokens_per_s: float) -> None:
+        """Called after every update."""
+
+    def checkpointed(self, step: int) -> None:
+        """A checkpoint has been committed."""
+
+
+@dataclass(frozen=True)
+class TrialEnd:
+    """How `train` left the trial: with an outcome and its result, or stopped on request."""
+
+    outcome: str | None  # None: stopped on request, to be continued
+    step: int
+    result: dict[str, Any] | None
+
+
+class Clock:
+    """Seconds spent by kind of work, over all attempts that led to the result."""
+
+    KINDS = ("start", "training", "evaluation", "spectra", "checkpoints")
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(self.KINDS, 0.0)
+
+    @contextmanager
+    def __call__(self, kind: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[kind] += time.perf_counter() - began
+
+    def totals(self) -> dict[str, float]:
+        """With their sum."""
+        return {**self.seconds, "total": sum(self.seconds.values())}
+
+
+class Divergence(ArithmeticError):
+    """The loss or the activations are not finite: an outcome, not a failure."""
+
+
+def train(
+    spec: TrialSpec,
+    trial: Storage,
+    log: Log,
+    cache: Path | None = None,
+    stop: threading.Event | None = None,
+) -> TrialEnd:
+    """Train a trial to its end, from its last checkpoint where there is one.
+
+    Every rank calls it with the same arguments. A finished trial returns its result at once.
+    Setting `stop`, like a stop request in the trial's directory, makes it checkpoint and return.
+    Any exception but LeaseLost is also left in failure.json and raised again.
+    """
+    finished = records.get_json(trial, records.RESULT)
+    if finished is not None:
+        return TrialEnd(finished["outcome"], finished["step"], finished)
+    with ExitStack() as stack:
+        try:
+            return _train(spec, trial, log, cache, stop or threading.Event(), stack)
+        except LeaseLost:
+            raise
+        except Exception as error:
+            _leave_failure(trial, error)
+            raise
+
+
+def _train(
+    spec: TrialSpec,
+    trial: Storage,
+    log: Log,
+    cache: Path | None,
+    stop: threading.Event,
+    stack: ExitStack,
+) -> TrialEnd:
+    clock = Clock()
+    with clock("start"):
+        torch.set_num_threads(spec.layout.cpus_per_worker)
+        ranks = start_ranks(spec.layout.device)
+        store = open_store(spec.source, cache)
+        expect(store, spec.data)
+
+        lease: Lease | None = None
+        writer: TrialWriter | None = None
+        if ranks.is_first:
+            lease = stack.enter_context(Lease(trial, spec.training.steps))
+            writer = TrialWriter(trial, spec.id, lease)
+        manifest = ranks.broadcast(checkpoint.newest_usable(trial) if ranks.is_first else None)
+        spec = _keeping_layout(spec, manifest)
+        if ranks.world_size != spec.layout.workers:
+            raise InputError(
+                f"trial {spec.id} is laid out for {spec.layout.workers} workers and was started "
+                f"with {ranks.world_size}; torchrun --nproc-per-node {spec.layout.workers} "
+                "-m trainers starts as many"
+            )
+        if writer is not None:
+            trial.put(records.SPEC, spec.to_json())
+
+        engine = Engine(build(spec.model, spec.replicate), spec, ranks)
+        stack.callback(engine.close)
+        step = 0
+        if manifest is not None:
+            state = checkpoint.load(engine, trial, manifest, ranks)
+            step = manifest.step
+            clock.seconds.update(state["seconds"])
+            if writer is not None:
+                writer.resume(manifest)
+        heldout = _Heldout(spec, store, ranks)
+    if lease is not None:
+        log.started(spec.id, lease.attempt, step, spec.training.steps)
+
+    resumed_at = step if manifest is not None else None
+    reason = None
+    try:
+        while True:
+            if step != resumed_at:  # the checkpoint's own step has been measured and committed
+                last = step == spec.training.steps
+                if last or step % spec.evaluation.every == 0:
+                    with clock("evaluation"):
+                        row = heldout.evaluate(engine, step)
+                    if writer is not None:
+                        writer.add(METRICS, [row])
+                if last or step % spec.spectra.every == 0:
+                    with clock("spectra"):
+                        rows = heldout.spectra(engine, step)
+                    if writer is not None:
+                        writer.add(SPECTRA, rows)
+                stopping = _any_rank(
+                    stop.is_set() or (lease is not None and lease.stop_requested), ranks
+                )
+                due = step > 0 and step % spec.layout.checkpoint_every == 0
+                if last or due or (stopping and step > 0):
+                    with clock("checkpoints"):
+                        _save(engine, trial, writer, ranks, step, clock, spec.layout)
+                    if writer is not None:
+                        log.checkpointed(step)
+                elif writer is not None:
+                    writer.flush_if_due()
+                if stopping and not last:
+                    return TrialEnd(None, step, None)
+            if step == spec.training.steps:
+                break
+
+            began = time.perf_counter()
+            with clock("training"):
+                loss, norm = _update(engine, spec, store, ranks, step)
+            step += 1
+            if writer is not None and lease is not None:
+                rate = spec.training.batch_tokens / (time.perf_counter() - began)
+                writer.add(METRICS, [_train_row(spec, step, loss, norm, rate, ranks)])
+                lease.progress(step, loss, rate)
+                log.progress(step, spec.training.steps, loss, rate)
+    except Divergence as error:
+        reason = str(error)
+
+    outcome = "completed" if reason is None else "diverged"
+    result: dict[str, Any] | None = None
+    if writer is not None:
+        writer.flush()
+        result = _result(spec, trial, outcome, reason, step, clock)
+        result = writer.finish(result)
+    ranks.barrier()
+    return TrialEnd(outcome, step, ranks.broadcast(result))
+
+
+def _update(
+    engine: Engine, spec: TrialSpec, store: TokenStore, ranks: Ranks, step: int
+) -> tuple[float, float | None]:
+    """One optimiser update from `step` to step + 1: the mean loss over the batch, in nats, and
+    the gradient's norm before clipping. Raises Divergence before a bad update is applied."""
+    batch = training_batch(
+        store.train,
+        replicate=spec.replicate,
+        step=step,
+        sequences=spec.sequences,
+        context=spec.model.context,
+        fingerprint=spec.data.corpus_fingerprint,
+    )
+    share = spec.sequences // ranks.world_size
+    mine = torch.from_numpy(batch[ranks.rank * share : (ranks.rank + 1) * share])
+    losses, norm = [], None
+    engine.train()
+    for micro in mine.split(spec.layout.micro_batch or share):
+        micro = micro.to(ranks.device)
+        loss = token_loss(engine.forward(micro[:, :-1]), micro[:, 1:]).mean()
+        mean = ranks.sum(loss.detach().clone()) / ranks.world_size
+        if not bool(torch.isfinite(mean)):
+            raise Divergence(f"the training loss is {mean.item()} at step {step}")
+        losses.append(float(mean))
+        engine.backward(loss)
+        norm = engine.step()
+    if norm is not None and not math.isfinite(norm):
+        raise Divergence(f"the gradient norm is {norm} at step {step}")
+    return float(np.mean(losses)), norm
+
+
+class _Heldout:
+    """The held-out tokens: the same for every trial of a sweep, shared out over ranks."""
+
+    def __init__(self, spec: TrialSpec, store: TokenStore, ranks: Ranks) -> None:
+        self._spec, self._ranks = spec, ranks
+        context = spec.model.context
+        self._evaluation = self._mine(
+            heldout_windows(store.heldout, spec.evaluation.tokens, context)
+        )
+        self._spectra = self._mine(heldout_windows(store.heldout, spec.spectra.tokens, context))
+        self._tokens_per_byte = len(store.heldout) / store.heldout_bytes
+
+    def _mine(self, windows: np.ndarray) -> Tensor:
+        each = len(windows) // self._ranks.world_size
+        return torch.from_numpy(windows[self._ranks.rank * each :][:each])
+
+    def _batches(self, windows: Tensor) -> Iterator[Tensor]:
+        spec = self._spec
+        size = spec.layout.micro_batch or spec.sequences // spec.layout.workers
+        return (batch.to(self._ranks.device) for batch in windows.split(size))
+
+    @torch.no_grad()
+    def evaluate(self, engine: Engine, step: int) -> dict[str, Any]:
+        """An evaluation row. Bits per byte takes the tokens per byte of the whole split."""
+        engine.eval()
+        total = torch.zeros(2, dtype=torch.float64, device=self._ranks.device)
+        for batch in self._batches(self._evaluation):
+            losses = token_loss(engine.forward(batch[:, :-1]), batch[:, 1:])
+            total[0] += losses.double().sum()
+            total[1] += losses.numel()
+        loss = float(self._ranks.sum(total)[0] / total[1])
+        if not math.isfinite(loss):
+            raise Divergence(f"the held-out loss is {loss} at step {step}")
+        return {
+            **self._stamp(step),
+            "kind": "evaluation",
+            "val_loss": loss,
+            "val_perplexity": math.exp(min(loss, 700.0)),
+            "val_bits_per_byte": loss * self._tokens_per_byte / math.log(2),
+        }
+
+    def spectra(self, engine: Engine, step: int) -> list[dict[str, Any]]:
+        """A row per layer and site."""
+        engine.eval()
+        inputs = (batch[:, :-1] for batch in self._batches(self._spectra))
+        try:
+            collected = covariances(
+                engine.module, engine.forward, inputs, self._spec.spectra.sites, self._ranks
+            )
+        except NonFiniteActivations as error:
+            raise Divergence(f"{error} at step {step}") from error
+        if not self._ranks.is_first:
+            return []
+        return [dict(row) for row in spectra_rows(collected, **self._stamp(step))]
+
+    def _stamp(self, step: int) -> dict[str, int]:
+        return _stamp(self._spec, step)
+
+
+def _stamp(spec: TrialSpec, step: int) -> dict[str, int]:
+    return {
+        "step": step,
+        "tokens": step * spec.training.batch_tokens,
+        "time_ms": time.time_ns() // 1_000_000,
+    }
+
+
+def _train_row(
+    spec: TrialSpec, step: int, loss: float, norm: float | None, rate: float, ranks: Ranks
+) -> dict[str, Any]:
+    peak = hardware.peak_flops(ranks.device, spec.training.precision)
+    flops = accounting.training_flops_per_token(spec.model) * rate
+    return {
+        **_stamp(spec, step),
+        "kind": "train",
+        "train_loss": loss,
+        "learning_rate": learning_rate(spec.training, step - 1),
+        "grad_norm": norm,
+        "tokens_per_s": rate,
+        "mfu": flops / (peak * ranks.world_size) if peak else None,
+    }
+
+
+def _any_rank(flag: bool, ranks: Ranks) -> bool:
+    if ranks.world_size == 1:
+        return flag
+    return bool(ranks.sum(torch.tensor(float(flag), device=ranks.device)) > 0)
+
+
+def _keeping_layout(spec: TrialSpec, manifest: Manifest | None) -> TrialSpec:
+    """A trial that has been checkpointed goes on in the layout it began with."""
+    if manifest is None or not manifest.layout:
+        return spec
+    return spec.model_copy(update={"layout": Layout.model_validate(manifest.layout)})
+
+
+def _save(
+    engine: Engine,
+    trial: Storage,
+    writer: TrialWriter | None,
+    ranks: Ranks,
+    step: int,
+    clock: Clock,
+    layout: Layout,
+) -> None:
+    checkpoint.save(
+        engine,
+        trial,
+        writer,
+        ranks,
+        step,
+        state={"seconds": dict(clock.seconds)},
+        layout=layout.model_dump(mode="json"),
+        keep=layout.keep_checkpoints,
+    )
+
+
+def _result(
+    spec: TrialSpec, trial: Storage, outcome: str, reason: str | None, step: int, clock: Clock
+) -> dict[str, Any]:
+    """The final numbers, all taken from the records."""
+    columns = ["train_loss", "val_loss", "val_perplexity", "val_bits_per_byte"]
+    table = records.read_records(trial, METRICS, columns)
+    trained = [loss for loss in table.column("train_loss").to_pylist() if loss is not None]
+    tail = trained[-max(1, round(FINAL_TRAIN_SHARE * len(trained))) :]
+    evaluations = [row for row in table.to_pylist() if row["kind"] == "evaluation"]
+    final = {name: evaluations[-1][name] if evaluations else None for name in columns[1:]}
+    if evaluations and evaluations[-1]["step"] != step:
+        final = dict.fromkeys(final)  # it ended between evaluations: there is no final one
+    flops_per_token = accounting.training_flops_per_token(spec.model)
+    return {
+        "trial_id": spec.id,
+        "outcome": outcome,
+        "reason": reason,
+        "step": step,
+        "steps": spec.training.steps,
+        "tokens": step * spec.training.batch_tokens,
+        "final": {"train_loss": float(np.mean(tail)) if tail else None, **final},
+        "best_val_loss": min((row["val_loss"] for row in evaluations), default=None),
+        "parameters": asdict(accounting.parameters(spec.model)),
+        "flops_per_token": flops_per_token,
+        "inference_flops_per_token": accounting.inference_flops_per_token(spec.model),
+        "flops": flops_per_token * step * spec.training.batch_tokens,
+        "seconds": clock.totals(),
+        "layout": {**spec.layout.model_dump(mode="json"), "device_name": hardware.device_name()},
+        "versions": versions(),
+        "finished_ms": time.time_ns() // 1_000_000,
+    }
+
+
+def _leave_failure(trial: Storage, error: Exception) -> None:
+    lease = records.get_json(trial, records.LEASE) or {}
+    try:
+        trial.put(
+            records.FAILURE,
+            records.encode_json(
+                {
+                    "stage": "train",
+                    "message": f"{type(error).__name__}: {error}",
+                    "traceback": traceback.format_exc(),
+                    "attempt": lease.get("attempt", 0),
+                    "time_ms": time.time_ns() // 1_000_000,
+                }
+            ),
+        )
+    except OSError:
+        # The storage itself may be what failed; the error that is being raised says so.
+        logger.exception("the failure could not be recorded in %s", trial.url)
+
+
+def read_spec(trial: Storage) -> TrialSpec:
+    """The spec of a trial directory. Raises InputError if it has none or it is broken."""
+    try:
+        return parse_spec(trial.get(records.SPEC), f"{trial.url}/{records.SPEC}")
+    except FileNotFoundError as error:
+        raise InputError(f"{trial.url} is no trial directory: it has no spec.json") from error

@@ -1,0 +1,79 @@
+"""The writer of one trial directory: rows become parts, checkpoints, and in the end a result."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from analysis import records
+from analysis.records import METRICS, SPECTRA, Manifest, Row
+from analysis.storage import Storage
+from trainers.lease import Lease
+
+#: Rows become readable to others at least this often (seconds).
+FLUSH_S = 5.0
+
+
+class TrialWriter:
+    """Collects rows and commits them in order; used by rank 0 alone."""
+
+    def __init__(self, trial: Storage, trial_id: str, lease: Lease) -> None:
+        self._trial = trial
+        self._trial_id = trial_id
+        self._lease = lease
+        self._parts: list[str] = []
+        self._pending: dict[str, list[Row]] = {METRICS: [], SPECTRA: []}
+        self._flushed = time.monotonic()
+
+    def resume(self, manifest: Manifest) -> None:
+        """Continue after the rows that a checkpoint rests on."""
+        self._parts = list(manifest.records)
+
+    def add(self, table: str, rows: list[Row]) -> None:
+        """Take rows of the current step; all rows of a step come before those of the next."""
+        self._pending[table].extend(rows)
+
+    def flush_if_due(self) -> None:
+        """Write what has waited long enough. Call between steps only, when a step is complete."""
+        if time.monotonic() - self._flushed >= FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Make every row durable. Raises LeaseLost or OSError."""
+        self._lease.check()
+        for table, rows in self._pending.items():
+            if rows:
+                key = records.put_part(self._trial, table, self._lease.attempt, rows)
+                self._parts.append(key)
+                rows.clear()
+        self._flushed = time.monotonic()
+
+    def commit(self, step: int, files: dict[str, dict[str, Any]], layout: dict[str, Any]) -> None:
+        """Make the checkpoint whose `files` are in place count, and every row up to it."""
+        self.flush()
+        manifest = Manifest(
+            self._trial_id, step, self._lease.attempt, files, list(self._parts), layout
+        )
+        self._trial.put(records.manifest_key(step), manifest.to_json())
+
+    def prune_checkpoints(self, keep: int) -> None:
+        """Remove all but the newest `keep` checkpoints, their manifests first."""
+        for step in records.committed_steps(self._trial.list("checkpoints"))[:-keep]:
+            self._trial.delete(records.manifest_key(step))
+            for key in self._trial.list(records.checkpoint_folder(step)):
+                self._trial.delete(key)
+
+    def finish(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Compact the tables, write the result, drop the parts. Returns the stored result."""
+        self.flush()
+        tables = records.compact(self._trial, self._lease.attempt, self._parts)
+        result = {**result, "records": tables, "attempts": self._lease.attempt}
+        self._lease.check()
+        self._trial.put(records.RESULT, records.encode_json(result))
+        self._trial.delete(records.FAILURE)
+        records.discard_parts(self._trial, keep=tables.values())
+        self.prune_checkpoints(keep=1)
+        return result
+
+    def put_checkpoint_file(self, step: int, name: str, path: Path) -> None:
+        """Store one file of a checkpoint that is not committed yet."""
+        self._trial.put_file(f"{records.checkpoint_folder(step)}/{name}", path)
