@@ -30,7 +30,10 @@ class ConsoleLog:
         now = time.monotonic()
         if now - self._last >= self.EVERY_S or step == steps:
             self._last = now
-            print(f"step {step}/{steps}  loss {loss:.3f}  {tokens_per_s:,.0f} tokens/s", file=sys.stderr)
+            print(
+                f"step {step}/{steps}  loss {loss:.3f}  {tokens_per_s:,.0f} tokens/s",
+                file=sys.stderr,
+            )
 
     def checkpointed(self, step: int) -> None:
         print(f"checkpoint at step {step}", file=sys.stderr)

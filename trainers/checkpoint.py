@@ -19,7 +19,7 @@ from trainers.writer import TrialWriter
 logger = logging.getLogger(__name__)
 
 
-class NoUsableCheckpoint(RuntimeError):
+class NoUsableCheckpointError(RuntimeError):
     """Checkpoints were committed and none of them can be used; step 0 is never the answer."""
 
 
@@ -61,7 +61,7 @@ def newest_usable(trial: Storage) -> Manifest | None:
     """The newest committed checkpoint whose files match its manifest; None if none was made.
 
     One that does not match loses its manifest, so that no reader rests on it either.
-    Raises NoUsableCheckpoint if all are damaged.
+    Raises NoUsableCheckpointError if all are damaged.
     """
     steps = committed_steps(trial.list("checkpoints"))
     for step in reversed(steps):
@@ -75,7 +75,7 @@ def newest_usable(trial: Storage) -> Manifest | None:
         logger.warning("%s: checkpoint %d is not usable: %s", trial.url, step, damage)
         trial.delete(manifest_key(step))
     if steps:
-        raise NoUsableCheckpoint(
+        raise NoUsableCheckpointError(
             f"{trial.url}: none of the checkpoints of steps {steps} is intact; "
             "`widthlab rerun` discards the trial and trains it anew"
         )

@@ -117,7 +117,7 @@ def start_ranks(device: str) -> Ranks:
             # A store in memory needs no port, so any number of trials start side by side.
             dist.init_process_group(
                 "nccl" if device == "cuda" else "gloo",
-                store=dist.HashStore(),
+                store=dist.HashStore(),  # type: ignore[attr-defined]
                 rank=0,
                 world_size=1,
             )
@@ -211,7 +211,9 @@ class Engine:
     def save(self, folder: Path, tag: str, state: dict[str, Any]) -> None:
         """Write a checkpoint below `folder`/`tag`. Collective: every rank calls it."""
         with _quiet():
-            self._engine.save_checkpoint(str(folder), tag=tag, client_state=state, save_latest=False)
+            self._engine.save_checkpoint(
+                str(folder), tag=tag, client_state=state, save_latest=False
+            )
 
     def load(self, folder: Path, tag: str) -> dict[str, Any]:
         """Read it back and return the state. Collective. Raises RuntimeError if it cannot."""

@@ -24,7 +24,7 @@ STALE_S = 60.0
 STOP_REQUEST = "stop-request.json"
 
 
-class LeaseLost(RuntimeError):
+class LeaseLostError(RuntimeError):
     """A newer attempt writes this trial now; the holder must stop without writing."""
 
 
@@ -86,10 +86,10 @@ class Lease:
         self._state.update(step=step, loss=loss, tokens_per_s=tokens_per_s)
 
     def check(self) -> None:
-        """Before every commit. Raises LeaseLost if a newer attempt has taken over."""
+        """Before every commit. Raises LeaseLostError if a newer attempt has taken over."""
         if self._lost.is_set() or not self._holds():
             self._lost.set()
-            raise LeaseLost(
+            raise LeaseLostError(
                 f"{self._trial.url}: attempt {self.attempt} was replaced by a newer one"
             )
 

@@ -22,7 +22,7 @@ from trainers.models.decoder import FFN
 from trainers.spec import Site
 
 
-class NonFiniteActivations(ValueError):
+class NonFiniteActivationsError(ValueError):
     """A layer put out NaN or infinity; its spectrum does not exist."""
 
 
@@ -75,7 +75,8 @@ class Covariance:
         """
         assert self.scatter is not None
         covariance = self.scatter.double().cpu() / (self.count - 1)
-        return torch.linalg.eigvalsh(covariance).flip(0)
+        eigenvalues: Tensor = torch.linalg.eigvalsh(covariance)
+        return eigenvalues.flip(0)
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def covariances(
 ) -> list[tuple[Tap, Covariance]]:
     """Run `forward` over `batches` of token ids and collect the covariance at every tap.
 
-    Leaves no hook behind. Raises NonFiniteActivations naming layer and site.
+    Leaves no hook behind. Raises NonFiniteActivationsError naming layer and site.
     """
     collected = [(tap, Covariance()) for tap in taps(model, sites)]
     hooks = [_hook(tap, covariance) for tap, covariance in collected]
@@ -118,7 +119,7 @@ def covariances(
         covariance.merge_ranks(ranks)
         assert covariance.scatter is not None
         if not bool(torch.isfinite(covariance.scatter.diagonal()).all()):
-            raise NonFiniteActivations(
+            raise NonFiniteActivationsError(
                 f"layer {tap.layer}, site {tap.site}: the activations are not finite"
             )
     return collected
@@ -146,7 +147,7 @@ def spectra_rows(
     `step` is the number of optimiser updates that the weights have had.
     """
     spectra = {(tap.layer, tap.site): cov.eigenvalues().numpy() for tap, cov in collected}
-    rows = []
+    rows: list[Row] = []
     for tap, covariance in collected:
         eigenvalues = spectra[tap.layer, tap.site]
         metrics = measure(eigenvalues)

@@ -40,11 +40,11 @@ class PythonSource(Frozen):
 
 
 class TextFiles(Frozen):
-    """Files, directories or globs of txt, md, py, jsonl, parquet, or zips of them."""
+    """Files, directories or globs of txt, md, py, jsonl, csv, parquet, or zips of them."""
 
     kind: Literal["text"] = "text"
     paths: list[str] = Field(min_length=1)
-    column: str = "text"  # of jsonl objects and Parquet tables
+    column: str = "text"  # of jsonl objects, csv and Parquet tables
 
 
 class HubDataset(Frozen):
@@ -226,7 +226,8 @@ class TrialSpec(Frozen):
                 f"micro_batch {micro} does not divide the {sequences // workers} sequences "
                 "that a worker has per update"
             )
-        for name, tokens in (("evaluation", self.evaluation.tokens), ("spectra", self.spectra.tokens)):
+        measured = {"evaluation": self.evaluation.tokens, "spectra": self.spectra.tokens}
+        for name, tokens in measured.items():
             if tokens < context * workers:
                 raise ValueError(
                     f"{name}.tokens {tokens} is less than one context of {context} for each of "

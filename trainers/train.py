@@ -20,15 +20,15 @@ from torch import Tensor
 
 from analysis import records
 from analysis.errors import InputError
-from analysis.records import METRICS, SPECTRA, Manifest
+from analysis.records import METRICS, SPECTRA, Manifest, Row
 from analysis.storage import Storage
 from trainers import accounting, checkpoint, hardware
 from trainers.data.batches import heldout_windows, training_batch
-from trainers.data.store import TokenStore, expect, open_store
+from trainers.data.store import TokenStore, open_store
 from trainers.engine import Engine, Ranks, learning_rate, start_ranks, versions
-from trainers.lease import Lease, LeaseLost
+from trainers.lease import Lease, LeaseLostError
 from trainers.models.decoder import build, token_loss
-from trainers.probe import NonFiniteActivations, covariances, spectra_rows
+from trainers.probe import NonFiniteActivationsError, covariances, spectra_rows
 from trainers.spec import Layout, TrialSpec, parse_spec
 from trainers.writer import TrialWriter
 
@@ -81,7 +81,7 @@ class Clock:
         return {**self.seconds, "total": sum(self.seconds.values())}
 
 
-class Divergence(ArithmeticError):
+class DivergenceError(ArithmeticError):
     """The loss or the activations are not finite: an outcome, not a failure."""
 
 
@@ -96,7 +96,7 @@ def train(
 
     Every rank calls it with the same arguments. A finished trial returns its result at once.
     Setting `stop`, like a stop request in the trial's directory, makes it checkpoint and return.
-    Any exception but LeaseLost is also left in failure.json and raised again.
+    Any exception but LeaseLostError is also left in failure.json and raised again.
     """
     finished = records.get_json(trial, records.RESULT)
     if finished is not None:
@@ -104,7 +104,7 @@ def train(
     with ExitStack() as stack:
         try:
             return _train(spec, trial, log, cache, stop or threading.Event(), stack)
-        except LeaseLost:
+        except LeaseLostError:
             raise
         except Exception as error:
             _leave_failure(trial, error)
@@ -123,8 +123,7 @@ def _train(
     with clock("start"):
         torch.set_num_threads(spec.layout.cpus_per_worker)
         ranks = start_ranks(spec.layout.device)
-        store = open_store(spec.source, cache)
-        expect(store, spec.data)
+        store = open_store(spec.source, cache, expected=spec.data)
 
         lease: Lease | None = None
         writer: TrialWriter | None = None
@@ -196,7 +195,7 @@ def _train(
                 writer.add(METRICS, [_train_row(spec, step, loss, norm, rate, ranks)])
                 lease.progress(step, loss, rate)
                 log.progress(step, spec.training.steps, loss, rate)
-    except Divergence as error:
+    except DivergenceError as error:
         reason = str(error)
 
     outcome = "completed" if reason is None else "diverged"
@@ -213,7 +212,7 @@ def _update(
     engine: Engine, spec: TrialSpec, store: TokenStore, ranks: Ranks, step: int
 ) -> tuple[float, float | None]:
     """One optimiser update from `step` to step + 1: the mean loss over the batch, in nats, and
-    the gradient's norm before clipping. Raises Divergence before a bad update is applied."""
+    the gradient's norm before clipping. Raises DivergenceError before a bad update is applied."""
     batch = training_batch(
         store.train,
         replicate=spec.replicate,
@@ -226,17 +225,17 @@ def _update(
     mine = torch.from_numpy(batch[ranks.rank * share : (ranks.rank + 1) * share])
     losses, norm = [], None
     engine.train()
-    for micro in mine.split(spec.layout.micro_batch or share):
+    for micro in torch.split(mine, spec.layout.micro_batch or share):
         micro = micro.to(ranks.device)
         loss = token_loss(engine.forward(micro[:, :-1]), micro[:, 1:]).mean()
         mean = ranks.sum(loss.detach().clone()) / ranks.world_size
         if not bool(torch.isfinite(mean)):
-            raise Divergence(f"the training loss is {mean.item()} at step {step}")
+            raise DivergenceError(f"the training loss is {mean.item()} at step {step}")
         losses.append(float(mean))
         engine.backward(loss)
         norm = engine.step()
     if norm is not None and not math.isfinite(norm):
-        raise Divergence(f"the gradient norm is {norm} at step {step}")
+        raise DivergenceError(f"the gradient norm is {norm} at step {step}")
     return float(np.mean(losses)), norm
 
 
@@ -259,10 +258,10 @@ class _Heldout:
     def _batches(self, windows: Tensor) -> Iterator[Tensor]:
         spec = self._spec
         size = spec.layout.micro_batch or spec.sequences // spec.layout.workers
-        return (batch.to(self._ranks.device) for batch in windows.split(size))
+        return (batch.to(self._ranks.device) for batch in torch.split(windows, size))
 
     @torch.no_grad()
-    def evaluate(self, engine: Engine, step: int) -> dict[str, Any]:
+    def evaluate(self, engine: Engine, step: int) -> Row:
         """An evaluation row. Bits per byte takes the tokens per byte of the whole split."""
         engine.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self._ranks.device)
@@ -272,7 +271,7 @@ class _Heldout:
             total[1] += losses.numel()
         loss = float(self._ranks.sum(total)[0] / total[1])
         if not math.isfinite(loss):
-            raise Divergence(f"the held-out loss is {loss} at step {step}")
+            raise DivergenceError(f"the held-out loss is {loss} at step {step}")
         return {
             **self._stamp(step),
             "kind": "evaluation",
@@ -281,7 +280,7 @@ class _Heldout:
             "val_bits_per_byte": loss * self._tokens_per_byte / math.log(2),
         }
 
-    def spectra(self, engine: Engine, step: int) -> list[dict[str, Any]]:
+    def spectra(self, engine: Engine, step: int) -> list[Row]:
         """A row per layer and site."""
         engine.eval()
         inputs = (batch[:, :-1] for batch in self._batches(self._spectra))
@@ -289,11 +288,11 @@ class _Heldout:
             collected = covariances(
                 engine.module, engine.forward, inputs, self._spec.spectra.sites, self._ranks
             )
-        except NonFiniteActivations as error:
-            raise Divergence(f"{error} at step {step}") from error
+        except NonFiniteActivationsError as error:
+            raise DivergenceError(f"{error} at step {step}") from error
         if not self._ranks.is_first:
             return []
-        return [dict(row) for row in spectra_rows(collected, **self._stamp(step))]
+        return spectra_rows(collected, **self._stamp(step))
 
     def _stamp(self, step: int) -> dict[str, int]:
         return _stamp(self._spec, step)
@@ -309,7 +308,7 @@ def _stamp(spec: TrialSpec, step: int) -> dict[str, int]:
 
 def _train_row(
     spec: TrialSpec, step: int, loss: float, norm: float | None, rate: float, ranks: Ranks
-) -> dict[str, Any]:
+) -> Row:
     peak = hardware.peak_flops(ranks.device, spec.training.precision)
     flops = accounting.training_flops_per_token(spec.model) * rate
     return {

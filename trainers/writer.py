@@ -38,7 +38,7 @@ class TrialWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Make every row durable. Raises LeaseLost or OSError."""
+        """Make every row durable. Raises LeaseLostError or OSError."""
         self._lease.check()
         for table, rows in self._pending.items():
             if rows:

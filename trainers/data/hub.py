@@ -9,32 +9,44 @@ from trainers import spec
 
 
 def pin(source: spec.DataSource) -> spec.DataSource:
-    """The same source with every hub revision resolved to a commit; local paths stay.
+    """The same source with hub revisions resolved to commits and local paths made absolute.
 
     A sweep pins once and stores the result, so that its trials need no network to agree.
     Raises InputError where the hub does not know the name or cannot be reached.
     """
     corpus, tokenizer = source.corpus, source.tokenizer
-    if isinstance(corpus, spec.HubDataset) and not local_folder(corpus.dataset):
-        revision = resolve_revision("dataset", corpus.dataset, corpus.revision)
-        corpus = corpus.model_copy(update={"revision": revision})
-    if isinstance(tokenizer, spec.PretrainedTokenizer) and not local_folder(tokenizer.path):
-        revision = resolve_revision("model", tokenizer.path, tokenizer.revision)
-        tokenizer = tokenizer.model_copy(update={"revision": revision})
+    if isinstance(corpus, spec.TextFiles):
+        paths = [str(Path(path).expanduser().absolute()) for path in corpus.paths]
+        corpus = corpus.model_copy(update={"paths": paths})
+    elif isinstance(corpus, spec.HubDataset):
+        if folder := local_folder("corpus hub", corpus.dataset):
+            corpus = corpus.model_copy(update={"dataset": str(folder)})
+        else:
+            revision = resolve_revision("dataset", corpus.dataset, corpus.revision)
+            corpus = corpus.model_copy(update={"revision": revision})
+    if isinstance(tokenizer, spec.PretrainedTokenizer):
+        if folder := local_folder("tokenizer pretrained", tokenizer.path):
+            tokenizer = tokenizer.model_copy(update={"path": str(folder)})
+        else:
+            revision = resolve_revision("model", tokenizer.path, tokenizer.revision)
+            tokenizer = tokenizer.model_copy(update={"revision": revision})
     return spec.DataSource(corpus=corpus, tokenizer=tokenizer)
 
 
-def local_folder(name: str) -> Path | None:
-    """The folder that a name stands for, or None where it must be a hub id. Raises InputError."""
+def local_folder(what: str, name: str) -> Path | None:
+    """The folder that a name stands for, or None where it must be a hub id.
+
+    `what` is the thing that is named, for messages. Raises InputError for a name of neither kind.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         return path.absolute()
     if path.exists():
-        raise InputError(f"{name!r} is a file; give the folder that holds it, or a hub id")
+        raise InputError(f"{what}: {name!r} is a file; give the folder that holds it, or a hub id")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(
-            f"no folder {name!r} (looked for {path.absolute()}), and it cannot be a hub id, "
-            "which is written OWNER/NAME"
+            f"{what}: no folder {name!r} (looked for {path.absolute()}), and it cannot be a "
+            "hub id, which is written OWNER/NAME"
         )
     return None
 

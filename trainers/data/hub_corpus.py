@@ -23,7 +23,7 @@ from trainers.data.documents import (
     split_of,
 )
 from trainers.data.hub import local_folder, resolve_revision
-from trainers.data.text_files import checked_text
+from trainers.data.readers import checked_text
 
 #: The content rule learns its cut from the first documents: in a set of this many, one is held
 #: out by the plain rule anyway (the odds against are 1e-12); smaller sets get at least one.
@@ -35,7 +35,7 @@ class HubCorpus(Corpus):
 
     def __init__(self, config: spec.HubDataset) -> None:
         """Resolves the revision. Raises InputError where the data set cannot be found."""
-        self._folder = local_folder(config.dataset)
+        self._folder = local_folder("corpus hub", config.dataset)
         if self._folder is None:
             revision = resolve_revision("dataset", config.dataset, config.revision)
             config = config.model_copy(update={"revision": revision})
@@ -70,7 +70,7 @@ class HubCorpus(Corpus):
 
     def _stream(self) -> Iterator[Document]:
         config = self._config
-        for number, row in enumerate(itertools.islice(self._open(), config.documents)):
+        for number, row in enumerate(itertools.islice(self._rows(), config.documents)):
             place = f"data set {config.dataset!r}, split {config.split!r}, document {number}"
             if config.column not in row:
                 raise InputError(
@@ -80,6 +80,20 @@ class HubCorpus(Corpus):
             text = checked_text(row[config.column], place, config.column)
             if text:
                 yield Document(f"{config.split}:{number}", text)
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        rows = iter(self._open())
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            # Broken or mismatched files; a network that fails midway is not the user's input.
+            except ValueError as error:
+                raise InputError(
+                    f"corpus hub: data set {self._config.dataset!r} cannot be read: {error}"
+                ) from error
+            yield row
 
     def _open(self) -> Any:
         from datasets import load_dataset

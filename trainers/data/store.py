@@ -51,6 +51,7 @@ class Meta:
     vocab_size: int
     separator: int
     unigram_entropy: float
+    tokenizer_bytes: int  # size of tokenizer.json
     splits: dict[Split, SplitMeta]
 
 
@@ -191,6 +192,8 @@ def _read_meta(folder: Path) -> Meta:
     meta = Meta(**content, splits={split: SplitMeta(**splits[split]) for split in SPLITS})
     if meta.format != FORMAT:
         raise ValueError(f"format {meta.format}, not {FORMAT}")
+    if (folder / "tokenizer.json").stat().st_size != meta.tokenizer_bytes:
+        raise ValueError(f"tokenizer.json does not have {meta.tokenizer_bytes} bytes")
     return meta
 
 
@@ -217,22 +220,34 @@ def _build_once(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> TokenStor
         kept = _open_kept(folder)
         if kept is not None:
             return kept
-        for leftover in folder.parent.glob(f".{folder.name}.*"):
-            shutil.rmtree(leftover)  # of a builder that was killed: it held the lock
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        # Whoever holds the lock is the only builder of this machine; on a shared file system that
+        # keeps locks local, another machine may be building too.
+        prefix = f".{folder.name}.{os.uname().nodename}."
+        for leftover in folder.parent.glob(f"{prefix}*"):
+            shutil.rmtree(leftover)  # of a builder that was killed
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
         try:
             _build(temporary, corpus, tokenizer)
             temporary.chmod(0o755)  # mkdtemp makes it private, and a cache may be shared
-            if folder.exists():  # broken; who has it mapped keeps the old files
-                os.replace(folder, temporary / "replaced")
-            os.rename(temporary, folder)
-            shutil.rmtree(folder / "replaced", ignore_errors=True)
+            _place(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     built = _open_kept(folder)
     if built is None:
         raise OSError(f"{folder}: the token store is not whole right after it was written")
     return built
+
+
+def _place(built: Path, folder: Path) -> None:
+    """Rename a store into its place, unless a whole one has come there first."""
+    try:
+        os.rename(built, folder)
+    except OSError:
+        if _open_kept(folder) is not None:
+            return
+        os.rename(folder, built / "replaced")  # broken; whoever has it mapped keeps the files
+        os.rename(built, folder)
+        shutil.rmtree(folder / "replaced")
 
 
 def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
@@ -251,7 +266,7 @@ def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
                     "give a larger corpus"
                 )
         splits = {split: writer.finish() for split, writer in writers.items()}
-    tokenizer.save(folder)
+    tokenizer_path = tokenizer.save(folder)
     meta = Meta(
         format=FORMAT,
         corpus_fingerprint=corpus.fingerprint,
@@ -259,6 +274,7 @@ def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
         vocab_size=tokenizer.vocab_size,
         separator=tokenizer.separator,
         unigram_entropy=entropy(writers["train"].counts),
+        tokenizer_bytes=tokenizer_path.stat().st_size,
         splits=splits,
     )
     with (folder / META).open("w", encoding="utf-8") as stream:

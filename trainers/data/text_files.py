@@ -1,21 +1,15 @@
 """A corpus of the user's own files: prose, code, or tables with a text column.
 
-A `.txt`, `.md` or `.py` file is one document; a line of `.jsonl` and a row of `.csv` or `.parquet`
-is one, its text in the configured column; a `.zip` may hold any of these. Documents are held out
-whole, by a hash of their content. A lone `.txt` or `.md` file is cut in two instead.
-
-Tables are streamed. A `.txt` file is one document, so it must fit in memory.
+Documents are held out whole, by a hash of their content. A lone `.txt` or `.md` file is cut in
+two instead, for want of another document.
 """
 
-import csv
 import glob
 import io
-import json
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -32,28 +26,11 @@ from trainers.data.documents import (
     held_out_cut,
     split_of,
 )
+from trainers.data.readers import PROSE, TABLES, WHOLE, SourceFile, read_file
 
 log = logging.getLogger(__name__)
 
-PROSE = (".txt", ".md")
-WHOLE = (*PROSE, ".py")
-TABLES = (".jsonl", ".csv", ".parquet")
 KNOWN = (*WHOLE, *TABLES, ".zip")
-
-_LONGEST_CSV_FIELD = 2**31 - 1  # the largest that fits a C long everywhere
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file, or a member of a zip: `name` as in the fingerprint, `place` as in messages."""
-
-    name: str
-    place: str
-    open: Callable[[], BinaryIO]
-
-    @property
-    def suffix(self) -> str:
-        return PurePosixPath(self.name).suffix.lower()
 
 
 class TextCorpus(Corpus):
@@ -147,7 +124,7 @@ def find_files(paths: list[str]) -> Iterator[SourceFile]:
                 yield from _members(name, file)
         if not found:
             raise InputError(
-                f"corpus text: path {path!r} holds no file of a known kind ({' '.join(KNOWN)})"
+                f"corpus text: path {path!r} names no file of a known kind ({' '.join(KNOWN)})"
             )
 
 
@@ -212,7 +189,7 @@ def _walk(folder: Path, root: Path) -> Iterator[tuple[str, Path]]:
 def _members(name: str, file: Path) -> Iterator[SourceFile]:
     """The file itself, or the members of a zip in the order of their names."""
     if file.suffix.lower() != ".zip":
-        yield SourceFile(name, str(file), partial(open, file, "rb"))
+        yield SourceFile(name, str(file), partial(_open_file, file))
         return
     try:
         with zipfile.ZipFile(file) as archive:
@@ -220,7 +197,13 @@ def _members(name: str, file: Path) -> Iterator[SourceFile]:
     except (zipfile.BadZipFile, OSError) as error:
         raise InputError(f"{file}: cannot be read as a zip: {error}") from error
     suffixes = (*WHOLE, *TABLES)
-    kept = [info for info in infos if PurePosixPath(info.filename).suffix.lower() in suffixes]
+    kept = [
+        info
+        for info in infos
+        if PurePosixPath(info.filename).suffix.lower() in suffixes
+        and not info.is_dir()
+        and not PurePosixPath(info.filename).name.startswith(".")  # __MACOSX/._name
+    ]
     if not kept:
         raise InputError(f"{file}: the zip holds no file of a known kind ({' '.join(suffixes)})")
     for info in kept:
@@ -231,126 +214,11 @@ def _members(name: str, file: Path) -> Iterator[SourceFile]:
         )
 
 
+def _open_file(file: Path) -> BinaryIO:
+    return file.open("rb")
+
+
 def _open_member(file: Path, info: zipfile.ZipInfo) -> BinaryIO:
     # Held whole: Parquet is read from its end, and a zip member cannot be read backwards cheaply.
     with zipfile.ZipFile(file) as archive:
         return io.BytesIO(archive.read(info))
-
-
-# --- reading one file ----------------------------------------------------------------------
-
-
-def read_file(file: SourceFile, column: str) -> Iterator[Document]:
-    """The documents of one file that are not empty. Raises InputError naming file and place."""
-    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
-    try:
-        if file.suffix in WHOLE:
-            texts = iter([(file.name, _read_whole(file))])
-        else:
-            texts = readers[file.suffix](file, column)
-        for name, text in texts:
-            if text:
-                yield Document(name, text)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file.place}: cannot be read: {error}") from error
-
-
-def _read_whole(file: SourceFile) -> str:
-    with file.open() as stream:
-        return _decode(stream.read(), file.place, 0)
-
-
-def _read_jsonl(file: SourceFile, column: str) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(_lines(file), start=1):
-        if line.isspace():
-            continue
-        place = f"{file.place}:{number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{place}: not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{place}: a line must be a JSON object, not {type(row).__name__}")
-        if column not in row:
-            raise _no_column(place, column, list(row))
-        yield f"{file.name}:{number}", checked_text(row[column], place, column)
-
-
-def _read_csv(file: SourceFile, column: str) -> Iterator[tuple[str, str]]:
-    csv.field_size_limit(_LONGEST_CSV_FIELD)  # the default, 128 KiB, is less than an article
-    rows = csv.DictReader(_lines(file), strict=True)
-    try:
-        if column not in (rows.fieldnames or ()):
-            raise _no_column(file.place, column, list(rows.fieldnames or ()))
-        for row in rows:
-            place = f"{file.place}:{rows.line_num}"
-            yield f"{file.name}:{rows.line_num}", checked_text(row[column], place, column)
-    except csv.Error as error:
-        raise InputError(f"{file.place}:{rows.line_num}: not CSV: {error}") from error
-
-
-def _read_parquet(file: SourceFile, column: str) -> Iterator[tuple[str, str]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with file.open() as stream, pq.ParquetFile(stream) as table:
-            names = table.schema_arrow.names
-            if column not in names:
-                raise _no_column(file.place, column, names)
-            number = 0
-            for batch in table.iter_batches(batch_size=1024, columns=[column]):
-                for value in batch.column(0):
-                    place = f"{file.place}: row {number}"
-                    try:
-                        text = value.as_py()
-                    except UnicodeDecodeError as error:
-                        raise InputError(f"{place}: column {column!r} is not UTF-8") from error
-                    yield f"{file.name}:{number}", checked_text(text, place, column)
-                    number += 1
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{file.place}: not Parquet: {error}") from error
-
-
-def _lines(file: SourceFile) -> Iterator[str]:
-    offset = 0
-    with file.open() as stream:
-        for line in stream:
-            yield _decode(line, file.place, offset)
-            offset += len(line)
-
-
-def _decode(content: bytes, place: str, offset: int) -> str:
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{place}: byte {offset + error.start} (0x{content[error.start]:02x}) is not UTF-8; "
-            "convert the file, for example with iconv"
-        ) from error
-
-
-def checked_text(value: object, place: str, column: str) -> str:
-    """The value if it is text that UTF-8 can hold. Raises InputError."""
-    if not isinstance(value, str):
-        raise InputError(
-            f"{place}: column {column!r} holds {type(value).__name__}, not text; "
-            "set the corpus's column to one that holds text"
-        )
-    if value.isascii():
-        return value
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair
-        raise InputError(
-            f"{place}: column {column!r}: character {error.start} is half a surrogate pair, "
-            "which is no text; repair or remove the document"
-        ) from error
-    return value
-
-
-def _no_column(place: str, column: str, names: list[str]) -> InputError:
-    return InputError(
-        f"{place}: no column {column!r}; there are {', '.join(names) or 'none'}; "
-        "set the corpus's column"
-    )

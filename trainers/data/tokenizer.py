@@ -223,18 +223,18 @@ def _content_hash(text: str, separator: int) -> str:
 
 
 def _open_pretrained(config: spec.PretrainedTokenizer) -> Tokenizer:
-    folder = local_folder(config.path)
+    folder = local_folder("tokenizer pretrained", config.path)
     from transformers import AutoTokenizer
 
     try:
         loaded = AutoTokenizer.from_pretrained(
             str(folder or config.path), revision=config.revision, trust_remote_code=False
         )
-    # OSError: not found or not reachable; ValueError: files of no known tokenizer.
-    except (OSError, ValueError) as error:
+    # OSError: not found or not reachable; ValueError, KeyError: files of no known tokenizer.
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"tokenizer pretrained: {config.path!r} cannot be opened: {error}; give a folder with "
-            "a tokenizer.json, or the id of a model on the Hugging Face hub"
+            f"tokenizer pretrained: {config.path!r} cannot be opened: {error!r}; give a folder "
+            "with a tokenizer.json, or the id of a model on the Hugging Face hub"
         ) from error
     backend = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(backend, tokenizers.Tokenizer):

@@ -232,7 +232,7 @@ class Decoder(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
 def token_loss(
     logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"]
-) -> Float[Tensor, "B*T"]:
+) -> Float[Tensor, " tokens"]:
     """Cross-entropy of every token in nats, in float32 whatever the logits are."""
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
 

@@ -1,0 +1,191 @@
+"""How every figure looks: colours, axes, labels beside their lines, and bytes out.
+
+Matplotlib's object interface only: no pyplot, no global state, no display. Colours are from the
+palette of Okabe and Ito, which colour-blind readers can tell apart; widths, which have an order,
+take a sequence of rising lightness.
+"""
+
+import io
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogFormatterSciNotation,
+    LogLocator,
+    NullFormatter,
+    NullLocator,
+)
+
+from analysis.wording import large
+
+#: Text and axes, and the lines behind the data. The report turns both to its own colours.
+INK = "#222629"
+RULE = "#dcdfe3"
+FAINT = "#7d858c"
+
+SOFT, HARD, EDIM, LOSS = "#0072b2", "#d55e00", "#009e73", "#0072b2"
+BROKEN = "#c23b22"
+DASHES = (0, (4, 3))
+
+#: What makes the files the same for the same numbers, and their text selectable.
+_RC: Any = {
+    "svg.hashsalt": "widthlab",
+    "svg.fonttype": "none",
+    "font.family": ["sans-serif"],
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.unicode_minus": False,
+}
+
+
+def panels(
+    rows: int = 1, columns: int = 1, *, size: tuple[float, float] = (5.2, 3.5)
+) -> tuple[Figure, list[Axes]]:
+    """A figure of empty panels, `size` inches each, without boxes around them."""
+    with mpl.rc_context(_RC):
+        figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+        grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axes in grid:
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        axes.grid(True, color=RULE, linewidth=0.6)
+        axes.set_axisbelow(True)
+    return figure, list(grid)
+
+
+def render(figure: Figure, kind: Literal["svg", "png"]) -> bytes:
+    """The figure as a file. The same numbers give the same bytes of SVG."""
+    sink = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else {}
+    with mpl.rc_context(_RC):
+        figure.savefig(sink, format=kind, dpi=160, facecolor="white", metadata=metadata)
+    return sink.getvalue()
+
+
+def title(axes: Axes, text: str) -> None:
+    """A title over the left edge, where a reader starts."""
+    axes.set_title(text, loc="left", fontsize=10, fontweight="bold", color=INK)
+
+
+def widths_axis(axes: Axes, values: Sequence[float], label: str, suffix: str = "") -> None:
+    """A logarithmic x axis that ticks at the widths themselves, thinned where they crowd."""
+    values = sorted({float(value) for value in values})
+    axes.set_xscale("log")
+    shown: list[float] = []
+    span = np.log(values[-1] / values[0]) if len(values) > 1 else 1.0
+    for value in values:
+        if not shown or np.log(value / shown[-1]) > 0.075 * span:
+            shown.append(value)
+    axes.xaxis.set_major_locator(FixedLocator(shown))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}{suffix}"))
+    axes.margins(x=0.08)
+    axes.set_xlabel(label)
+
+
+def log_ranks(axes: Axes, label: str) -> None:
+    """A logarithmic y axis with round ticks, at least three. Call it when the data are drawn."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(np.arange(10, 100, 5) / 10)):
+        ticks = [m * 10.0**e for e in range(-12, 13) for m in steps]
+        shown = [tick for tick in ticks if low <= tick <= high]
+        if len(shown) >= 3:
+            break
+    axes.yaxis.set_major_locator(FixedLocator(shown))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_ylabel(label)
+
+
+def tokens_axis(axes: Axes) -> None:
+    """A logarithmic x axis of training tokens: `100k`, `2M`."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: large(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("training tokens")
+
+
+def crosses(axes: Axes, x: Sequence[float], y: Sequence[float], text: str, **how: Any) -> None:
+    """Red crosses for what broke or was left out, the last of them explained beside it."""
+    axes.plot(x, y, "x", color=BROKEN, markersize=6.5, markeredgewidth=1.6, **how)
+    last = int(np.argmax(x))
+    axes.annotate(
+        text,
+        (x[last], y[last]),
+        xycoords=how.get("transform", "data"),
+        xytext=(-8, 0),
+        textcoords="offset points",
+        ha="right",
+        va="center",
+        color=BROKEN,
+        fontsize=8.5,
+    )
+
+
+def decades(axes: Axes) -> None:
+    """One y tick a decade, or one in several where there are many."""
+    axes.yaxis.set_major_locator(LogLocator(numticks=8))
+    axes.yaxis.set_major_formatter(LogFormatterSciNotation())
+
+
+def width_colours(count: int) -> list[tuple[float, float, float, float]]:
+    """Colours for widths in ascending order, legible on white and on black."""
+    shades = np.linspace(0.28, 0.86, max(count, 2))[:count]
+    return [tuple(map(float, mpl.colormaps["viridis"](shade))) for shade in shades]  # type: ignore[misc]
+
+
+def end_labels(axes: Axes, labels: Sequence[tuple[float, str, Any]], *, gap: float = 0.06) -> None:
+    """Write each (y, text, colour) at the right edge, moved apart where they would overlap.
+
+    `gap` is the least distance, as a share of the axis. Call it when the limits are final.
+    """
+    axes.get_ylim()  # settles limits that matplotlib has put off
+    to_axes = axes.transData + axes.transAxes.inverted()
+    right = axes.get_xlim()[1]
+    heights = [to_axes.transform((right, y))[1] for y, _, _ in labels]
+    for (_, text, colour), height in zip(labels, _apart(heights, gap), strict=True):
+        axes.annotate(
+            text,
+            (1, height),
+            xycoords="axes fraction",
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontsize=8.5,
+            annotation_clip=False,
+        )
+
+
+def _apart(heights: Sequence[float], gap: float) -> list[float]:
+    """The heights moved as little as needed for `gap` between neighbours, in the same order."""
+    order = np.argsort(heights, kind="stable")
+    # Least squares under "each at least gap above the last" is isotonic regression of the
+    # heights less the gaps below them (pool adjacent violators).
+    blocks: list[list[float]] = []
+    for rank, index in enumerate(order):
+        blocks.append([heights[index] - gap * rank, 1.0])
+        while len(blocks) > 1 and blocks[-2][0] >= blocks[-1][0]:
+            value, weight = blocks.pop()
+            total = blocks[-1][1] + weight
+            blocks[-1] = [(blocks[-1][0] * blocks[-1][1] + value * weight) / total, total]
+    flat = [value for value, weight in blocks for _ in range(int(weight))]
+    placed = [0.0] * len(heights)
+    for rank, index in enumerate(order):
+        placed[index] = flat[rank] + gap * rank
+    return placed

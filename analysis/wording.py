@@ -1,0 +1,59 @@
+"""How numbers, intervals and groups are written, in the report and on the terminal alike."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from analysis.replicates import Interval
+
+
+def group_label(group: Mapping[str, Any]) -> str:
+    """A group in a few words: `gpt2, pre, depth 2`."""
+    words = [
+        value if isinstance(value, str) else f"{axis.replace('_', ' ')} {value}"
+        for axis, value in group.items()
+    ]
+    return ", ".join(words) or "all trials"
+
+
+def multiple(multiplier: float) -> str:
+    """A width multiplier: `2.67x`."""
+    return f"{multiplier:.3g}x"
+
+
+def percent(share: float) -> str:
+    """A share with at most one decimal: `97.5 %`."""
+    return f"{100 * share:.1f}".removesuffix(".0") + " %"
+
+
+def interval(bounds: Interval | None, digits: int = 2) -> str:
+    """Bounds of an interval: `0.41 to 0.55`."""
+    return "unknown" if bounds is None else f"{bounds[0]:.{digits}f} to {bounds[1]:.{digits}f}"
+
+
+def plural(number: int, noun: str) -> str:
+    """A number of things: `1 trial`, `3 trials`."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def large(number: float) -> str:
+    """A large number with a suffix: `98.3k`, `1.34B`; above that in powers of ten."""
+    if not np.isfinite(number):
+        return "unknown"
+    for limit, suffix in ((1e3, ""), (1e6, "k"), (1e9, "M"), (1e12, "B")):
+        if abs(number) < 0.9995 * limit:
+            return f"{number / limit * 1e3:.3g}{suffix}"
+    mantissa, _, exponent = f"{number:.2e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as one rounded quantity: `45 s`, `12 min`, `3.4 h`."""
+    if not np.isfinite(seconds):
+        return "unknown time"
+    for limit, size, unit in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            value = seconds / size
+            return f"{value:.1f} {unit}" if unit == "h" else f"{value:.0f} {unit}"
+    return f"{seconds / 86_400:.1f} days"

@@ -1,0 +1,363 @@
+"""The command line. Each command imports what it needs when it runs: --help answers at once.
+
+Exit codes: 0 done, a refusal of the analysis included; 1 some trials failed, or with
+--require-verdict a refusal; 2 bad input, one clear message and no traceback.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from analysis.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from analysis.storage import Storage
+    from orchestrator.sweep_config import SweepConfig
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="How wide should the feed-forward network be? Train a grid, fit its laws, get a verdict.",
+)
+
+STORAGE_VARIABLE = "WIDTHLAB_STORAGE"
+
+SweepArgument = Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="the sweep file")]
+TargetArgument = Annotated[
+    str, typer.Argument(metavar="SWEEP", help="the sweep file, or the sweep's directory")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="override a key of the file; repeatable"),
+]
+StorageOption = Annotated[
+    str,
+    typer.Option(
+        envvar=STORAGE_VARIABLE, metavar="DIR", help="where sweeps are kept: a path or a URL"
+    ),
+]
+TrackingOption = Annotated[
+    str | None,
+    typer.Option(metavar="URI", help="MLflow server (default: a SQLite file in the storage)"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object to stdout")]
+
+DEFAULT_STORAGE = "widthlab-runs"
+
+
+@app.command()
+def plan(
+    sweep: SweepArgument,
+    overrides: SetOption = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the grid: every trial with its size and cost. Runs nothing."""
+    from orchestrator.grid import expand
+    from orchestrator.plan import make_plan, plan_json
+    from orchestrator.plan_view import render_plan
+    from trainers.data.store import resolve
+
+    config, directory = _load(sweep, overrides, storage)
+    data, vocab_size = resolve(config.source)
+    made = make_plan(config, expand(config, data, vocab_size), _measured_rate(directory))
+    if as_json:
+        _print_json(plan_json(made))
+    else:
+        _console(stderr=False).print(render_plan(made))
+
+
+@app.command()
+def run(
+    sweep: SweepArgument,
+    overrides: SetOption = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+    tracking_uri: TrackingOption = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RAY_ADDRESS", metavar="HOST:PORT", help="join a Ray cluster (default: local)"
+        ),
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="try failed trials again")
+    ] = False,
+    require_verdict: Annotated[
+        bool, typer.Option("--require-verdict", help="exit 1 where the analysis refuses")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train what is missing, continue what was cut off, then analyse."""
+    from orchestrator.run import run_sweep
+    from orchestrator.tracking import redacted
+    from orchestrator.tracking import tracking_uri as tracking_of
+
+    config, directory = _load(sweep, overrides, storage)
+    tracking = tracking_of(_open(storage), tracking_uri)
+    console = _console(stderr=True)
+    done = run_sweep(
+        config, directory, tracking, console, address=address, retry_failed=retry_failed
+    )
+    counts = done.ledger.counts
+    if as_json:
+        _print_json(
+            {
+                **done.ledger.to_json(),
+                "trained": done.trained,
+                "at_once": done.at_once,
+                "stopped": done.stopped,
+                "mirrored": done.mirrored,
+                "recommendation": done.recommendation,
+                "report": done.report,
+                "tracking_uri": redacted(tracking),
+            }
+        )
+    else:
+        output = _console(stderr=False)
+        if done.summary:
+            output.print(done.summary, highlight=False, markup=False, soft_wrap=True)
+        for trial in done.ledger.trials:
+            if trial.state in ("failed", "diverged"):
+                output.print(
+                    f"{trial.state}: trial {trial.id}: {trial.message}", highlight=False,
+                    markup=False, soft_wrap=True,
+                )  # fmt: skip
+        output.print(_where(directory, storage, tracking_uri, done.report), highlight=False)
+        if done.stopped:
+            output.print("stopped on request; the same command continues", highlight=False)
+        if not done.mirrored:
+            output.print(
+                f"MLflow does not have everything yet: widthlab sync {directory.url}",
+                highlight=False,
+            )
+    refused = any(
+        group["verdict"] == "refused" for group in (done.recommendation or {}).get("groups", [])
+    )
+    unfinished = done.stopped or any(counts[state] for state in ("waiting", "running", "stale"))
+    if done.failed or unfinished or (require_verdict and (refused or not done.recommendation)):
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(
+    sweep: TargetArgument,
+    overrides: SetOption = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+    as_json: JsonOption = False,
+) -> None:
+    """One line a trial, and the counts."""
+    from rich.table import Table
+
+    from orchestrator.ledger import read_ledger
+    from orchestrator.progress import cell_name
+
+    read = read_ledger(_target(sweep, overrides, storage))
+    if as_json:
+        _print_json(read.to_json())
+        return
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    for column in ("trial", "cell", "state", "step", "loss", ""):
+        table.add_column(column, justify="right" if column in ("step", "loss") else "left")
+    for trial in read.trials:
+        loss = "" if trial.loss is None else f"{trial.loss:.4f}"
+        step = f"{trial.step}/{trial.steps}"
+        table.add_row(trial.id, cell_name(trial.axes), trial.state, step, loss, trial.message or "")
+    output = _console(stderr=False)
+    output.print(table)
+    counts = ", ".join(f"{number} {state}" for state, number in read.counts.items() if number)
+    output.print(f"{read.sweep}: {counts}", highlight=False)
+
+
+@app.command()
+def stop(
+    sweep: TargetArgument, overrides: SetOption = None, storage: StorageOption = DEFAULT_STORAGE
+) -> None:
+    """Ask a running sweep to checkpoint its trials and end; `run` continues it."""
+    from orchestrator.driver_lease import is_driven
+    from orchestrator.ledger import resolved_sweep
+    from orchestrator.stopping import request_stop
+
+    directory = _target(sweep, overrides, storage)
+    resolved_sweep(directory)
+    if not is_driven(directory):
+        raise InputError(f"{directory.url} is not running; there is nothing to stop")
+    request_stop(directory)
+    typer.echo(
+        "asked to stop: running trials write a checkpoint within seconds; "
+        "`widthlab run` continues them",
+        err=True,
+    )
+
+
+@app.command()
+def rerun(
+    sweep: TargetArgument,
+    trial: Annotated[str, typer.Argument(metavar="ID", help="the trial's id, or how it begins")],
+    overrides: SetOption = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+    tracking_uri: TrackingOption = None,
+) -> None:
+    """Discard one trial, records and checkpoints too; the next `run` trains it anew."""
+    from orchestrator.driver_lease import is_driven
+    from orchestrator.ledger import discard, find_trial, read_ledger, trial_storage
+    from orchestrator.mirror import forget_trial
+    from orchestrator.tracking import tracking_uri as tracking_of
+
+    directory = _target(sweep, overrides, storage)
+    found = find_trial(read_ledger(directory).trials, trial)
+    if is_driven(directory):
+        raise InputError(f"{directory.url} is running; `widthlab stop` it first")
+    # MLflow's run goes first: a trial without records would otherwise keep the old points.
+    forget_trial(directory, tracking_of(_parent(directory), tracking_uri), found.id)
+    objects = discard(trial_storage(directory, found.id))
+    typer.echo(
+        f"discarded trial {found.id} ({objects} objects); `widthlab run` trains it anew", err=True
+    )
+
+
+@app.command()
+def analyze(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="a sweep's directory")],
+    require_verdict: Annotated[
+        bool, typer.Option("--require-verdict", help="exit 1 where the analysis refuses")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit the laws, judge, and write figures and report from a sweep's directory."""
+    from analysis.pipeline import analyse
+
+    done = analyse(_open(directory))
+    if as_json:
+        _print_json(done.recommendation)
+    else:
+        output = _console(stderr=False)
+        output.print(done.summary, highlight=False, markup=False, soft_wrap=True)
+        output.print(f"\nreport: {done.report_url}", highlight=False, soft_wrap=True)
+    refused = any(group["verdict"] == "refused" for group in done.recommendation["groups"])
+    if require_verdict and refused:
+        raise typer.Exit(1)
+
+
+@app.command()
+def sync(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="a sweep's directory")],
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Send to MLflow what it has not seen of a sweep."""
+    from dataclasses import asdict
+
+    from orchestrator.mirror import sync as send
+    from orchestrator.tracking import tracking_uri as tracking_of
+
+    opened = _open(directory)
+    report = send(opened, tracking_of(_parent(opened), tracking_uri))
+    if as_json:
+        _print_json(asdict(report))
+    elif report.away:
+        typer.echo(f"MLflow does not answer: {report.away}; nothing is lost, try again", err=True)
+    else:
+        typer.echo(f"sent {report.points} points of {report.runs} runs", err=True)
+    if report.away:
+        raise typer.Exit(1)
+
+
+@app.command()
+def ui(
+    storage: StorageOption = DEFAULT_STORAGE,
+    port: Annotated[int, typer.Option(help="taken if free, otherwise another")] = 5000,
+) -> None:
+    """Open MLflow on this machine's sweeps, for this machine only; Ctrl-C ends it."""
+    from orchestrator.ui import open_ui
+
+    raise typer.Exit(open_ui(_open(storage), port))
+
+
+# --- what the commands share ---------------------------------------------------------------
+
+
+def _load(path: Path, overrides: list[str] | None, storage: str) -> tuple["SweepConfig", "Storage"]:
+    """The sweep of a file and its directory."""
+    from orchestrator.sweep import load_sweep
+
+    config = load_sweep(path, overrides or [])
+    return config, _open(storage).child(config.name)
+
+
+def _target(sweep: str, overrides: list[str] | None, storage: str) -> "Storage":
+    """A sweep's directory, named by itself or by the sweep's file."""
+    if sweep.endswith((".yaml", ".yml")):
+        return _load(Path(sweep), overrides, storage)[1]
+    if overrides:
+        raise InputError("--set changes a sweep file; a sweep's directory is what it is")
+    return _open(sweep)
+
+
+def _open(location: str) -> "Storage":
+    from analysis.storage import open_storage
+
+    return open_storage(location)
+
+
+def _parent(sweep: "Storage") -> "Storage":
+    """The storage that a sweep's directory lies in."""
+    return _open(sweep.url.rstrip("/").rpartition("/")[0] or "/")
+
+
+def _measured_rate(sweep: "Storage") -> float | None:
+    """FLOP/s that one worker has reached in the finished trials of a sweep, if there are any."""
+    from analysis.records import RESULT, get_json
+
+    flops = seconds = 0.0
+    for key in sweep.list("trials"):
+        if key.endswith(f"/{RESULT}"):
+            result = get_json(sweep, key) or {}
+            flops += result["flops"] / result["layout"]["workers"]
+            seconds += result["seconds"]["training"]
+    return flops / seconds if seconds else None
+
+
+def _where(sweep: "Storage", storage: str, tracking_uri: str | None, report: str | None) -> str:
+    lines = [f"\nreport   {report}"] if report else [f"\nrecords  {sweep.url}"]
+    if tracking_uri:
+        lines.append(f"MLflow   {tracking_uri}")
+    elif storage == DEFAULT_STORAGE:
+        lines.append("MLflow   widthlab ui")
+    else:
+        lines.append(f"MLflow   widthlab ui --storage {storage}")
+    return "\n".join(lines)
+
+
+def _console(stderr: bool) -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    from orchestrator.ledger import dumps
+
+    typer.echo(dumps(content))
+
+
+def main() -> None:
+    """The entry point `widthlab`."""
+    import logging
+
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s"
+    )
+    try:
+        app()
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

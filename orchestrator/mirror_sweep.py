@@ -1,0 +1,306 @@
+"""From a sweep's directory to MLflow: a parent run, and a nested run for every trial begun.
+
+The directory is the truth and MLflow shows it. Nothing is remembered that the server or the
+directory could not tell again, so a mirror may be killed, started again and left out at will.
+"""
+
+import logging
+import os
+import re
+import uuid
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+
+from pyarrow import ArrowException
+
+from analysis.errors import InputError
+from analysis.records import encode_json, get_json
+from analysis.storage import Storage
+from orchestrator.ledger import resolved_sweep, trial_storage
+from orchestrator.mirror_points import flat, note
+from orchestrator.mirror_run import (
+    FINISHED_TAG,
+    SWEEP_TAG,
+    TRIAL_TAG,
+    Family,
+    Sent,
+    TrialRun,
+    follow,
+    now_ms,
+)
+from orchestrator.mirror_trial import started_ms, view
+from orchestrator.tracking import Artifacts, RefusedError, Run, ServerAwayError, Tracking, redacted
+
+log = logging.getLogger(__name__)
+
+DEFAULT_EXPERIMENT = "widthlab"
+IDENTITY_FILE = "mirror.json"
+REPORT = "report"
+RECOMMENDATION = "report/recommendation.json"
+REPORT_TAG = "widthlab.report"
+
+#: What one broken trial directory may do to its reader; the others are mirrored all the same.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, ArrowException)
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What one look at the sweep has sent. `away` says why the server could not be reached."""
+
+    points: int = 0
+    runs: int = 0  # of trials, made or changed
+    nonfinite: int = 0  # met and counted, not sent
+    refused: int = 0  # trials that the server would not take or that could not be read
+    away: str | None = None
+
+
+class Mirror:
+    """Sends one sweep to one experiment. Never raises for a server that is away."""
+
+    def __init__(
+        self, sweep: Storage, tracking_uri: str, origin: Mapping[str, str] | None = None
+    ) -> None:
+        """`origin` are tags of where the sweep was started, as `tracking.git_tags` gives them.
+
+        Raises InputError where `sweep` is no sweep, or where its identity cannot be written.
+        """
+        self._sweep = sweep
+        self._uri = tracking_uri
+        config = resolved_sweep(sweep)
+        self._config = config
+        self._name = str(config["name"])
+        self._planned = {str(trial["id"]): trial for trial in config["resolved"]["trials"]}
+        self._identity = _identity(sweep, self._name)
+        self._tags = {SWEEP_TAG: self._identity, "sweep": self._name, **(origin or {})}
+
+        self._outcomes = dict.fromkeys(self._planned, "waiting")
+        self._complete: set[str] = set()
+        self._refused: set[str] = set()
+        self._said: dict[str, str] = {}
+        self._away = False
+        self._tracking: Tracking | None = None
+        self._forget()
+
+    @property
+    def outcomes(self) -> dict[str, str]:
+        """Trial id -> waiting, running, failed, or the outcome of its result, when last seen."""
+        return dict(self._outcomes)
+
+    def sync_once(self) -> SyncReport:
+        """Send everything that is durable and not yet sent."""
+        return self._sync(last=False)
+
+    def finish(self) -> SyncReport:
+        """The same, and end the sweep's run: FAILED if a trial has failed, else FINISHED."""
+        return self._sync(last=True)
+
+    def _sync(self, last: bool) -> SyncReport:
+        sent: list[Sent] = []
+        refused, away = 0, None
+        try:
+            tracking, parent, artifacts = self._contact()
+            family = Family(parent.run_id, self._tags)
+            for trial_id in self._planned:
+                if trial_id in self._complete:
+                    continue
+                try:
+                    news = self._sync_trial(tracking, artifacts, family, trial_id)
+                except RefusedError as error:
+                    refused += 1
+                    self._set_aside(trial_id, error)
+                except UNREADABLE as error:
+                    refused += 1
+                    self._say(trial_id, f"cannot be read: {type(error).__name__}: {error}")
+                else:
+                    sent += [news] if news else []
+            self._sync_parent(tracking, parent, artifacts, last)
+        except ServerAwayError as error:
+            away = str(error).replace(self._uri, redacted(self._uri))
+            self._forget()  # whether the last call got through is not known
+        self._tell_weather(away)
+        points, nonfinite = sum(s.points for s in sent), sum(s.nonfinite for s in sent)
+        return SyncReport(points, len(sent), nonfinite, refused, away)
+
+    # --- the server ------------------------------------------------------------------------
+
+    def _forget(self) -> None:
+        """Have the next look ask the server again what it has."""
+        self._parent: Run | None = None
+        self._runs: dict[str, Run] = {}  # found on the server and not yet followed
+        self._followed: dict[str, TrialRun] = {}
+        self._note = ""
+        self._report = ""  # digest of what the parent run has of the report
+        self._glance = ""  # the same, cheap to find
+
+    def _contact(self) -> tuple[Tracking, Run, Artifacts]:
+        """The connection, with the sweep's runs found and its own made where it is missing."""
+        if self._tracking is None:
+            name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
+            self._tracking = Tracking(self._uri, name)
+        if self._parent is None:
+            self._artifacts = Artifacts(self._tracking)
+            parent = None
+            for run in self._tracking.runs(SWEEP_TAG, self._identity):
+                if TRIAL_TAG in run.tags:
+                    self._runs.setdefault(run.tags[TRIAL_TAG], run)
+                else:
+                    parent = parent or run
+            self._parent = parent or self._create_parent(self._tracking)
+            self._report = self._parent.tags.get(REPORT_TAG, "")
+        return self._tracking, self._parent, self._artifacts
+
+    def _create_parent(self, tracking: Tracking) -> Run:
+        run = tracking.create(self._name, self._tags, self._first_ms())
+        resolved = self._config["resolved"]
+        facts = {key: value for key, value in resolved.items() if isinstance(value, str | int)}
+        about = {key: self._config.get(key) for key in ("corpus", "tokenizer", "hold")}
+        tracking.send_params(run.run_id, flat(about | facts))
+        return run
+
+    def _first_ms(self) -> int:
+        """When the first trial that has rows began; trials start in the order of the plan."""
+        for trial_id in self._planned:
+            trial = trial_storage(self._sweep, trial_id)
+            try:
+                begun = started_ms(trial, view(trial))
+            except UNREADABLE:
+                continue  # complained of where the trial itself is read
+            if begun is not None:
+                return begun
+        return now_ms()
+
+    # --- trials ----------------------------------------------------------------------------
+
+    def _sync_trial(
+        self, tracking: Tracking, artifacts: Artifacts, family: Family, trial_id: str
+    ) -> Sent | None:
+        """What was sent, None if there was nothing new."""
+        trial = trial_storage(self._sweep, trial_id)
+        seen = view(trial)
+        self._outcomes[trial_id] = seen.outcome
+        if seen.outcome == "waiting":
+            return None
+        run = self._followed.get(trial_id)
+        if run is not None and run.shows(seen):
+            return None
+        if run is None:
+            found = self._runs.get(trial_id)
+            if found is not None and FINISHED_TAG not in found.tags:
+                found = tracking.run(found.run_id)
+            run = follow(tracking, artifacts, family, found, trial, self._planned[trial_id], seen)
+            self._runs.pop(trial_id, None)
+        if run is None:
+            self._complete.add(trial_id)
+            return None
+        self._followed[trial_id] = run
+        sent = run.update(trial, seen, artifacts)
+        if seen.over:
+            self._complete.add(trial_id)
+            del self._followed[trial_id]
+        return sent
+
+    def _set_aside(self, trial_id: str, error: RefusedError) -> None:
+        """Look for the run once more, for it may have been deleted; then give the trial up."""
+        self._followed.pop(trial_id, None)
+        self._runs.pop(trial_id, None)
+        if trial_id in self._refused:
+            self._complete.add(trial_id)
+            self._say(trial_id, f"left out of MLflow until the next `widthlab sync`: {error}")
+        else:
+            self._refused.add(trial_id)
+            self._say(trial_id, str(error))
+
+    # --- the sweep's own run ---------------------------------------------------------------
+
+    def _sync_parent(
+        self, tracking: Tracking, parent: Run, artifacts: Artifacts, last: bool
+    ) -> None:
+        try:
+            self._send_report(tracking, parent, artifacts, certain=last)
+        except UNREADABLE as error:
+            self._say(REPORT, f"cannot be read: {type(error).__name__}: {error}")
+        counts = Counter(self._outcomes.values())
+        try:
+            self._send_note(tracking, parent, counts)
+            if last:
+                status = "FAILED" if counts["failed"] else "FINISHED"
+                tracking.set_status(parent.run_id, status, now_ms())
+            elif parent.status != "RUNNING" and counts["running"]:
+                tracking.set_status(parent.run_id, "RUNNING")
+                self._parent = tracking.run(parent.run_id)
+        except RefusedError as error:
+            self._say("sweep", str(error))
+            self._forget()  # deleted on the server: the next look makes another
+
+    def _send_note(self, tracking: Tracking, parent: Run, counts: Counter[str]) -> None:
+        try:
+            recommendation = get_json(self._sweep, RECOMMENDATION)
+            text = note(counts, recommendation)
+        except UNREADABLE:
+            text = note(counts, None)
+        if text != self._note:
+            states = {f"trials.{state}": str(count) for state, count in counts.items()}
+            tracking.send_tags(parent.run_id, {"mlflow.note.content": text, **states})
+            self._note = text
+
+    def _send_report(
+        self, tracking: Tracking, parent: Run, artifacts: Artifacts, certain: bool
+    ) -> None:
+        """Send the report whole when it has changed; only if `certain` is every file read."""
+        keys = self._sweep.list(REPORT)
+        if not keys:
+            return
+        main = self._sweep.get(RECOMMENDATION) if RECOMMENDATION in keys else b""
+        glance = sha256("\n".join(keys).encode() + main).hexdigest()
+        if glance == self._glance and not certain:
+            return
+        files = {key: self._sweep.get(key) for key in keys}
+        sums = "".join(f"{key} {sha256(data).hexdigest()}\n" for key, data in files.items())
+        digest = sha256(sums.encode()).hexdigest()
+        if digest != self._report:
+            if not all(artifacts.send(parent.run_id, key, data) for key, data in files.items()):
+                return
+            tracking.send_tags(parent.run_id, {REPORT_TAG: digest})
+        self._report, self._glance = digest, glance
+
+    # --- what the user should know ---------------------------------------------------------
+
+    def _tell_weather(self, away: str | None) -> None:
+        """Warn when the server goes away, once, and tell when it is back."""
+        if away and not self._away:
+            log.warning(
+                "MLflow at %s is away; the sweep goes on, and what is missing is sent later (%s)",
+                redacted(self._uri),
+                away,
+            )
+        elif self._away and not away:
+            log.warning("MLflow at %s is back", redacted(self._uri))
+        self._away = away is not None
+
+    def _say(self, about: str, message: str) -> None:
+        """Warn, unless the same was the last thing said of the same."""
+        if self._said.get(about) != message:
+            log.warning("mirror of %s: %s: %s", self._name, about, message)
+            self._said[about] = message
+
+
+def _identity(sweep: Storage, name: str) -> str:
+    """What the server knows the sweep by, noted beside it when it is first mirrored.
+
+    Its path would not do: one directory is mounted in several places, and two people's sweeps of
+    one name lie at equal paths of their containers. Raises InputError if it cannot be noted.
+    """
+    noted = get_json(sweep, IDENTITY_FILE)
+    if noted is not None:
+        return str(noted["identity"])
+    identity = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{uuid.uuid4().hex[:12]}"
+    try:
+        sweep.put(IDENTITY_FILE, encode_json({"identity": identity}))
+    except OSError as error:
+        raise InputError(
+            f"{sweep.url}/{IDENTITY_FILE} cannot be written: {error}; MLflow finds the sweep "
+            "again by it, so copy the sweep to where you may write"
+        ) from error
+    return identity

@@ -1,0 +1,169 @@
+"""A plan as a colleague would like to read it on a terminal."""
+
+from itertools import groupby
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from orchestrator.grid import Dropped, Merged
+from orchestrator.plan import WIDTH_AND_SEED, Plan, PlanRow
+
+#: Cells shown under one reason; the JSON has all.
+SHOWN = 6
+#: Columns that are words; the others are numbers and stand to the right.
+WORDS = ("trial", "hold")
+
+
+def render_plan(plan: Plan) -> RenderableType:
+    """What every trial is and costs, the totals, what was left out and why, and warnings.
+
+    Trials stand in groups, by width; they run replicate by replicate, the costliest first.
+    """
+    parts: list[RenderableType] = [Text(f"Sweep {plan.sweep}", style="bold"), *_rows(plan)]
+    parts.append(_totals(plan))
+    parts += _reasons("dropped", [(cell.why, _cell(cell, "")) for cell in plan.dropped])
+    parts += _reasons(
+        "merged", [(cell.why, _cell(cell, f" into {cell.into}")) for cell in plan.merged]
+    )
+    parts += [Text(f"warning: {warning}", style="yellow") for warning in plan.warnings]
+    return Group(*parts)
+
+
+def _group(row: PlanRow) -> dict[str, Any]:
+    """The axes by which trials are compared, not those along which: all but width and seed."""
+    axes = row.trial.axes
+    return {axis: value for axis, value in axes.items() if axis not in WIDTH_AND_SEED}
+
+
+def _rows(plan: Plan) -> list[Text]:
+    """One line a trial, aligned over all groups; what all trials share is said once."""
+    groups = [_group(row) for row in plan.rows]
+    common = {
+        axis: value for axis, value in groups[0].items() if all(g[axis] == value for g in groups)
+    }
+    shared = {"tokens": {f"{row.tokens:,}" for row in plan.rows}} | {
+        "workers": {str(row.workers) for row in plan.rows}
+    }
+    said = common | {name: values.pop() for name, values in shared.items() if len(values) == 1}
+
+    def place(row: PlanRow) -> tuple[Any, ...]:
+        axes, model = row.trial.axes, row.trial.spec.model
+        group = [value for axis, value in _group(row).items() if axis not in common]
+        width = sum(model.ffn_widths) / model.d_model
+        return (*group, "none" not in row.trial.holds, width, axes["seed"])
+
+    ordered = sorted(plan.rows, key=place)
+    cells = {row.trial.id: _columns(row) for row in ordered}
+    widths = {
+        name: max(len(name), *(len(columns[name]) for columns in cells.values()))
+        for name in next(iter(cells.values()))
+    }
+
+    def line(columns: dict[str, str], style: str = "") -> Text:
+        aligned = (
+            text.ljust(widths[name]) if name in WORDS else text.rjust(widths[name])
+            for name, text in columns.items()
+        )
+        return Text(" ".join(aligned), style)
+
+    lines = [Text("every trial: " + _named(said)), line({name: name for name in widths}, "bold")]
+    for group, rows in groupby(ordered, key=_group):
+        different = {axis: value for axis, value in group.items() if axis not in common}
+        if different:
+            lines.append(Text(_named(different), style="italic"))
+        lines += [line(cells[row.trial.id]) for row in rows]
+    return lines
+
+
+def _columns(row: PlanRow) -> dict[str, str]:
+    axes, model = row.trial.axes, row.trial.spec.model
+    return {
+        "trial": row.trial.id,
+        "hold": "+".join(row.trial.holds),
+        "seed": str(axes["seed"]),
+        "asked": f"{axes['width_multiplier']:.4g}",
+        "D/d": f"{sum(model.ffn_widths) / model.depth / model.d_model:.3g}",
+        "d_model": str(model.d_model),
+        "D": _value(axes["D"]),
+        "N": _scaled(row.parameters.non_embedding),
+        "FLOPs": _scaled(row.flops),
+        "memory": _bytes(row.memory_bytes),
+        "time": duration(row.seconds),
+    }
+
+
+def _totals(plan: Plan) -> Text:
+    totals = plan.totals
+    parts = [
+        f"{totals.trials} trials",
+        f"{_scaled(totals.flops)} FLOPs",
+        f"{totals.device_hours:.3g} device-hours ({duration(totals.device_hours * 3600)})",
+    ]
+    if totals.energy_kwh is not None:
+        parts.append(f"{totals.energy_kwh:.3g} kWh")
+    if totals.cost is not None:
+        parts.append(f"cost {totals.cost:,.2f}")
+    basis = "as measured" if plan.rate_measured else "assumed, for nothing was measured yet"
+    return Text(
+        f"\n{', '.join(parts)}\n"
+        f"times at {plan.rate:.2g} FLOP/s per worker, {basis}\n"
+        "D/d: achieved D / d_model; N: non-embedding parameters; memory: of one worker, beside "
+        "what Python and torch take\n"
+    )
+
+
+def _reasons(what: str, cells: list[tuple[str, str]]) -> list[RenderableType]:
+    """Cells under the reason that they share."""
+    by_reason: dict[str, list[str]] = {}
+    for why, cell in cells:
+        by_reason.setdefault(why, []).append(cell)
+    return [
+        Text.assemble((what, "bold"), f": {why}\n  ", "\n  ".join(_first(named)))
+        for why, named in by_reason.items()
+    ]
+
+
+def _first(named: list[str]) -> list[str]:
+    more = [f"and {len(named) - SHOWN} more"] if len(named) > SHOWN else []
+    return [*named[:SHOWN], *more]
+
+
+def _cell(cell: Dropped | Merged, after: str) -> str:
+    return f"{_named(cell.axes)}, hold {cell.hold}{after}"
+
+
+def _named(axes: dict[str, Any]) -> str:
+    return ", ".join(f"{axis} {_value(value)}" for axis, value in axes.items())
+
+
+def _value(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _scaled(number: float) -> str:
+    """Three digits and a decimal prefix: 98.6k, 860G."""
+    prefixes = iter("kMGTPEZYRQ")
+    prefix = ""
+    while number >= 999.5:
+        number, prefix = number / 1000, next(prefixes)
+    return f"{number:.3g}{prefix}"
+
+
+def _bytes(number: float) -> str:
+    """Three digits and a binary unit: 25.2 MiB."""
+    units = iter(("KiB", "MiB", "GiB", "TiB", "PiB"))
+    unit = "B"
+    while number >= 999.5:
+        number, unit = number / 1024, next(units)
+    return f"{number:.3g} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours and minutes."""
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 7200:
+        return f"{round(whole / 60)} min"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

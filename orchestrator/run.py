@@ -1,0 +1,231 @@
+"""One run of a sweep: train what is missing, mirror it to MLflow, judge it.
+
+Everything it decides is decided from the trial directories, so the same command continues a
+sweep whatever ended the last one.
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from analysis import records
+from analysis.errors import InputError
+from analysis.storage import Storage
+from orchestrator import execute, ledger
+from orchestrator.driver_lease import DriverLease
+from orchestrator.grid import Grid, PlannedTrial, expand
+from orchestrator.ledger import Ledger, give_up, read_ledger, trial_storage
+from orchestrator.mirror import start_mirror
+from orchestrator.plan import resolved_yaml
+from orchestrator.progress import Progress
+from orchestrator.stopping import StopRelay, request_stop, stop_requested
+from orchestrator.sweep_config import SweepConfig
+from trainers.data.hub import pin
+from trainers.data.store import open_store
+
+#: Seconds that a run waits at its end for MLflow to have everything.
+MIRROR_PATIENCE_S = 120.0
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a run leaves to be said: the ledger, and the judgement where there is one."""
+
+    ledger: Ledger
+    trained: int  # trials that this run began or continued
+    at_once: int  # of them side by side
+    stopped: bool  # on request: the same command continues
+    mirrored: bool  # MLflow has everything
+    summary: str | None = None
+    recommendation: dict[str, Any] | None = None
+    report: str | None = None
+    errors: dict[str, str] = field(default_factory=dict)  # by trial id
+
+    @property
+    def failed(self) -> int:
+        """Trials that used up their retries."""
+        return self.ledger.counts["failed"]
+
+
+def run_sweep(
+    config: SweepConfig,
+    sweep: Storage,
+    tracking: str,
+    console: Console,
+    *,
+    address: str | None = None,
+    retry_failed: bool = False,
+    cache: Path | None = None,
+) -> RunReport:
+    """Bring a sweep as far as it goes. Progress goes to `console`; nothing to stdout.
+
+    Raises InputError before anything is trained or written if the sweep cannot be run.
+    """
+    config = _pinned(config, sweep)
+    store = open_store(config.source, cache)
+    grid = expand(config, store.data_spec, store.vocab_size)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_writing_to(sweep))
+        stack.enter_context(DriverLease(sweep))
+        todo = _left_to_do(sweep, grid, retry_failed)
+        nodes: list[dict[str, float]] = []
+        at_once = 0
+        if todo:
+            if address is None:
+                here = [{"CPU": float(_cpus()), "GPU": float(_gpus())}]
+                execute.trials_at_once(here, _specs(todo), None)  # refuse before Ray is started
+            nodes = stack.enter_context(execute.cluster(address, _cpus()))
+            grid = expand(config, store.data_spec, store.vocab_size, device=_device(nodes))
+            wanted = {trial.id for trial in todo}
+            todo = [trial for trial in grid.trials if trial.id in wanted]
+            limit = config.resources.concurrent
+            at_once = execute.trials_at_once(nodes, _specs(todo), limit)
+            execute.check_shared(sweep, nodes)
+        sweep.put(
+            ledger.SWEEP_FILE,
+            resolved_yaml(config, grid, store.data_spec, store.vocab_size).encode(),
+        )
+        mirror = start_mirror(sweep.url, tracking)
+        try:
+            errors = _train(sweep, todo, at_once, config, console, retry_failed) if todo else {}
+            judged = _judge(sweep, console)
+            stopped = bool(todo) and stop_requested(sweep)
+        except BaseException:
+            mirror.leave(timeout=10)
+            raise
+        end = mirror.leave if stopped else mirror.finish
+        mirrored = end(timeout=MIRROR_PATIENCE_S)
+        return RunReport(
+            read_ledger(sweep), len(todo), at_once, stopped, mirrored, errors=errors, **judged
+        )
+
+
+def _pinned(config: SweepConfig, sweep: Storage) -> SweepConfig:
+    """The config with hub revisions resolved: once, by the first run of the sweep."""
+    before: dict[str, Any] = {}
+    with contextlib.suppress(InputError):
+        before = ledger.resolved_sweep(sweep)
+    source = config.source
+    sections = {}
+    for section, typed in (("corpus", source.corpus), ("tokenizer", source.tokenizer)):
+        kept = before.get(section)
+        if kept is not None and typed.model_dump(mode="json") == {**kept, "revision": None}:
+            sections[section] = type(typed).model_validate(kept)
+    pinned = pin(source.model_copy(update=sections))
+    return config.model_copy(update={"corpus": pinned.corpus, "tokenizer": pinned.tokenizer})
+
+
+def _left_to_do(sweep: Storage, grid: Grid, retry_failed: bool) -> list[PlannedTrial]:
+    """The trials without an outcome; failed ones only if asked for."""
+    left = []
+    for trial in grid.trials:
+        directory = trial_storage(sweep, trial.id)
+        if records.get_json(directory, records.RESULT) is not None:
+            continue
+        failure = records.get_json(directory, records.FAILURE)
+        if failure is None or not failure.get("gave_up") or retry_failed:
+            left.append(trial)
+    return left
+
+
+def _train(
+    sweep: Storage,
+    todo: list[PlannedTrial],
+    at_once: int,
+    config: SweepConfig,
+    console: Console,
+    retry_failed: bool,
+) -> dict[str, str]:
+    if retry_failed:
+        for trial in todo:
+            trial_storage(sweep, trial.id).delete(records.FAILURE)
+    before = read_ledger(sweep)
+    flops = {cell.id: 0 for cell in before.trials} | {trial.id: trial.flops for trial in todo}
+    console.print(
+        f"{config.name}: {len(todo)} of {len(before.trials)} trials to train, {at_once} at a time",
+        highlight=False,
+    )
+    with (
+        StopRelay(sweep),
+        _stopping_on_signals(sweep, console),
+        Progress(sweep, before, flops, console),
+    ):
+        errors = execute.run_trials(sweep, _specs(todo), at_once, config.resources.retries)
+        if not stop_requested(sweep):
+            for trial_id, message in errors.items():
+                give_up(trial_storage(sweep, trial_id), message)
+    return errors
+
+
+def _judge(sweep: Storage, console: Console) -> dict[str, Any]:
+    """The analysis of what there is; nothing where no trial has ended yet."""
+    if not any(status.state in records.OUTCOMES for status in read_ledger(sweep).trials):
+        return {}
+    from analysis.pipeline import analyse
+
+    console.print("fitting laws and writing the report", highlight=False)
+    done = analyse(sweep)
+    return {
+        "summary": done.summary,
+        "recommendation": done.recommendation,
+        "report": done.report_url,
+    }
+
+
+@contextlib.contextmanager
+def _stopping_on_signals(sweep: Storage, console: Console) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM is a request to stop in good order; a second one is not."""
+    previous = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(kind: int, frame: FrameType | None) -> None:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+        console.print("stopping: running trials write a checkpoint first", highlight=False)
+        request_stop(sweep)
+
+    for kind in previous:
+        signal.signal(kind, stop)
+    try:
+        yield
+    finally:
+        for kind, handler in previous.items():
+            signal.signal(kind, handler)
+
+
+@contextlib.contextmanager
+def _writing_to(sweep: Storage) -> Iterator[None]:
+    """A storage that cannot be written is the user's to mend, and known before any work."""
+    probe = ".writable"
+    try:
+        sweep.put(probe, b"")
+        sweep.delete(probe)
+    except OSError as error:
+        raise InputError(
+            f"storage {sweep.url} cannot be written: {error.strerror or error}; "
+            "choose another with --storage"
+        ) from error
+    yield
+
+
+def _specs(trials: list[PlannedTrial]) -> list[Any]:
+    return [trial.spec for trial in trials]
+
+
+def _device(nodes: list[dict[str, float]]) -> str:
+    return "cuda" if any(node.get("GPU", 0) for node in nodes) else "cpu"
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _gpus() -> int:
+    """CUDA devices of this machine, as far as can be told without loading torch."""
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))

@@ -1,0 +1,184 @@
+"""What a sweep file may say: its sections, their keys, and which of them can be axes."""
+
+from typing import Annotated, Any, Literal, get_origin
+
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, model_validator
+
+from trainers.spec import (
+    Architecture,
+    BPETokenizer,
+    BytesTokenizer,
+    Corpus,
+    DataSource,
+    EvaluationSpec,
+    FFNWeight,
+    Frozen,
+    HubDataset,
+    NormPlacement,
+    PretrainedTokenizer,
+    PythonSource,
+    SpectraSpec,
+    TextFiles,
+    Tokenizer,
+    TrainingSpec,
+)
+
+Hold = Literal["none", "params", "flops"]
+Multiplier = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Width = Annotated[int, Field(ge=1)]
+
+
+class ModelSection(Frozen):
+    """The decoder, but for the width of its FFN, which the grid says."""
+
+    architecture: Architecture
+    norm: NormPlacement
+    depth: int = Field(ge=1)
+    d_model: int = Field(ge=1)
+    head_dim: int = Field(ge=2)
+    context: int = Field(ge=2)  # tokens
+    ffn_multiple: int = Field(default=8, ge=1)  # D is rounded to a multiple of it
+    ffn_weight: FFNWeight = "plain"
+    tie_embeddings: bool = False
+    reference_multiplier: Multiplier = 4.0  # the width whose budget `hold` keeps
+
+
+class ResourcesSection(Frozen):
+    """How trials lie on devices, and what a device costs. Never part of a trial's identity."""
+
+    workers: int = Field(default=1, ge=1)  # of one trial
+    cpus_per_worker: int = Field(default=1, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    micro_batch: int | None = Field(default=None, ge=1)  # sequences; null: all in one
+    checkpoint_every: int = Field(default=100, ge=1)  # updates
+    keep_checkpoints: int = Field(default=2, ge=1)
+    retries: int = Field(default=2, ge=0)  # of a trial that failed; outcomes are not retried
+    concurrent: int | None = Field(default=None, ge=1)  # trials at once; null: as many as fit
+    watts_per_worker: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    price_per_device_hour: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+
+
+class AnalysisSection(Frozen):
+    """What the judgement takes as given."""
+
+    tolerance_nats: float = Field(default=0.01, gt=0, allow_inf_nan=False)
+    aggregate_last: int = Field(default=5, ge=1)  # a trial's rank: median of its last snapshots
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+class SweepConfig(Frozen):
+    """A sweep as its file and overrides say.
+
+    `grid` maps each axis to its values. A field that is an axis holds its first value in its
+    section; `orchestrator.grid` puts the others in its place.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # also a folder
+    corpus: Corpus = PythonSource()
+    tokenizer: Tokenizer = BPETokenizer()
+    model: ModelSection
+    grid: dict[str, tuple[Any, ...]]
+    hold: Annotated[
+        tuple[Hold, ...], Field(min_length=1, strict=False), BeforeValidator(_as_tuple)
+    ] = ("none",)
+    training: TrainingSpec
+    evaluation: EvaluationSpec = EvaluationSpec()
+    spectra: SpectraSpec = SpectraSpec()
+    resources: ResourcesSection = ResourcesSection()
+    analysis: AnalysisSection = AnalysisSection()
+
+    @model_validator(mode="after")
+    def _check_hold(self) -> "SweepConfig":
+        if len(set(self.hold)) != len(self.hold):
+            raise ValueError(f"hold {list(self.hold)} names a budget twice")
+        if "ffn_width" in self.grid and self.hold != ("none",):
+            raise ValueError(
+                f"hold {list(self.hold)} varies d_model to fit each width, which an explicit "
+                "grid.ffn_width leaves no room for; use grid.width_multiplier, or hold: none"
+            )
+        return self
+
+    @property
+    def source(self) -> DataSource:
+        """Where the tokens come from."""
+        return DataSource(corpus=self.corpus, tokenizer=self.tokenizer)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The file with every default written out; reading it gives an equal config."""
+        content = self.model_dump(mode="json")
+        for axis in self.grid:
+            if axis in AXES:
+                section, key = AXES[axis]
+                del content[section][key]
+        return content
+
+
+# --- the keys there are --------------------------------------------------------------------
+
+SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
+    "corpus": (PythonSource, TextFiles, HubDataset),
+    "tokenizer": (BytesTokenizer, BPETokenizer, PretrainedTokenizer),
+    "model": (ModelSection,),
+    "training": (TrainingSpec,),
+    "evaluation": (EvaluationSpec,),
+    "spectra": (SpectraSpec,),
+    "resources": (ResourcesSection,),
+    "analysis": (AnalysisSection,),
+}
+#: Axes that are no field of a section.
+GRID_ONLY: dict[str, TypeAdapter[Any]] = {
+    "width_multiplier": TypeAdapter(Multiplier),  # D = multiplier x d_model, rounded
+    "ffn_width": TypeAdapter(Width | Annotated[list[Width], Field(min_length=1)]),
+    "seed": TypeAdapter(Annotated[int, Field(ge=0)]),  # replicates
+}
+
+
+def _scalars() -> dict[str, tuple[str, str]]:
+    """Axis -> (section, key); the axis is the bare key, or section.key where two share it."""
+    scalars = [
+        (section, key)
+        for section in ("model", "training", "evaluation", "spectra")
+        for key, field in SECTIONS[section][0].model_fields.items()
+        if get_origin(field.annotation) is not tuple
+    ]
+    keys = [key for _, key in scalars]
+    return {
+        key if keys.count(key) == 1 else f"{section}.{key}": (section, key)
+        for section, key in scalars
+    }
+
+
+AXES = _scalars()
+AXIS_OF = {place: axis for axis, place in AXES.items()}
+
+
+def keys_of(section: str, kind: object = None) -> list[str]:
+    """Known keys of a section; for corpus and tokenizer those of one kind, or of all."""
+    models = SECTIONS[section]
+    chosen = [
+        m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == kind
+    ]
+    return list(dict.fromkeys(key for m in chosen or models for key in m.model_fields))
+
+
+def axis_name(key: object) -> str | None:
+    """The canonical name of an axis that the file calls `steps` or `training.steps`."""
+    name = str(key)
+    if name in AXES or name in GRID_ONLY:
+        return name
+    section, _, field = name.partition(".")
+    return AXIS_OF.get((section, field))
+
+
+def axis_type(axis: str) -> TypeAdapter[Any]:
+    """What validates one value of an axis."""
+    if axis in GRID_ONLY:
+        return GRID_ONLY[axis]
+    section, key = AXES[axis]
+    field = SECTIONS[section][0].model_fields[key]
+    annotated: Any = Annotated[field.annotation, field]
+    return TypeAdapter(annotated)

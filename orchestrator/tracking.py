@@ -1,0 +1,337 @@
+"""MLflow as the mirror needs it: where the server is, and the few things asked of it.
+
+MLflow is imported when a connection is made, never before: the command line and the driver read
+this module too. Every call either succeeds or raises `ServerAwayError` or `RefusedError`.
+"""
+
+import contextlib
+import fcntl
+import getpass
+import logging
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
+
+from analysis.errors import InputError
+from analysis.storage import LocalStorage, Storage
+
+log = logging.getLogger(__name__)
+
+DATABASE = "mlflow.db"
+ARTIFACTS = "mlartifacts"
+
+#: What MLflow takes in one call (mlflow.utils.validation).
+METRICS_PER_CALL = 1000
+PARAMS_PER_CALL = 100
+#: Older servers cut parameter values off here, and nobody reads longer ones.
+PARAM_LENGTH = 500
+TAG_LENGTH = 5000
+
+#: Short, for a server that is away must not hold up the end of a sweep; a user's value wins.
+CLIENT_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+#: HTTP status of answers about the thing asked for; any other error is the server's own state.
+REFUSALS = (400, 404)
+
+
+class ServerAwayError(Exception):
+    """The server did not answer, or cannot serve anyone now; what was sent may have got in."""
+
+
+class RefusedError(Exception):
+    """The server understood and will not do it: a run deleted meanwhile, a value it rejects."""
+
+
+class Point(NamedTuple):
+    """One value of one metric; `step` counts optimiser updates."""
+
+    key: str
+    value: float
+    time_ms: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as the server has it."""
+
+    run_id: str
+    status: str
+    tags: dict[str, str]
+    params: frozenset[str]
+    metrics: frozenset[str]
+
+
+# --- where it is ---------------------------------------------------------------------------
+
+
+def tracking_uri(storage: Storage, override: str | None = None) -> str:
+    """Where a storage's sweeps are mirrored: `override`, MLFLOW_TRACKING_URI, or beside them.
+
+    The embedded default is a SQLite file in the storage's root. Raises InputError for a URI that
+    MLflow does not serve, and where nothing is given for a storage that is no local folder.
+    """
+    for place, uri in (
+        ("--tracking-uri", override),
+        ("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI")),
+    ):
+        if uri:
+            return _checked(uri, place)
+    return embedded_uri(storage)
+
+
+def embedded_uri(storage: Storage) -> str:
+    """The SQLite file beside the sweeps of a local storage. Raises InputError for a remote one."""
+    if not isinstance(storage, LocalStorage):
+        raise InputError(
+            f"storage {storage.url!r} is remote and cannot hold an MLflow database; give the URI "
+            "of an MLflow server with --tracking-uri or MLFLOW_TRACKING_URI"
+        )
+    return f"sqlite:///{storage.path(DATABASE)}"
+
+
+def redacted(uri: str) -> str:
+    """The URI without user name and password, for messages."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _checked(uri: str, place: str) -> str:
+    database = _sqlite_path(uri)
+    if database is not None:  # relative paths would follow the working directory
+        return f"sqlite:///{database.absolute()}"
+    if re.match(r"https?://|databricks(://|$)", uri):
+        return uri
+    raise InputError(
+        f"{place} {redacted(uri)!r} is not the URI of an MLflow server; use http://HOST:5000, "
+        "https://..., databricks, or sqlite:////absolute/path/mlflow.db"
+    )
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    prefix = "sqlite:///"
+    return Path(uri.removeprefix(prefix)) if uri.startswith(prefix) else None
+
+
+def git_tags(folder: Path) -> dict[str, str]:
+    """Commit and dirty flag of the checkout that holds `folder`; empty where there is none."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+
+    try:
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
+    except (OSError, subprocess.SubprocessError):
+        return {}  # no git, or no checkout: nothing to say
+    return {
+        "mlflow.source.git.commit": commit,
+        "mlflow.source.git.dirty": str(bool(changes)).lower(),
+    }
+
+
+# --- the connection ------------------------------------------------------------------------
+
+
+class Tracking:
+    """One experiment on an MLflow server or in an SQLite file; makes both where they are missing.
+
+    Raises ServerAwayError, and InputError where the experiment was deleted on the server.
+    """
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        for name, value in CLIENT_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        from mlflow.tracking import MlflowClient
+
+        # A new database reports every step of its migrations.
+        for chatty in ("mlflow.store.db.utils", "alembic"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+        try:
+            with _talking(f"connecting to {redacted(uri)}"), _alone(uri):
+                self._client = MlflowClient(uri)
+                found = self._client.get_experiment_by_name(experiment)
+                self._experiment = (
+                    found.experiment_id
+                    if found
+                    else self._client.create_experiment(experiment, _artifact_location(uri))
+                )
+        except RefusedError as refusal:  # not an answer about a run: wrong address, no permission
+            raise ServerAwayError(str(refusal)) from refusal
+        if found and found.lifecycle_stage == "deleted":
+            raise InputError(
+                f"experiment {experiment!r} was deleted on {redacted(uri)}; restore it there, or "
+                "set MLFLOW_EXPERIMENT_NAME to another name"
+            )
+
+    def runs(self, tag: str, value: str) -> Iterator[Run]:
+        """The experiment's runs, oldest first, that carry a tag."""
+        token = None
+        while True:
+            with _talking("looking for runs"):
+                page = self._client.search_runs(
+                    [self._experiment],
+                    f"tags.`{tag}` = '{value}'",
+                    max_results=100,
+                    order_by=["attributes.start_time ASC"],
+                    page_token=token,
+                )
+            yield from map(_run, page)
+            token = page.token
+            if not token:
+                return
+
+    def run(self, run_id: str) -> Run:
+        """The run now, with the names of its params and metrics."""
+        with _talking(f"reading run {run_id}"):
+            return _run(self._client.get_run(run_id))
+
+    def create(self, name: str, tags: Mapping[str, str], start_ms: int) -> Run:
+        """A new run with the state RUNNING."""
+        about = {"mlflow.user": _user(), "mlflow.source.name": "widthlab", **_cut(tags)}
+        with _talking(f"creating run {name!r}"):
+            return _run(
+                self._client.create_run(
+                    self._experiment, start_time=start_ms, tags=about, run_name=name
+                )
+            )
+
+    def send_params(self, run_id: str, params: Mapping[str, str]) -> None:
+        """Params that the run does not have yet; MLflow refuses to change one."""
+        from mlflow.entities import Param
+
+        items = [Param(key, value[:PARAM_LENGTH]) for key, value in params.items()]
+        for first in range(0, len(items), PARAMS_PER_CALL):
+            with _talking(f"sending params of run {run_id}"):
+                self._client.log_batch(run_id, params=items[first : first + PARAMS_PER_CALL])
+
+    def send_points(self, run_id: str, points: Sequence[Point]) -> None:
+        """At most METRICS_PER_CALL finite points, in one call."""
+        from mlflow.entities import Metric
+
+        metrics = [Metric(p.key, p.value, p.time_ms, p.step) for p in points]
+        with _talking(f"sending metrics of run {run_id}"):
+            self._client.log_batch(run_id, metrics=metrics)
+
+    def send_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags, replacing those of the same name."""
+        from mlflow.entities import RunTag
+
+        items = [RunTag(key, value) for key, value in _cut(tags).items()]
+        with _talking(f"tagging run {run_id}"):
+            self._client.log_batch(run_id, tags=items)
+
+    def send_artifact(self, run_id: str, path: str, data: bytes) -> None:
+        """Store an object under a relative path such as ``report/figures/loss.svg``."""
+        folder, _, name = path.rpartition("/")
+        with tempfile.TemporaryDirectory() as temporary, _talking(f"sending {path}"):
+            local = Path(temporary, name)
+            local.write_bytes(data)
+            self._client.log_artifact(run_id, str(local), folder or None)
+
+    def steps(self, run_id: str, key: str) -> set[int]:
+        """The steps at which the server has a value of a metric."""
+        with _talking(f"reading {key} of run {run_id}"):
+            return {metric.step for metric in self._client.get_metric_history(run_id, key)}
+
+    def set_status(self, run_id: str, status: str, end_ms: int | None = None) -> None:
+        """RUNNING, FINISHED or FAILED; the last two with the time of the end."""
+        with _talking(f"setting run {run_id} to {status}"):
+            if end_ms is None:
+                self._client.update_run(run_id, status)
+            else:
+                self._client.set_terminated(run_id, status, end_ms)
+
+    def delete(self, run_id: str) -> None:
+        """Move a run to the experiment's deleted runs, from where it can be restored."""
+        with _talking(f"deleting run {run_id}"):
+            self._client.delete_run(run_id)
+
+
+class Artifacts:
+    """Files of runs. A store that fails is told once and then left alone: the numbers go on."""
+
+    def __init__(self, tracking: Tracking) -> None:
+        self._tracking = tracking
+        self._failed = False
+
+    def send(self, run_id: str, path: str, data: bytes) -> bool:
+        """Whether the file is stored."""
+        if self._failed:
+            return False
+        try:
+            self._tracking.send_artifact(run_id, path, data)
+        except Exception as error:  # every store has its own client, with its own errors
+            self._failed = True
+            log.warning("artifacts are not sent: %s: %s", type(error).__name__, _first_line(error))
+        return not self._failed
+
+
+@contextlib.contextmanager
+def _talking(doing: str) -> Iterator[None]:
+    """Turn whatever the client raises into ServerAwayError or RefusedError."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except MlflowException as error:
+        kind = RefusedError if error.get_http_status_code() in REFUSALS else ServerAwayError
+        raise kind(f"{doing}: {_first_line(error)}") from error
+    except (OSError, SQLAlchemyError) as error:  # requests' errors are OSErrors
+        raise ServerAwayError(f"{doing}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:300]
+
+
+@contextlib.contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """One process at a time makes the schema of an SQLite file; two break it."""
+    database = _sqlite_path(uri)
+    if database is None:
+        yield
+        return
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_name(f".{database.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _artifact_location(uri: str) -> str | None:
+    """Beside an SQLite file, absolute; a server decides for itself."""
+    database = _sqlite_path(uri)
+    return None if database is None else (database.parent / ARTIFACTS).absolute().as_uri()
+
+
+def _run(run: Any) -> Run:
+    data = run.data
+    return Run(
+        run.info.run_id, run.info.status, data.tags, frozenset(data.params), frozenset(data.metrics)
+    )
+
+
+def _cut(tags: Mapping[str, str]) -> dict[str, str]:
+    return {key: value[:TAG_LENGTH] for key, value in tags.items()}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container user without a name
+        return str(os.getuid())

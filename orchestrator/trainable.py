@@ -1,0 +1,100 @@
+"""A trial as Ray runs it: in its own Tune actor, or over several workers through Ray Train.
+
+Both call the same `trainers.train.train`; neither says anything to Ray but that it has ended.
+What a trial leaves behind is in its directory.
+"""
+
+from typing import Any
+
+from analysis.records import get_json
+from analysis.storage import open_storage
+from trainers.spec import TrialSpec, parse_spec
+
+#: An object of this name in a sweep's directory asks its driver to stop.
+STOP_SWEEP = "stop-request.json"
+
+#: What a driver of a trial of several workers holds itself: it only waits.
+DRIVER_CPUS = 0.01
+
+
+class QuietLog:
+    """The trial's directory already says everything a scheduler needs to know."""
+
+    def started(self, trial_id: str, attempt: int, step: int, steps: int) -> None:
+        pass
+
+    def progress(self, step: int, steps: int, loss: float, tokens_per_s: float) -> None:
+        pass
+
+    def checkpointed(self, step: int) -> None:
+        pass
+
+
+def resources(spec: TrialSpec) -> dict[str, float]:
+    """What the Tune actor of a trial holds: all of a single worker, next to nothing of several."""
+    layout = spec.layout
+    if layout.workers > 1:
+        return {"CPU": DRIVER_CPUS}
+    return worker_resources(spec)
+
+
+def worker_resources(spec: TrialSpec) -> dict[str, float]:
+    """What one worker of a trial holds."""
+    needed = {"CPU": float(spec.layout.cpus_per_worker)}
+    if spec.layout.device == "cuda":
+        needed["GPU"] = 1.0
+    return needed
+
+
+def run_trial(config: dict[str, Any]) -> None:
+    """The Tune function: `config["trial"]` holds the sweep's URL and the spec as JSON."""
+    from ray import tune
+
+    config = config["trial"]
+    if get_json(open_storage(config["sweep"]), STOP_SWEEP) is not None:
+        tune.report({"outcome": "stopped on request"})
+        return
+    spec = parse_spec(config["spec"], "trial")
+    outcome = _alone(config) if spec.layout.workers == 1 else _over_workers(config, spec)
+    tune.report({"outcome": outcome})
+
+
+def _alone(config: dict[str, Any]) -> str:
+    from trainers.train import train
+
+    spec = parse_spec(config["spec"], "trial")
+    trial = open_storage(config["sweep"]).child(f"trials/{spec.id}")
+    end = train(spec, trial, QuietLog())
+    return end.outcome or "stopped on request"
+
+
+def _over_workers(config: dict[str, Any], spec: TrialSpec) -> str:
+    """A Ray Train worker group of the trial's size, gang-scheduled by Ray."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    cuda = spec.layout.device == "cuda"
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config=config,
+        torch_config=TorchConfig(backend="nccl" if cuda else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=spec.layout.workers,
+            use_gpu=cuda,
+            resources_per_worker=worker_resources(spec),
+        ),
+        run_config=RunConfig(
+            name=spec.id,
+            storage_path=config["scratch"],
+            # Retries are counted in one place: by Tune.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+        ),
+    )
+    trainer.fit()
+    trial = open_storage(config["sweep"]).child(f"trials/{spec.id}")
+    result = get_json(trial, "result.json")
+    return result["outcome"] if result else "stopped on request"
+
+
+def _worker(config: dict[str, Any]) -> None:
+    _alone(config)

@@ -1,0 +1,64 @@
+"""The MLflow user interface on this machine's sweeps, for this machine's browser only."""
+
+import os
+import socket
+import subprocess
+import sys
+
+from analysis.errors import InputError
+from analysis.storage import Storage
+from orchestrator.tracking import ARTIFACTS, CLIENT_ENVIRONMENT, DATABASE, embedded_uri
+
+HOST = "127.0.0.1"
+DEFAULT_PORT = 5000
+
+#: What MLflow 3 starts beside its server for language model applications; nothing here uses it.
+SERVER_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+
+def open_ui(storage: Storage, port: int = DEFAULT_PORT) -> int:
+    """Serve the storage's embedded MLflow database until interrupted; returns the exit code.
+
+    Takes a free port if `port` is in use. MLflow's own middleware refuses other host names and
+    origins. Raises InputError where the storage has no MLflow database.
+    """
+    command, url = server_command(storage, port)
+    print(f"MLflow on {storage.url}: {url} (Ctrl-C ends it)", flush=True)
+    environment = {**os.environ, **CLIENT_ENVIRONMENT, **SERVER_ENVIRONMENT}
+    with subprocess.Popen(command, env=environment) as server:
+        try:
+            return server.wait()
+        except KeyboardInterrupt:  # the terminal has interrupted the server too
+            return server.wait()
+        finally:
+            server.terminate()
+
+
+def server_command(storage: Storage, port: int) -> tuple[list[str], str]:
+    """The command that serves the storage's database, and the address it will have."""
+    uri = embedded_uri(storage)
+    database = storage.url + "/" + DATABASE
+    if not os.path.exists(database):
+        raise InputError(
+            f"there is no MLflow database {database}; run a sweep with this storage, or send an "
+            "existing one with `widthlab sync DIR`"
+        )
+    free = free_port(port)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command += ["--artifacts-destination", f"{storage.url}/{ARTIFACTS}", "--workers", "1"]
+    command += ["--host", HOST, "--port", str(free)]
+    return command, f"http://{HOST}:{free}"
+
+
+def free_port(wanted: int) -> int:
+    """`wanted` if nobody listens there on loopback, else a port that the system chooses."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            chosen: int = probe.getsockname()[1]
+            return chosen
+    raise InputError(f"no port of {HOST} is free for the MLflow server")

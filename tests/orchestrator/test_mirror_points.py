@@ -1,0 +1,128 @@
+"""How a trial reads in MLflow, as plain values."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis.errors import InputError
+from analysis.storage import LocalStorage, open_storage
+from orchestrator.mirror_points import (
+    StepPoints,
+    axis_texts,
+    batches,
+    flat,
+    note,
+    run_name,
+    spec_params,
+)
+from orchestrator.mirror_run import status_of
+from orchestrator.tracking import METRICS_PER_CALL, Point, redacted, tracking_uri
+
+
+def spec(**changes: Any) -> dict[str, Any]:
+    model = {"architecture": "llama", "norm": "post", "d_model": 64, "ffn_widths": [171, 171]}
+    return {"model": model, "training": {"steps": 5}, "replicate": 2, "axes": {}, **changes}
+
+
+def steps(sizes: list[int]) -> list[StepPoints]:
+    return [
+        StepPoints("metrics", step, tuple(Point(f"m/{i}", 1.0, 0, step) for i in range(size)), 0)
+        for step, size in enumerate(sizes)
+    ]
+
+
+@given(st.lists(st.integers(0, 2500), max_size=8))
+def test_batches_lose_nothing_and_end_a_step_only_when_it_is_in(sizes: list[int]) -> None:
+    sent: list[Point] = []
+    ended: list[int] = []
+    for points, done in batches(steps(sizes)):
+        assert len(points) <= METRICS_PER_CALL
+        sent += points
+        ended += [step.step for step in done]
+        assert len(sent) >= sum(sizes[: len(ended)])
+    assert ended == list(range(len(sizes)))
+    assert sent == [point for step in steps(sizes) for point in step.points]
+
+
+def test_a_name_tells_the_cell_and_every_further_axis() -> None:
+    assert run_name(spec()) == "llama post 2.67x d64 L2 seed 2"
+    axes = {"width_multiplier": 2.67, "learning_rate": 0.003, "optimizer": "muon"}
+    assert run_name(spec(axes=axes)).endswith("seed 2 learning_rate 0.003 optimizer muon")
+
+
+def test_a_name_tells_the_range_of_unequal_widths() -> None:
+    model = spec()["model"] | {"ffn_widths": [64, 256]}
+    assert run_name(spec(model=model)) == "llama post 1-4x d64 L2 seed 2"
+    assert axis_texts(spec(model=model), [])["D"] == "64, 256"
+
+
+def test_axes_say_what_was_achieved_rather_than_typed() -> None:
+    texts = axis_texts(spec(axes={"width_multiplier": 2.7, "learning_rate": 0.003}), ["none"])
+    assert (texts["width_multiplier"], texts["D"]) == ("2.672", "171")
+    assert (texts["learning_rate"], texts["hold"]) == ("0.003", "none")
+
+
+def test_params_are_flat_and_leave_out_what_is_not_set() -> None:
+    params = spec_params(spec(parent=None, source={"corpus": {"kind": "text", "paths": ["/a"]}}))
+    assert params["training.steps"] == "5"
+    assert params["model.ffn_widths"] == "171, 171"
+    assert params["source.corpus"] == "text"
+    assert "parent" not in params
+    assert flat({"a": {"b": {"c": True}}}) == {"a.b.c": "true"}
+
+
+def test_a_note_says_where_there_is_no_verdict() -> None:
+    refused = {"groups": [{"group": {"norm": "pre", "depth": 4}, "verdict": "refused"}]}
+    assert note({"completed": 3, "waiting": 0}, refused) == (
+        "**pre, 4**: no recommendation; the report says what is missing.\n\n3 trials: 3 completed."
+    )
+
+
+@pytest.mark.parametrize("outcome", ["completed", "collapsed", "stopped"])
+def test_an_outcome_that_is_a_result_is_finished(outcome: str) -> None:
+    assert status_of(outcome) == "FINISHED"
+
+
+# --- where the server is -------------------------------------------------------------------
+
+
+def test_a_flag_goes_before_the_environment_and_that_before_the_embedded_file(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = LocalStorage(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://from-environment:5000")
+    assert tracking_uri(storage, "https://flag:5000") == "https://flag:5000"
+    assert tracking_uri(storage) == "http://from-environment:5000"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking_uri(storage) == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_a_remote_storage_needs_a_server(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    class Remote(LocalStorage):
+        pass
+
+    storage: Any = open_storage(tmp_path)
+    monkeypatch.setattr("orchestrator.tracking.LocalStorage", Remote)  # now this one is not local
+    with pytest.raises(InputError, match="--tracking-uri"):
+        tracking_uri(storage)
+
+
+def test_a_relative_database_becomes_absolute(tmp_path: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert tracking_uri(LocalStorage(tmp_path), "sqlite:///a.db") == f"sqlite:///{tmp_path}/a.db"
+
+
+@pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/mlruns", "postgresql://u:p@host/db"])
+def test_what_is_no_server_is_refused_without_its_password(tmp_path: Any, uri: str) -> None:
+    with pytest.raises(InputError, match="--tracking-uri") as caught:
+        tracking_uri(LocalStorage(tmp_path), uri)
+    assert "u:p" not in str(caught.value)
+
+
+def test_a_password_is_not_shown() -> None:
+    assert redacted("http://me:secret@host:5000/x") == "http://host:5000/x"
+    assert redacted("sqlite:////a/b.db") == "sqlite:////a/b.db"

@@ -1,0 +1,344 @@
+"""What a sweep file may say, and how it is told that it may not."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis.errors import InputError
+from orchestrator.sweep import SweepConfig, load_sweep, parse_sweep
+from orchestrator.sweep_config import AXES, GRID_ONLY
+from trainers.spec import BPETokenizer, PythonSource, TextFiles
+
+SHIPPED = sorted((Path(__file__).parents[2] / "orchestrator" / "sweeps").glob("*.yaml"))
+
+MINIMAL = """\
+name: mini
+model: {architecture: gpt2, norm: pre, depth: 2, d_model: 64, head_dim: 16, context: 64}
+grid:
+  width_multiplier: [1, 2.67, 4]
+training:
+  steps: 100
+  batch_tokens: 2048
+  learning_rate: 1e-3
+"""
+
+
+def parse(text: str = MINIMAL, *overrides: str) -> SweepConfig:
+    return parse_sweep(text, "mini.yaml", overrides)
+
+
+def refused(text: str, *overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        parse(text, *overrides)
+    return str(caught.value)
+
+
+def replaced(old: str, new: str) -> str:
+    assert old in MINIMAL
+    return MINIMAL.replace(old, new)
+
+
+# --- what is understood --------------------------------------------------------------------
+
+
+def test_a_minimal_file_has_every_default():
+    config = parse()
+    assert config.corpus == PythonSource()
+    assert config.tokenizer == BPETokenizer(vocab_size=512)
+    assert config.hold == ("none",)
+    assert config.grid == {"width_multiplier": (1.0, 2.67, 4.0), "seed": (0,)}
+    assert config.model.reference_multiplier == 4.0
+    assert config.model.ffn_multiple == 8
+    assert config.resources.retries == 2
+    assert config.analysis.tolerance_nats == 0.01
+    assert config.analysis.aggregate_last == 5
+    assert config.training.learning_rate == 0.001
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_sweeps_are_valid_and_named_like_their_file(path):
+    assert load_sweep(path).name == path.stem
+
+
+def test_there_are_shipped_sweeps():
+    assert {path.stem for path in SHIPPED} >= {"small", "tiny"}
+
+
+def test_a_scalar_axis_is_one_value():
+    assert parse(replaced("[1, 2.67, 4]", "4")).grid["width_multiplier"] == (4.0,)
+
+
+def test_any_scalar_of_the_base_can_be_an_axis():
+    text = replaced("  learning_rate: 1e-3\n", "").replace(
+        "grid:\n",
+        "grid:\n  learning_rate: [1e-3, 3e-3]\n  spectra.every: [10, 20]\n"
+        "  training.weight_decay: 0\n  tie_embeddings: [true, false]\n",
+    )
+    config = parse(text)
+    assert config.grid["learning_rate"] == (0.001, 0.003)
+    assert config.grid["spectra.every"] == (10, 20)
+    assert config.grid["weight_decay"] == (0.0,)
+    assert config.grid["tie_embeddings"] == (True, False)
+    assert (config.training.learning_rate, config.spectra.every) == (0.001, 10)
+
+
+def test_every_scalar_of_the_base_is_an_axis_and_no_list_is():
+    assert {"architecture", "depth", "steps", "evaluation.every", "spectra.tokens"} <= AXES.keys()
+    assert not {"sites", "spectra.sites", "every", "tokens", "workers"} & AXES.keys()
+    assert not GRID_ONLY.keys() & AXES.keys()
+
+
+def test_widths_can_be_given_themselves_one_or_a_list_per_layer():
+    text = replaced("width_multiplier: [1, 2.67, 4]", "ffn_width: [128, [64, 256]]")
+    assert parse(text).grid["ffn_width"] == (128, [64, 256])
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("none", ("none",)), ("params", ("params",)), ("[none, flops]", ("none", "flops"))],
+)
+def test_hold_is_one_budget_or_a_list(written, meant):
+    assert parse(f"{MINIMAL}hold: {written}\n").hold == meant
+
+
+def test_two_sections_that_share_an_anchor_are_not_tied_together():
+    text = MINIMAL + "evaluation: &often {every: 10, tokens: 4096}\nspectra: *often\n"
+    config = parse(text, "spectra.every=20")
+    assert (config.evaluation.every, config.spectra.every) == (10, 20)
+
+
+def test_corpora_and_tokenizers_are_chosen_by_kind():
+    text = MINIMAL + "corpus: {kind: text, paths: [a.txt]}\ntokenizer: {kind: bytes}\n"
+    config = parse(text)
+    assert config.source.corpus == TextFiles(paths=["a.txt"])
+    assert config.source.tokenizer.kind == "bytes"
+
+
+# --- what is refused -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "steps: 100",
+            "stepz: 100",
+            "mini.yaml, line 6: training.stepz: unknown key; did you mean steps?",
+        ),
+        ("training:", "trainings:", "line 5: trainings: unknown key; did you mean training?"),
+        (
+            "name: mini",
+            "name: mini\nsteps: 3",
+            "line 2: steps: unknown key; it belongs at training.steps",
+        ),
+        ("d_model: 64", "d_modle: 64", "line 2: model.d_modle: unknown key; did you mean d_model?"),
+        ("steps: 100", "steps: 100.0", "line 6: training.steps: 100.0 should be a valid integer"),
+        ("steps: 100", "steps: '100'", "training.steps: '100' should be a valid integer"),
+        ("steps: 100", "steps: true", "training.steps: True should be a valid integer"),
+        ("steps: 100", "steps:", "training.steps: nothing should be a valid integer"),
+        ("steps: 100", "steps: 0", "training.steps: 0 should be greater than or equal to 1"),
+        (
+            "1e-3",
+            "[1e-3]",
+            "should be a valid number; for several values use grid.learning_rate",
+        ),
+        ("1e-3", ".nan", "training.learning_rate: nan should be a finite number"),
+        ("gpt2", "gpt3", "model.architecture: 'gpt3' should be 'gpt2' or 'llama'"),
+        (
+            "depth: 2, ",
+            "",
+            "line 2: model.depth: is missing; give it, or the axis grid.depth",
+        ),
+        ("name: mini", "name: a/b", "line 1: name: 'a/b' should match pattern"),
+        ("[1, 2.67, 4]", "[]", "line 4: grid.width_multiplier: has no values"),
+        ("[1, 2.67, 4]", "[1, 0]", "grid.width_multiplier.1: 0 should be greater than 0"),
+        ("[1, 2.67, 4]", "[1, -2]", "grid.width_multiplier.1: -2 should be greater than 0"),
+        ("[1, 2.67, 4]", "[1, .inf]", "grid.width_multiplier.1: inf should be a finite number"),
+        ("[1, 2.67, 4]", "[1, wide]", "grid.width_multiplier.1: 'wide' should be a valid number"),
+        ("[1, 2.67, 4]", "", "grid.width_multiplier: nothing should be a valid number"),
+        ("  width_mult", "  width_mul", "line 4: grid.width_mulplier: unknown axis; did you mean"),
+        (
+            "grid:\n",
+            "grid:\n  steps: [1]\n",
+            "line 4: grid.steps: training.steps is also given, as 100; remove one",
+        ),
+        (
+            "grid:\n",
+            "grid:\n  seed: [0]\n  ffn_width: 64\n",
+            "exactly one of width_multiplier (D = multiplier x d_model) and ffn_width (D itself): "
+            "both are given",
+        ),
+        ("  width_multiplier: [1, 2.67, 4]", "  seed: [0]", "grid: needs exactly one of"),
+        ("grid:\n", "grid:\n  seed: [-1]\n", "grid.seed.0: -1 should be greater than or equal"),
+        ("grid:\n", "grid:\n  every: [1]\n", "is in several places; write evaluation.every or"),
+        ("grid:\n", "grid:\n  sites: [pre]\n", "grid.sites: is a list and cannot be an axis"),
+        (
+            "grid:\n",
+            "grid:\n  vocab_size: [512]\n",
+            "tokenizer.vocab_size is one for the whole sweep and cannot be an axis",
+        ),
+        (
+            "grid:\n",
+            "grid:\n  weight_decay: [0]\n  training.weight_decay: [1]\n",
+            "the axis weight_decay stands on the grid twice",
+        ),
+    ],
+)
+def test_a_mistake_is_named_with_its_line_key_value_and_way_out(old, new, message):
+    assert message in refused(replaced(old, new))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("hold: [none, none]", "names a budget twice"),
+        ("hold: []", "hold: [] should have at least 1 item"),
+        ("hold: memory", "hold.0: 'memory' should be 'none', 'params' or 'flops'"),
+        (
+            "spectra: {memory_mb: 2048}",
+            "spectra.memory_mb: unknown key; known are every, tokens, sites",
+        ),
+        ("spectra:", "spectra: nothing is not a mapping; its keys are every, tokens, sites"),
+        ("resources: [1]", "resources: [1] is not a mapping; its keys are workers, "),
+        ("corpus: python-source", "corpus: 'python-source' is not a mapping; its keys are kind"),
+        ("corpus: {kind: web}", "corpus.kind: 'web' should be one of python-source, text, hub"),
+        ("corpus: {paths: [a]}", "corpus.kind: nothing should be one of python-source, text, hub"),
+        ("corpus: {kind: text}", "corpus.paths: is missing"),
+        (
+            "tokenizer: {kind: bytes, vocab_size: 300}",
+            "tokenizer.vocab_size: unknown key; it belongs at tokenizer.vocab_size",
+        ),
+        ("7: 1", "7: unknown key"),
+    ],
+)
+def test_a_mistake_in_another_section_is_named_too(more, message):
+    assert message in refused(f"{MINIMAL}{more}\n")
+
+
+def test_every_mistake_is_named_at_once():
+    message = refused(replaced("steps: 100", "steps: x").replace("d_model: 64", "d_model: y"))
+    assert "model.d_model: 'y'" in message
+    assert "training.steps: 'x'" in message
+
+
+def test_explicit_widths_leave_no_room_for_a_budget():
+    text = replaced("width_multiplier: [1, 2.67, 4]", "ffn_width: [64]") + "hold: params\n"
+    assert "use grid.width_multiplier, or hold: none" in refused(text)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "just words", "3"])
+def test_a_file_that_is_no_mapping_is_refused(text):
+    assert "mini.yaml: a sweep file is a mapping of keys such as name" in refused(text)
+
+
+def test_a_file_that_is_not_there_is_bad_input(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere.yaml' cannot be read: No such file"):
+        load_sweep(tmp_path / "nowhere.yaml")
+
+
+def test_a_directory_is_bad_input(tmp_path):
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        load_sweep(tmp_path)
+
+
+def outcome(text: str) -> str:
+    try:
+        parse(text)
+    except InputError as error:
+        return str(error)
+    return "a config"
+
+
+@given(
+    key=st.sampled_from(["name", "corpus", "model", "grid", "hold", "training", "resources"]),
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text("ab", max_size=2),
+        lambda inner: (
+            st.lists(inner, max_size=2)
+            | st.dictionaries(
+                st.sampled_from(["kind", "steps", "depth", "seed", "workers", "x"]), inner, max_size=2
+            )
+        ),
+    ),
+)
+def test_no_value_of_a_section_escapes_as_anything_but_bad_input(key, value):
+    content = {"grid": {"width_multiplier": [1]}, key: value}
+    from orchestrator.strict_yaml import dump
+
+    assert outcome(dump(content)) != ""
+
+
+# --- overrides -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "where", "value"),
+    [
+        ("training.steps=7", ("training", "steps"), 7),
+        ("steps=7", ("training", "steps"), 7),
+        ("learning_rate=3e-4", ("training", "learning_rate"), 0.0003),
+        ("name=other", ("name",), "other"),
+        ("hold=[none, params]", ("hold",), ("none", "params")),
+        ("workers=2", ("resources", "workers"), 2),
+        ("micro_batch=null", ("resources", "micro_batch"), None),
+        ("spectra.sites=[pre, post]", ("spectra", "sites"), ("pre", "post")),
+        ("tolerance_nats=0.02", ("analysis", "tolerance_nats"), 0.02),
+        ("vocab_size=1024", ("tokenizer", "vocab_size"), 1024),
+    ],
+)
+def test_an_override_sets_one_key(override, where, value):
+    found = parse(MINIMAL + "tokenizer: {kind: bpe}\n", override)
+    for name in where:
+        found = getattr(found, name)
+    assert found == value
+
+
+def test_an_override_can_replace_a_whole_section():
+    assert parse(MINIMAL, "corpus={kind: text, paths: [b.txt]}").corpus == TextFiles(paths=["b.txt"])
+
+
+def test_a_bare_name_that_is_on_the_grid_means_the_axis():
+    assert parse(MINIMAL, "width_multiplier=[1, 8]").grid["width_multiplier"] == (1.0, 8.0)
+    assert parse(MINIMAL, "seed=[0, 1]", "seed=2").grid["seed"] == (2,)
+
+
+def test_an_axis_that_is_set_takes_the_place_of_the_section():
+    config = parse(MINIMAL, "grid.steps=[10, 20]")
+    assert config.grid["steps"] == (10, 20)
+    assert parse(MINIMAL, "grid.steps=[10, 20]", "training.steps=5").grid.keys() == {
+        "width_multiplier",
+        "seed",
+    }
+
+
+def test_setting_d_itself_takes_the_place_of_multipliers():
+    config = parse(MINIMAL, "ffn_width=[64, 128]")
+    assert config.grid == {"ffn_width": (64, 128), "seed": (0,)}
+
+
+def test_a_later_override_wins():
+    assert parse(MINIMAL, "steps=1", "training.steps=2").training.steps == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("steps", "--set steps: write key=value, such as training.steps=100"),
+        ("=3", "--set =3: write key=value"),
+        ("stepz=3", "--set stepz=3: unknown key stepz; did you mean steps"),
+        ("training.stepz=3", "unknown key training.stepz; did you mean training.steps"),
+        ("trainig.steps=3", "unknown key trainig.steps; did you mean training.steps"),
+        ("grid.stepz=3", "unknown key grid.stepz; did you mean grid.steps"),
+        ("every=3", "the key every is in several places; write evaluation.every or spectra.every"),
+        ("steps=x", "mini.yaml, --set steps=x: training.steps: 'x' should be a valid integer"),
+        ("steps=[1, 2]", "for several values use grid.steps"),
+        ("steps=[1", "--set steps=[1, line 1, column 3: not valid YAML"),
+        ("steps=", "--set steps=: there is nothing in it"),
+        ("grid=3", "mini.yaml, --set grid=3: grid: 3 is not a mapping"),
+        ("grid.seed=[]", "mini.yaml, --set grid.seed=[]: grid.seed: has no values"),
+    ],
+)
+def test_a_mistaken_override_is_named_as_it_was_typed(override, message):
+    assert message in refused(MINIMAL, override)

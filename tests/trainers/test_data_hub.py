@@ -1,0 +1,173 @@
+"""Data sets through the `datasets` library, on local folders; the hub itself only when away."""
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from analysis.errors import InputError
+from trainers.data.corpus import open_corpus
+from trainers.data.documents import Split
+from trainers.data.hub import pin, resolve_revision
+from trainers.data.hub_corpus import HubCorpus
+from trainers.spec import BytesTokenizer, DataSource, HubDataset, PretrainedTokenizer, PythonSource
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TEXTS = [f"document {number}" for number in range(600)]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def folder(root: Path, kind: str = "jsonl", texts: list[str] = TEXTS) -> Path:
+    root.mkdir()
+    if kind == "jsonl":
+        rows = "".join(json.dumps({"text": text, "url": "u"}) + "\n" for text in texts)
+        (root / "train.jsonl").write_text(rows)
+    else:
+        pq.write_table(pa.table({"text": texts}), root / "train.parquet")
+    return root
+
+
+def opened(path: Path, **options: object) -> HubCorpus:
+    corpus = open_corpus(HubDataset.model_validate({"dataset": str(path), **options}))
+    assert isinstance(corpus, HubCorpus)
+    return corpus
+
+
+def texts(corpus: HubCorpus, split: Split) -> list[str]:
+    return [document.text for document in corpus.documents(split)]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_local_folder_streams_in_order(tmp_path: Path, kind: str) -> None:
+    corpus = opened(folder(tmp_path / "data", kind))
+    assert [document.text for _, document in corpus.assigned()] == TEXTS
+    assert corpus.total_bytes is None
+
+
+def test_the_splits_are_whole_documents_and_about_a_tenth(tmp_path: Path) -> None:
+    corpus = opened(folder(tmp_path / "data"))
+    train, heldout = texts(corpus, "train"), texts(corpus, "heldout")
+    assert sorted(train + heldout) == sorted(TEXTS)
+    assert 30 <= len(heldout) <= 90  # 60 +- 4 standard deviations
+
+
+def test_only_as_many_documents_are_taken_as_asked(tmp_path: Path) -> None:
+    path = folder(tmp_path / "data")
+    few = opened(path, documents=20)
+    assert [document.text for _, document in few.assigned()] == TEXTS[:20]
+    assert texts(few, "heldout")
+    assert few.fingerprint != opened(path).fingerprint
+
+
+def test_a_stream_is_not_read_further_than_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    endless = ({"text": f"endless {number}"} for number in itertools.count())
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: endless)
+    documents = opened(folder(tmp_path / "data")).documents("train")
+    assert len(list(itertools.islice(documents, 1000))) == 1000
+
+
+def test_the_fingerprint_is_of_the_contents_of_a_folder(tmp_path: Path) -> None:
+    path = folder(tmp_path / "data")
+    before = opened(path).fingerprint
+    moved = Path(shutil.copytree(path, tmp_path / "elsewhere"))
+    assert opened(moved).fingerprint == before
+    (moved / "train.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    assert opened(moved).fingerprint != before
+
+
+def test_the_fingerprint_of_a_pinned_data_set_needs_no_network() -> None:
+    pinned = HubDataset(dataset="owner/name", revision=COMMIT)
+    corpus = open_corpus(pinned)
+    other = open_corpus(pinned.model_copy(update={"column": "content"}))
+    assert len(bytes.fromhex(corpus.fingerprint)) == 8
+    assert corpus.fingerprint != other.fingerprint
+
+
+def test_documents_that_are_all_alike_cannot_be_split(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the first 5 documents .* hold 1 distinct texts"):
+        texts(opened(folder(tmp_path / "data", texts=["same"] * 5)), "train")
+
+
+def test_a_wrong_column_split_or_name_is_named(tmp_path: Path) -> None:
+    path = folder(tmp_path / "data")
+    with pytest.raises(InputError, match="document 0: no column 'body'; there are text, url"):
+        texts(opened(path, column="body"), "train")
+    with pytest.raises(InputError, match=r"split 'test'.* cannot be opened: Bad split"):
+        texts(opened(path, split="test"), "train")
+    with pytest.raises(InputError, match=r"name 'other'.* cannot be opened: BuilderConfig"):
+        texts(opened(path, name="other"), "train")
+
+
+def test_a_folder_of_no_data_and_a_broken_file_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="cannot be opened"):
+        texts(opened(tmp_path / "empty"), "train")
+    path = folder(tmp_path / "data")
+    (path / "train.jsonl").write_text('{"text": "fine"}\n{"text": cut')
+    with pytest.raises(InputError, match=r"data set '.*/data'.* cannot be"):
+        texts(opened(path), "train")
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./nowhere", "a/b/c"])
+def test_a_folder_that_is_not_there_is_named(name: str) -> None:
+    with pytest.raises(InputError, match=f"corpus hub: no folder '{name}'"):
+        open_corpus(HubDataset(dataset=name))
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("kind", ["dataset", "model"])
+def test_a_hub_that_does_not_answer_is_an_input_error(kind: str) -> None:
+    with pytest.raises(InputError, match=f"{kind} 'owner/name' at revision 'main'.*OfflineMode"):
+        resolve_revision(kind, "owner/name", "main")
+
+
+# --- pinning -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub on which every branch of every repository is at the same commit."""
+
+    def info(_: object, name: str, **__: object) -> SimpleNamespace:
+        return SimpleNamespace(id=name, sha=COMMIT)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", info)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", info)
+
+
+@pytest.mark.usefixtures("hub")
+def test_pinning_resolves_hub_names_to_commits() -> None:
+    source = DataSource(
+        corpus=HubDataset(dataset="owner/name"),
+        tokenizer=PretrainedTokenizer(path="owner/model", revision="main"),
+    )
+    pinned = pin(source)
+    assert isinstance(pinned.corpus, HubDataset)
+    assert isinstance(pinned.tokenizer, PretrainedTokenizer)
+    assert pinned.corpus.revision == pinned.tokenizer.revision == COMMIT
+    assert pin(pinned) == pinned
+    assert open_corpus(source.corpus).fingerprint == open_corpus(pinned.corpus).fingerprint
+
+
+def test_pinning_leaves_local_sources_alone(tmp_path: Path) -> None:
+    local = DataSource(corpus=HubDataset(dataset=str(tmp_path)), tokenizer=BytesTokenizer())
+    assert pin(local) == local
+    assert pin(DataSource(corpus=PythonSource())) == DataSource(corpus=PythonSource())
