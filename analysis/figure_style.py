@@ -18,6 +18,7 @@ from matplotlib.ticker import (
     FuncFormatter,
     LogFormatterSciNotation,
     LogLocator,
+    MaxNLocator,
     NullFormatter,
     NullLocator,
 )
@@ -99,16 +100,20 @@ def log_ranks(axes: Axes, label: str) -> None:
     """A logarithmic y axis with round ticks, at least three. Call it when the data are drawn."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(np.arange(10, 100, 5) / 10)):
-        ticks = [m * 10.0**e for e in range(-12, 13) for m in steps]
-        shown = [tick for tick in ticks if low <= tick <= high]
-        if len(shown) >= 3:
-            break
+    shown = [tick for tick in _round_ticks((1, 2, 5)) if low <= tick <= high]
+    if len(shown) < 3:
+        shown = [tick for tick in _round_ticks((1, 1.5, 2, 3, 5, 7)) if low <= tick <= high]
+    if len(shown) < 3:
+        shown = [tick for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
     axes.yaxis.set_major_locator(FixedLocator(shown))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylabel(label)
+
+
+def _round_ticks(steps: tuple[float, ...]) -> list[float]:
+    return [step * 10.0**exponent for exponent in range(-9, 10) for step in steps]
 
 
 def tokens_axis(axes: Axes) -> None:

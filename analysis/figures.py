@@ -59,7 +59,7 @@ def exponents(recommendation: Recommendation) -> Figure | None:
     rows = [row for row in rows if any(isinstance(law, PowerLaw) for law in row[1].values())]
     if not rows:
         return None
-    figure, (axes,) = panels(size=(7.0, 1.1 + 0.42 * len(rows)))
+    figure, (axes,) = panels(size=(5.8, 1.1 + 0.42 * len(rows)))
     for place, (_, laws) in enumerate(rows):
         for (name, law), colour, shift in zip(
             laws.items(), (SOFT, HARD), (-0.13, 0.13), strict=True
@@ -90,7 +90,7 @@ def loss_optimum(verdict: GroupVerdict) -> Figure | None:
     judged = [evidence for evidence in verdict.losses if len(evidence.used)]
     if not judged:
         return None
-    figure, grid = panels(columns=len(judged))
+    figure, grid = panels(rows=len(judged))
     for axes, evidence in zip(grid, judged, strict=True):
         used, curve = evidence.used, evidence.optimum
         multipliers = evidence.planned["width_multiplier"]
@@ -177,7 +177,7 @@ def effective_dimension(verdict: GroupVerdict) -> Figure | None:
     used, growth = verdict.spectral.used, verdict.spectral.elasticity["edim"]
     if used.empty or isinstance(growth, Refusal):
         return None
-    figure, (above, below) = panels(columns=2, size=(4.4, 3.3))
+    figure, (above, below) = panels(rows=2, size=(5.2, 2.7))
     means = used.groupby("D")["edim"].median()
     above.plot(used["D"], used["edim"], "o", color=EDIM, markersize=4.5)
     above.plot(means.index, means, color=EDIM, linewidth=1.2)

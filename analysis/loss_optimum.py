@@ -254,9 +254,12 @@ def _judge(
     if point <= low and below >= CONFIDENCE:
         return "lower edge", f"the loss is lowest at the smallest width, {multiple(smallest)}"
     edges = [
-        f"{percent(share)} put it at or beyond {multiple(edge)}"
-        for share, edge in ((below, smallest), (above, largest))
-        if share >= 0.005
+        f"{percent(share)} put it at or {where}"
+        for share, where in (
+            (below, f"below {multiple(smallest)}"),
+            (above, f"above {multiple(largest)}"),
+        )
+        if share >= 0.001
     ]
     return "uncertain", (
         f"only {percent(support)} of resamples put the optimum strictly inside the grid, "

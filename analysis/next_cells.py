@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from analysis.equal_budget import BudgetEvidence
 from analysis.loss_optimum import WIDTHS_WITH_ONE_REPLICATE, LossCurve, Unfitted
-from analysis.wording import plural
+from analysis.wording import duration, flops, plural
 
 #: Replicates worth having: with fewer there is no interval over replicates.
 REPLICATES = 3
@@ -28,6 +29,17 @@ class NextCells:
     trials: int  # that do not exist yet
     flops: float  # of all of them
     seconds: float  # of one device, at the rate of the trials that have finished; NaN if none has
+
+    def to_yaml(self) -> str:
+        """As a piece of a sweep file."""
+        content = {"hold": list(self.hold), "grid": dict(self.grid)}
+        return str(yaml.safe_dump(content, default_flow_style=None, sort_keys=False, width=80))
+
+    @property
+    def cost(self) -> str:
+        """Size and time in a few words."""
+        time = duration(self.seconds) if np.isfinite(self.seconds) else "time unknown"
+        return f"{plural(self.trials, 'trial')}, {flops(self.flops)}, {time}"
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -48,7 +60,7 @@ def missing_cells(trials: pd.DataFrame, group: Mapping[str, Any], rate: float) -
     counts = missing["state"].value_counts()
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
     failed = " (failed ones with --retry-failed)" if "failed" in counts.index else ""
-    flops = float(missing["flops"].sum())
+    total = float(missing["flops"].sum())
     holds = tuple(dict.fromkeys(hold for holds in missing["holds"] for hold in holds))
     return [
         NextCells(
@@ -57,8 +69,8 @@ def missing_cells(trials: pd.DataFrame, group: Mapping[str, Any], rate: float) -
             holds,
             _grid(group, _typed(missing), sorted({int(r) for r in missing["replicate"]})),
             len(missing),
-            flops,
-            flops * rate,
+            total,
+            total * rate,
         )
     ]
 
@@ -180,9 +192,9 @@ def _priced(
         each = np.polyval(line, widths)
     else:
         each = np.full(len(widths), known["flops"].mean())
-    flops = float(np.sum(each)) * len(seeds)
+    total = float(np.sum(each)) * len(seeds)
     trials = prod(len(values) for values in grid.values())
-    return NextCells(why, hold, grid, trials, flops, flops * rate)
+    return NextCells(why, hold, grid, trials, total, total * rate)
 
 
 def _typed(trials: pd.DataFrame) -> list[float]:

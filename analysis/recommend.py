@@ -4,6 +4,7 @@ A group is one combination of every axis but the width and the replicate. The lo
 budget decides; the spectra explain, and may agree or not. Pure: no I/O.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -49,6 +50,16 @@ class GroupVerdict:
         """The budget that decides, if any was held equal."""
         return self.losses[0] if self.losses else None
 
+    @property
+    def slug(self) -> str:
+        """The label as part of a file's name."""
+        return re.sub(r"[^A-Za-z0-9.]+", "-", self.label).strip("-")
+
+    @property
+    def alternatives(self) -> list[dict[str, Any]]:
+        """Every width of the deciding budget, from the narrowest, with what it costs in loss."""
+        return [] if self.deciding is None else _alternatives(self.deciding)
+
     def to_dict(self) -> dict[str, Any]:
         """As in recommendation.json."""
         return {
@@ -58,7 +69,7 @@ class GroupVerdict:
             "width_multiplier": self.width_multiplier,
             "interval": self.interval,
             "rule": self.rule,
-            "alternatives": [] if self.deciding is None else _alternatives(self.deciding),
+            "alternatives": self.alternatives,
             "evidence": _evidence(self),
             "caveats": list(self.caveats),
             "run_next": [cells.to_dict() for cells in self.run_next],
@@ -78,7 +89,7 @@ class Recommendation:
 
 
 def recommend(tables: SweepTables) -> Recommendation:
-    """Judge every group of a sweep, in the order of its grid."""
+    """Judge every group of a sweep, sorted by their axes."""
     analysis = tables.config.get("analysis") or {}
     tolerance = float(analysis.get("tolerance_nats") or TOLERANCE_NATS)
     rate = next_cells.seconds_per_flop(tables.trials)
@@ -182,7 +193,6 @@ def _why_refused(evidence: BudgetEvidence | None) -> str:
 
 
 def _alternatives(evidence: BudgetEvidence) -> list[dict[str, Any]]:
-    """Every width of the deciding half, from the narrowest, with what it costs in loss."""
     curve = evidence.optimum
     if isinstance(curve, Unfitted):
         return []

@@ -66,6 +66,7 @@ class SweepTables:
     spectra: pd.DataFrame
     curves: pd.DataFrame
     eigenvalues: pd.DataFrame
+    versions: Mapping[str, Mapping[str, Any]]  # library versions by their digest in `trials`
 
     def of(self, frame: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
         """The rows of `spectra`, `curves` or `eigenvalues` that belong to these trials."""
@@ -82,14 +83,19 @@ def load_sweep(sweep: Storage) -> SweepTables:
     axes = _axes(cells)
     last = int(_section(config, "analysis").get("aggregate_last") or AGGREGATE_LAST)
     rows, spectra, curves, eigenvalues = [], [], [], []
+    versions = {}
     for cell in cells:
         trial = sweep.child(f"trials/{cell['id']}")
-        snapshots = _records(trial, SPECTRA, cell["id"])
+        result = _json(trial, records.RESULT)
+        snapshots = _records(trial, SPECTRA, cell["id"], result)
         light = snapshots.drop_columns(list(_HEAVY))
-        rows.append(_trial_row(trial, cell, axes) | summarise(light.to_pandas(), last))
+        row = _trial_row(trial, cell, axes, result or {})
+        rows.append(row | summarise(light.to_pandas(), last))
         spectra.append(light)
         eigenvalues.append(_last_eigenvalues(snapshots))
-        curves.append(_records(trial, METRICS, cell["id"]))
+        curves.append(_records(trial, METRICS, cell["id"], result))
+        if row["versions"] is not None:
+            versions[row["versions"]] = _section(result or {}, "versions")
     trials = pd.DataFrame(rows)
     trials["base_d_model"] = _base_d_model(trials, _section(config, "grid"))
     group_axes = [axes[name] for name in axes if name not in WITHIN_GROUP]
@@ -104,6 +110,7 @@ def load_sweep(sweep: Storage) -> SweepTables:
         spectra=pa.concat_tables(spectra).to_pandas(),
         curves=pa.concat_tables(curves).to_pandas(),
         eigenvalues=pa.concat_tables(eigenvalues).to_pandas(),
+        versions=versions,
     )
 
 
@@ -202,9 +209,10 @@ def _clusters(values: pd.Series) -> list[list[Any]]:
 # --- a trial -------------------------------------------------------------------------------
 
 
-def _trial_row(trial: Storage, cell: Mapping[str, Any], axes: Mapping[str, str]) -> dict[str, Any]:
+def _trial_row(
+    trial: Storage, cell: Mapping[str, Any], axes: Mapping[str, str], result: Mapping[str, Any]
+) -> dict[str, Any]:
     given = cell["axes"]
-    result = _json(trial, records.RESULT) or {}
     failure = _json(trial, records.FAILURE) or {}
     state, reason = _state(trial, result, failure)
     final, seconds = _section(result, "final"), _section(result, "seconds")
@@ -258,9 +266,10 @@ def _last_eigenvalues(snapshots: pa.Table) -> pa.Table:
     return last.select(["id", "step", "layer", "D", "method", "eigenvalues"])
 
 
-def _records(trial: Storage, table: str, trial_id: str) -> pa.Table:
+def _records(
+    trial: Storage, table: str, trial_id: str, result: Mapping[str, Any] | None
+) -> pa.Table:
     """A trial's table, its id in the first column; empty where the trial has none."""
-    result = _json(trial, records.RESULT)
     if result is not None and not isinstance(result.get("records"), Mapping):
         logger.warning("%s names no records; it enters with its result only", trial.url)
         rows = records.SCHEMAS[table].empty_table()

@@ -32,26 +32,34 @@ def interval(bounds: Interval | None, digits: int = 2) -> str:
     return "unknown" if bounds is None else f"{bounds[0]:.{digits}f} to {bounds[1]:.{digits}f}"
 
 
+def bracketed(bounds: Interval, digits: int = 2) -> str:
+    """Bounds of an interval in a table: `[0.41, 0.55]`."""
+    return f"[{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]"
+
+
 def plural(number: int, noun: str) -> str:
     """A number of things: `1 trial`, `3 trials`."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def large(number: float) -> str:
-    """A large number with a suffix: `98.3k`, `1.34B`; above that in powers of ten."""
+    """A large count with a suffix: `98.3k`, `1.34B`."""
     if not np.isfinite(number):
         return "unknown"
-    for limit, suffix in ((1e3, ""), (1e6, "k"), (1e9, "M"), (1e12, "B")):
+    for limit, suffix in ((1e3, ""), (1e6, "k"), (1e9, "M")):
         if abs(number) < 0.9995 * limit:
             return f"{number / limit * 1e3:.3g}{suffix}"
-    mantissa, _, exponent = f"{number:.2e}".partition("e")
-    return f"{mantissa}e{int(exponent)}"
+    return f"{number / 1e9:.4g}B"
+
+
+def flops(number: float) -> str:
+    """Floating-point operations: `2.0e13 FLOPs`."""
+    mantissa, _, exponent = f"{number:.1e}".partition("e")
+    return f"{mantissa}e{int(exponent)} FLOPs"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as one rounded quantity: `45 s`, `12 min`, `3.4 h`."""
-    if not np.isfinite(seconds):
-        return "unknown time"
+    """Finite seconds as one rounded quantity: `45 s`, `12 min`, `3.4 h`."""
     for limit, size, unit in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h")):
         if seconds < limit:
             value = seconds / size

@@ -10,7 +10,7 @@ from typing import Any
 
 from analysis.errors import InputError
 from analysis.storage import Storage, open_storage
-from orchestrator.trainable import DRIVER_CPUS, resources, run_trial, worker_resources
+from orchestrator.trainable import resources, run_trial, worker_resources
 from trainers.spec import TrialSpec
 
 #: Ray is told before it is imported. Without these, Tune writes its own logs of every trial,
@@ -72,8 +72,8 @@ def trials_at_once(
     """
     most = 0
     for spec in trials:
-        worker = worker_resources(spec)
-        fitting = slots(_less_drivers(nodes, spec), worker)
+        worker = {**worker_resources(spec), "CPU": float(spec.layout.cpus_per_worker)}
+        fitting = slots(nodes, worker)
         if fitting < spec.layout.workers:
             have = {name: sum(node.get(name, 0) for node in nodes) for name in worker}
             raise InputError(
@@ -84,14 +84,6 @@ def trials_at_once(
             )
         most = max(most, fitting // spec.layout.workers)
     return min(most, limit) if limit else most
-
-
-def _less_drivers(nodes: Sequence[dict[str, float]], spec: TrialSpec) -> list[dict[str, float]]:
-    """The nodes as workers find them when a driver of several workers sits on the first."""
-    if spec.layout.workers == 1:
-        return list(nodes)
-    first, *others = nodes
-    return [{**first, "CPU": first.get("CPU", 0) - DRIVER_CPUS}, *others]
 
 
 def _amounts(resources: dict[str, float]) -> str:

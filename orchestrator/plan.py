@@ -207,8 +207,10 @@ def _widths_by_group(trials: list[PlannedTrial], hold: str) -> list[set[tuple[An
     groups: dict[str, set[tuple[Any, ...]]] = {}
     for trial in trials:
         if hold in trial.holds:
-            key = repr([v for k, v in trial.axes.items() if k not in WIDTH_AND_SEED])
             model = trial.spec.model
+            # The head count tells sizes apart where d_model is an axis: a budget keeps it.
+            axes = [v for k, v in trial.axes.items() if k not in WIDTH_AND_SEED]
+            key = repr([*axes, model.heads])
             groups.setdefault(key, set()).add((model.d_model, model.ffn_widths))
     return list(groups.values()) or [set()]
 

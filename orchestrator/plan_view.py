@@ -38,26 +38,35 @@ def _group(row: PlanRow) -> dict[str, Any]:
 
 def _rows(plan: Plan) -> list[Text]:
     """One line a trial, aligned over all groups; what all trials share is said once."""
-    groups = [_group(row) for row in plan.rows]
+    facts = [
+        _group(row)
+        | {
+            "seed": row.trial.axes["seed"],
+            "tokens": f"{row.tokens:,}",
+            "workers": row.workers,
+        }
+        for row in plan.rows
+    ]
     common = {
-        axis: value for axis, value in groups[0].items() if all(g[axis] == value for g in groups)
+        fact: value for fact, value in facts[0].items() if all(f[fact] == value for f in facts)
     }
-    shared = {"tokens": {f"{row.tokens:,}" for row in plan.rows}} | {
-        "workers": {str(row.workers) for row in plan.rows}
-    }
-    said = common | {name: values.pop() for name, values in shared.items() if len(values) == 1}
+
+    def different(row: PlanRow) -> dict[str, Any]:
+        return {axis: value for axis, value in _group(row).items() if axis not in common}
 
     def place(row: PlanRow) -> tuple[Any, ...]:
-        axes, model = row.trial.axes, row.trial.spec.model
-        group = [value for axis, value in _group(row).items() if axis not in common]
-        width = sum(model.ffn_widths) / model.d_model
-        return (*group, "none" not in row.trial.holds, width, axes["seed"])
+        width = sum(row.trial.spec.model.ffn_widths) / row.trial.spec.model.d_model
+        not_none = "none" not in row.trial.holds
+        return (*different(row).values(), not_none, width, row.trial.axes["seed"])
 
     ordered = sorted(plan.rows, key=place)
-    cells = {row.trial.id: _columns(row) for row in ordered}
+    cells = {
+        row.trial.id: {name: text for name, text in _columns(row).items() if name not in common}
+        for row in ordered
+    }
     widths = {
         name: max(len(name), *(len(columns[name]) for columns in cells.values()))
-        for name in next(iter(cells.values()))
+        for name in cells[ordered[0].trial.id]
     }
 
     def line(columns: dict[str, str], style: str = "") -> Text:
@@ -67,11 +76,10 @@ def _rows(plan: Plan) -> list[Text]:
         )
         return Text(" ".join(aligned), style)
 
-    lines = [Text("every trial: " + _named(said)), line({name: name for name in widths}, "bold")]
-    for group, rows in groupby(ordered, key=_group):
-        different = {axis: value for axis, value in group.items() if axis not in common}
-        if different:
-            lines.append(Text(_named(different), style="italic"))
+    lines = [Text(f"every trial: {_named(common)}"), line({name: name for name in widths}, "bold")]
+    for group, rows in groupby(ordered, key=different):
+        if group:
+            lines.append(Text(_named(group), style="italic"))
         lines += [line(cells[row.trial.id]) for row in rows]
     return lines
 
@@ -83,7 +91,7 @@ def _columns(row: PlanRow) -> dict[str, str]:
         "hold": "+".join(row.trial.holds),
         "seed": str(axes["seed"]),
         "asked": f"{axes['width_multiplier']:.4g}",
-        "D/d": f"{sum(model.ffn_widths) / model.depth / model.d_model:.3g}",
+        "D/d": f"{sum(model.ffn_widths) / model.depth / model.d_model:.4g}",
         "d_model": str(model.d_model),
         "D": _value(axes["D"]),
         "N": _scaled(row.parameters.non_embedding),
@@ -160,10 +168,10 @@ def _bytes(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours and minutes."""
+    """A time to about two digits: 43 s, 12 min, 2.2 h."""
     whole = round(seconds)
     if whole < 120:
         return f"{whole} s"
     if whole < 7200:
         return f"{round(whole / 60)} min"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{seconds / 3600:.1f} h"

@@ -6,6 +6,7 @@ out of range is an `InputError` that names the file, the line, the key, the valu
 allowed.
 """
 
+import re
 import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -112,7 +113,9 @@ def _override(file: _File, text: str) -> None:
     value = strict_yaml.read(value, place).content
     path = _override_path(file, key.strip(), place)
     grid = file.content.setdefault("grid", {})
-    if path[0] == "grid":
+    if len(path) == 1:
+        file.content[path[0]] = value
+    elif path[0] == "grid":
         axis = path[1]
         _take_off_grid(grid, axis)
         if axis in ("width_multiplier", "ffn_width"):  # two ways of saying D
@@ -121,8 +124,6 @@ def _override(file: _File, text: str) -> None:
             section, field = AXES[axis]
             file.content.get(section, {}).pop(field, None)
         grid[axis] = value
-    elif len(path) == 1:
-        file.content[path[0]] = value
     else:
         _take_off_grid(grid, AXIS_OF.get((path[0], path[1])))
         file.content.setdefault(path[0], {})[path[1]] = value
@@ -201,7 +202,7 @@ def _spread_grid(file: _File) -> None:
 
 def _not_an_axis(key: object) -> str:
     section, _, field = str(key).rpartition(".")
-    if field in keys_of("spectra") and section in ("", "spectra") and field == "sites":
+    if key in ("sites", "spectra.sites"):
         return "is a list and cannot be an axis; give spectra.sites"
     for name in ("corpus", "tokenizer", "resources", "analysis"):
         if field in keys_of(name) and section in ("", name):
@@ -243,8 +244,10 @@ def _explained_one(file: _File, item: dict[str, Any]) -> InputError:
     axis = AXIS_OF.get((section, str(key)))
     if item["type"] == "extra_forbidden":
         kind = file.content[section].get("kind")
-        hint = _elsewhere(key) or _nearest(key, keys_of(section, kind))
-        return file.error(path, f"unknown key; {hint}")
+        known = keys_of(section, kind)
+        if key in keys_of(section):
+            return file.error(path, f"kind {kind} has no such key; known are {', '.join(known)}")
+        return file.error(path, f"unknown key; {_elsewhere(key) or _nearest(key, known)}")
     if item["type"] == "missing":
         return file.error(
             path, f"is missing; give it, or the axis grid.{axis}" if axis else "is missing"
@@ -263,7 +266,7 @@ def _wrong(item: Any) -> str:
     message = str(item["msg"])
     if item["type"] == "value_error":
         return message.removeprefix("Value error, ")
-    return f"{_short(item['input'])} {message.removeprefix('Input ')}"
+    return f"{_short(item['input'])} {re.sub(r'^[A-Z][a-z]+ (?=should)', '', message)}"
 
 
 def _short(value: object) -> str:

@@ -41,6 +41,13 @@ CLIENT_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
+#: Without the kind, MLflow's pages open in their form for language model applications.
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": "How wide should the feed-forward network be? A parent run is a sweep "
+    "and holds its report; the runs below it are its trials.",
+}
+
 #: HTTP status of answers about the thing asked for; any other error is the server's own state.
 REFUSALS = (400, 404)
 
@@ -168,7 +175,9 @@ class Tracking:
                 self._experiment = (
                     found.experiment_id
                     if found
-                    else self._client.create_experiment(experiment, _artifact_location(uri))
+                    else self._client.create_experiment(
+                        experiment, _artifact_location(uri), EXPERIMENT_TAGS
+                    )
                 )
         except RefusedError as refusal:  # not an answer about a run: wrong address, no permission
             raise ServerAwayError(str(refusal)) from refusal

@@ -13,7 +13,8 @@ from trainers.spec import TrialSpec, parse_spec
 #: An object of this name in a sweep's directory asks its driver to stop.
 STOP_SWEEP = "stop-request.json"
 
-#: What a driver of a trial of several workers holds itself: it only waits.
+#: What the driver of a trial of several workers holds: it only waits, but Ray places nothing
+#: that holds nothing. Its workers leave it this much, so that two of one CPU fit on two CPUs.
 DRIVER_CPUS = 0.01
 
 
@@ -40,7 +41,8 @@ def resources(spec: TrialSpec) -> dict[str, float]:
 
 def worker_resources(spec: TrialSpec) -> dict[str, float]:
     """What one worker of a trial holds."""
-    needed = {"CPU": float(spec.layout.cpus_per_worker)}
+    layout = spec.layout
+    needed = {"CPU": layout.cpus_per_worker - (DRIVER_CPUS if layout.workers > 1 else 0.0)}
     if spec.layout.device == "cuda":
         needed["GPU"] = 1.0
     return needed

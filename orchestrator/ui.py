@@ -2,8 +2,8 @@
 
 import os
 import socket
-import subprocess
 import sys
+from typing import NoReturn
 
 from analysis.errors import InputError
 from analysis.storage import Storage
@@ -16,8 +16,8 @@ DEFAULT_PORT = 5000
 SERVER_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
-def open_ui(storage: Storage, port: int = DEFAULT_PORT) -> int:
-    """Serve the storage's embedded MLflow database until interrupted; returns the exit code.
+def open_ui(storage: Storage, port: int = DEFAULT_PORT) -> NoReturn:
+    """Become the MLflow server of the storage's embedded database, until interrupted.
 
     Takes a free port if `port` is in use. MLflow's own middleware refuses other host names and
     origins. Raises InputError where the storage has no MLflow database.
@@ -25,13 +25,8 @@ def open_ui(storage: Storage, port: int = DEFAULT_PORT) -> int:
     command, url = server_command(storage, port)
     print(f"MLflow on {storage.url}: {url} (Ctrl-C ends it)", flush=True)
     environment = {**os.environ, **CLIENT_ENVIRONMENT, **SERVER_ENVIRONMENT}
-    with subprocess.Popen(command, env=environment) as server:
-        try:
-            return server.wait()
-        except KeyboardInterrupt:  # the terminal has interrupted the server too
-            return server.wait()
-        finally:
-            server.terminate()
+    # Not a child: every signal reaches the server, and none can leave it behind.
+    os.execve(command[0], command, environment)
 
 
 def server_command(storage: Storage, port: int) -> tuple[list[str], str]:

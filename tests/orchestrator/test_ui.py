@@ -44,7 +44,7 @@ def test_the_server_is_bound_to_loopback_on_this_storage(tmp_path: Path) -> None
 def test_the_page_answers_and_an_interrupt_ends_it(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").touch()  # the server makes the schema of an empty file
     serve = "import sys; from analysis.storage import open_storage; import orchestrator.ui as ui; "
-    serve += "sys.exit(ui.open_ui(open_storage(sys.argv[1]), 0))"
+    serve += "ui.open_ui(open_storage(sys.argv[1]), 0)"
     with subprocess.Popen(
         [sys.executable, "-c", serve, str(tmp_path)],
         stdout=subprocess.PIPE,

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# A sweep in one Slurm allocation: the first node is the Ray head and the driver.
+#   sbatch cluster/slurm.sh SWEEP.yaml [more arguments of `widthlab run`]
+# Resubmitting the same line continues the sweep: what is finished is not trained again.
+#SBATCH --job-name=widthlab
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=16
+#SBATCH --gpus-per-node=8
+#SBATCH --time=12:00:00
+#SBATCH --signal=B:TERM@120
+set -euo pipefail
+
+storage=${WIDTHLAB_STORAGE:-$PWD/widthlab-runs}  # on a file system that every node mounts
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${nodes[0]}
+port=$((20000 + SLURM_JOB_ID % 20000))
+
+srun --nodes=1 --ntasks=1 --nodelist="$head" --overlap \
+  ray start --head --node-ip-address="$head" --port="$port" --block &
+sleep 15
+if ((${#nodes[@]} > 1)); then
+  srun --nodes=$((${#nodes[@]} - 1)) --ntasks=$((${#nodes[@]} - 1)) --exclude="$head" --overlap \
+    ray start --address="$head:$port" --block &
+  sleep 15
+fi
+
+# TERM reaches the driver two minutes before the end: running trials write a checkpoint.
+widthlab run "$@" --address "$head:$port" --storage "$storage" &
+driver=$!
+trap 'kill -TERM "$driver"; wait "$driver"' TERM
+wait "$driver"

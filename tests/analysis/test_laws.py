@@ -1,0 +1,197 @@
+"""Claims about rank laws: planted exponents are found, and their intervals are honest."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from analysis.laws import (
+    LocalElasticity,
+    PowerLaw,
+    Refusal,
+    fit_asymmetry,
+    fit_power_law,
+    is_shown,
+    local_elasticity,
+)
+
+WIDTHS = np.array([64.0, 96, 128, 168, 256, 344, 512])
+
+
+def fitted(found: PowerLaw | Refusal) -> PowerLaw:
+    assert isinstance(found, PowerLaw)
+    return found
+
+
+def study(
+    replicates: int, scatter: float, noise: float, rng: np.random.Generator, beta: float = 0.6
+) -> tuple[np.ndarray, ...]:
+    """D, rank, replicate: scatter of whole widths about the law, and noise of single runs."""
+    x = np.repeat(WIDTHS, replicates)
+    r = np.tile(np.arange(replicates), len(WIDTHS))
+    wobble = np.repeat(scatter * rng.standard_normal(len(WIDTHS)), replicates)
+    luck = 0.05 * rng.standard_normal(replicates)[r]
+    log_y = 0.3 + beta * np.log(x) + wobble + luck + noise * rng.standard_normal(len(x))
+    return x, np.exp(log_y), r
+
+
+@given(st.floats(-2, 2), st.floats(-5, 5))
+def test_an_exact_law_is_recovered(beta: float, intercept: float) -> None:
+    found = fitted(fit_power_law(WIDTHS, np.exp(intercept) * WIDTHS**beta))
+    assert found.beta == pytest.approx(beta, abs=1e-9)
+    assert found.intercept == pytest.approx(intercept, abs=1e-8)
+    low, high = found.beta_interval
+    assert high - low < 1e-6
+
+
+@given(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
+def test_the_exponent_does_not_depend_on_units(x_unit: float, y_unit: float) -> None:
+    x, y, r = study(2, 0.05, 0.05, np.random.default_rng(0))
+    one, other = fitted(fit_power_law(x, y, r)), fitted(fit_power_law(x * x_unit, y * y_unit, r))
+    assert other.beta == pytest.approx(one.beta, rel=1e-6)
+    assert other.beta_interval == pytest.approx(one.beta_interval, rel=1e-6)
+
+
+def test_one_replicate_agrees_with_linear_regression() -> None:
+    x, y, _ = study(1, 0.1, 0.05, np.random.default_rng(3))
+    found = fitted(fit_power_law(x, y))
+    reference = stats.linregress(np.log(x), np.log(y))
+    half = stats.t.ppf(0.95, len(x) - 2)
+    assert found.beta == pytest.approx(reference.slope)
+    assert found.r_squared == pytest.approx(reference.rvalue**2)
+    assert found.beta_interval[1] - found.beta == pytest.approx(half * reference.stderr)
+    assert found.intercept_interval[1] - found.intercept == pytest.approx(
+        half * reference.intercept_stderr
+    )
+    assert found.interval_method == "Student-t over 7 width means"
+    assert found.lack_of_fit_p is None
+
+
+@pytest.mark.parametrize(("replicates", "scatter"), [(1, 0.0), (1, 0.1), (3, 0.1), (3, 0.0)])
+def test_nine_of_ten_intervals_cover_the_planted_exponent(replicates: int, scatter: float) -> None:
+    rng = np.random.default_rng(11)
+    studies = 300
+    covered = 0
+    for _ in range(studies):
+        low, high = fitted(fit_power_law(*study(replicates, scatter, 0.03, rng))).beta_interval
+        covered += low <= 0.6 <= high
+    # Three standard deviations of a binomial below 90 %. Where the wider of two intervals is
+    # taken and widths do not scatter, more than 90 % may be covered, never less.
+    assert covered / studies > 0.90 - 3 * np.sqrt(0.09 / studies)
+    if scatter > 0:
+        assert covered / studies < 0.90 + 3 * np.sqrt(0.09 / studies)
+
+
+def test_the_wider_interval_is_reported_and_named() -> None:
+    slopes = [0.2, 0.6, 1.0]  # replicates that disagree, about a perfect mean
+    x = np.repeat(WIDTHS, 3)
+    r = np.tile([0, 1, 2], len(WIDTHS))
+    found = fitted(fit_power_law(x, x ** np.asarray(slopes)[r], r))
+    assert found.interval_method == "Student-t over the exponents of 3 replicates"
+    half = stats.t.ppf(0.95, 2) * np.std(slopes, ddof=1) / np.sqrt(3)
+    assert found.beta_interval == pytest.approx((0.6 - half, 0.6 + half))
+
+
+def test_lack_of_fit_is_silent_on_a_law_and_loud_on_a_bend() -> None:
+    rng = np.random.default_rng(5)
+    on_law = [fitted(fit_power_law(*study(3, 0.0, 0.03, rng))).lack_of_fit_p for _ in range(300)]
+    # p-values of a true null are uniform.
+    assert stats.kstest(np.asarray(on_law, float), "uniform").pvalue > 0.01
+    x, y, r = study(3, 0.0, 0.03, rng)
+    bent = fitted(fit_power_law(x, y * np.exp(-0.3 * np.log(x / 180) ** 2), r))
+    assert bent.lack_of_fit_p is not None
+    assert bent.lack_of_fit_p < 1e-6
+
+
+def test_the_asymmetry_is_the_difference_of_the_exponents_with_an_interval_of_its_own() -> None:
+    rng = np.random.default_rng(7)
+    x, soft, r = study(1, 0.1, 0.0, rng, beta=0.7)
+    hard = soft * x**-0.25 * np.exp(0.01 * rng.standard_normal(len(x)))  # the same luck in both
+    gap = fitted(fit_asymmetry(x, soft, hard, r))
+    difference = fitted(fit_power_law(x, soft)).beta - fitted(fit_power_law(x, hard)).beta
+    assert gap.beta == pytest.approx(difference)
+    assert gap.beta_interval[0] < 0.25 < gap.beta_interval[1]
+    own = fitted(fit_power_law(x, soft)).beta_interval
+    assert gap.beta_interval[1] - gap.beta_interval[0] < 0.5 * (own[1] - own[0])
+    assert is_shown(gap)
+
+
+def test_a_gap_of_zero_is_shown_in_no_more_than_one_study_of_ten() -> None:
+    rng = np.random.default_rng(9)
+    shown = 0
+    for _ in range(300):
+        x, soft, r = study(1, 0.0, 0.05, rng)
+        hard = soft / 2 * np.exp(0.05 * rng.standard_normal(len(x)))
+        shown += is_shown(fitted(fit_asymmetry(x, soft, hard, r)))
+    assert shown / 300 < 0.1 + 3 * np.sqrt(0.09 / 300)
+
+
+def test_points_without_a_logarithm_are_left_out_and_counted() -> None:
+    x = [*WIDTHS, 700.0, 800.0, 900.0]
+    y = [*(WIDTHS**0.5), np.nan, 0.0, -1.0]
+    found = fitted(fit_power_law(x, y))
+    assert found.beta == pytest.approx(0.5)
+    assert found.excluded == {"not finite": 1, "not positive": 2}
+    assert found.x_range == (64, 512)
+
+
+def test_two_widths_are_refused_with_the_number_there_is() -> None:
+    found = fit_power_law([64, 64, 128], [1.0, 2.0, 3.0], [0, 1, 0])
+    assert isinstance(found, Refusal)
+    assert "at least 3 widths and there are 2" in found.reason
+
+
+def test_no_points_at_all_are_refused() -> None:
+    assert isinstance(fit_power_law([], []), Refusal)
+    assert isinstance(local_elasticity([], []), Refusal)
+
+
+def test_the_band_is_narrowest_in_the_middle_and_holds_the_law() -> None:
+    found = fitted(fit_power_law(*study(1, 0.05, 0.05, np.random.default_rng(2))))
+    middle = np.exp(np.log(WIDTHS).mean())
+    low, high = found.band([64, middle, 512])
+    ratio = high / low
+    assert ratio[1] < ratio[0]
+    assert ratio[1] < ratio[2]
+    assert np.all(
+        (low < found.predict([64, middle, 512])) & (found.predict([64, middle, 512]) < high)
+    )
+
+
+def test_a_power_law_has_the_same_elasticity_everywhere() -> None:
+    found = local_elasticity(WIDTHS, 3 * WIDTHS**0.4)
+    assert isinstance(found, LocalElasticity)
+    assert [step.value for step in found.steps] == pytest.approx([0.4] * 6)
+    assert found.top.value == pytest.approx(0.4)
+    assert (found.steps[0].low, found.steps[-1].high) == pytest.approx((64, 512))
+
+
+def test_the_elasticity_at_the_top_is_the_slope_there() -> None:
+    def rank(d: np.ndarray) -> np.ndarray:
+        return np.exp(2 + 0.9 * np.log(d / 64) - 0.2 * np.log(d / 64) ** 2)
+
+    found = local_elasticity(WIDTHS, rank(WIDTHS))
+    assert isinstance(found, LocalElasticity)
+    assert found.top.value == pytest.approx(0.9 - 0.4 * np.log(8))
+
+
+@pytest.mark.parametrize("replicates", [1, 3])
+def test_intervals_of_the_elasticity_cover_it(replicates: int) -> None:
+    rng = np.random.default_rng(21)
+    covered = total = 0
+    for _ in range(150):
+        found = local_elasticity(*study(replicates, 0.0, 0.03, rng))
+        assert isinstance(found, LocalElasticity)
+        for step in (*found.steps, found.top):
+            assert step.interval is not None
+            covered += step.interval[0] <= 0.6 <= step.interval[1]
+            total += 1
+    assert covered / total == pytest.approx(0.90, abs=0.04)
+
+
+def test_too_few_widths_with_one_replicate_give_an_elasticity_without_interval() -> None:
+    found = local_elasticity(WIDTHS[:4], WIDTHS[:4] ** 0.5)
+    assert isinstance(found, LocalElasticity)
+    assert found.noise_from is None
+    assert all(step.interval is None for step in found.steps)

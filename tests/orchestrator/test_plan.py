@@ -1,0 +1,279 @@
+"""A plan: what a sweep costs, what it cannot answer, and the file that says what it came to."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from rich.console import Console
+
+from analysis.errors import InputError
+from orchestrator.grid import expand
+from orchestrator.plan import (
+    DEFAULT_RATES,
+    START_SECONDS,
+    Plan,
+    check_fits,
+    make_plan,
+    plan_json,
+    resolved_yaml,
+)
+from orchestrator.plan_view import duration, render_plan
+from orchestrator.sweep import SweepConfig, parse_sweep
+from trainers.accounting import parameters, training_flops_per_token, training_memory_bytes
+from trainers.spec import SEMANTICS_VERSION, DataSpec
+
+DATA = DataSpec(corpus_fingerprint="0123456789abcdef", tokenizer_hash="fedcba9876543210")
+
+#: Nothing to warn of.
+SOUND = """\
+name: mini
+model: {architecture: gpt2, depth: 2, d_model: 64, head_dim: 16, context: 64}
+grid:
+  norm: [pre, post]
+  width_multiplier: [1, 1.5, 2.67, 4, 5.33, 8]
+hold: [none, params]
+training: {steps: 100, batch_tokens: 2048, learning_rate: 1e-3}
+spectra: {every: 20}
+"""
+
+
+def config(*overrides: str, text: str = SOUND) -> SweepConfig:
+    return parse_sweep(text, "mini.yaml", overrides)
+
+
+def plan(*overrides: str, rate: float | None = None) -> Plan:
+    chosen = config(*overrides)
+    return make_plan(chosen, expand(chosen, DATA, 512), rate)
+
+
+def rendered(shown: Plan, width: int = 80) -> str:
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(render_plan(shown))
+    return capture.get()
+
+
+# --- cost ----------------------------------------------------------------------------------
+
+
+def test_the_json_has_what_the_contract_says():
+    found = json.loads(json.dumps(plan_json(plan())))
+    assert found.keys() >= {"sweep", "trials", "dropped", "merged", "warnings", "totals"}
+    assert found["sweep"] == "mini"
+    assert len(found["trials"]) == 22
+    for trial in found["trials"]:
+        assert trial.keys() == {
+            "id",
+            "holds",
+            "axes",
+            "parameters",
+            "flops_per_token",
+            "tokens",
+            "memory_bytes",
+            "workers",
+            "seconds",
+        }
+        assert trial["parameters"].keys() == {
+            "total",
+            "non_embedding",
+            "embedding",
+            "head",
+            "attention",
+            "ffn",
+            "norm",
+        }
+    assert found["totals"].keys() == {"trials", "flops", "device_hours", "energy_kwh", "cost"}
+
+
+def test_a_row_costs_what_the_accounting_says():
+    row = plan("resources.workers=2").rows[0]
+    spec = row.trial.spec
+    assert row.parameters == parameters(spec.model)
+    assert row.flops_per_token == training_flops_per_token(spec.model)
+    assert row.memory_bytes == training_memory_bytes(spec)
+    assert row.tokens == 100 * 2048
+    assert row.workers == 2
+    assert row.flops == row.trial.flops == row.flops_per_token * row.tokens
+
+
+def test_totals_are_sums():
+    found = plan("workers=2", "watts_per_worker=300", "price_per_device_hour=2")
+    hours = sum(row.seconds for row in found.rows) * 2 / 3600
+    assert found.totals.trials == len(found.rows)
+    assert found.totals.flops == sum(row.flops for row in found.rows)
+    assert found.totals.device_hours == pytest.approx(hours)
+    assert found.totals.energy_kwh == pytest.approx(hours * 0.3)
+    assert found.totals.cost == pytest.approx(hours * 2)
+
+
+def test_energy_and_cost_are_unknown_where_no_rate_is_given():
+    assert (plan().totals.energy_kwh, plan().totals.cost) == (None, None)
+
+
+def test_a_measured_rate_takes_the_place_of_the_default():
+    assumed, measured = plan(), plan(rate=4 * DEFAULT_RATES["cpu"])
+    assert (assumed.rate, assumed.rate_measured) == (DEFAULT_RATES["cpu"], False)
+    assert measured.rate_measured
+    slow, fast = assumed.rows[0].seconds - START_SECONDS, measured.rows[0].seconds - START_SECONDS
+    assert slow == pytest.approx(4 * fast)
+
+
+def test_measuring_costs_time_too():
+    assert plan("evaluation.every=1").rows[0].seconds > plan().rows[0].seconds
+    assert plan("spectra.every=1").rows[0].seconds > plan().rows[0].seconds
+
+
+def test_more_workers_take_less_time_for_the_same_work():
+    one, two = plan().rows[0], plan("workers=2").rows[0]
+    assert two.seconds - START_SECONDS == pytest.approx((one.seconds - START_SECONDS) / 2)
+    assert one.flops == two.flops
+
+
+# --- what the sweep cannot answer ----------------------------------------------------------
+
+
+def test_a_sound_sweep_is_warned_of_nothing():
+    assert plan().warnings == []
+
+
+@pytest.mark.parametrize(
+    ("override", "warning"),
+    [
+        (
+            "spectra.tokens=4096",
+            "spectra.tokens 4096 is less than 10 per unit of the widest FFN (D = 512)",
+        ),
+        ("hold=none", "no equal budgets (hold has neither params nor flops)"),
+        ("hold=params", "no equal d_model (hold has no none)"),
+        ("width_multiplier=[2, 4]", "hold none: 2 widths in some group; a law or an optimum needs"),
+        (
+            "width_multiplier=[1, 2.67, 4, 8]",
+            "hold params: one replicate and 4 widths in some group",
+        ),
+        ("ffn_multiple=24", "trials miss their budget by more than 2 %"),
+        ("spectra.every=100", "2 snapshots a trial, that at step 0 included, but a rank is the"),
+    ],
+)
+def test_what_a_sweep_cannot_answer_is_said_before_it_runs(override, warning):
+    assert any(text.startswith(warning) or warning in text for text in plan(override).warnings)
+
+
+def test_widths_are_counted_for_each_model_size_by_itself():
+    warnings = plan("grid.d_model=[64, 128]", "width_multiplier=[2, 4]").warnings
+    assert any(text.startswith("hold params: 2 widths in some group") for text in warnings)
+    assert any(text.startswith("hold none: 2 widths in some group") for text in warnings)
+
+
+def test_replicates_make_up_for_fewer_widths():
+    assert plan("width_multiplier=[1, 2.67, 4, 8]", "seed=[0, 1, 2]").warnings == []
+
+
+# --- the cluster ---------------------------------------------------------------------------
+
+
+def test_a_trial_that_fits_is_let_through():
+    check_fits(expand(config("workers=2"), DATA, 512).trials, cluster_cpus=2, cluster_gpus=0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["workers=4"], "22 trials need 4 CPUs and 0 GPUs each .* has 2 CPUs and 1 GPUs in all"),
+        (["cpus_per_worker=3"], "need 3 CPUs"),
+        (["workers=2", "device=cuda"], "need 2 CPUs and 2 GPUs"),
+    ],
+)
+def test_a_trial_that_can_never_fit_is_refused_with_the_numbers(overrides, message):
+    trials = expand(config(*overrides), DATA, 512).trials
+    with pytest.raises(InputError, match=message):
+        check_fits(trials, cluster_cpus=2, cluster_gpus=1)
+
+
+# --- the resolved file ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["hold=[none, params]", "width_multiplier=[1.5, 2, 1000]", "grid.spectra.every=[5, 10]"],
+        ["ffn_width=[64, [32, 96]]", "hold=none"],
+        ["corpus={kind: text, paths: ['yes', '1e-3', '010']}", "name='1e3'"],
+        ["resources={workers: 2, micro_batch: 4, watts_per_worker: 0.1}"],
+        ["grid.learning_rate=[1e-5, 3.3e-4]"],
+    ],
+)
+def test_the_resolved_file_reads_back_as_the_same_sweep(overrides):
+    first = config(*overrides)
+    grid = expand(first, DATA, 512)
+    text = resolved_yaml(first, grid, DATA, 512)
+    again = parse_sweep(text, "sweep.yaml")
+    assert again == first
+    assert expand(again, DATA, 512) == grid
+    assert resolved_yaml(again, grid, DATA, 512) == text
+
+
+def test_the_resolved_section_says_what_the_grid_came_to():
+    chosen = config("width_multiplier=[1.5, 2, 4, 1000]")
+    grid = expand(chosen, DATA, 512)
+    found = yaml.safe_load(resolved_yaml(chosen, grid, DATA, 512))["resolved"]
+    assert found["semantics_version"] == SEMANTICS_VERSION
+    assert found["corpus_fingerprint"] == DATA.corpus_fingerprint
+    assert found["tokenizer_hash"] == DATA.tokenizer_hash
+    assert found["vocab_size"] == 512
+    assert [trial["id"] for trial in found["trials"]] == [trial.id for trial in grid.trials]
+    for written, trial in zip(found["trials"], grid.trials, strict=True):
+        assert written["holds"] == list(trial.holds)
+        assert written["axes"] == trial.axes
+        assert written["flops"] == trial.flops
+        assert written["parameters"]["total"] == parameters(trial.spec.model).total
+    assert [cell["axes"]["width_multiplier"] for cell in found["dropped"]] == [1000.0] * 2
+    assert {cell["into"] for cell in found["merged"]} <= {trial.id for trial in grid.trials}
+
+
+# --- the terminal --------------------------------------------------------------------------
+
+
+def test_the_terminal_shows_every_trial_in_eighty_columns():
+    shown = plan("width_multiplier=[1, 1.5, 2, 4, 1000]")
+    text = rendered(shown)
+    assert all(line.rstrip() == line.rstrip()[:80] for line in text.splitlines())
+    for row in shown.rows:
+        (line,) = (line for line in text.splitlines() if line.startswith(row.trial.id))
+        assert f" {row.trial.axes['d_model']} " in line
+        assert line.rstrip().endswith(duration(row.seconds))
+
+
+def test_the_terminal_says_what_was_left_out_and_what_to_mend():
+    text = " ".join(rendered(plan("width_multiplier=[1.5, 2, 4, 1000]")).split())
+    assert "dropped: no model with 4 heads" in text
+    assert "merged: the same trial as width_multiplier 1.5" in text
+    assert "warning: hold params: 2 widths in some group" in text
+    assert "assumed, for nothing was measured yet" in text
+
+
+def test_brackets_in_names_are_shown_as_they_are():
+    shown = plan("ffn_width=[[64, 96]]", "hold=none")
+    assert "[64, 96]" in rendered(shown)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(3.4, "3 s"), (119, "119 s"), (600, "10 min"), (7199, "120 min"), (8000, "2.2 h")],
+)
+def test_durations_are_in_words(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_a_plan_is_made_without_torch_ray_or_mlflow():
+    heavy = {"torch", "ray", "mlflow", "transformers", "deepspeed", "pandas"}
+    code = (
+        "import sys, orchestrator.plan, orchestrator.plan_view, orchestrator.sweep;"
+        f"print({heavy} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "set()"
