@@ -249,11 +249,11 @@ def live_parts(trial: Storage, newest_attempt: int | None = None) -> list[str]:
 def read_records(trial: Storage, table: str, columns: list[str] | None = None) -> pa.Table:
     """A trial's rows of "metrics" or "spectra" in order of step, each once; empty if none."""
     for _ in range(3):
-        parts = [key for key in current_parts(trial) if key.startswith(f"{table}/")]
         try:
+            parts = [key for key in current_parts(trial) if key.startswith(f"{table}/")]
             return _merge(trial, table, parts, columns)
         except FileNotFoundError:
-            continue  # the trial was compacted between the listing and the reading
+            continue  # a checkpoint was pruned or the trial compacted since the listing
     raise FileNotFoundError(f"{trial.url}: the parts of {table} vanish while they are read")
 
 

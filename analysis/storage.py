@@ -63,6 +63,8 @@ def open_storage(location: str | Path) -> Storage:
             f"storage {text!r} cannot be opened: {error}; "
             "use a local path or a URL such as s3://bucket/folder"
         ) from error
+    if not root.strip("/"):
+        raise InputError(f"storage {text!r} names no bucket or folder; add one")
     return ArrowStorage(filesystem, root, text)
 
 
@@ -133,6 +135,7 @@ class LocalStorage:
                 os.fsync(written.fileno())
             os.chmod(temporary, 0o644)  # mkstemp makes it private
             os.replace(temporary, target)
+            _sync_folder(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -186,10 +189,22 @@ class ArrowStorage:
 
     def child(self, folder: str) -> "ArrowStorage":
         folder = _checked(folder)
-        return ArrowStorage(self._filesystem, f"{self._root}/{folder}", f"{self._url}/{folder}")
+        # s3://bucket/folder?region=x: whoever opens the child's URL needs the options too.
+        base, mark, options = self._url.partition("?")
+        url = f"{base.rstrip('/')}/{folder}{mark}{options}"
+        return ArrowStorage(self._filesystem, f"{self._root}/{folder}", url)
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{_checked(key)}".rstrip("/")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable: a manifest must not outlive what it lists."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _checked(key: str) -> str:

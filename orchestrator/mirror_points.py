@@ -146,12 +146,15 @@ NAMED_AXES = frozenset(
 
 
 def run_name(spec: Mapping[str, Any]) -> str:
-    """For people, such as ``gpt2 pre 4x d64 L2 seed 0``, with any further axis behind it."""
+    """For people, such as ``gpt2 pre 4x d64 L2 s0``, with any further axis behind it.
+
+    Short, because MLflow's table cuts a name off after some twenty characters.
+    """
     model = spec["model"]
     widths = [width / model["d_model"] for width in model["ffn_widths"]]
     multiplier = f"{min(widths):.3g}x" if len(set(widths)) == 1 else _range(widths)
     words = [model["architecture"], model["norm"], multiplier, f"d{model['d_model']}"]
-    words += [f"L{len(widths)}", f"seed {spec['replicate']}"]
+    words += [f"L{len(widths)}", f"s{spec['replicate']}"]
     further = sorted((spec.get("axes") or {}).items())
     words += [f"{name} {_text(value)}" for name, value in further if name not in NAMED_AXES]
     return " ".join(words)
@@ -220,12 +223,15 @@ def _text(value: Any) -> str:
 # --- the sweep's note ----------------------------------------------------------------------
 
 
+def progress(counts: Mapping[str, int]) -> str:
+    """How many trials are in which state, such as ``3 completed, 1 running``."""
+    return ", ".join(f"{count} {state}" for state, count in sorted(counts.items()) if count)
+
+
 def note(counts: Mapping[str, int], recommendation: Mapping[str, Any] | None) -> str:
     """The parent run's description, in Markdown: one line a verdict, one of progress."""
     lines = [_verdict(group) for group in (recommendation or {}).get("groups", [])]
-    total = sum(counts.values())
-    states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()) if count)
-    return "\n\n".join([*lines, f"{total} trials: {states}."])
+    return "\n\n".join([*lines, f"{sum(counts.values())} trials: {progress(counts)}."])
 
 
 def _verdict(group: Mapping[str, Any]) -> str:

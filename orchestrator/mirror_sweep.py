@@ -19,7 +19,7 @@ from analysis.errors import InputError
 from analysis.records import encode_json, get_json
 from analysis.storage import Storage
 from orchestrator.ledger import resolved_sweep, trial_storage
-from orchestrator.mirror_points import flat, note
+from orchestrator.mirror_points import flat, note, progress
 from orchestrator.mirror_run import (
     FINISHED_TAG,
     SWEEP_TAG,
@@ -241,8 +241,8 @@ class Mirror:
         except UNREADABLE:
             text = note(counts, None)
         if text != self._note:
-            states = {f"trials.{state}": str(count) for state, count in counts.items()}
-            tracking.send_tags(parent.run_id, {"mlflow.note.content": text, **states})
+            tags = {"mlflow.note.content": text, "trials": progress(counts)}
+            tracking.send_tags(parent.run_id, tags)
             self._note = text
 
     def _send_report(

@@ -12,6 +12,9 @@ from orchestrator.tracking import ARTIFACTS, CLIENT_ENVIRONMENT, DATABASE, embed
 HOST = "127.0.0.1"
 DEFAULT_PORT = 5000
 
+#: The plain address opens the pages for language model applications.
+START_PAGE = "#/experiments?workflowType=machine_learning"
+
 #: What MLflow 3 starts beside its server for language model applications; nothing here uses it.
 SERVER_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
@@ -23,7 +26,7 @@ def open_ui(storage: Storage, port: int = DEFAULT_PORT) -> NoReturn:
     origins. Raises InputError where the storage has no MLflow database.
     """
     command, url = server_command(storage, port)
-    print(f"MLflow on {storage.url}: {url} (Ctrl-C ends it)", flush=True)
+    print(f"MLflow on {storage.url}: {url}/{START_PAGE} (Ctrl-C ends it)", flush=True)
     environment = {**os.environ, **CLIENT_ENVIRONMENT, **SERVER_ENVIRONMENT}
     # Not a child: every signal reaches the server, and none can leave it behind.
     os.execve(command[0], command, environment)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.records import Manifest, checkpoint_folder, committed_steps, manifest_key
-from analysis.storage import Storage
+from analysis.storage import LocalStorage, Storage
 from trainers.engine import Engine, Ranks
 from trainers.writer import TrialWriter
 
@@ -38,6 +38,9 @@ def save(
     staging = _staging(ranks)
     try:
         engine.save(staging, tag, state)
+        if writer is not None:
+            # Before the first file: one that was replaced must not touch its successor's.
+            writer.flush()
         ranks.barrier()
         files: dict[str, dict[str, Any]] = {}
         if ranks.local_rank == 0:
@@ -60,10 +63,12 @@ def save(
 def newest_usable(trial: Storage) -> Manifest | None:
     """The newest committed checkpoint whose files match its manifest; None if none was made.
 
-    One that does not match loses its manifest, so that no reader rests on it either.
-    Raises NoUsableCheckpointError if all are damaged.
+    Newer ones that do not match lose their manifest, so that no reader rests on them either.
+    Raises NoUsableCheckpointError if all are damaged, and then leaves them: the next attempt must
+    not take the trial for one that has no checkpoint.
     """
     steps = committed_steps(trial.list("checkpoints"))
+    damaged = []
     for step in reversed(steps):
         try:
             manifest = Manifest.from_json(trial.get(manifest_key(step)))
@@ -71,9 +76,11 @@ def newest_usable(trial: Storage) -> Manifest | None:
         except ValueError as error:
             damage = str(error)
         if damage is None:
+            for newer in damaged:
+                trial.delete(manifest_key(newer))
             return manifest
         logger.warning("%s: checkpoint %d is not usable: %s", trial.url, step, damage)
-        trial.delete(manifest_key(step))
+        damaged.append(step)
     if steps:
         raise NoUsableCheckpointError(
             f"{trial.url}: none of the checkpoints of steps {steps} is intact; "
@@ -89,7 +96,7 @@ def load(engine: Engine, trial: Storage, manifest: Manifest, ranks: Ranks) -> di
     try:
         if ranks.local_rank == 0:
             for name in manifest.files:
-                path = staging / tag / name
+                path = LocalStorage(staging / tag).path(name)  # refuses a name that leads outside
                 path.parent.mkdir(parents=True, exist_ok=True)
                 trial.get_file(f"{checkpoint_folder(manifest.step)}/{name}", path)
         ranks.barrier()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from analysis.records import SPECTRUM_COLUMNS, Row
 from analysis.spectrum import js_divergence, measure, sampling_status
 from trainers.engine import Ranks
-from trainers.models.decoder import FFN
+from trainers.models.decoder import FFN, feed_forwards
 from trainers.spec import Site
 
 
@@ -61,7 +61,10 @@ class Covariance:
             return
         assert self.mean is not None
         assert self.scatter is not None
-        counts = ranks.sum(torch.tensor(float(self.count), device=self.mean.device))
+        # float64: float32 counts exactly only up to 2^24 samples
+        counts = ranks.sum(
+            torch.tensor(self.count, dtype=torch.float64, device=self.mean.device)
+        )
         mean = ranks.sum(self.mean * self.count) / counts
         between = self.mean - mean
         self.scatter.addr_(between, between, alpha=self.count)
@@ -91,8 +94,8 @@ class Tap:
 
 def taps(model: nn.Module, sites: Iterable[Site]) -> list[Tap]:
     """Every layer's taps, in order of layer; sites in the order given."""
-    layers = [module for module in model.modules() if isinstance(module, FFN)]
-    return [Tap(site, i, ffn.width, ffn) for i, ffn in enumerate(layers) for site in sites]
+    layers = enumerate(feed_forwards(model))
+    return [Tap(site, layer, ffn.width, ffn) for layer, ffn in layers for site in sites]
 
 
 @torch.no_grad()

@@ -233,6 +233,11 @@ class TrialSpec(Frozen):
                     f"{name}.tokens {tokens} is less than one context of {context} for each of "
                     f"{workers} workers"
                 )
+            if (tokens // context) % workers:
+                raise ValueError(
+                    f"{name}.tokens {tokens} are {tokens // context} windows of {context} tokens, "
+                    f"which {workers} workers cannot share evenly"
+                )
         return self
 
     @property

@@ -96,8 +96,10 @@ def train(
 
     Every rank calls it with the same arguments. A finished trial returns its result at once.
     Setting `stop`, like a stop request in the trial's directory, makes it checkpoint and return.
-    Any exception but LeaseLostError is also left in failure.json and raised again.
+    Any exception but LeaseLostError is also left in failure.json and raised again. Raises
+    InputError at once, and leaves no failure, where the directory is another trial's.
     """
+    _refuse_other_trial(spec, trial)
     finished = records.get_json(trial, records.RESULT)
     if finished is not None:
         return TrialEnd(finished["outcome"], finished["step"], finished)
@@ -111,6 +113,15 @@ def train(
             raise
 
 
+def _refuse_other_trial(spec: TrialSpec, trial: Storage) -> None:
+    stored = records.get_json(trial, records.SPEC)
+    if stored is not None and stored.get("id") != spec.id:
+        raise InputError(
+            f"{trial.url} holds trial {stored.get('id')} and the spec is trial {spec.id}; "
+            "give each trial a directory of its own"
+        )
+
+
 def _train(
     spec: TrialSpec,
     trial: Storage,
@@ -121,7 +132,6 @@ def _train(
 ) -> TrialEnd:
     clock = Clock()
     with clock("start"):
-        torch.set_num_threads(spec.layout.cpus_per_worker)
         ranks = start_ranks(spec.layout.device)
         store = open_store(spec.source, cache, expected=spec.data)
 
@@ -138,6 +148,7 @@ def _train(
                 f"with {ranks.world_size}; torchrun --nproc-per-node {spec.layout.workers} "
                 "-m trainers starts as many"
             )
+        torch.set_num_threads(spec.layout.cpus_per_worker)
         if writer is not None:
             trial.put(records.SPEC, spec.to_json())
 
@@ -329,10 +340,20 @@ def _any_rank(flag: bool, ranks: Ranks) -> bool:
 
 
 def _keeping_layout(spec: TrialSpec, manifest: Manifest | None) -> TrialSpec:
-    """A trial that has been checkpointed goes on in the layout it began with."""
+    """A trial that has been checkpointed goes on in the layout it began with, but for the
+    micro-batch of a retry that ran out of memory. Raises InputError for another kind of device."""
     if manifest is None or not manifest.layout:
         return spec
-    return spec.model_copy(update={"layout": Layout.model_validate(manifest.layout)})
+    began, asked = Layout.model_validate(manifest.layout), spec.layout
+    if began.device != asked.device:
+        raise InputError(
+            f"trial {spec.id} was begun on {began.device} and layout.device is now "
+            f"{asked.device}; go on with {began.device}, or train it anew in another directory"
+        )
+    if asked.retried_smaller:
+        smaller = {"micro_batch": asked.micro_batch, "retried_smaller": True}
+        began = began.model_copy(update=smaller)
+    return spec.model_copy(update={"layout": began})
 
 
 def _save(
@@ -390,8 +411,8 @@ def _result(
 
 
 def _leave_failure(trial: Storage, error: Exception) -> None:
-    lease = records.get_json(trial, records.LEASE) or {}
     try:
+        lease = records.get_json(trial, records.LEASE) or {}
         trial.put(
             records.FAILURE,
             records.encode_json(
@@ -404,7 +425,7 @@ def _leave_failure(trial: Storage, error: Exception) -> None:
                 }
             ),
         )
-    except OSError:
+    except (OSError, ValueError):
         # The storage itself may be what failed; the error that is being raised says so.
         logger.exception("the failure could not be recorded in %s", trial.url)
 

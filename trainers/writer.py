@@ -1,13 +1,12 @@
 """The writer of one trial directory: rows become parts, checkpoints, and in the end a result."""
 
 import time
-from pathlib import Path
 from typing import Any
 
 from analysis import records
 from analysis.records import METRICS, SPECTRA, Manifest, Row
 from analysis.storage import Storage
-from trainers.lease import Lease
+from trainers.lease import STOP_REQUEST, Lease
 
 #: Rows become readable to others at least this often (seconds).
 FLUSH_S = 5.0
@@ -56,10 +55,14 @@ class TrialWriter:
         self._trial.put(records.manifest_key(step), manifest.to_json())
 
     def prune_checkpoints(self, keep: int) -> None:
-        """Remove all but the newest `keep` checkpoints, their manifests first."""
-        for step in records.committed_steps(self._trial.list("checkpoints"))[:-keep]:
-            self._trial.delete(records.manifest_key(step))
-            for key in self._trial.list(records.checkpoint_folder(step)):
+        """Remove all but the newest `keep` checkpoints, their manifests first, and files of
+        checkpoints that were never committed. Call only when none is being written."""
+        keys = self._trial.list("checkpoints")
+        committed = records.committed_steps(keys)
+        kept = tuple(f"{records.checkpoint_folder(step)}/" for step in committed[-keep:])
+        manifests = {records.manifest_key(step) for step in committed}
+        for key in sorted(keys, key=lambda key: key not in manifests):
+            if not key.startswith(kept):
                 self._trial.delete(key)
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
@@ -70,10 +73,7 @@ class TrialWriter:
         self._lease.check()
         self._trial.put(records.RESULT, records.encode_json(result))
         self._trial.delete(records.FAILURE)
+        self._trial.delete(STOP_REQUEST)  # it came too late
         records.discard_parts(self._trial, keep=tables.values())
         self.prune_checkpoints(keep=1)
         return result
-
-    def put_checkpoint_file(self, step: int, name: str, path: Path) -> None:
-        """Store one file of a checkpoint that is not committed yet."""
-        self._trial.put_file(f"{records.checkpoint_folder(step)}/{name}", path)

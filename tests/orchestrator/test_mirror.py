@@ -459,7 +459,7 @@ def test_a_run_is_found_by_its_cell(bench: Bench) -> None:
     put_rows(bench.begin(), 1, 0, 10)
     bench.mirror().sync_once()
     run, parent = bench.child(), bench.parent()
-    assert run.info.run_name == "gpt2 pre 4x d64 L2 seed 0"
+    assert run.info.run_name == "gpt2 pre 4x d64 L2 s0"
     assert run.info.start_time == START_MS + 50  # its first record
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert run.data.tags["outcome"] == "running"

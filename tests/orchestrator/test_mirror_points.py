@@ -47,14 +47,14 @@ def test_batches_lose_nothing_and_end_a_step_only_when_it_is_in(sizes: list[int]
 
 
 def test_a_name_tells_the_cell_and_every_further_axis() -> None:
-    assert run_name(spec()) == "llama post 2.67x d64 L2 seed 2"
+    assert run_name(spec()) == "llama post 2.67x d64 L2 s2"
     axes = {"width_multiplier": 2.67, "learning_rate": 0.003, "optimizer": "muon"}
-    assert run_name(spec(axes=axes)).endswith("seed 2 learning_rate 0.003 optimizer muon")
+    assert run_name(spec(axes=axes)).endswith("s2 learning_rate 0.003 optimizer muon")
 
 
 def test_a_name_tells_the_range_of_unequal_widths() -> None:
     model = spec()["model"] | {"ffn_widths": [64, 256]}
-    assert run_name(spec(model=model)) == "llama post 1-4x d64 L2 seed 2"
+    assert run_name(spec(model=model)) == "llama post 1-4x d64 L2 s2"
     assert axis_texts(spec(model=model), [])["D"] == "64, 256"
 
 
