@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.loss_optimum import LossCurve, Unfitted, find_optimum
+from analysis.table import holding
 
 #: What is held equal, the first that a sweep has deciding the headline; its column, and its name.
 BUDGETS = {
@@ -42,7 +43,7 @@ def judge_losses(trials: pd.DataFrame, tolerance: float) -> tuple[BudgetEvidence
     """One judgement per budget held in a group of `SweepTables.trials`, the deciding one first."""
     judged = []
     for hold in BUDGETS:
-        planned = trials[[(hold in holds) for holds in trials["holds"]]]
+        planned = holding(trials, hold)
         planned = planned[planned["uniform_width"]]
         if planned.empty:
             continue

@@ -180,8 +180,9 @@ def local_elasticity(
     """Local exponents of [n] points between neighbouring widths, and at the largest.
 
     The noise is that of the replicates; with one replicate it is the scatter of ln y about a
-    quadratic in ln D, which needs five widths. The value at the top is the slope of that
-    quadratic at the largest D, or of the last step where there are fewer than five widths.
+    quadratic in ln D, which needs five widths and makes the intervals between neighbours cover
+    97 % (the scatter is in the steps too), the one at the top 90 %. The value at the top is the
+    slope of that quadratic at the largest D, or that of the last step with fewer than five widths.
     """
     xs, ys = np.asarray(x, float), np.asarray(y, float)
     labels = np.zeros(len(xs)) if replicate is None else np.asarray(replicate)

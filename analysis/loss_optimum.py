@@ -23,7 +23,7 @@ from analysis.wording import multiple, percent
 
 #: Share of resamples that must put the optimum strictly inside the grid.
 REQUIRED_SUPPORT = 0.975
-RESAMPLES = 8000
+RESAMPLES = 4000
 #: Widths needed: a quadratic always passes through three; scatter about it needs three to spare.
 WIDTHS_WITH_REPLICATES = 4
 WIDTHS_WITH_ONE_REPLICATE = 6

@@ -29,6 +29,7 @@ SPEC = "spec.json"
 LEASE = "lease.json"
 RESULT = "result.json"
 FAILURE = "failure.json"
+MANIFEST_NAME = "manifest.json"
 
 METRICS = "metrics"
 SPECTRA = "spectra"
@@ -151,7 +152,7 @@ def checkpoint_folder(step: int) -> str:
 
 
 def manifest_key(step: int) -> str:
-    return f"{checkpoint_folder(step)}/manifest.json"
+    return f"{checkpoint_folder(step)}/{MANIFEST_NAME}"
 
 
 def committed_steps(keys: Iterable[str]) -> list[int]:

@@ -20,6 +20,7 @@ from analysis.laws import (
     fit_power_law,
     local_elasticity,
 )
+from analysis.table import holding
 
 #: Ranks with a law of their own.
 RANKS = ("soft_rank", "hard_rank", "edim")
@@ -65,10 +66,9 @@ class SpectralEvidence:
 
 def judge_spectra(trials: pd.DataFrame) -> SpectralEvidence:
     """Fit the laws of one group of `SweepTables.trials`."""
-    free = trials[[("none" in holds) for holds in trials["holds"]]]
-    why = [_why_not(row) for _, row in free.iterrows()]
-    used = free[[not reason for reason in why]]
-    left_out = free.assign(why=why)[[bool(reason) for reason in why]]
+    free = holding(trials, "none")
+    free = free.assign(why=[_why_not(trial) for _, trial in free.iterrows()])
+    used, left_out = free[free["why"] == ""], free[free["why"] != ""]
     laws: dict[str, PowerLaw | Refusal] = {
         name: fit_power_law(used["D"], used[name], used["replicate"]) for name in RANKS
     }

@@ -91,7 +91,10 @@ class LocalStorage:
             shutil.copyfile(path, temporary)
 
     def get(self, key: str) -> bytes:
-        return self.path(key).read_bytes()
+        try:
+            return self.path(key).read_bytes()
+        except NotADirectoryError as error:  # a file lies where a folder would: no such object
+            raise FileNotFoundError(*error.args, error.filename) from error
 
     def get_file(self, key: str, path: Path) -> None:
         shutil.copyfile(self.path(key), path)

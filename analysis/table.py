@@ -114,6 +114,11 @@ def load_sweep(sweep: Storage) -> SweepTables:
     )
 
 
+def holding(trials: pd.DataFrame, hold: str) -> pd.DataFrame:
+    """The trials that belong to one half of a grid: "none", "params" or "flops"."""
+    return trials[np.array([hold in holds for holds in trials["holds"]], dtype=bool)]
+
+
 def summarise(snapshots: pd.DataFrame, last: int) -> dict[str, Any]:
     """The spectral summary of one trial: medians over its last snapshots, then over layers.
 
@@ -177,7 +182,7 @@ def _base_d_model(trials: pd.DataFrame, grid: Mapping[str, Any]) -> pd.Series:
     Where d_model is an axis, the cells of equal budget fall into sizes; each size belongs to the
     d_model on the axis that its median cell is nearest to.
     """
-    free = trials["holds"].map(lambda holds: "none" in holds)
+    free = trials.index.isin(holding(trials, "none").index)
     base = trials["d_model"].where(free)
     typed = grid.get("d_model")
     sizes = np.unique(typed if isinstance(typed, list) else trials.loc[free, "d_model"].dropna())
@@ -185,7 +190,7 @@ def _base_d_model(trials: pd.DataFrame, grid: Mapping[str, Any]) -> pd.Series:
         return base.fillna(base.median())
     for budget in ("parameters_non_embedding", "flops"):
         hold = "params" if budget == "parameters_non_embedding" else "flops"
-        held = trials[trials["holds"].map(lambda holds, hold=hold: hold in holds) & ~free]
+        held = holding(trials[~free], hold)
         for members in _clusters(held[budget]):
             middle = trials.loc[members, "d_model"].median()
             nearest = sizes[np.argmin(np.abs(np.log(sizes / middle)))]

@@ -1,11 +1,9 @@
 """What a sweep comes to before it runs: cost per trial and in all, and what it cannot answer."""
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from analysis.errors import InputError
 from orchestrator import strict_yaml
 from orchestrator.grid import Dropped, Grid, Merged, PlannedTrial
 from orchestrator.sweep import RESOLVED
@@ -272,17 +270,3 @@ def resolved_yaml(config: SweepConfig, grid: Grid, data: DataSpec, vocab_size: i
         "merged": [strict_yaml.Inline(asdict(cell)) for cell in grid.merged],
     }
     return strict_yaml.dump({**config.to_dict(), RESOLVED: resolved})
-
-
-def check_fits(trials: Sequence[PlannedTrial], cluster_cpus: float, cluster_gpus: float) -> None:
-    """Raise InputError if a trial needs more than the whole cluster: it would wait for ever."""
-    for layout, count in Counter(trial.spec.layout for trial in trials).items():
-        cpus = layout.workers * layout.cpus_per_worker
-        gpus = layout.workers if layout.device == "cuda" else 0
-        if cpus > cluster_cpus or gpus > cluster_gpus:
-            raise InputError(
-                f"{count} trials need {cpus} CPUs and {gpus} GPUs each (resources.workers "
-                f"{layout.workers} x cpus_per_worker {layout.cpus_per_worker}, device "
-                f"{layout.device}), but the cluster has {cluster_cpus:g} CPUs and "
-                f"{cluster_gpus:g} GPUs in all: lower them, or use a larger cluster"
-            )

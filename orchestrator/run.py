@@ -27,8 +27,9 @@ from orchestrator.plan import resolved_yaml
 from orchestrator.progress import Progress
 from orchestrator.stopping import StopRelay, request_stop, stop_requested
 from orchestrator.sweep_config import SweepConfig
+from trainers.data.batches import heldout_windows, training_batch
 from trainers.data.hub import pin
-from trainers.data.store import open_store
+from trainers.data.store import TokenStore, open_store
 
 #: Seconds that a run waits at its end for MLflow to have everything.
 MIRROR_PATIENCE_S = 120.0
@@ -71,16 +72,16 @@ def run_sweep(
     config = _pinned(config, sweep)
     store = open_store(config.source, cache)
     grid = expand(config, store.data_spec, store.vocab_size)
+    _check_tokens(store, grid)
+    todo = _left_to_do(sweep, grid, retry_failed)
+    if address is None:  # known before Ray is started, and before anything is written
+        here = [{"CPU": float(_cpus()), "GPU": float(_gpus())}]
+        execute.trials_at_once(here, _specs(todo), None)
+    _check_writable(sweep)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_writing_to(sweep))
         stack.enter_context(DriverLease(sweep))
-        todo = _left_to_do(sweep, grid, retry_failed)
-        nodes: list[dict[str, float]] = []
         at_once = 0
         if todo:
-            if address is None:
-                here = [{"CPU": float(_cpus()), "GPU": float(_gpus())}]
-                execute.trials_at_once(here, _specs(todo), None)  # refuse before Ray is started
             nodes = stack.enter_context(execute.cluster(address, _cpus()))
             grid = expand(config, store.data_spec, store.vocab_size, device=_device(nodes))
             wanted = {trial.id for trial in todo}
@@ -120,6 +121,17 @@ def _pinned(config: SweepConfig, sweep: Storage) -> SweepConfig:
             sections[section] = type(typed).model_validate(kept)
     pinned = pin(source.model_copy(update=sections))
     return config.model_copy(update={"corpus": pinned.corpus, "tokenizer": pinned.tokenizer})
+
+
+def _check_tokens(store: TokenStore, grid: Grid) -> None:
+    """Raises InputError if a split is too short for what some trial would ask of it."""
+    asked = {
+        (spec.model.context, spec.evaluation.tokens, spec.spectra.tokens)
+        for spec in _specs(grid.trials)
+    }
+    for context, evaluation, spectra in asked:
+        heldout_windows(store.heldout, max(evaluation, spectra), context)
+        training_batch(store.train, 0, 0, 1, context, store.data_spec.corpus_fingerprint)
 
 
 def _left_to_do(sweep: Storage, grid: Grid, retry_failed: bool) -> list[PlannedTrial]:
@@ -199,8 +211,7 @@ def _stopping_on_signals(sweep: Storage, console: Console) -> Iterator[None]:
             signal.signal(kind, handler)
 
 
-@contextlib.contextmanager
-def _writing_to(sweep: Storage) -> Iterator[None]:
+def _check_writable(sweep: Storage) -> None:
     """A storage that cannot be written is the user's to mend, and known before any work."""
     probe = ".writable"
     try:
@@ -211,7 +222,6 @@ def _writing_to(sweep: Storage) -> Iterator[None]:
             f"storage {sweep.url} cannot be written: {error.strerror or error}; "
             "choose another with --storage"
         ) from error
-    yield
 
 
 def _specs(trials: list[PlannedTrial]) -> list[Any]:

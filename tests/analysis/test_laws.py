@@ -176,18 +176,19 @@ def test_the_elasticity_at_the_top_is_the_slope_there() -> None:
     assert found.top.value == pytest.approx(0.9 - 0.4 * np.log(8))
 
 
-@pytest.mark.parametrize("replicates", [1, 3])
-def test_intervals_of_the_elasticity_cover_it(replicates: int) -> None:
+@pytest.mark.parametrize(("replicates", "between"), [(1, 0.97), (3, 0.90)])
+def test_intervals_of_the_elasticity_cover_it(replicates: int, between: float) -> None:
     rng = np.random.default_rng(21)
-    covered = total = 0
-    for _ in range(150):
+    steps, tops = [], []
+    for _ in range(200):
         found = local_elasticity(*study(replicates, 0.0, 0.03, rng))
         assert isinstance(found, LocalElasticity)
-        for step in (*found.steps, found.top):
-            assert step.interval is not None
-            covered += step.interval[0] <= 0.6 <= step.interval[1]
-            total += 1
-    assert covered / total == pytest.approx(0.90, abs=0.04)
+        for at, into in [*((step, steps) for step in found.steps), (found.top, tops)]:
+            assert at.interval is not None
+            into.append(at.interval[0] <= 0.6 <= at.interval[1])
+    assert np.mean(tops) == pytest.approx(0.90, abs=3 * np.sqrt(0.09 / 200))
+    # With one replicate the scatter that gives the noise is also in the steps: they are wide.
+    assert np.mean(steps) == pytest.approx(between, abs=0.03)
 
 
 def test_too_few_widths_with_one_replicate_give_an_elasticity_without_interval() -> None:

@@ -8,13 +8,11 @@ import pytest
 import yaml
 from rich.console import Console
 
-from analysis.errors import InputError
 from orchestrator.grid import expand
 from orchestrator.plan import (
     DEFAULT_RATES,
     START_SECONDS,
     Plan,
-    check_fits,
     make_plan,
     plan_json,
     resolved_yaml,
@@ -168,27 +166,6 @@ def test_widths_are_counted_for_each_model_size_by_itself():
 
 def test_replicates_make_up_for_fewer_widths():
     assert plan("width_multiplier=[1, 2.67, 4, 8]", "seed=[0, 1, 2]").warnings == []
-
-
-# --- the cluster ---------------------------------------------------------------------------
-
-
-def test_a_trial_that_fits_is_let_through():
-    check_fits(expand(config("workers=2"), DATA, 512).trials, cluster_cpus=2, cluster_gpus=0)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["workers=4"], "22 trials need 4 CPUs and 0 GPUs each .* has 2 CPUs and 1 GPUs in all"),
-        (["cpus_per_worker=3"], "need 3 CPUs"),
-        (["workers=2", "device=cuda"], "need 2 CPUs and 2 GPUs"),
-    ],
-)
-def test_a_trial_that_can_never_fit_is_refused_with_the_numbers(overrides, message):
-    trials = expand(config(*overrides), DATA, 512).trials
-    with pytest.raises(InputError, match=message):
-        check_fits(trials, cluster_cpus=2, cluster_gpus=1)
 
 
 # --- the resolved file ---------------------------------------------------------------------

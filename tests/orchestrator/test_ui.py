@@ -56,7 +56,7 @@ def test_the_page_answers_and_an_interrupt_ends_it(tmp_path: Path) -> None:
             assert server.stdout is not None
             assert server.stderr is not None
             url = server.stdout.readline().split()[-4].partition("/#")[0]
-            assert any("startup complete" in line for line in server.stderr)
+            assert any("Uvicorn running" in line for line in server.stderr)
             with urllib.request.urlopen(f"{url}/health", timeout=30) as answer:
                 assert answer.read() == b"OK"
             elsewhere = urllib.request.Request(f"{url}/", headers={"Host": "evil.example"})

@@ -1,0 +1,212 @@
+"""Claims about verdicts: what was planted is found, the rest is refused with a way on."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analysis.laws import PowerLaw
+from analysis.recommend import GroupVerdict, recommend
+from analysis.records import encode_json
+from analysis.spectral import SpectralStop
+from analysis.storage import LocalStorage
+from analysis.table import load_sweep
+
+Build = Callable[..., LocalStorage]
+KEYS = {
+    *("group", "verdict", "width_multiplier", "interval", "rule"),
+    *("alternatives", "evidence", "caveats", "run_next"),
+}
+
+
+def verdicts(sweep: LocalStorage) -> list[GroupVerdict]:
+    return list(recommend(load_sweep(sweep)).groups)
+
+
+def planted(build_sweep: Build, **truth: Any) -> dict[tuple[str, str], Any]:
+    """One group with a truth that differs from the default in what is named."""
+    conftest_truth = build_sweep.__globals__["Truth"]
+    return {("gpt2", "pre"): conftest_truth(**truth)}
+
+
+def test_a_clear_optimum_is_recommended_with_the_planted_place_in_its_interval(
+    build_sweep: Build,
+) -> None:
+    (verdict,) = verdicts(build_sweep(seeds=[0, 1, 2]))
+    assert verdict.verdict == "recommended"
+    assert verdict.interval is not None
+    assert verdict.interval[0] < 2.8 < verdict.interval[1]
+    # 0.05 ln(m/2.8)^2 < 0.01 from m = 1.79 on; the grid has 2x.
+    assert verdict.width_multiplier == pytest.approx(2.0)
+    assert "D = 160 at d_model = 80" in verdict.sentence
+    assert not verdict.run_next
+
+
+def test_the_spectral_laws_rest_only_on_cells_of_equal_d_model(build_sweep: Build) -> None:
+    (verdict,) = verdicts(build_sweep())
+    assert set(verdict.spectral.used["d_model"]) == {64.0}
+    assert len(verdict.spectral.used) == 7
+    assert len(verdict.trials) == 13
+
+
+def test_each_combination_of_the_other_axes_is_judged_by_itself(build_sweep: Build) -> None:
+    one, other = planted(build_sweep), planted(build_sweep, best=4.2)
+    groups = {**one, ("gpt2", "post"): other["gpt2", "pre"]}
+    found = {verdict.group["norm"]: verdict for verdict in verdicts(build_sweep(groups))}
+    assert found["post"].interval is not None
+    assert found["pre"].interval is not None
+    assert found["post"].interval[0] > found["pre"].interval[1]
+
+
+def test_the_json_has_the_keys_of_the_contract_and_no_nan(build_sweep: Build) -> None:
+    sweep = build_sweep(outcomes=lambda c: "diverged" if c.multiplier == 8 else "completed")
+    content = json.loads(encode_json(recommend(load_sweep(sweep)).to_dict()))
+    assert content["sweep"] == "made-up"
+    (group,) = content["groups"]
+    assert group.keys() >= KEYS
+    assert group["group"] == {"architecture": "gpt2", "norm": "pre", "depth": 2}
+    cells = group["evidence"]["cells"]
+    assert (cells["planned"], cells["completed"], cells["diverged"]) == (13, 11, 2)
+    assert cells["used_by_laws"] == 6
+    assert cells["used_by_loss"] == 6
+    law = group["evidence"]["laws"]["soft_rank"]
+    assert law["beta_interval"][0] < law["beta"] < law["beta_interval"][1]
+    assert group["evidence"]["loss"]["params"]["inadmissible"] == [8.0]
+    assert [a["width_multiplier"] for a in group["alternatives"]] == sorted(
+        a["width_multiplier"] for a in group["alternatives"]
+    )
+
+
+def test_a_width_with_a_diverged_replicate_is_passed_over_and_counted(build_sweep: Build) -> None:
+    sweep = build_sweep(
+        seeds=[0, 1, 2],
+        outcomes=lambda c: (
+            "diverged" if c.multiplier == 2 and c.seed == 1 and "params" in c.holds else "completed"
+        ),
+    )
+    (verdict,) = verdicts(sweep)
+    assert verdict.width_multiplier == pytest.approx(192 / 72)  # 2.67x, not 2x
+    assert any("collapsed or diverged at 2x" in caveat for caveat in verdict.caveats)
+
+
+def test_a_flat_loss_is_refused_with_replicates_to_run_next(build_sweep: Build) -> None:
+    (verdict,) = verdicts(build_sweep(planted(build_sweep, curvature=0.0, noise=0.02)))
+    assert verdict.verdict == "refused"
+    assert verdict.width_multiplier is None
+    assert verdict.interval is None
+    more = [cells for cells in verdict.run_next if cells.grid["seed"] == [1, 2]]
+    assert more
+    assert more[0].trials == 14
+    assert more[0].grid["width_multiplier"] == [1, 1.5, 2, 2.67, 4, 5.33, 8]
+
+
+def test_a_falling_loss_is_refused_with_wider_layers_to_run_next(build_sweep: Build) -> None:
+    (verdict,) = verdicts(build_sweep(planted(build_sweep, curvature=0.0, slope=-0.05)))
+    assert verdict.verdict == "refused"
+    assert "still falls at the largest width" in verdict.rule
+    (wider,) = verdict.run_next
+    assert wider.grid["width_multiplier"] == [12.0, 16.0]
+    assert wider.hold == ("params",)
+
+
+def test_the_cost_of_what_to_run_next_follows_from_what_has_run(build_sweep: Build) -> None:
+    (verdict,) = verdicts(build_sweep(planted(build_sweep, curvature=0.0, slope=-0.05)))
+    (wider,) = verdict.run_next
+    done = verdict.losses[0].planned
+    assert wider.flops == pytest.approx(2 * done["flops"].mean(), rel=0.25)  # equal budgets
+    # The made-up trials take 1.1 s for 2e9 FLOPs.
+    assert wider.seconds == pytest.approx(wider.flops * 1.1 / 2e9)
+
+
+def test_without_equal_budgets_the_missing_half_is_named_and_priced(build_sweep: Build) -> None:
+    (verdict,) = verdicts(build_sweep(holds=("none",)))
+    assert verdict.verdict == "refused"
+    assert "no cells of equal budget" in verdict.rule
+    assert any("equal budgets is missing" in caveat for caveat in verdict.caveats)
+    assert [cells.hold for cells in verdict.run_next] == [("params",)]
+    assert isinstance(verdict.spectral.laws["soft_rank"], PowerLaw)
+
+
+def test_without_a_fixed_d_model_the_loss_is_judged_and_the_spectra_are_not(
+    build_sweep: Build,
+) -> None:
+    (verdict,) = verdicts(build_sweep(holds=("params",)))
+    assert verdict.verdict == "recommended"
+    assert verdict.agrees is None
+    assert any("fixed d_model is missing" in caveat for caveat in verdict.caveats)
+    assert not isinstance(verdict.spectral.laws["soft_rank"], PowerLaw)
+
+
+def test_few_widths_with_one_replicate_are_refused_and_asked_for(build_sweep: Build) -> None:
+    (verdict,) = verdicts(build_sweep(multipliers=[1, 2, 4, 8]))
+    assert "4 widths" in verdict.rule
+    (asked,) = verdict.run_next
+    assert len(asked.grid["width_multiplier"]) == 2
+    assert all(1 < m < 8 for m in asked.grid["width_multiplier"])
+
+
+def test_planned_cells_without_a_result_are_first_to_run(build_sweep: Build) -> None:
+    states = {5.33: "failed", 8.0: "waiting"}
+    sweep = build_sweep(outcomes=lambda c: states.get(c.multiplier, "completed"))
+    (verdict,) = verdicts(sweep)
+    assert verdict.run_next[0].trials == 4
+    assert "2 failed" in verdict.run_next[0].why
+    assert verdict.run_next[0].grid["width_multiplier"] == [5.33, 8.0]
+    assert any("without a result: 4 of 13" in caveat for caveat in verdict.caveats)
+
+
+def test_caveats_say_what_the_verdict_rests_on(build_sweep: Build) -> None:
+    (verdict,) = verdicts(build_sweep(samples=3000))
+    said = " ".join(verdict.caveats)
+    assert "equal non-embedding parameters" in said
+    assert "learning rate was not tuned per width (0.006 for all)" in said
+    assert "one replicate" in said
+    assert "undersampled" in said
+
+
+def test_mixed_versions_and_layouts_are_said(build_sweep: Build) -> None:
+    sweep = build_sweep()
+    key = "trials/gpt2-pre-64-128-0/result.json"
+    result = json.loads(sweep.get(key))
+    sweep.put(key, encode_json({**result, "versions": {"torch": "9"}, "layout": {"workers": 2}}))
+    (verdict,) = verdicts(sweep)
+    assert any("2 sets of library versions" in caveat for caveat in verdict.caveats)
+    assert any("2 layouts" in caveat for caveat in verdict.caveats)
+
+
+def test_one_width_without_snapshots_and_without_losses_is_still_judged(
+    build_sweep: Build,
+) -> None:
+    sweep = build_sweep(multipliers=[4], outcomes=lambda c: "diverged")
+    (verdict,) = verdicts(sweep)
+    assert verdict.verdict == "refused"
+    assert "no run at an equal budget has a final loss" in verdict.rule
+
+
+@pytest.mark.parametrize(
+    ("stop", "headline", "agrees"),
+    [
+        (SpectralStop(4.0, True, ""), 2.67, True),  # within a factor of 1.5
+        (SpectralStop(4.0, True, ""), 2.0, False),
+        (SpectralStop(None, True, ""), 2.0, False),  # eDim still grows at the widest layer
+        (SpectralStop(None, False, ""), 2.0, None),
+        (SpectralStop(4.0, True, ""), None, None),
+    ],
+)
+def test_the_spectral_stop_agrees_within_half_a_width(
+    stop: SpectralStop, headline: float | None, agrees: bool | None
+) -> None:
+    assert stop.agrees(headline) is agrees
+
+
+def test_a_plateau_of_the_ranks_is_found_where_it_begins(build_sweep: Build) -> None:
+    # Eigenvalues that fall as k^-2.5: beyond a few directions nothing is added by more width.
+    truth = planted(build_sweep, decay=2.5, jitter=0.0)
+    (verdict,) = verdicts(build_sweep(truth, seeds=[0, 1, 2]))
+    stop = verdict.spectral.stop
+    assert stop.measured
+    assert stop.multiplier is not None
+    assert stop.multiplier < 8
+    assert np.isfinite(stop.multiplier)

@@ -1,0 +1,259 @@
+"""Storage: an object is there whole or not at all, and no key leads outside the root."""
+
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import fs
+
+from analysis.errors import InputError
+from analysis.storage import ArrowStorage, LocalStorage, Storage, open_storage
+
+
+def local(folder: Path) -> Storage:
+    return LocalStorage(folder)
+
+
+def arrow_in_memory(folder: Path) -> Storage:
+    return ArrowStorage(fs._MockFileSystem(), "bucket/root", "mock:///bucket/root")
+
+
+def arrow_on_disk(folder: Path) -> Storage:
+    return ArrowStorage(fs.LocalFileSystem(), str(folder), f"file://{folder}")
+
+
+@pytest.fixture(params=[local, arrow_in_memory, arrow_on_disk])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """Every kind of storage keeps the same promises."""
+    make: Callable[[Path], Storage] = request.param
+    return make(tmp_path / "root")
+
+
+# --- put, get, list, delete ----------------------------------------------------------------
+
+
+def test_what_was_put_is_got_back(storage: Storage) -> None:
+    storage.put("trials/a/result.json", b"\x00\xff{}")
+    assert storage.get("trials/a/result.json") == b"\x00\xff{}"
+
+
+def test_a_second_put_replaces_the_first(storage: Storage) -> None:
+    storage.put("key", b"a longer first version")
+    storage.put("key", b"second")
+    assert storage.get("key") == b"second"
+    assert storage.list() == ["key"]
+
+
+def test_an_empty_object_is_an_object(storage: Storage) -> None:
+    storage.put("empty", b"")
+    assert storage.get("empty") == b""
+    assert storage.list() == ["empty"]
+
+
+def test_files_go_in_and_out_whole(storage: Storage, tmp_path: Path) -> None:
+    content = os.urandom(300_000)
+    (tmp_path / "in").write_bytes(content)
+    storage.put_file("checkpoints/step-1/weights", tmp_path / "in")
+    storage.get_file("checkpoints/step-1/weights", tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == content
+
+
+def test_getting_what_is_not_there_says_so(storage: Storage, tmp_path: Path) -> None:
+    storage.put("there", b"")
+    with pytest.raises(FileNotFoundError):
+        storage.get("missing")
+    with pytest.raises(FileNotFoundError):
+        storage.get_file("missing", tmp_path / "out")
+
+
+def test_a_list_is_sorted_and_reaches_every_depth_below_a_folder(storage: Storage) -> None:
+    for key in ("b/2", "b/1/deep/x", "a", "bc"):
+        storage.put(key, b"")
+    assert storage.list() == ["a", "b/1/deep/x", "b/2", "bc"]
+    assert storage.list("b") == ["b/1/deep/x", "b/2"]  # a folder, not a prefix of names
+
+
+def test_listing_what_is_not_there_is_empty(storage: Storage) -> None:
+    assert storage.list() == []
+    assert storage.list("no/such/folder") == []
+
+
+def test_deleting_is_final_and_may_be_repeated(storage: Storage) -> None:
+    storage.put("a/b/c", b"")
+    storage.delete("a/b/c")
+    storage.delete("a/b/c")
+    storage.delete("never/there")
+    assert storage.list() == []
+    with pytest.raises(FileNotFoundError):
+        storage.get("a/b/c")
+
+
+def test_deleting_one_leaves_its_neighbours(storage: Storage) -> None:
+    storage.put("a/b/c", b"")
+    storage.put("a/d", b"kept")
+    storage.delete("a/b/c")
+    assert storage.list() == ["a/d"]
+    assert storage.get("a/d") == b"kept"
+
+
+def test_a_child_is_the_same_storage_further_down(storage: Storage) -> None:
+    child = storage.child("trials/0a1b")
+    child.put("spec.json", b"{}")
+    assert storage.get("trials/0a1b/spec.json") == b"{}"
+    assert child.list() == ["spec.json"]
+    assert child.url == f"{storage.url}/trials/0a1b"
+
+
+# --- whole or not at all -------------------------------------------------------------------
+
+
+def test_a_put_of_a_file_that_is_missing_leaves_the_old_object(
+    storage: Storage, tmp_path: Path
+) -> None:
+    storage.put("a/key", b"old")
+    with pytest.raises(FileNotFoundError):
+        storage.put_file("a/key", tmp_path / "missing")
+    assert storage.get("a/key") == b"old"
+    assert storage.list() == ["a/key"]
+
+
+@pytest.mark.parametrize("broken", ["replace", "fsync"])
+def test_a_put_that_fails_leaves_the_old_object_and_no_litter(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = LocalStorage(tmp_path)
+    storage.put("key", b"old")
+
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, broken, no_space)
+    with pytest.raises(OSError, match="No space"):
+        storage.put("key", b"new")
+    assert storage.get("key") == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+def test_an_object_appears_only_when_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = LocalStorage(tmp_path / "root")
+    (tmp_path / "in").write_bytes(b"new")
+    copied = []
+
+    def copyfile(source: Path, target: Path) -> None:
+        Path(target).write_bytes(b"ne")  # half of it
+        copied.append((storage.list(), storage.get("key")))
+        Path(target).write_bytes(source.read_bytes())
+
+    storage.put("key", b"old")
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    storage.put_file("key", tmp_path / "in")
+    assert copied == [(["key"], b"old")]
+    assert storage.get("key") == b"new"
+
+
+def test_what_a_killed_put_left_behind_is_not_listed(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    storage.put("metrics/part", b"whole")
+    (tmp_path / "metrics" / ".part-2.x7kq").write_bytes(b"ha")
+    assert storage.list() == ["metrics/part"]
+
+
+def test_objects_on_a_shared_disk_can_be_read_by_others(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    storage.put("key", b"")
+    assert stat.S_IMODE(storage.path("key").stat().st_mode) == 0o644
+
+
+def test_deleting_leaves_no_empty_folder_but_the_root(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path / "root")
+    storage.put("a/b/c", b"")
+    storage.delete("a/b/c")
+    assert list((tmp_path / "root").iterdir()) == []
+
+
+# --- keys stay inside the root -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["../outside", "a/../../outside", "/etc/passwd", "a/.."])
+def test_no_key_leaves_the_root(storage: Storage, tmp_path: Path, key: str) -> None:
+    (tmp_path / "outside").write_bytes(b"secret")
+    uses: list[Callable[[], object]] = [
+        lambda: storage.put(key, b"planted"),
+        lambda: storage.put_file(key, tmp_path / "outside"),
+        lambda: storage.get(key),
+        lambda: storage.get_file(key, tmp_path / "got"),
+        lambda: storage.list(key),
+        lambda: storage.delete(key),
+        lambda: storage.child(key),
+    ]
+    for use in uses:
+        with pytest.raises(ValueError, match="must be relative and stay inside the root"):
+            use()
+    assert (tmp_path / "outside").read_bytes() == b"secret"
+
+
+@given(st.text("ab./", min_size=1, max_size=12))
+def test_a_key_that_is_taken_is_a_path_below_the_root(key: str) -> None:
+    storage = LocalStorage(Path("/some/root"))
+    try:
+        path = storage.path(key)
+    except ValueError:
+        return
+    assert Path(os.path.normpath(path)).is_relative_to("/some/root")
+
+
+# --- opening -------------------------------------------------------------------------------
+
+
+def test_paths_and_file_urls_are_local(tmp_path: Path) -> None:
+    for location in (tmp_path, str(tmp_path), f"file://{tmp_path}"):
+        storage = open_storage(location)
+        assert isinstance(storage, LocalStorage)
+        assert storage.root == tmp_path
+
+
+def test_opening_creates_nothing(tmp_path: Path) -> None:
+    open_storage(tmp_path / "new").list()
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_relative_path_does_not_follow_a_change_of_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    storage = open_storage("sweeps")
+    monkeypatch.chdir("/")
+    assert storage.url == str(tmp_path / "sweeps")
+
+
+def test_a_url_is_opened_by_pyarrow() -> None:
+    storage = open_storage("mock:///bucket/sweeps")
+    storage.put("a", b"1")
+    assert isinstance(storage, ArrowStorage)
+    assert (storage.url, storage.get("a")) == ("mock:///bucket/sweeps", b"1")
+
+
+def test_a_child_of_a_url_keeps_its_options() -> None:
+    """Workers open the child's URL again: an S3 endpoint must not be lost on the way."""
+    storage = ArrowStorage(fs._MockFileSystem(), "bucket", "s3://bucket/?endpoint_override=host")
+    assert storage.child("a").child("b").url == "s3://bucket/a/b?endpoint_override=host"
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nonsense://bucket", "'nonsense://bucket' cannot be opened.*use a local path or a URL"),
+        ("://", "'://' cannot be opened"),
+        ("mock:///", "'mock:///' names no bucket or folder"),
+    ],
+)
+def test_a_url_that_cannot_be_opened_is_bad_input(url: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        open_storage(url)

@@ -1,0 +1,176 @@
+"""Claims about reading a sweep's directory: every cell is a row, and nothing missing crashes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from analysis import records
+from analysis.errors import InputError
+from analysis.storage import LocalStorage
+from analysis.table import load_sweep
+
+Build = Callable[..., LocalStorage]
+
+
+def resolved(sweep: LocalStorage) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(sweep.get("sweep.yaml"))
+    return content
+
+
+def test_a_finished_trial_is_a_row_with_its_axes_numbers_and_spectral_summary(
+    build_sweep: Build,
+) -> None:
+    sweep = build_sweep(multipliers=[1, 2.67, 4])
+    tables = load_sweep(sweep)
+    assert tables.name == "made-up"
+    assert tables.group_axes == ("architecture", "norm", "depth")
+    trial = tables.trials.set_index("id").loc["gpt2-pre-64-168-0"]
+    assert trial["state"] == "completed"
+    assert trial["holds"] == ("none",)
+    assert trial["typed_multiplier"] == 2.67
+    assert trial["width_multiplier"] == 168 / 64  # achieved, not typed
+    assert trial["tokens"] == 250 * 2048
+    assert trial["parameters_non_embedding"] == 2 * (4 * 64**2 + 2 * 64 * 168)
+    assert trial["n_over_d"] == pytest.approx(8192 / 168)
+    assert not trial["undersampled"]
+    stored = records.read_records(sweep.child("trials/gpt2-pre-64-168-0"), "spectra").to_pandas()
+    last_five = stored[stored["step"] >= 50]
+    by_layer = last_five.groupby("layer")["soft_rank"].median()
+    assert trial["soft_rank"] == pytest.approx(by_layer.median())
+    assert trial["snapshots"] == 5
+
+
+def test_cells_that_coincide_are_one_row_in_both_halves(build_sweep: Build) -> None:
+    trials = load_sweep(build_sweep(multipliers=[1, 4])).trials
+    assert trials.set_index("id").loc["gpt2-pre-64-256-0", "holds"] == ("none", "params")
+    assert len(trials) == 3
+
+
+def test_the_snapshot_of_untrained_weights_never_enters_the_summary(build_sweep: Build) -> None:
+    sweep = build_sweep(multipliers=[1, 2, 4], holds=("none",), analysis={"aggregate_last": 50})
+    trials = load_sweep(sweep).trials
+    assert set(trials["snapshots"]) == {5}  # of six: steps 0, 50, ..., 250
+
+
+@pytest.mark.parametrize("state", ["failed", "unfinished", "waiting", "diverged"])
+def test_a_trial_without_final_numbers_is_a_row_that_says_why(
+    build_sweep: Build, state: str
+) -> None:
+    sweep = build_sweep(
+        multipliers=[1, 2, 4],
+        holds=("none",),
+        outcomes=lambda cell: state if cell.multiplier == 2 else "completed",
+    )
+    trial = load_sweep(sweep).trials.set_index("D").loc[128.0]
+    assert trial["state"] == state
+    assert np.isnan(trial["val_loss"])
+    assert trial["flops"] > 0  # planned, whatever became of it
+    assert trial["parameters_total"] > 0
+    expected = {"failed": "no disk", "diverged": "made up to be diverged"}.get(state)
+    assert trial["reason"] == expected or (expected is None and trial["reason"] is None)
+
+
+def test_undersampled_spectra_are_marked(build_sweep: Build) -> None:
+    trials = load_sweep(build_sweep(multipliers=[1, 2, 4], holds=("none",), samples=2000)).trials
+    assert dict(zip(trials["D"], trials["undersampled"], strict=True)) == {
+        64.0: False,
+        128.0: False,
+        256.0: True,
+    }
+
+
+def test_a_result_with_nothing_but_its_outcome_does_not_crash(build_sweep: Build) -> None:
+    sweep = build_sweep(multipliers=[1, 2, 4], holds=("none",))
+    key = "trials/gpt2-pre-64-128-0/result.json"
+    sweep.put(key, b'{"outcome": "completed", "final": null, "seconds": null, "records": null}')
+    tables = load_sweep(sweep)
+    trial = tables.trials.set_index("id").loc["gpt2-pre-64-128-0"]
+    assert trial["state"] == "completed"
+    assert trial["snapshots"] == 0
+    assert np.isnan(trial["soft_rank"])
+    assert "gpt2-pre-64-128-0" not in set(tables.spectra["id"])
+
+
+def test_an_axis_named_like_a_measured_number_does_not_overwrite_it(build_sweep: Build) -> None:
+    sweep = build_sweep(multipliers=[1, 2, 4], holds=("none",))
+    content = resolved(sweep)
+    for cell in content["resolved"]["trials"]:
+        cell["axes"]["tokens"] = 4096
+    sweep.put("sweep.yaml", yaml.safe_dump(content).encode())
+    tables = load_sweep(sweep)
+    assert "axis_tokens" in tables.group_axes
+    assert set(tables.trials["axis_tokens"]) == {4096}
+    assert set(tables.trials["tokens"]) == {250.0 * 2048}
+
+
+def test_layers_of_different_width_are_known_as_such(build_sweep: Build) -> None:
+    sweep = build_sweep(multipliers=[1, 2, 4], holds=("none",))
+    content = resolved(sweep)
+    content["resolved"]["trials"][0]["axes"]["D"] = [64, 128]
+    sweep.put("sweep.yaml", yaml.safe_dump(content).encode())
+    trial = load_sweep(sweep).trials.iloc[0]
+    assert not trial["uniform_width"]
+    assert trial["D"] == 96
+
+
+def test_equal_budgets_of_two_model_sizes_go_to_the_size_they_belong_to(
+    build_sweep: Build,
+) -> None:
+    sweep = build_sweep(multipliers=[1, 2, 4])
+    content = resolved(sweep)
+    cells = content["resolved"]["trials"]
+    larger = []
+    for cell in cells:
+        axes = {**cell["axes"], "d_model": 2 * cell["axes"]["d_model"], "D": 2 * cell["axes"]["D"]}
+        parameters = {name: 4 * count for name, count in cell["parameters"].items()}
+        larger.append({**cell, "id": f"{cell['id']}-x2", "axes": axes, "parameters": parameters})
+    content["resolved"]["trials"] = cells + larger
+    content["grid"]["d_model"] = [64, 128]
+    sweep.put("sweep.yaml", yaml.safe_dump(content).encode())
+    tables = load_sweep(sweep)
+    assert tables.group_axes[-1] == "base_d_model"
+    expected = [128.0 if trial.endswith("x2") else 64.0 for trial in tables.trials["id"]]
+    assert tables.trials["base_d_model"].tolist() == expected
+    assert set(tables.trials["d_model"]) > {64.0, 128.0}  # the budget moved it
+
+
+def test_a_directory_that_is_no_sweep_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is no sweep: it has no sweep\.yaml; give the directory"):
+        load_sweep(LocalStorage(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: small\n", "does not list its trials"),
+        ("just words\n", "does not list its trials"),
+        ("resolved: {trials: []}\n", "does not list its trials"),
+        ("resolved: {trials: [{axes: {}}]}\n", "no id or axes"),
+        ("{", "is not YAML"),
+    ],
+)
+def test_a_sweep_file_that_cannot_be_used_is_refused_by_name(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    sweep = LocalStorage(tmp_path)
+    sweep.put("sweep.yaml", text.encode())
+    with pytest.raises(InputError, match=message) as caught:
+        load_sweep(sweep)
+    assert "sweep.yaml" in str(caught.value)
+
+
+def test_broken_objects_are_refused_by_name(build_sweep: Build) -> None:
+    sweep = build_sweep(multipliers=[1, 2, 4], holds=("none",))
+    result = "trials/gpt2-pre-64-128-0/result.json"
+    kept = sweep.get(result)
+    sweep.put(result, b"{")
+    with pytest.raises(InputError, match=r"gpt2-pre-64-128-0/result\.json is not JSON"):
+        load_sweep(sweep)
+    sweep.put(result, kept)
+    sweep.put("trials/gpt2-pre-64-64-0/spectra/part-1-0-250.parquet", b"not parquet")
+    with pytest.raises(InputError, match=r"gpt2-pre-64-64-0: the records of spectra"):
+        load_sweep(sweep)

@@ -1,0 +1,105 @@
+"""What the ledger reads off a trial's directory."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from analysis.errors import InputError
+from analysis.records import FAILURE, LEASE, RESULT, encode_json
+from analysis.storage import LocalStorage
+from orchestrator import ledger
+from orchestrator.driver_lease import DRIVER, DriverLease, is_driven
+
+NOW = time.time_ns() // 1_000_000
+LEASE_NOW = {
+    "attempt": 1, "owner": "a", "heartbeat_ms": NOW, "step": 7, "steps": 20, "loss": 3.5,
+    "tokens_per_s": 100.0,
+}  # fmt: skip
+
+
+def state(tmp_path: Path, **objects: dict) -> ledger.TrialStatus:
+    trial = LocalStorage(tmp_path)
+    for name, content in objects.items():
+        trial.put(f"{name}.json", encode_json(content))
+    return ledger.trial_status(trial, "0123", {}, 20)
+
+
+def test_a_trial_without_a_directory_waits(tmp_path: Path):
+    status = state(tmp_path)
+    assert (status.state, status.step, status.steps) == ("waiting", 0, 20)
+
+
+def test_a_fresh_heartbeat_is_running_and_says_how_far(tmp_path: Path):
+    status = state(tmp_path, lease=LEASE_NOW)
+    assert (status.state, status.step, status.loss) == ("running", 7, 3.5)
+
+
+def test_an_old_heartbeat_is_stale(tmp_path: Path):
+    assert state(tmp_path, lease={**LEASE_NOW, "heartbeat_ms": NOW - 3_600_000}).state == "stale"
+
+
+def test_a_released_lease_waits_to_be_continued(tmp_path: Path):
+    assert state(tmp_path, lease={**LEASE_NOW, "released": True}).state == "waiting"
+
+
+def test_a_failure_waits_for_its_retry_until_it_is_given_up(tmp_path: Path):
+    released = {**LEASE_NOW, "released": True}
+    assert state(tmp_path, lease=released, failure={"message": "disk full"}).state == "waiting"
+    ledger.give_up(LocalStorage(tmp_path), "not used: the trainer has said why")
+    status = ledger.trial_status(LocalStorage(tmp_path), "0123", {}, 20)
+    assert (status.state, status.message) == ("failed", "disk full")
+
+
+def test_giving_up_a_trial_that_left_no_word_records_the_reason(tmp_path: Path):
+    ledger.give_up(LocalStorage(tmp_path), "the actor died")
+    assert ledger.trial_status(LocalStorage(tmp_path), "0123", {}, 20).message == "the actor died"
+
+
+@pytest.mark.parametrize("outcome", ["completed", "collapsed", "diverged", "stopped"])
+def test_an_outcome_ends_a_trial_whatever_else_lies_there(tmp_path: Path, outcome: str):
+    result = {"outcome": outcome, "step": 20, "steps": 20, "final": {"val_loss": 3.0}}
+    status = state(tmp_path, lease=LEASE_NOW, failure={"gave_up": True}, result=result)
+    assert status.state == outcome
+    assert status.over
+
+
+def test_discarding_leaves_nothing(tmp_path: Path):
+    trial = LocalStorage(tmp_path / "trial")
+    for key in (RESULT, LEASE, FAILURE, "metrics/part-1-0-20.parquet"):
+        trial.put(key, b"{}")
+    assert ledger.discard(trial) == 4
+    assert trial.list() == []
+
+
+def test_a_folder_that_is_no_sweep_is_said_to_be_none(tmp_path: Path):
+    with pytest.raises(InputError, match="no sweep's directory"):
+        ledger.read_ledger(LocalStorage(tmp_path))
+
+
+def test_one_driver_has_a_sweep_at_a_time(tmp_path: Path):
+    sweep = LocalStorage(tmp_path)
+    with DriverLease(sweep):
+        assert is_driven(sweep)
+        with pytest.raises(InputError, match="is being run by process"):
+            DriverLease(sweep)
+    assert not is_driven(sweep)
+    assert sweep.list() == []
+
+
+def test_a_killed_driver_of_this_machine_need_not_be_waited_for(tmp_path: Path):
+    sweep = LocalStorage(tmp_path)
+    with DriverLease(sweep):
+        held = sweep.get(DRIVER)
+    # The same process number, but of a process that began at another time.
+    sweep.put(DRIVER, held.replace(b'"started": 1', b'"started": 2'))
+    assert not is_driven(sweep)
+
+
+def test_a_silent_driver_of_another_machine_is_waited_for_a_minute(tmp_path: Path):
+    sweep = LocalStorage(tmp_path)
+    away = {"host": "elsewhere", "pid": 1, "started": 0.0}
+    sweep.put(DRIVER, encode_json({**away, "heartbeat_ms": NOW}))
+    assert is_driven(sweep)
+    sweep.put(DRIVER, encode_json({**away, "heartbeat_ms": NOW - 120_000}))
+    assert not is_driven(sweep)
