@@ -7,7 +7,7 @@ take a sequence of rising lightness.
 
 import io
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -66,13 +66,17 @@ def panels(
     return figure, list(grid)
 
 
-def render(figure: Figure, kind: Literal["svg", "png"]) -> bytes:
-    """The figure as a file. The same numbers give the same bytes of SVG."""
-    sink = io.BytesIO()
-    metadata = {"Date": None} if kind == "svg" else {}
+def render(figure: Figure) -> dict[str, bytes]:
+    """The figure as "svg" and as "png". The same numbers give the same bytes of SVG."""
+    files = {}
     with mpl.rc_context(_RC):
-        figure.savefig(sink, format=kind, dpi=160, facecolor="white", metadata=metadata)
-    return sink.getvalue()
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # it is laid out: once is enough for both
+        for kind, metadata in (("svg", {"Date": None}), ("png", {})):
+            sink = io.BytesIO()
+            figure.savefig(sink, format=kind, dpi=160, facecolor="white", metadata=metadata)
+            files[kind] = sink.getvalue()
+    return files
 
 
 def title(axes: Axes, text: str) -> None:
@@ -150,7 +154,7 @@ def decades(axes: Axes) -> None:
 
 def width_colours(count: int) -> list[tuple[float, float, float, float]]:
     """Colours for widths in ascending order, legible on white and on black."""
-    shades = np.linspace(0.28, 0.86, max(count, 2))[:count]
+    shades = np.linspace(0.36, 0.86, max(count, 2))[:count]
     return [tuple(map(float, mpl.colormaps["viridis"](shade))) for shade in shades]  # type: ignore[misc]
 
 
@@ -163,7 +167,7 @@ def end_labels(axes: Axes, labels: Sequence[tuple[float, str, Any]], *, gap: flo
     to_axes = axes.transData + axes.transAxes.inverted()
     right = axes.get_xlim()[1]
     heights = [to_axes.transform((right, y))[1] for y, _, _ in labels]
-    for (_, text, colour), height in zip(labels, _apart(heights, gap), strict=True):
+    for (_, text, colour), height in zip(labels, spread_apart(heights, gap), strict=True):
         axes.annotate(
             text,
             (1, height),
@@ -177,7 +181,7 @@ def end_labels(axes: Axes, labels: Sequence[tuple[float, str, Any]], *, gap: flo
         )
 
 
-def _apart(heights: Sequence[float], gap: float) -> list[float]:
+def spread_apart(heights: Sequence[float], gap: float) -> list[float]:
     """The heights moved as little as needed for `gap` between neighbours, in the same order."""
     order = np.argsort(heights, kind="stable")
     # Least squares under "each at least gap above the last" is isotonic regression of the

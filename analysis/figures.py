@@ -43,9 +43,9 @@ def figures_of(verdict: GroupVerdict, tables: SweepTables) -> dict[str, Figure]:
     drawn = {
         "loss-optimum": loss_optimum(verdict),
         "rank-laws": rank_laws(verdict),
-        "effective-dimension": effective_dimension(verdict),
         "training-curves": training_curves(verdict, tables),
         "final-spectra": final_spectra(verdict, tables),
+        "effective-dimension": effective_dimension(verdict),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
@@ -133,8 +133,9 @@ def _draw_curve(axes: Axes, curve: LossCurve) -> None:
     axes.annotate(
         f"{multiple(chosen)} chosen",
         (chosen, at),
-        xytext=(-5 if curve.headline == 0 else 0, -17),
-        textcoords="offset points",
+        xytext=(chosen, 0.03),
+        textcoords=axes.get_xaxis_transform(),
+        arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.8, "shrinkB": 6},
         ha="left" if curve.headline == 0 else "center",
         color=INK,
         fontsize=9,

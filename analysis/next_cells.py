@@ -76,9 +76,13 @@ def missing_cells(trials: pd.DataFrame, group: Mapping[str, Any], rate: float) -
 
 
 def equal_budget_half(
-    trials: pd.DataFrame, group: Mapping[str, Any], rate: float
+    trials: pd.DataFrame, group: Mapping[str, Any], rate: float, reference: float
 ) -> list[NextCells]:
-    """The half of the grid that the loss needs, for a group that has none of it."""
+    """The half of the grid that the loss needs, for a group that has none of it.
+
+    Its cells cost what the cell of the `reference` multiplier costs, whose budget they share.
+    """
+    distance = np.abs(np.log(trials["width_multiplier"] / reference))
     widths, seeds = _typed(trials), sorted({int(r) for r in trials["replicate"]})
     return [
         _priced(
@@ -87,7 +91,7 @@ def equal_budget_half(
             group,
             widths,
             seeds,
-            trials,
+            trials[distance == distance.min()],
             rate,
         )
     ]
@@ -184,14 +188,10 @@ def _priced(
     like: pd.DataFrame,
     rate: float,
 ) -> NextCells:
-    """Cost from the cells there are: FLOPs are linear in the width, or equal by design."""
+    """Cost from cells of the same budget; the head's share of it still varies with d_model."""
     grid = _grid(group, widths, seeds)
-    known = like.dropna(subset=["flops"]).drop_duplicates("width_multiplier")
-    if len(known) > 1:
-        line = np.polyfit(known["width_multiplier"], known["flops"], 1)
-        each = np.polyval(line, widths)
-    else:
-        each = np.full(len(widths), known["flops"].mean())
+    known = like.groupby("width_multiplier")["flops"].mean().sort_index()
+    each = np.interp(np.log(widths), np.log(known.index), known)
     total = float(np.sum(each)) * len(seeds)
     trials = prod(len(values) for values in grid.values())
     return NextCells(why, hold, grid, trials, total, total * rate)

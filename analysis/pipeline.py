@@ -70,8 +70,8 @@ def _figures(tables: SweepTables, recommendation: Recommendation) -> Iterator[tu
         for name, figure in figures.figures_of(verdict, tables).items():
             drawn[f"{verdict.slug}-{name}"] = figure
     for name, figure in drawn.items():
-        yield f"figures/{name}.svg", render(figure, "svg")
-        yield f"figures/{name}.png", render(figure, "png")
+        for kind, data in render(figure).items():
+            yield f"figures/{name}.{kind}", data
 
 
 def _tables(tables: SweepTables, recommendation: Recommendation) -> Iterator[tuple[str, bytes]]:

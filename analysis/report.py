@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 from analysis.equal_budget import BUDGETS
-from analysis.figure_style import FAINT, INK, RULE
+from analysis.figure_style import BROKEN, EDIM, FAINT, HARD, INK, RULE, SOFT
 from analysis.laws import PowerLaw, Refusal, is_shown
 from analysis.recommend import GroupVerdict, Recommendation
 from analysis.summary import headline, shared_caveats
@@ -27,12 +27,12 @@ CAPTIONS = {
     "ln(D / d_model), and the 90 % interval of its optimum (shaded) where one is established.",
     "rank-laws": "Median over the last snapshots, then over layers. Lines are least squares in the "
     "logarithms; bands are 90 % intervals of the law.",
-    "effective-dimension": "Effective dimension, and its growth between neighbouring widths: where "
-    "it stays below the dashed line, more width adds little.",
     "training-curves": "Held-out loss while training, a line a run, labelled with D / d_model. "
     "Dashed: not completed.",
     "final-spectra": "Eigenvalues of the activations' covariance at the last snapshot, normalised, "
     "geometric mean over layers.",
+    "effective-dimension": "Effective dimension, and its growth between neighbouring widths: where "
+    "it stays below the dashed line, more width adds little.",
 }
 
 QUANTITIES = {
@@ -152,16 +152,13 @@ def _widths(verdict: GroupVerdict) -> str:
         return ""
     rows, chosen = [], None
     for i, width in enumerate(verdict.alternatives):
+        note = "equivalent" if width["equivalent"] else ""
         if width["width_multiplier"] == verdict.width_multiplier:
-            chosen = i
-        notes = [
-            note
-            for note, holds in (
-                ("not admissible", not width["admissible"]),
-                ("equivalent", width["equivalent"] and verdict.width_multiplier is not None),
-            )
-            if holds
-        ]
+            chosen, note = i, "chosen"
+        elif verdict.width_multiplier is None:
+            note = ""
+        if not width["admissible"]:
+            note = "not admissible"
         rows.append(
             [
                 multiple(width["width_multiplier"]),
@@ -171,7 +168,7 @@ def _widths(verdict: GroupVerdict) -> str:
                 str(width["runs"]),
                 f"{width['excess_nats']:.4f}",
                 f"{width['excess_upper_nats']:.4f}",
-                ", ".join(notes),
+                note,
             ]
         )
     names = ["width", "D", "d_model", "loss", "runs", "excess", "upper 90 %", ""]
@@ -333,6 +330,10 @@ def _inline(name: str, svg: bytes) -> str:
         (INK, "currentColor"),
         (FAINT, "var(--faint)"),
         (RULE, "var(--rule)"),
+        (SOFT, "var(--soft)"),
+        (HARD, "var(--hard)"),
+        (EDIM, "var(--edim)"),
+        (BROKEN, "var(--bad)"),
         ("fill: #ffffff", "fill: none"),
     ):
         text = text.replace(colour, own)

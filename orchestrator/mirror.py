@@ -21,10 +21,12 @@ from typing import Literal, TextIO
 
 from analysis.errors import InputError
 from analysis.storage import LocalStorage, Storage, open_storage
-from orchestrator.mirror_sweep import Mirror, SyncReport
+from orchestrator.mirror_sweep import Mirror, SyncReport, forget_trial
 from orchestrator.tracking import git_tags
 
 log = logging.getLogger(__name__)
+
+__all__ = ["Mirror", "MirrorProcess", "SyncReport", "forget_trial", "start_mirror", "sync"]
 
 LOCK_FILE = ".mirror.lock"
 EVERY = 3.0  # seconds between two looks
@@ -66,7 +68,8 @@ class MirrorProcess:
 
 def start_mirror(sweep_url: str, uri: str, every: float = EVERY) -> MirrorProcess:
     """Start a mirror of a sweep, whose sweep.yaml exists; returns at once."""
-    command = [sys.executable, "-m", "orchestrator.mirror", sweep_url]
+    # -P: a folder named `analysis` where the user stands is not ours.
+    command = [sys.executable, "-P", "-m", "orchestrator.mirror", sweep_url]
     command += ["--tracking-uri", uri, "--every", str(every)]
     process = subprocess.Popen(
         command,

@@ -83,6 +83,11 @@ def step_points(table: str, rows: Iterable[Row]) -> Iterator[StepPoints]:
         yield StepPoints(table, step, tuple(points), len(values) - len(points))
 
 
+def table_of(key: str) -> str:
+    """The table that a metric comes from."""
+    return SPECTRA if key.startswith("spectra/") else METRICS
+
+
 def _metrics(rows: Sequence[Row]) -> Iterator[_Value]:
     for row in rows:
         for column, name in METRIC_NAMES[row["kind"]].items():

@@ -14,8 +14,16 @@ from typing import Any
 
 from analysis.records import RESULT, SPEC, get_json
 from analysis.storage import Storage
-from orchestrator.mirror_points import StepPoints, axis_texts, batches, flat, run_name, spec_params
-from orchestrator.mirror_trial import TrialView, ended_ms, started_ms, unsent
+from orchestrator.mirror_points import (
+    StepPoints,
+    axis_texts,
+    batches,
+    flat,
+    run_name,
+    spec_params,
+    table_of,
+)
+from orchestrator.mirror_trial import NOTHING_SENT, TrialView, ended_ms, started_ms, unsent
 from orchestrator.tracking import Artifacts, Run, Tracking
 
 SWEEP_TAG = "widthlab.sweep"
@@ -52,8 +60,10 @@ class TrialRun:
         self._status = run.status
         self._watermark: dict[str, int] = json.loads(run.tags.get(WATERMARK_TAG, "{}"))
         self._nonfinite = int(run.tags.get(NONFINITE_TAG, 0))
-        # Names of the metrics of which the server may have points beyond the watermark.
+        # Metrics of which the server may have points beyond the watermark, not looked at yet,
         self._unsure = run.metrics if known else frozenset()
+        # and the steps of those that it has.
+        self._ahead: dict[str, set[int]] = {}
         self._shown: TrialView | None = None
 
     def shows(self, seen: TrialView) -> bool:
@@ -70,24 +80,33 @@ class TrialRun:
         return sent
 
     def _send(self, steps: Sequence[StepPoints]) -> Sent:
-        present = self._present(steps)
+        if steps:
+            self._look_ahead()
         sent = nonfinite = 0
         for points, ended in batches(steps):
-            new = [point for point in points if point.step not in present.get(point.key, ())]
+            new = [point for point in points if point.step not in self._ahead.get(point.key, ())]
             if new:
                 self._tracking.send_points(self._run_id, new)
                 sent += len(new)
             if ended:
                 nonfinite += sum(step.nonfinite for step in ended)
                 self._mark(ended)
-        if steps:
-            self._unsure = frozenset()
+        # A retry may have got less far than what the server has: the rest is kept in mind.
+        self._ahead = {
+            key: left for key, have in self._ahead.items() if (left := self._left(key, have))
+        }
         return Sent(sent, nonfinite)
 
-    def _present(self, steps: Sequence[StepPoints]) -> dict[str, set[int]]:
-        """Metric -> the steps that the server has of it, where it may have some of `steps`."""
-        keys = {point.key for step in steps for point in step.points} & self._unsure
-        return {key: self._tracking.steps(self._run_id, key) for key in sorted(keys)}
+    def _look_ahead(self) -> None:
+        """Ask, once, which steps beyond the watermark the server has of every metric."""
+        for key in sorted(self._unsure):
+            if left := self._left(key, self._tracking.steps(self._run_id, key)):
+                self._ahead[key] = left
+        self._unsure = frozenset()
+
+    def _left(self, key: str, steps: set[int]) -> set[int]:
+        reached = self._watermark.get(table_of(key), NOTHING_SENT)
+        return {step for step in steps if step > reached}
 
     def _mark(self, ended: Sequence[StepPoints]) -> None:
         for step in ended:

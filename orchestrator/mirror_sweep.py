@@ -106,7 +106,10 @@ class Mirror:
                 if trial_id in self._complete:
                     continue
                 try:
-                    news = self._sync_trial(tracking, artifacts, family, trial_id)
+                    try:
+                        news = self._sync_trial(tracking, artifacts, family, trial_id)
+                    except FileNotFoundError:  # it has just been compacted: look again
+                        news = self._sync_trial(tracking, artifacts, family, trial_id)
                 except RefusedError as error:
                     refused += 1
                     self._set_aside(trial_id, error)
@@ -137,8 +140,7 @@ class Mirror:
     def _contact(self) -> tuple[Tracking, Run, Artifacts]:
         """The connection, with the sweep's runs found and its own made where it is missing."""
         if self._tracking is None:
-            name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
-            self._tracking = Tracking(self._uri, name)
+            self._tracking = Tracking(self._uri, experiment_name())
         if self._parent is None:
             self._artifacts = Artifacts(self._tracking)
             parent = None
@@ -284,6 +286,37 @@ class Mirror:
         if self._said.get(about) != message:
             log.warning("mirror of %s: %s: %s", self._name, about, message)
             self._said[about] = message
+
+
+def forget_trial(sweep: Storage, tracking_uri: str, trial_id: str) -> int:
+    """Take a trial that is about to be discarded out of MLflow; returns how many runs that were.
+
+    They move to the experiment's deleted runs. Raises InputError where the server is away.
+    """
+    noted = get_json(sweep, IDENTITY_FILE)
+    if noted is None:
+        return 0  # never mirrored
+    try:
+        tracking = Tracking(tracking_uri, experiment_name())
+        runs = [
+            run.run_id
+            for run in tracking.runs(SWEEP_TAG, str(noted["identity"]))
+            if run.tags.get(TRIAL_TAG) == trial_id
+        ]
+        for run_id in runs:
+            tracking.delete(run_id)
+    except (ServerAwayError, RefusedError) as error:
+        raise InputError(
+            f"trial {trial_id} cannot be taken out of MLflow at {redacted(tracking_uri)}: "
+            f"{str(error).replace(tracking_uri, redacted(tracking_uri))}; start the server, or "
+            "name another with --tracking-uri"
+        ) from error
+    return len(runs)
+
+
+def experiment_name() -> str:
+    """MLFLOW_EXPERIMENT_NAME, or ``widthlab``."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
 
 
 def _identity(sweep: Storage, name: str) -> str:

@@ -166,9 +166,10 @@ class Tracking:
             os.environ.setdefault(name, value)
         from mlflow.tracking import MlflowClient
 
-        # A new database reports every step of its migrations.
+        # A new database reports every step of its migrations, a lost connection every retry.
         for chatty in ("mlflow.store.db.utils", "alembic"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         try:
             with _talking(f"connecting to {redacted(uri)}"), _alone(uri):
                 self._client = MlflowClient(uri)

@@ -120,7 +120,7 @@ def test_the_summary_fits_a_terminal(build_sweep: Build) -> None:
 
 
 def test_an_analysis_replaces_the_one_before(build_sweep: Build) -> None:
-    sweep = build_sweep()
+    sweep = build_sweep(multipliers=[1.0, 4.0])
     sweep.put("report/figures/of-an-earlier-group.svg", b"old")
     sweep.put("report/notes.txt", b"someone's own")
     analyse(sweep)

@@ -115,7 +115,9 @@ def test_the_cost_of_what_to_run_next_follows_from_what_has_run(build_sweep: Bui
     (verdict,) = verdicts(build_sweep(planted(build_sweep, curvature=0.0, slope=-0.05)))
     (wider,) = verdict.run_next
     done = verdict.losses[0].planned
-    assert wider.flops == pytest.approx(2 * done["flops"].mean(), rel=0.25)  # equal budgets
+    assert wider.flops == pytest.approx(
+        2 * done["flops"].mean(), rel=0.3
+    )  # all but the head is equal
     # The made-up trials take 1.1 s for 2e9 FLOPs.
     assert wider.seconds == pytest.approx(wider.flops * 1.1 / 2e9)
 
@@ -125,7 +127,10 @@ def test_without_equal_budgets_the_missing_half_is_named_and_priced(build_sweep:
     assert verdict.verdict == "refused"
     assert "no cells of equal budget" in verdict.rule
     assert any("equal budgets is missing" in caveat for caveat in verdict.caveats)
-    assert [cells.hold for cells in verdict.run_next] == [("params",)]
+    (asked,) = verdict.run_next
+    assert asked.hold == ("params",)
+    reference = verdict.trials.set_index("D").loc[256.0, "flops"]  # the budget of the 4x model
+    assert asked.flops == pytest.approx(7 * reference)
     assert isinstance(verdict.spectral.laws["soft_rank"], PowerLaw)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
@@ -337,6 +337,7 @@ OPERATIONS = st.one_of(
 )
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(OPERATIONS, min_size=1, max_size=25))
 def test_the_rows_read_are_those_of_the_surviving_history_each_once(
     operations: list[tuple[str] | tuple[str, int]],

@@ -21,7 +21,7 @@ from analysis import records
 from analysis.errors import InputError
 from analysis.records import METRICS, SPECTRA, Manifest, encode_json, put_part
 from analysis.storage import LocalStorage
-from orchestrator.mirror import Orders, mirror_until_told, start_mirror, sync
+from orchestrator.mirror import Orders, forget_trial, mirror_until_told, start_mirror, sync
 from orchestrator.mirror_points import LAYER_METRICS, MEDIAN_METRICS, METRIC_NAMES
 from orchestrator.mirror_sweep import Mirror
 from orchestrator.tracking import ServerAwayError, Tracking, git_tags
@@ -366,7 +366,12 @@ def test_rows_measured_anew_by_a_retry_are_neither_doubled_nor_missed(
     checkpoint(trial, 10, 1)
     put_rows(trial, 1, 11, 25)
     sync_until_killed(bench, monkeypatch)
-    put_rows(trial, 2, 11, 40, shift_ms=77_777)  # cut off, and resumed from step 10
+    # Cut off, and resumed from step 10; seen first when it has not got as far as before.
+    put_rows(trial, 2, 11, 15, shift_ms=77_777)
+    mirror = bench.mirror()
+    assert mirror.sync_once().points == 0
+    put_rows(trial, 2, 16, 40, shift_ms=77_777)
+    mirror.sync_once()
     finish_trial(trial, attempt=2)
     bench.mirror().sync_once()
 
@@ -438,6 +443,52 @@ def test_a_trial_that_is_discarded_and_trained_anew_gets_a_new_run(bench: Bench)
     bench.mirror().sync_once()
     assert bench.child().info.run_id != old
     assert bench.points() == expected(rows_of(0, 20, shift_ms=5))
+
+
+def test_a_trial_compacted_while_it_is_read_is_read_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trial = bench.begin()
+    put_rows(trial, 1, 0, 10)
+    put_rows(trial, 1, 11, 40)
+    get = LocalStorage.get
+
+    def compacting(self: LocalStorage, key: str) -> bytes:
+        if key.startswith("metrics/") and self.root == trial.root:
+            monkeypatch.undo()
+            finish_trial(trial)
+        return get(self, key)
+
+    bench.mirror().sync_once()
+    put_rows(trial, 1, 41, 60)
+    mirror = bench.mirror()
+    monkeypatch.setattr(LocalStorage, "get", compacting)
+    assert mirror.sync_once().refused == 0
+    assert bench.points() == expected(rows_of(0, 60))
+    assert not caplog.records
+
+
+def test_a_trial_that_is_forgotten_starts_a_new_run(bench: Bench) -> None:
+    assert forget_trial(bench.sweep, bench.uri, bench.ids[0]) == 0  # never mirrored
+    trial = bench.begin()
+    put_rows(trial, 1, 0, 25)
+    bench.mirror().sync_once()
+    assert forget_trial(bench.sweep, bench.uri, bench.ids[0]) == 1
+    shutil.rmtree(trial.root)
+    put_rows(bench.begin(), 1, 0, 10, shift_ms=5)
+    bench.mirror().sync_once()
+    assert bench.points() == expected(rows_of(0, 10, shift_ms=5))
+
+
+def test_a_trial_is_not_forgotten_while_the_server_is_away(bench: Bench) -> None:
+    put_rows(bench.begin(), 1, 0, 10)
+    bench.mirror().sync_once()
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        uri = f"http://me:secret@127.0.0.1:{closed.getsockname()[1]}"
+        with pytest.raises(InputError, match="start the server") as caught:
+            forget_trial(bench.sweep, uri, bench.ids[0])
+    assert "secret" not in str(caught.value)
 
 
 def test_a_broken_trial_does_not_keep_the_others_out(

@@ -1,0 +1,172 @@
+"""Tiny trials: one small text corpus, tokenised once for the whole session."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+
+from analysis import records
+from analysis.storage import LocalStorage
+from trainers.data.store import open_store
+from trainers.spec import BytesTokenizer, DataSource, TextFiles, TrialSpec
+
+#: Columns that depend on the clock; all others of a resumed trial are equal bit for bit.
+CLOCK_COLUMNS = ["time_ms", "tokens_per_s", "mfu"]
+
+MakeSpec = Callable[..., TrialSpec]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """As a trial of one CPU runs, so that tests and their subprocesses round alike."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def token_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def text_source(tmp_path_factory: pytest.TempPathFactory, token_cache: Path) -> DataSource:
+    """About 20,000 bytes of verse with some structure to learn."""
+    verses = [
+        {"text": f"{n} green bottles hanging on wall {n * n % 89}, and if one should fall. " * 3}
+        for n in range(100)
+    ]
+    path = tmp_path_factory.mktemp("corpus") / "verses.jsonl"
+    path.write_text("".join(json.dumps(verse) + "\n" for verse in verses))
+    source = DataSource(corpus=TextFiles(paths=[str(path)]), tokenizer=BytesTokenizer())
+    open_store(source, token_cache)
+    return source
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(token_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WIDTHLAB_CACHE", str(token_cache))
+
+
+@pytest.fixture
+def make_spec(text_source: DataSource, token_cache: Path) -> MakeSpec:
+    """A trial of ten updates that trains in a second: `make_spec(training__steps=3)`."""
+    data = open_store(text_source, token_cache).data_spec
+
+    def make(**changes: Any) -> TrialSpec:
+        content: dict[str, Any] = {
+            "model": {
+                "architecture": "gpt2",
+                "norm": "pre",
+                "d_model": 16,
+                "head_dim": 8,
+                "ffn_widths": [32, 24],
+                "context": 16,
+                "vocab_size": 257,
+            },
+            "training": {"steps": 10, "batch_tokens": 64, "learning_rate": 1e-2},
+            "data": data.model_dump(),
+            "replicate": 0,
+            "evaluation": {"every": 4, "tokens": 128},
+            "spectra": {"every": 5, "tokens": 128, "sites": ["pre", "post"]},
+            "source": text_source.model_dump(),
+            "layout": {"checkpoint_every": 4},
+        }
+        for path, value in changes.items():
+            *sections, key = path.split("__")
+            target = content
+            for section in sections:
+                target = target[section]
+            target[key] = value
+        return TrialSpec.model_validate(content)
+
+    return make
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> LocalStorage:
+    """A trial's directory, which is not there yet."""
+    return LocalStorage(tmp_path / "trial")
+
+
+class Killed(Exception):  # noqa: N818 (an event, not a mistake)
+    """What a `Diary` raises to cut a trial off."""
+
+
+class Diary:
+    """A log that remembers what it was told, and may do something after an update."""
+
+    def __init__(self, after: dict[int, Callable[[], object]] | None = None) -> None:
+        self.after = after or {}
+        self.starts: list[tuple[str, int, int, int]] = []
+        self.updates: list[int] = []
+        self.losses: list[float] = []
+        self.checkpoints: list[int] = []
+
+    def started(self, trial_id: str, attempt: int, step: int, steps: int) -> None:
+        self.starts.append((trial_id, attempt, step, steps))
+
+    def progress(self, step: int, steps: int, loss: float, tokens_per_s: float) -> None:
+        self.updates.append(step)
+        self.losses.append(loss)
+        if step in self.after:
+            self.after[step]()
+
+    def checkpointed(self, step: int) -> None:
+        self.checkpoints.append(step)
+
+
+@pytest.fixture
+def diary() -> type[Diary]:
+    return Diary
+
+
+@pytest.fixture
+def killed() -> type[Killed]:
+    return Killed
+
+
+@pytest.fixture
+def dying_at() -> Callable[[int], Diary]:
+    """A log that cuts the trial off right after an update, before it is measured."""
+
+    def make(step: int) -> Diary:
+        def die() -> None:
+            raise Killed(f"after update {step}")
+
+        return Diary({step: die})
+
+    return make
+
+
+Bits = tuple[dict[str, pa.Table], dict[str, Any]]
+
+
+@pytest.fixture
+def bits() -> Callable[[LocalStorage], Bits]:
+    """All of a finished trial that must not depend on when and how often it was cut off: its
+    records and its final weights."""
+
+    def read(trial: LocalStorage) -> Bits:
+        tables = {}
+        for name in records.SCHEMAS:
+            table = records.read_records(trial, name)
+            clock = [column for column in CLOCK_COLUMNS if column in table.column_names]
+            tables[name] = table.drop_columns(clock)
+        (step,) = records.committed_steps(trial.list())
+        path = trial.path(f"{records.checkpoint_folder(step)}/mp_rank_00_model_states.pt")
+        saved = torch.load(path, weights_only=True, map_location="cpu")
+        weights = {name: value.tolist() for name, value in saved["module"].items()}
+        return tables, weights
+
+    return read
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _leave_process_group() -> Iterator[None]:
+    """Training joins a process group of one; the session leaves it as it found it."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,192 @@
+"""Checkpoints hold all of a trial's state, and are data: nothing in them is ever executed."""
+
+import copy
+import hashlib
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.utils import parameters_to_vector
+
+from analysis import records
+from analysis.storage import LocalStorage
+from trainers import checkpoint
+from trainers.checkpoint import NoUsableCheckpointError, newest_usable
+from trainers.engine import Engine, Ranks, start_ranks
+from trainers.models.decoder import build, token_loss
+from trainers.train import train
+
+MODEL_STATES = "mp_rank_00_model_states.pt"
+
+
+@pytest.fixture
+def ranks() -> Ranks:
+    return start_ranks("cpu")
+
+
+def update(engine: Engine, seed: int) -> float:
+    """One update on tokens of their own."""
+    tokens = torch.randint(257, (4, 17), generator=torch.Generator().manual_seed(seed))
+    loss = token_loss(engine.forward(tokens[:, :-1]), tokens[:, 1:]).mean()
+    engine.backward(loss)
+    engine.step()
+    return loss.item()
+
+
+def committed(trial: LocalStorage, step: int, files: dict[str, bytes]) -> None:
+    """A checkpoint of any content, in order."""
+    listed = {}
+    for name, data in files.items():
+        trial.put(f"{records.checkpoint_folder(step)}/{name}", data)
+        listed[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    manifest = records.Manifest("0a1b", step, 1, listed, [])
+    trial.put(records.manifest_key(step), manifest.to_json())
+
+
+# --- save and load -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_an_engine_goes_on_from_a_checkpoint_bit_for_bit(
+    make_spec, trial, ranks, stage, precision
+) -> None:
+    """Weights, moments, master weights and the place in the schedule are all there."""
+    spec = make_spec(layout__zero_stage=stage, training__precision=precision)
+    engine = Engine(build(spec.model, 0), spec, ranks)
+    for seed in range(3):
+        update(engine, seed)
+    checkpoint.save(engine, trial, None, ranks, 3, {"seconds": {"training": 1.5}}, {}, keep=2)
+    expected = [update(engine, seed) for seed in range(3, 7)]
+    engine.close()
+
+    resumed = Engine(build(spec.model, 1), spec, ranks)  # other weights, all to be replaced
+    names = [Path(key).name for key in trial.list("checkpoints")]
+    files = {name: {} for name in names}
+    manifest = records.Manifest(spec.id, 3, 1, files, [])
+    state = checkpoint.load(resumed, trial, manifest, ranks)
+    assert state["seconds"] == {"training": 1.5}
+    assert [update(resumed, seed) for seed in range(3, 7)] == expected
+    resumed.close()
+
+
+def test_a_manifest_lists_every_file_with_its_hash_and_the_records(make_spec, trial, diary) -> None:
+    spec = make_spec()
+    train(spec, trial, diary())
+    manifest = newest_usable(trial)
+    assert (manifest.trial_id, manifest.step, manifest.attempt) == (spec.id, 10, 1)
+    assert manifest.layout == spec.layout.model_dump(mode="json")
+    data = trial.get(f"{records.checkpoint_folder(10)}/{MODEL_STATES}")
+    expected = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    assert manifest.files == {MODEL_STATES: expected}
+    assert {Path(part).parts[0] for part in manifest.records} == {"metrics", "spectra"}
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_no_more_checkpoints_are_kept_than_asked_for(
+    make_spec, trial, dying_at, killed, keep
+) -> None:
+    spec = make_spec(layout__checkpoint_every=1, layout__keep_checkpoints=keep)
+    with pytest.raises(killed):
+        train(spec, trial, dying_at(8))
+    steps = records.committed_steps(trial.list())
+    assert steps == list(range(8 - keep, 8))
+    folders = {key.split("/")[1] for key in trial.list("checkpoints")}
+    assert folders == {f"step-{step:08d}" for step in steps}
+
+
+def test_no_staged_files_are_left_on_the_machine(
+    make_spec, trial, diary, dying_at, killed, tmp_path, monkeypatch
+) -> None:
+    staging = tmp_path / "staging"
+    staging.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(staging))
+    with pytest.raises(killed):
+        train(make_spec(), trial, dying_at(6))
+    train(make_spec(), trial, diary())
+    assert list(staging.iterdir()) == []
+
+
+# --- which one is used ---------------------------------------------------------------------
+
+
+def test_no_checkpoint_is_none(trial) -> None:
+    assert newest_usable(trial) is None
+    trial.put(f"{records.checkpoint_folder(5)}/{MODEL_STATES}", b"not committed")
+    assert newest_usable(trial) is None
+
+
+def test_the_newest_that_matches_its_manifest_is_used_and_newer_ones_are_withdrawn(trial) -> None:
+    for step in (1, 2, 3):
+        committed(trial, step, {"weights": b"%d" % step})
+    trial.put(f"{records.checkpoint_folder(3)}/weights", b"4")
+    assert newest_usable(trial).step == 2
+    assert records.committed_steps(trial.list()) == [1, 2]
+
+
+def test_none_that_matches_is_an_error_and_stays_one(trial) -> None:
+    committed(trial, 1, {"weights": b"1"})
+    trial.delete(f"{records.checkpoint_folder(1)}/weights")
+    for _ in range(2):
+        with pytest.raises(NoUsableCheckpointError, match=r"steps \[1\]"):
+            newest_usable(trial)
+
+
+# --- nothing is executed, and nothing is written outside -----------------------------------
+
+
+class Payload:
+    """Unpickling this creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def plant(trial: LocalStorage, step: int, name: str, data: bytes) -> None:
+    """Replace a checkpoint's file, and its hash as an attacker would."""
+    trial.put(f"{records.checkpoint_folder(step)}/{name}", data)
+    manifest = json.loads(trial.get(records.manifest_key(step)))
+    manifest["files"][name]["sha256"] = hashlib.sha256(data).hexdigest()
+    trial.put(records.manifest_key(step), records.encode_json(manifest))
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("whole_file", [True, False])
+def test_a_payload_in_a_checkpoint_is_refused(
+    make_spec, trial, dying_at, killed, diary, tmp_path, stage, whole_file
+) -> None:
+    with pytest.raises(killed):
+        train(make_spec(layout__zero_stage=stage), trial, dying_at(6))
+    bait = tmp_path / "executed"
+    names = sorted(json.loads(trial.get(records.manifest_key(4)))["files"])
+    for name in names:
+        path = tmp_path / "planted"
+        if whole_file:
+            path.write_bytes(pickle.dumps(Payload(bait), protocol=2))
+        else:
+            saved = torch.load(
+                trial.path(f"{records.checkpoint_folder(4)}/{name}"), weights_only=False
+            )
+            torch.save({**saved, "seconds": Payload(bait)}, path)
+        plant(trial, 4, name, path.read_bytes())
+    with pytest.raises(pickle.UnpicklingError, match=r"[Ww]eights.only"):
+        train(make_spec(layout__zero_stage=stage), trial, diary())
+    assert not bait.exists()
+    pickle.loads(pickle.dumps(Payload(bait))).close()
+    assert bait.exists()  # it would have worked
+
+
+@pytest.mark.parametrize("name", ["../../../outside", "/tmp/outside"])
+def test_a_manifest_cannot_name_a_place_outside(trial, ranks, tmp_path, name) -> None:
+    manifest = records.Manifest("0a1b", 1, 1, {name: {"sha256": "", "bytes": 0}}, [])
+    trial.put("checkpoints/step-00000001/tmp/outside", b"planted")
+    with pytest.raises(ValueError, match="must be relative and stay inside the root"):
+        checkpoint.load(copy.copy(object()), trial, manifest, ranks)
+    trial.put(records.manifest_key(1), manifest.to_json())
+    with pytest.raises(NoUsableCheckpointError):
+        newest_usable(trial)

@@ -1,0 +1,204 @@
+"""How a trial can end other than well: it diverges, is replaced, or fails; and what is kept."""
+
+import math
+
+import pytest
+import torch
+
+from analysis import records
+from analysis.records import METRICS, SPECTRA, encode_json, read_records
+from analysis.storage import LocalStorage
+from trainers import train as train_module
+from trainers import writer
+from trainers.lease import LeaseLostError
+from trainers.models.decoder import build
+from trainers.train import train
+
+# --- divergence is an outcome --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_an_absurd_learning_rate_diverges_and_the_records_are_kept(
+    make_spec, trial, diary, stage
+) -> None:
+    spec = make_spec(
+        training__learning_rate=1e30, training__steps=50, layout__zero_stage=stage,
+        spectra__every=1,
+    )  # fmt: skip
+    log = diary()
+    end = train(spec, trial, log)
+    assert end.outcome == "diverged"
+    assert 0 < end.step < 50
+    assert end.result["reason"].endswith(f"at step {end.step}")
+    assert end.result["final"]["val_loss"] is None  # it ended between evaluations
+    rows = [row for row in read_records(trial, METRICS).to_pylist() if row["kind"] == "train"]
+    assert [row["train_loss"] for row in rows] == log.losses
+    assert all(math.isfinite(loss) for loss in log.losses)
+    assert read_records(trial, SPECTRA)["step"].to_pylist()[0] == 0
+    assert records.get_json(trial, records.FAILURE) is None
+
+
+def test_a_trial_that_diverged_is_not_trained_again(make_spec, trial, diary) -> None:
+    spec = make_spec(training__learning_rate=1e30, training__steps=50)
+    first = train(spec, trial, diary())
+    log = diary()
+    assert train(spec, trial, log) == first
+    assert log.starts == []
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """Set one weight of the model that is being trained to NaN, now or when it is built."""
+    built = []
+
+    def build_and_remember(*arguments):
+        built.append(build(*arguments))
+        for name in at_the_start:
+            poison(name)
+        return built[-1]
+
+    def poison(name: str) -> None:
+        if not built:
+            at_the_start.append(name)
+            return
+        with torch.no_grad():
+            built[-1].get_parameter(name).view(-1)[0] = math.nan
+
+    at_the_start: list[str] = []
+    monkeypatch.setattr(train_module, "build", build_and_remember)
+    return poison
+
+
+def test_weights_that_are_not_numbers_diverge_at_once(make_spec, trial, diary, poison) -> None:
+    poison("layers.1.ffn.down.weight")
+    end = train(make_spec(), trial, diary())
+    assert (end.outcome, end.step) == ("diverged", 0)
+    assert end.result["reason"] == "the held-out loss is nan at step 0"
+    assert end.result["records"] == {}
+    assert end.result["final"] == dict.fromkeys(end.result["final"])
+    assert records.committed_steps(trial.list()) == []
+
+
+def test_activations_that_are_not_numbers_are_named(make_spec, trial, diary, poison) -> None:
+    """At step 5 spectra are due and no evaluation."""
+    log = diary({5: lambda: poison("layers.1.ffn.up.weight")})
+    end = train(make_spec(), trial, log)
+    assert (end.outcome, end.step) == ("diverged", 5)
+    assert end.result["reason"] == "layer 1, site pre: the activations are not finite at step 5"
+    assert read_records(trial, METRICS)["step"].to_pylist()[-1] == 5
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_gradient_that_is_not_finite_is_not_applied(
+    make_spec, trial, diary, monkeypatch, stage
+) -> None:
+    """The loss is fine, its gradient is not: the step is named, not the one after."""
+    poison = {"now": False}
+    real = train_module.token_loss
+
+    class Infinite(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, loss):
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * math.inf
+
+    def token_loss(logits, targets):
+        loss = real(logits, targets)
+        return Infinite.apply(loss) if poison["now"] and loss.requires_grad else loss
+
+    monkeypatch.setattr(train_module, "token_loss", token_loss)
+    log = diary({3: lambda: poison.update(now=True)})
+    end = train(make_spec(layout__zero_stage=stage), trial, log)
+    assert (end.outcome, end.step) == ("diverged", 3)
+    assert end.result["reason"].startswith("the gradient norm is ")
+    assert read_records(trial, METRICS)["step"].to_pylist()[-1] == 3
+
+
+# --- one writer ----------------------------------------------------------------------------
+
+
+def replace(trial: LocalStorage) -> dict[str, bytes]:
+    """Another process takes the trial over. Returns the directory as it left it."""
+    lease = records.get_json(trial, records.LEASE)
+    lease |= {"attempt": lease["attempt"] + 1, "owner": "another"}
+    trial.put(records.LEASE, encode_json(lease))
+    return contents(trial)
+
+
+def contents(trial: LocalStorage) -> dict[str, bytes]:
+    return {key: trial.get(key) for key in trial.list()}
+
+
+@pytest.mark.parametrize("step", [2, 4, 10], ids=["a flush", "a checkpoint", "the end"])
+def test_one_that_was_replaced_stops_and_writes_nothing_more(
+    make_spec, trial, diary, monkeypatch, step
+) -> None:
+    if step == 2:
+        monkeypatch.setattr(writer, "FLUSH_S", 0.0)
+    left = {}
+    log = diary({step: lambda: left.update(replace(trial))})
+    with pytest.raises(LeaseLostError, match="attempt 1 was replaced by a newer one"):
+        train(make_spec(), trial, log)
+    assert log.updates[-1] == step
+    assert contents(trial) == left
+
+
+def test_one_that_was_replaced_does_not_touch_its_successors_checkpoint(
+    make_spec, trial, diary
+) -> None:
+    """It wakes up when the successor has already committed the checkpoint it comes to."""
+    left = {}
+
+    def overtaken() -> None:
+        trial.put("checkpoints/step-00000004/mp_rank_00_model_states.pt", b"the successor's")
+        left.update(replace(trial))
+
+    with pytest.raises(LeaseLostError):
+        train(make_spec(), trial, diary({4: overtaken}))
+    assert contents(trial) == left
+
+
+# --- a storage that fails ------------------------------------------------------------------
+
+
+class Full(LocalStorage):
+    """A disk on which no part can be stored any more."""
+
+    def put(self, key: str, data: bytes) -> None:
+        if key.endswith(".parquet"):
+            raise OSError(28, "No space left on device")
+        super().put(key, data)
+
+
+def test_a_full_disk_is_a_failure_and_no_checkpoint_is_committed_without_its_records(
+    make_spec, tmp_path, diary
+) -> None:
+    trial = Full(tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        train(make_spec(), trial, diary())
+    assert records.committed_steps(trial.list()) == []
+    assert "No space left" in records.get_json(trial, records.FAILURE)["message"]
+
+
+class Broken(LocalStorage):
+    """Nothing can be written at all."""
+
+    def put(self, key: str, data: bytes) -> None:
+        raise PermissionError(13, f"Permission denied: {key}")
+
+
+def test_a_failure_that_cannot_be_recorded_is_still_raised(
+    make_spec, tmp_path, diary, caplog
+) -> None:
+    with pytest.raises(PermissionError, match=r"lease\.json"):
+        train(make_spec(), Broken(tmp_path), diary())
+    assert "the failure could not be recorded" in caplog.text
+
+
+def test_a_lease_that_cannot_be_read_is_named(make_spec, trial, diary) -> None:
+    trial.put(records.LEASE, b'{"attempt": ')
+    with pytest.raises(ValueError, match=r"lease\.json is not JSON"):
+        train(make_spec(), trial, diary())
