@@ -128,6 +128,7 @@ def _draw_curve(axes: Axes, curve: LossCurve) -> None:
     chosen = float(curve.multiplier[curve.headline])
     at = float(curve.curve(chosen))
     axes.plot(chosen, at, "o", markersize=11, markerfacecolor="none", color=INK)
+    side = 0.0 if curve.headline == 0 else 0.5  # of the label, on the line down to it
     low, high = axes.get_ylim()
     axes.set_ylim(low - 0.16 * (high - low), high)  # room for the label
     axes.annotate(
@@ -135,8 +136,14 @@ def _draw_curve(axes: Axes, curve: LossCurve) -> None:
         (chosen, at),
         xytext=(chosen, 0.03),
         textcoords=axes.get_xaxis_transform(),
-        arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.8, "shrinkB": 6},
-        ha="left" if curve.headline == 0 else "center",
+        arrowprops={
+            "arrowstyle": "-",
+            "color": INK,
+            "linewidth": 0.8,
+            "shrinkB": 6,
+            "relpos": (side, 1),
+        },
+        ha="left" if side == 0 else "center",
         color=INK,
         fontsize=9,
         fontweight="bold",

@@ -20,11 +20,8 @@ from analysis.loss_optimum import REQUIRED_SUPPORT, LossCurve, Unfitted
 from analysis.next_cells import NextCells
 from analysis.replicates import Interval
 from analysis.spectral import PLATEAU, SpectralEvidence, judge_spectra
-from analysis.table import SweepTables
+from analysis.table import SweepTables, reference_multiplier
 from analysis.wording import group_label, interval, multiple
-
-#: The width whose budget a sweep keeps, where its file does not say.
-REFERENCE_MULTIPLIER = 4.0
 
 
 @dataclass(frozen=True)
@@ -130,8 +127,7 @@ def _judge(
     chosen = optimum if isinstance(optimum, LossCurve) and optimum.recommended else None
     run_next = next_cells.missing_cells(trials, group, rate)
     if not losses:
-        model = tables.config.get("model") or {}
-        reference = float(model.get("reference_multiplier") or REFERENCE_MULTIPLIER)
+        reference = reference_multiplier(tables.config)
         run_next += next_cells.equal_budget_half(trials, group, rate, reference)
     elif chosen is None:
         run_next += next_cells.for_refusal(losses[0], group, rate)

@@ -32,6 +32,8 @@ WITHIN_GROUP = ("width_multiplier", "ffn_width", "seed", "d_model", "D")
 LAW_SITE = "post"
 #: Snapshots a layer is summarised over, where the sweep file does not say.
 AGGREGATE_LAST = 5
+#: The width whose budget a sweep keeps, where its file does not say.
+REFERENCE_MULTIPLIER = 4.0
 #: Budgets further apart than this (relative) are of different model sizes, not one size missed.
 SAME_BUDGET = 0.10
 
@@ -96,9 +98,10 @@ def load_sweep(sweep: Storage) -> SweepTables:
         curves.append(_records(trial, METRICS, cell["id"], result))
         if row["versions"] is not None:
             versions[row["versions"]] = _section(result or {}, "versions")
-    trials = pd.DataFrame(rows)
-    trials["base_d_model"] = _base_d_model(trials, _section(config, "grid"))
     group_axes = [axes[name] for name in axes if name not in WITHIN_GROUP]
+    reference = reference_multiplier(config)
+    typed = _section(config, "grid").get("d_model")
+    trials = _by_size(pd.DataFrame(rows), group_axes, typed, reference)
     if trials["base_d_model"].nunique() > 1:
         group_axes.append("base_d_model")
     return SweepTables(
@@ -112,6 +115,12 @@ def load_sweep(sweep: Storage) -> SweepTables:
         eigenvalues=pa.concat_tables(eigenvalues).to_pandas(),
         versions=versions,
     )
+
+
+def reference_multiplier(config: Mapping[str, Any]) -> float:
+    """The width whose budget the sweep's other widths keep."""
+    typed = _section(config, "model").get("reference_multiplier")
+    return float(typed) if typed else REFERENCE_MULTIPLIER
 
 
 def holding(trials: pd.DataFrame, hold: str) -> pd.DataFrame:
@@ -176,26 +185,38 @@ def _axes(cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {name: f"axis_{name}" if name in taken else name for name in names}
 
 
-def _base_d_model(trials: pd.DataFrame, grid: Mapping[str, Any]) -> pd.Series:
-    """The d_model as the sweep file has it, which an equal budget trades against the width.
+def _by_size(
+    trials: pd.DataFrame, group_axes: Sequence[str], typed: object, reference: float
+) -> pd.DataFrame:
+    """The trials with `base_d_model`: the d_model of the file, which a budget trades for width.
 
     Where d_model is an axis, the cells of equal budget fall into sizes; each size belongs to the
-    d_model on the axis that its median cell is nearest to.
+    d_model on the axis that it comes nearest to at the `reference` multiplier. A trial that is a
+    cell of one size with a fixed d_model and of another at an equal budget gets a row in each.
     """
-    free = trials.index.isin(holding(trials, "none").index)
-    base = trials["d_model"].where(free)
-    typed = grid.get("d_model")
-    sizes = np.unique(typed if isinstance(typed, list) else trials.loc[free, "d_model"].dropna())
+    free = holding(trials, "none")
+    sizes = np.unique(typed if isinstance(typed, list) else free["d_model"].dropna())
     if len(sizes) <= 1:
-        return base.fillna(base.median())
-    for budget in ("parameters_non_embedding", "flops"):
-        hold = "params" if budget == "parameters_non_embedding" else "flops"
-        held = holding(trials[~free], hold)
-        for members in _clusters(held[budget]):
-            middle = trials.loc[members, "d_model"].median()
-            nearest = sizes[np.argmin(np.abs(np.log(sizes / middle)))]
-            base.loc[members] = float(nearest)
-    return base
+        only = sizes[0] if len(sizes) else trials["d_model"].median()
+        return trials.assign(base_d_model=float(only))
+    base_of: dict[tuple[Any, float], list[str]] = {}  # (row, base_d_model) -> holds
+    for label, d_model in free["d_model"].items():
+        base_of[label, float(d_model)] = ["none"]
+    for hold, budget in (("params", "parameters_non_embedding"), ("flops", "flops")):
+        held = holding(trials, hold)
+        alike = held.groupby(list(group_axes), dropna=False) if group_axes else [((), held)]
+        for _, cells in alike:
+            for members in _clusters(cells[budget]):
+                own = cells.loc[members].sort_values("width_multiplier")
+                at = np.interp(np.log(reference), np.log(own["width_multiplier"]), own["d_model"])
+                nearest = float(sizes[np.argmin(np.abs(np.log(sizes / at)))])
+                for label in members:
+                    base_of.setdefault((label, nearest), []).append(hold)
+    labels = sorted(base_of)
+    split = trials.loc[[label for label, _ in labels]].reset_index(drop=True)
+    split["base_d_model"] = [base for _, base in labels]
+    split["holds"] = pd.Series([tuple(base_of[label]) for label in labels])
+    return split
 
 
 def _clusters(values: pd.Series) -> list[list[Any]]:

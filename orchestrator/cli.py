@@ -275,7 +275,7 @@ def ui(
     """Open MLflow on this machine's sweeps, for this machine only; Ctrl-C ends it."""
     from orchestrator.ui import open_ui
 
-    raise typer.Exit(open_ui(_open(storage), port))
+    open_ui(_open(storage), port)
 
 
 # --- what the commands share ---------------------------------------------------------------

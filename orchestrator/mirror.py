@@ -16,13 +16,11 @@ import select
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal, TextIO
 
 from analysis.errors import InputError
 from analysis.storage import LocalStorage, Storage, open_storage
 from orchestrator.mirror_sweep import Mirror, SyncReport, forget_trial
-from orchestrator.tracking import git_tags
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +130,7 @@ def mirror_until_told(sweep: Storage, uri: str, every: float, orders: Orders) ->
             if order == "finish":
                 fcntl.flock(lock, fcntl.LOCK_EX)  # the driver has set a limit to this
                 break
-        mirror = Mirror(sweep, uri, git_tags(Path.cwd()))
+        mirror = Mirror(sweep, uri)
         misses = 0
         while True:
             misses = misses + 1 if mirror.sync_once().away else 0

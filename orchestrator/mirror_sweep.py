@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 from pyarrow import ArrowException
 
@@ -59,13 +60,8 @@ class SyncReport:
 class Mirror:
     """Sends one sweep to one experiment. Never raises for a server that is away."""
 
-    def __init__(
-        self, sweep: Storage, tracking_uri: str, origin: Mapping[str, str] | None = None
-    ) -> None:
-        """`origin` are tags of where the sweep was started, as `tracking.git_tags` gives them.
-
-        Raises InputError where `sweep` is no sweep, or where its identity cannot be written.
-        """
+    def __init__(self, sweep: Storage, tracking_uri: str) -> None:
+        """Raises InputError where `sweep` is no sweep, or where its identity cannot be written."""
         self._sweep = sweep
         self._uri = tracking_uri
         config = resolved_sweep(sweep)
@@ -73,7 +69,7 @@ class Mirror:
         self._name = str(config["name"])
         self._planned = {str(trial["id"]): trial for trial in config["resolved"]["trials"]}
         self._identity = _identity(sweep, self._name)
-        self._tags = {SWEEP_TAG: self._identity, "sweep": self._name, **(origin or {})}
+        self._tags = {SWEEP_TAG: self._identity, "sweep": self._name, **_git_tags(config)}
 
         self._outcomes = dict.fromkeys(self._planned, "waiting")
         self._complete: set[str] = set()
@@ -337,3 +333,9 @@ def _identity(sweep: Storage, name: str) -> str:
             "again by it, so copy the sweep to where you may write"
         ) from error
     return identity
+
+
+def _git_tags(config: Mapping[str, Any]) -> dict[str, str]:
+    """The checkout that the sweep was started in, under MLflow's own names."""
+    git = config["resolved"].get("git") or {}
+    return {f"mlflow.source.git.{name}": str(value).lower() for name, value in git.items()}

@@ -1,6 +1,6 @@
 """What a sweep comes to before it runs: cost per trial and in all, and what it cannot answer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -245,8 +245,16 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def resolved_yaml(config: SweepConfig, grid: Grid, data: DataSpec, vocab_size: int) -> str:
+def resolved_yaml(
+    config: SweepConfig,
+    grid: Grid,
+    data: DataSpec,
+    vocab_size: int,
+    git: Mapping[str, Any] | None = None,
+) -> str:
     """sweep.yaml as run: every default written out, and what the grid came to.
+
+    `git` is the commit and dirty flag of the checkout that the sweep was started in, if any.
 
     Reading it gives an equal config: the section `resolved` is for the analysis and is not read
     back, since the trials follow from the rest.
@@ -256,6 +264,7 @@ def resolved_yaml(config: SweepConfig, grid: Grid, data: DataSpec, vocab_size: i
         "corpus_fingerprint": data.corpus_fingerprint,
         "tokenizer_hash": data.tokenizer_hash,
         "vocab_size": vocab_size,
+        "git": dict(git or {}),
         "trials": [
             {
                 "id": trial.id,

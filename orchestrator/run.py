@@ -27,6 +27,7 @@ from orchestrator.plan import resolved_yaml
 from orchestrator.progress import Progress
 from orchestrator.stopping import StopRelay, request_stop, stop_requested
 from orchestrator.sweep_config import SweepConfig
+from orchestrator.tracking import git_state
 from trainers.data.batches import heldout_windows, training_batch
 from trainers.data.hub import pin
 from trainers.data.store import TokenStore, open_store
@@ -91,7 +92,9 @@ def run_sweep(
             execute.check_shared(sweep, nodes)
         sweep.put(
             ledger.SWEEP_FILE,
-            resolved_yaml(config, grid, store.data_spec, store.vocab_size).encode(),
+            resolved_yaml(
+                config, grid, store.data_spec, store.vocab_size, git_state(Path.cwd())
+            ).encode(),
         )
         mirror = start_mirror(sweep.url, tracking)
         try:

@@ -134,7 +134,7 @@ def _sqlite_path(uri: str) -> Path | None:
     return Path(uri.removeprefix(prefix)) if uri.startswith(prefix) else None
 
 
-def git_tags(folder: Path) -> dict[str, str]:
+def git_state(folder: Path) -> dict[str, str | bool]:
     """Commit and dirty flag of the checkout that holds `folder`; empty where there is none."""
 
     def git(*arguments: str) -> str:
@@ -146,10 +146,7 @@ def git_tags(folder: Path) -> dict[str, str]:
         commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
     except (OSError, subprocess.SubprocessError):
         return {}  # no git, or no checkout: nothing to say
-    return {
-        "mlflow.source.git.commit": commit,
-        "mlflow.source.git.dirty": str(bool(changes)).lower(),
-    }
+    return {"commit": commit, "dirty": bool(changes)}
 
 
 # --- the connection ------------------------------------------------------------------------

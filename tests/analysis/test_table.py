@@ -138,6 +138,22 @@ def test_equal_budgets_of_two_model_sizes_go_to_the_size_they_belong_to(
     assert set(tables.trials["d_model"]) > {64.0, 128.0}  # the budget moved it
 
 
+def test_a_trial_that_is_a_cell_of_two_sizes_is_judged_in_both(build_sweep: Build) -> None:
+    sweep = build_sweep(multipliers=[1, 2, 4])
+    content = resolved(sweep)
+    cells = {cell["id"]: cell for cell in content["resolved"]["trials"]}
+    # At 1x the budget of the 64-wide model buys d_model 88: a cell of a size on the axis too.
+    cells["gpt2-pre-88-88-0"]["holds"] = ["none", "params"]
+    content["grid"]["d_model"] = [64, 88]
+    sweep.put("sweep.yaml", yaml.safe_dump(content).encode())
+    trials = load_sweep(sweep).trials
+    shared = trials[trials["id"] == "gpt2-pre-88-88-0"]
+    assert dict(zip(shared["base_d_model"], shared["holds"], strict=True)) == {
+        64.0: ("params",),
+        88.0: ("none",),
+    }
+
+
 def test_a_directory_that_is_no_sweep_is_refused_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is no sweep: it has no sweep\.yaml; give the directory"):
         load_sweep(LocalStorage(tmp_path / "nothing"))

@@ -24,7 +24,7 @@ from analysis.storage import LocalStorage
 from orchestrator.mirror import Orders, forget_trial, mirror_until_told, start_mirror, sync
 from orchestrator.mirror_points import LAYER_METRICS, MEDIAN_METRICS, METRIC_NAMES
 from orchestrator.mirror_sweep import Mirror
-from orchestrator.tracking import ServerAwayError, Tracking, git_tags
+from orchestrator.tracking import ServerAwayError, Tracking, git_state
 
 # MLflow's database layer uses a loader that SQLAlchemy deprecates, and leaves connections open.
 pytestmark = [
@@ -637,17 +637,22 @@ def test_artifacts_that_cannot_be_stored_do_not_hold_up_the_numbers(
 def test_a_run_says_which_commit_it_was_started_from(bench: Bench, tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     checkout.mkdir()
-    assert git_tags(checkout) == {}
+    assert git_state(checkout) == {}
     who = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
     for command in (["init", "-q"], [*who, "commit", "-q", "--allow-empty", "-m", "m"]):
         subprocess.run(["git", "-C", str(checkout), *command], check=True)
-    assert git_tags(checkout)["mlflow.source.git.dirty"] == "false"
+    assert git_state(checkout)["dirty"] is False
     (checkout / "new.py").touch()
-    tags = git_tags(checkout)
-    assert tags["mlflow.source.git.dirty"] == "true"
+    state = git_state(checkout)
+    assert state["dirty"] is True
     put_rows(bench.begin(), 1, 0, 10)
-    Mirror(bench.sweep, bench.uri, tags).sync_once()
-    assert tags.items() <= bench.child().data.tags.items()
+    content = yaml.safe_load(bench.sweep.get("sweep.yaml"))
+    content["resolved"]["git"] = state
+    bench.sweep.put("sweep.yaml", yaml.safe_dump(content).encode())
+    bench.mirror().sync_once()
+    tags = bench.child().data.tags
+    assert tags["mlflow.source.git.commit"] == state["commit"]
+    assert tags["mlflow.source.git.dirty"] == "true"
 
 
 def test_a_folder_that_is_no_sweep_is_refused(tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ def test_training_rows_are_of_every_update_and_held_out_rows_of_every_nth_and_th
     train(make_spec(), trial, diary())
     rows = read_records(trial, METRICS).to_pylist()
     steps = {
-        kind: [row["step"] for row in rows if row["kind"] == kind] for kind in ("train", "evaluation")
+        kind: [row["step"] for row in rows if row["kind"] == kind]
+        for kind in ("train", "evaluation")
     }
     assert steps == {"train": list(range(1, 11)), "evaluation": [0, 4, 8, 10]}
     spectra = read_records(trial, SPECTRA).to_pylist()
@@ -134,7 +135,9 @@ def test_a_directory_holds_one_trial(make_spec, trial, diary) -> None:
     first = make_spec(training__steps=2)
     train(first, trial, diary())
     other = make_spec(training__steps=2, training__learning_rate=1e-3)
-    with pytest.raises(InputError, match=f"holds trial {first.id} and the spec is trial {other.id}"):
+    with pytest.raises(
+        InputError, match=f"holds trial {first.id} and the spec is trial {other.id}"
+    ):
         train(other, trial, diary())
     trial.delete(records.RESULT)
     with pytest.raises(InputError, match="give each trial a directory of its own"):
@@ -165,7 +168,9 @@ def test_replicates_differ_and_equal_replicates_do_not(make_spec, tmp_path, diar
     losses = []
     for i, replicate in enumerate([0, 0, 1]):
         log = diary()
-        train(make_spec(training__steps=2, replicate=replicate), LocalStorage(tmp_path / str(i)), log)
+        train(
+            make_spec(training__steps=2, replicate=replicate), LocalStorage(tmp_path / str(i)), log
+        )
         losses.append(log.losses)
     assert losses[0] == losses[1]
     assert not np.isclose(losses[0], losses[2], atol=1e-6).any()

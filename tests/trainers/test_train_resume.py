@@ -78,9 +78,10 @@ def test_killed_between_the_last_checkpoint_and_the_result_it_only_writes_the_re
     def die(*_: object) -> None:
         raise killed
 
-    with monkeypatch.context() as patched, pytest.raises(killed):
+    with monkeypatch.context() as patched:
         patched.setattr(writer.TrialWriter, "finish", die)
-        train(make_spec(), trial, diary())
+        with pytest.raises(killed):
+            train(make_spec(), trial, diary())
     log = diary()
     end = train(make_spec(), trial, log)
     assert (log.updates, end.outcome, end.step) == ([], "completed", 10)
@@ -98,9 +99,10 @@ def test_killed_while_a_checkpoint_is_stored_it_goes_on_from_the_one_before(
             raise killed
         commit(self, step, *arguments)
 
-    with monkeypatch.context() as patched, pytest.raises(killed):
+    with monkeypatch.context() as patched:
         patched.setattr(writer.TrialWriter, "commit", die_at_8)
-        train(make_spec(layout__keep_checkpoints=1), trial, diary())
+        with pytest.raises(killed):
+            train(make_spec(layout__keep_checkpoints=1), trial, diary())
     trial.put(f"{records.checkpoint_folder(7)}/mp_rank_00_model_states.pt", b"of a stopped attempt")
     log = diary()
     train(make_spec(layout__keep_checkpoints=1), trial, log)
