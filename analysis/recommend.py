@@ -64,6 +64,7 @@ class GroupVerdict:
         """As in recommendation.json."""
         return {
             "group": dict(self.group),
+            "label": self.label,
             "verdict": self.verdict,
             "sentence": self.sentence,
             "width_multiplier": self.width_multiplier,

@@ -240,12 +240,4 @@ def note(counts: Mapping[str, int], recommendation: Mapping[str, Any] | None) ->
 
 
 def _verdict(group: Mapping[str, Any]) -> str:
-    label = group.get("group") or "all trials"
-    name = ", ".join(map(_text, label.values())) if isinstance(label, Mapping) else _text(label)
-    if group.get("verdict") != "recommended":
-        return f"**{name}**: no recommendation; the report says what is missing."
-    text = f"**{name}**: FFN width {group['width_multiplier']:.3g} x d_model"
-    interval = group.get("interval")
-    if interval and None not in interval:
-        text += f" ({interval[0]:.3g} to {interval[1]:.3g})"
-    return f"{text}."
+    return f"**{group.get('label', 'all trials')}**: {group.get('sentence', 'see the report')}."

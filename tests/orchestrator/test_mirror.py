@@ -601,15 +601,12 @@ def test_the_report_and_the_verdict_hang_on_the_sweep_and_are_renewed(bench: Ben
     mirror.sync_once()
     assert "1 completed" in bench.parent().data.tags["mlflow.note.content"]
 
-    verdict = {"group": {"norm": "pre"}, "verdict": "recommended", "width_multiplier": 2.67}
-    verdict |= {"interval": [2.1, 3.4]}
+    verdict = {"label": "pre, depth 2", "sentence": "use 2.67x"}
     bench.sweep.put("report/recommendation.json", encode_json({"groups": [verdict]}))
     bench.sweep.put("report/figures/loss.svg", b"<svg/>")
     mirror.sync_once()
     parent = bench.parent()
-    assert (
-        "**pre**: FFN width 2.67 x d_model (2.1 to 3.4)" in parent.data.tags["mlflow.note.content"]
-    )
+    assert "**pre, depth 2**: use 2.67x." in parent.data.tags["mlflow.note.content"]
     artifacts = bench.root / "mlartifacts" / parent.info.run_id / "artifacts" / "report"
     assert (artifacts / "figures" / "loss.svg").read_bytes() == b"<svg/>"
 

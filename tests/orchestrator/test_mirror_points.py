@@ -73,11 +73,12 @@ def test_params_are_flat_and_leave_out_what_is_not_set() -> None:
     assert flat({"a": {"b": {"c": True}}}) == {"a.b.c": "true"}
 
 
-def test_a_note_says_where_there_is_no_verdict() -> None:
-    refused = {"groups": [{"group": {"norm": "pre", "depth": 4}, "verdict": "refused"}]}
-    assert note({"completed": 3, "waiting": 0}, refused) == (
-        "**pre, 4**: no recommendation; the report says what is missing.\n\n3 trials: 3 completed."
+def test_a_note_gives_every_verdict_and_how_far_the_sweep_is() -> None:
+    judged = {"groups": [{"label": "pre, depth 4", "sentence": "no recommendation: too few"}]}
+    assert note({"completed": 3, "waiting": 0}, judged) == (
+        "**pre, depth 4**: no recommendation: too few.\n\n3 trials: 3 completed."
     )
+    assert note({"running": 1}, None) == "1 trials: 1 running."
 
 
 @pytest.mark.parametrize("outcome", ["completed", "collapsed", "stopped"])

@@ -1,0 +1,179 @@
+"""python -m trainers: one trial in a process of its own, alone or under torchrun."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from analysis import records
+from analysis.records import METRICS, SPECTRA, read_records
+from analysis.storage import LocalStorage
+from trainers.train import train
+
+REPOSITORY = Path(__file__).parents[2]
+
+#: Fails, after the trial, if a scheduler or a tracking library has been imported.
+WATCHED = """
+import sys
+from trainers.__main__ import main
+code = main(sys.argv[1:])
+found = {"ray", "mlflow", "orchestrator"} & set(sys.modules)
+sys.exit(f"imported: {found}" if found else code)
+"""
+
+#: Sends rank 0 a signal right after update 6, as the system or an operator may at any time.
+SIGNALLED = """
+import os, signal, sys
+from trainers import __main__ as command
+
+class Signalling(command.ConsoleLog):
+    def progress(self, step, *arguments):
+        super().progress(step, *arguments)
+        if step == 6:
+            os.kill(os.getpid(), signal.{name})
+
+command.ConsoleLog = Signalling
+sys.exit(command.main(sys.argv[1:]))
+"""
+
+PYTHON = (sys.executable,)
+TWO_RANKS = (
+    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+)  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run a spec in tmp_path/trial: `run(spec, *launcher, "-m", "trainers")`."""
+
+    def run(spec, *start: str) -> subprocess.CompletedProcess[str]:
+        path = tmp_path / "spec.json"
+        path.write_bytes(spec.to_json())
+        return run_in_repository([*start, str(path), "--out", str(tmp_path / "trial")])
+
+    return run
+
+
+def run_in_repository(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        arguments, capture_output=True, text=True, check=False, cwd=REPOSITORY, timeout=240
+    )
+
+
+def test_it_trains_the_same_trial_with_no_scheduler_and_no_tracking_in_the_process(
+    run, make_spec, trial, diary, bits, tmp_path
+) -> None:
+    spec = make_spec()
+    done = run(spec, *PYTHON, "-c", WATCHED)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[0] == f"trial {spec.id}, attempt 1: begins at step 0/10"
+    assert done.stderr.splitlines()[-1] == f"completed at step 10: {trial.url}"
+    here = LocalStorage(tmp_path / "here")
+    train(spec, here, diary())
+    assert bits(trial) == bits(here)
+
+
+def test_killed_by_the_system_and_started_again_it_ends_with_the_same_bits(
+    run, make_spec, trial, diary, bits, tmp_path
+) -> None:
+    """SIGKILL: nothing is flushed, released or cleaned up."""
+    spec = make_spec()
+    done = run(spec, *PYTHON, "-c", SIGNALLED.format(name="SIGKILL"))
+    assert done.returncode == -signal.SIGKILL
+    assert "released" not in records.get_json(trial, records.LEASE)
+    log = diary()
+    assert train(spec, trial, log).result["attempts"] == 2
+    assert log.updates == list(range(5, 11))
+    whole = LocalStorage(tmp_path / "whole")
+    train(spec, whole, diary())
+    assert bits(trial) == bits(whole)
+
+
+def test_a_sigterm_becomes_a_checkpoint_and_the_trial_is_continued(
+    run, make_spec, trial, diary
+) -> None:
+    done = run(make_spec(), *PYTHON, "-c", SIGNALLED.format(name="SIGTERM"))
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.splitlines()[-1] == "stopped at step 6; the same command continues"
+    assert records.committed_steps(trial.list()) == [4, 6]
+    assert records.get_json(trial, records.LEASE)["released"]
+    assert records.get_json(trial, records.FAILURE) is None
+    log = diary()
+    assert train(make_spec(), trial, log).outcome == "completed"
+    assert log.updates == [7, 8, 9, 10]
+
+
+@pytest.mark.parametrize(
+    ("content", "out", "message"),
+    [
+        ("{", "trial", "spec.json: not JSON"),
+        ("{}", "trial", "spec.json: model: Field required"),
+        (None, "trial", "spec.json cannot be read: No such file or directory"),
+        ("spec", "nonsense://bucket", "'nonsense://bucket' cannot be opened"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(make_spec, tmp_path, content, out, message) -> None:
+    path = tmp_path / "spec.json"
+    if content is not None:
+        path.write_bytes(make_spec().to_json() if content == "spec" else content.encode())
+    done = run_in_repository([*PYTHON, "-m", "trainers", str(path), "--out", out])
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+# --- several ranks -------------------------------------------------------------------------
+
+NUMBERS = {
+    METRICS: ["train_loss", "val_loss", "grad_norm"],
+    SPECTRA: ["hard_rank", "soft_rank", "total_variance"],
+}
+
+
+def test_two_ranks_give_the_numbers_of_one(run, make_spec, trial, diary, tmp_path) -> None:
+    two = make_spec(layout__workers=2, layout__zero_stage=2, training__batch_tokens=128)
+    one = make_spec(layout__zero_stage=2, training__batch_tokens=128)
+    assert two.id == one.id
+    done = run(two, *TWO_RANKS, "-m", "trainers")
+    assert done.returncode == 0, done.stderr
+    alone = LocalStorage(tmp_path / "alone")
+    train(one, alone, diary())
+    for table, columns in NUMBERS.items():
+        ours, theirs = (read_records(each, table) for each in (trial, alone))
+        assert ours["step"] == theirs["step"]
+        for column in columns:
+            expected = pytest.approx(theirs[column].drop_null().to_numpy(), rel=1e-5)
+            assert ours[column].drop_null().to_numpy() == expected
+    assert read_records(trial, SPECTRA)["N"] == read_records(alone, SPECTRA)["N"]
+    losses = pytest.approx(
+        read_records(alone, METRICS, ["train_loss"])["train_loss"].to_pylist()[1:3], abs=1e-6
+    )
+    assert losses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_that_were_stopped_resume_exactly(
+    run, make_spec, trial, bits, tmp_path, stage
+) -> None:
+    spec = make_spec(
+        layout__workers=2, layout__zero_stage=stage, training__batch_tokens=128,
+        layout__micro_batch=2,
+    )  # fmt: skip
+    script = tmp_path / "signalled.py"
+    script.write_text(SIGNALLED.format(name="SIGTERM"))
+    done = run(spec, *TWO_RANKS, str(script))
+    assert "stopped at step 6" in done.stderr
+    assert records.committed_steps(trial.list()) == [4, 6]
+    done = run(spec, *TWO_RANKS, "-m", "trainers")
+    assert done.returncode == 0, done.stderr
+    resumed = bits(trial)
+    trial.root.rename(tmp_path / "resumed")
+    run(spec, *TWO_RANKS, "-m", "trainers")
+    assert records.get_json(trial, records.RESULT)["attempts"] == 1
+    assert resumed == bits(trial)

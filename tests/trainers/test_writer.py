@@ -1,0 +1,173 @@
+"""The writer: rows before the checkpoint that rests on them, and the result last of all."""
+
+import pytest
+
+from analysis import records
+from analysis.records import METRICS, SPECTRA, read_records
+from analysis.storage import LocalStorage
+from trainers import writer as writer_module
+from trainers.lease import STOP_REQUEST, Lease, LeaseLostError
+from trainers.writer import TrialWriter
+
+
+class Journal(LocalStorage):
+    """Remembers the order of what is done to it."""
+
+    def __init__(self, root) -> None:
+        super().__init__(root)
+        self.done: list[str] = []
+
+    def put(self, key: str, data: bytes) -> None:
+        super().put(key, data)
+        if key != records.LEASE:
+            self.done.append(f"put {key}")
+
+    def delete(self, key: str) -> None:
+        super().delete(key)
+        self.done.append(f"delete {key}")
+
+
+@pytest.fixture
+def trial(tmp_path) -> Journal:
+    return Journal(tmp_path / "trial")
+
+
+@pytest.fixture
+def lease(trial, monkeypatch):
+    monkeypatch.setattr("trainers.lease.HEARTBEAT_S", 1e6)
+    with Lease(trial, steps=10) as held:
+        trial.done.clear()
+        yield held
+
+
+@pytest.fixture
+def writer(trial, lease) -> TrialWriter:
+    return TrialWriter(trial, "0a1b", lease)
+
+
+def metric(step: int) -> records.Row:
+    return {"step": step, "tokens": step, "time_ms": 0, "kind": "train", "train_loss": 1.0}
+
+
+def spectrum(step: int) -> records.Row:
+    return {
+        "step": step, "tokens": step, "time_ms": 0, "site": "post", "layer": 0, "D": 2, "N": 20,
+    }  # fmt: skip
+
+
+def steps(trial: LocalStorage, table: str = METRICS) -> list[int]:
+    return read_records(trial, table).column("step").to_pylist()
+
+
+def test_rows_are_durable_after_a_flush_and_not_before(trial, writer) -> None:
+    writer.add(METRICS, [metric(1)])
+    writer.add(METRICS, [metric(2)])
+    writer.add(SPECTRA, [spectrum(2)])
+    assert trial.list(METRICS) == []
+    writer.flush()
+    assert (steps(trial), steps(trial, SPECTRA)) == ([1, 2], [2])
+    assert trial.list(METRICS) == ["metrics/part-1-1-2.parquet"]
+
+
+def test_a_flush_of_nothing_writes_nothing(trial, writer) -> None:
+    writer.flush()
+    writer.flush()
+    assert trial.done == []
+
+
+def test_rows_are_flushed_when_they_have_waited_long_enough(trial, writer, monkeypatch) -> None:
+    now = writer._flushed
+    monkeypatch.setattr(writer_module.time, "monotonic", lambda: now)
+    writer.add(METRICS, [metric(1)])
+    now += writer_module.FLUSH_S * 0.9
+    writer.flush_if_due()
+    assert trial.done == []
+    now += writer_module.FLUSH_S * 0.2
+    writer.flush_if_due()
+    assert steps(trial) == [1]
+    writer.add(METRICS, [metric(2)])
+    writer.flush_if_due()
+    assert steps(trial) == [1]  # the clock has begun anew
+
+
+def test_a_checkpoint_is_committed_after_every_row_it_rests_on(trial, writer) -> None:
+    writer.add(METRICS, [metric(1)])
+    writer.flush()
+    writer.add(METRICS, [metric(2)])
+    writer.add(SPECTRA, [spectrum(2)])
+    writer.commit(2, {"weights": {"sha256": "00", "bytes": 1}}, {"workers": 1})
+    assert trial.done == [
+        "put metrics/part-1-1-1.parquet",
+        "put metrics/part-1-2-2.parquet",
+        "put spectra/part-1-2-2.parquet",
+        "put checkpoints/step-00000002/manifest.json",
+    ]
+    manifest = records.Manifest.from_json(trial.get(records.manifest_key(2)))
+    assert sorted(manifest.records) == [*trial.list(METRICS), *trial.list(SPECTRA)]
+    assert (manifest.trial_id, manifest.step, manifest.attempt) == ("0a1b", 2, 1)
+    assert manifest.layout == {"workers": 1}
+
+
+def test_a_resumed_writer_rests_on_the_rows_of_the_checkpoint_too(trial, writer, lease) -> None:
+    writer.add(METRICS, [metric(1)])
+    writer.commit(1, {}, {})
+    manifest = records.Manifest.from_json(trial.get(records.manifest_key(1)))
+    lease.attempt = 2
+    again = TrialWriter(trial, "0a1b", lease)
+    again.resume(manifest)
+    again.add(METRICS, [metric(2)])
+    again.commit(2, {}, {})
+    resumed = records.Manifest.from_json(trial.get(records.manifest_key(2)))
+    assert resumed.records == ["metrics/part-1-1-1.parquet", "metrics/part-2-2-2.parquet"]
+    assert manifest.records == ["metrics/part-1-1-1.parquet"]
+    assert steps(trial) == [1, 2]
+
+
+def test_only_the_newest_checkpoints_are_kept_and_manifests_go_first(trial, writer) -> None:
+    for step in (1, 2, 3):
+        trial.put(f"{records.checkpoint_folder(step)}/weights", b"")
+        writer.commit(step, {}, {})
+    trial.put("checkpoints/step-00000009/weights", b"of an attempt that was killed")
+    trial.done.clear()
+    writer.prune_checkpoints(keep=2)
+    assert trial.done == [
+        "delete checkpoints/step-00000001/manifest.json",
+        "delete checkpoints/step-00000001/weights",
+        "delete checkpoints/step-00000009/weights",
+    ]
+    assert records.committed_steps(trial.list()) == [2, 3]
+
+
+def test_the_result_comes_after_its_tables_and_the_parts_go_after_it(trial, writer) -> None:
+    writer.add(METRICS, [metric(1)])
+    writer.commit(1, {}, {})
+    writer.add(METRICS, [metric(2)])
+    trial.put(records.FAILURE, b"{}")
+    trial.put(STOP_REQUEST, b"{}")
+    trial.done.clear()
+    result = writer.finish({"outcome": "completed"})
+    assert trial.done == [
+        "put metrics/part-1-2-2.parquet",
+        "put metrics/part-1-1-2.parquet",
+        "put result.json",
+        "delete failure.json",
+        "delete stop-request.json",
+        "delete metrics/part-1-1-1.parquet",
+        "delete metrics/part-1-2-2.parquet",
+    ]
+    assert result == records.get_json(trial, records.RESULT)
+    assert result["records"] == {METRICS: "metrics/part-1-1-2.parquet"}
+    assert result["attempts"] == 1
+    assert steps(trial) == [1, 2]
+
+
+@pytest.mark.parametrize("verb", ["flush", "commit", "finish"])
+def test_nothing_is_written_once_a_newer_attempt_has_taken_over(trial, writer, verb) -> None:
+    writer.add(METRICS, [metric(1)])
+    held = records.get_json(trial, records.LEASE)
+    trial.put(records.LEASE, records.encode_json({**held, "attempt": 2}))
+    arguments = {"flush": (), "commit": (1, {}, {}), "finish": ({},)}[verb]
+    with pytest.raises(LeaseLostError):
+        getattr(writer, verb)(*arguments)
+    assert trial.list() == [records.LEASE]
+    assert trial.done == []
