@@ -160,9 +160,10 @@ def status(
     if as_json:
         _print_json(read.to_json())
         return
-    table = Table(box=None, padding=(0, 2), header_style="dim")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for column in ("trial", "cell", "state", "step", "loss", ""):
-        table.add_column(column, justify="right" if column in ("step", "loss") else "left")
+        right = column in ("step", "loss")
+        table.add_column(column, justify="right" if right else "left", no_wrap=bool(column))
     for trial in read.trials:
         loss = "" if trial.loss is None else f"{trial.loss:.4f}"
         step = f"{trial.step}/{trial.steps}"

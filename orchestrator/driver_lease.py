@@ -1,16 +1,17 @@
 """One driver per sweep: two would train the same trials side by side."""
 
+import contextlib
 import os
 import socket
-import threading
 import time
-from types import TracebackType
+from collections.abc import Iterator
 
 import psutil
 
 from analysis.errors import InputError
 from analysis.records import encode_json, get_json
 from analysis.storage import Storage
+from trainers.heartbeat import every
 
 DRIVER = "driver.json"
 
@@ -19,41 +20,21 @@ HEARTBEAT_S = 5.0
 STALE_S = 60.0
 
 
-class DriverLease:
-    """Held for the time of a run. Raises InputError if another driver has the sweep."""
+@contextlib.contextmanager
+def driving(sweep: Storage) -> Iterator[None]:
+    """Be the driver of a sweep for the time of the block.
 
-    def __init__(self, sweep: Storage) -> None:
-        self._sweep = sweep
-        other = get_json(sweep, DRIVER)
-        if other is not None and _alive(other):
-            raise InputError(
-                f"{sweep.url} is being run by process {other['pid']} on {other['host']}; "
-                "follow it with `widthlab status`, or end it with `widthlab stop`"
-            )
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="driver-lease", daemon=True)
+    Raises InputError if another process is.
+    """
+    other = get_json(sweep, DRIVER)
+    if other is not None and _alive(other):
+        raise InputError(
+            f"{sweep.url} is being run by process {other['pid']} on {other['host']}; "
+            "follow it with `widthlab status`, or end it with `widthlab stop`"
+        )
 
-    def __enter__(self) -> "DriverLease":
-        self._write()
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
-        self._sweep.delete(DRIVER)
-
-    def _beat(self) -> None:
-        while not self._ended.wait(HEARTBEAT_S):
-            self._write()
-
-    def _write(self) -> None:
-        self._sweep.put(
+    def beat() -> None:
+        sweep.put(
             DRIVER,
             encode_json(
                 {
@@ -64,6 +45,13 @@ class DriverLease:
                 }
             ),
         )
+
+    beat()
+    try:
+        with every(HEARTBEAT_S, beat):
+            yield
+    finally:
+        sweep.delete(DRIVER)
 
 
 def is_driven(sweep: Storage) -> bool:

@@ -1,9 +1,8 @@
 """How a running sweep shows itself: a live table on a terminal, plain lines elsewhere."""
 
-import threading
+import contextlib
 import time
-from collections.abc import Mapping
-from types import TracebackType
+from collections.abc import Iterator, Mapping
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -13,13 +12,14 @@ from rich.text import Text
 
 from analysis.storage import Storage
 from orchestrator.ledger import Ledger, TrialStatus, trial_status, trial_storage
+from trainers.heartbeat import every
 
 REFRESH_S = 2.0
 LINE_EVERY_S = 15.0
 
 
 class Progress:
-    """Follows the trials of a run from their directories, in a thread of its own.
+    """Follows the trials of a run from their directories.
 
     `flops` is the training work of each trial by id, which the estimate of the time left goes by.
     """
@@ -34,47 +34,33 @@ class Progress:
         self._console = console
         self._began = time.monotonic()
         self._done_before = self._work_done()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
+        self._last_line = self._began
         self._live = (
             Live(console=console, auto_refresh=False, transient=True)
             if console.is_terminal
             else None
         )
 
-    def __enter__(self) -> "Progress":
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        """Follow the trials for the time of the block, and say at its end how far they are."""
+        with self._live or contextlib.nullcontext(), every(REFRESH_S, self._refresh):
+            yield
+        self._look()
+        self._console.print(self.line(), highlight=False, soft_wrap=True)
 
     def running(self) -> list[TrialStatus]:
         """The trials that had a fresh heartbeat at the last look."""
         return [trial for trial in self._trials.values() if trial.state == "running"]
 
-    def _follow(self) -> None:
-        last_line = self._began
-        if self._live:
-            self._live.start()
-        while not self._ended.wait(REFRESH_S):
-            self._look()
-            now = time.monotonic()
-            if self._live:
-                self._live.update(self._table(), refresh=True)
-            elif now - last_line >= LINE_EVERY_S:
-                last_line = now
-                self._console.print(self.line(), highlight=False, soft_wrap=True)
+    def _refresh(self) -> None:
         self._look()
+        now = time.monotonic()
         if self._live:
-            self._live.stop()
-        self._console.print(self.line(), highlight=False, soft_wrap=True)
+            self._live.update(self._table(), refresh=True)
+        elif now - self._last_line >= LINE_EVERY_S:
+            self._last_line = now
+            self._console.print(self.line(), highlight=False, soft_wrap=True)
 
     def _look(self) -> None:
         for known in self._trials.values():
@@ -116,14 +102,15 @@ class Progress:
         return left * (time.monotonic() - self._began) / fresh
 
     def _table(self) -> Group:
-        table = Table(box=None, padding=(0, 2), header_style="dim")
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
         for column in ("trial", "cell", "", "step", "loss", "tokens/s"):
-            table.add_column(column, justify="left" if column in ("trial", "cell") else "right")
+            left = column in ("trial", "cell")
+            table.add_column(column, justify="left" if left else "right", no_wrap=True)
         for trial in self.running():
             table.add_row(
                 trial.id,
                 cell_name(trial.axes),
-                ProgressBar(total=trial.steps, completed=trial.step, width=20),
+                ProgressBar(total=trial.steps, completed=trial.step, width=8),
                 f"{trial.step}/{trial.steps}",
                 "" if trial.loss is None else f"{trial.loss:.3f}",
                 "" if trial.tokens_per_s is None else f"{trial.tokens_per_s:,.0f}",

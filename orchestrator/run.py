@@ -19,13 +19,13 @@ from analysis import records
 from analysis.errors import InputError
 from analysis.storage import Storage
 from orchestrator import execute, ledger
-from orchestrator.driver_lease import DriverLease
+from orchestrator.driver_lease import driving
 from orchestrator.grid import Grid, PlannedTrial, expand
 from orchestrator.ledger import Ledger, give_up, read_ledger, trial_storage
 from orchestrator.mirror import start_mirror
 from orchestrator.plan import resolved_yaml
 from orchestrator.progress import Progress
-from orchestrator.stopping import StopRelay, request_stop, stop_requested
+from orchestrator.stopping import relaying_stops, request_stop, stop_requested
 from orchestrator.sweep_config import SweepConfig
 from orchestrator.tracking import git_state
 from trainers.data.batches import heldout_windows, training_batch
@@ -80,7 +80,7 @@ def run_sweep(
         execute.trials_at_once(here, _specs(todo), None)
     _check_writable(sweep)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(DriverLease(sweep))
+        stack.enter_context(driving(sweep))
         at_once = 0
         if todo:
             nodes = stack.enter_context(execute.cluster(address, _cpus()))
@@ -168,9 +168,9 @@ def _train(
         highlight=False,
     )
     with (
-        StopRelay(sweep),
+        relaying_stops(sweep),
         _stopping_on_signals(sweep, console),
-        Progress(sweep, before, flops, console),
+        Progress(sweep, before, flops, console).shown(),
     ):
         errors = execute.run_trials(sweep, _specs(todo), at_once, config.resources.retries)
         if not stop_requested(sweep):

@@ -58,10 +58,11 @@ def main(arguments: list[str] | None = None) -> int:
             spec = parse_spec(options.spec.read_bytes(), str(options.spec))
         except OSError as error:
             raise InputError(f"{options.spec} cannot be read: {error.strerror}") from error
+        trial = open_storage(options.out)
         # The heavy imports wait until the input is known to be good.
         from trainers.train import train
 
-        end = train(spec, open_storage(options.out), ConsoleLog(), options.cache, stop)
+        end = train(spec, trial, ConsoleLog(), options.cache, stop)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

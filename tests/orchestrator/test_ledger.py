@@ -9,7 +9,7 @@ from analysis.errors import InputError
 from analysis.records import FAILURE, LEASE, RESULT, encode_json
 from analysis.storage import LocalStorage
 from orchestrator import ledger
-from orchestrator.driver_lease import DRIVER, DriverLease, is_driven
+from orchestrator.driver_lease import DRIVER, driving, is_driven
 
 NOW = time.time_ns() // 1_000_000
 LEASE_NOW = {
@@ -79,17 +79,17 @@ def test_a_folder_that_is_no_sweep_is_said_to_be_none(tmp_path: Path):
 
 def test_one_driver_has_a_sweep_at_a_time(tmp_path: Path):
     sweep = LocalStorage(tmp_path)
-    with DriverLease(sweep):
+    with driving(sweep):
         assert is_driven(sweep)
-        with pytest.raises(InputError, match="is being run by process"):
-            DriverLease(sweep)
+        with pytest.raises(InputError, match="is being run by process"), driving(sweep):
+            pass
     assert not is_driven(sweep)
     assert sweep.list() == []
 
 
 def test_a_killed_driver_of_this_machine_need_not_be_waited_for(tmp_path: Path):
     sweep = LocalStorage(tmp_path)
-    with DriverLease(sweep):
+    with driving(sweep):
         held = sweep.get(DRIVER)
     # The same process number, but of a process that began at another time.
     sweep.put(DRIVER, held.replace(b'"started": 1', b'"started": 2'))

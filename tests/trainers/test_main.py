@@ -129,9 +129,10 @@ def test_bad_input_is_one_line_and_exit_code_2(make_spec, tmp_path, content, out
 
 # --- several ranks -------------------------------------------------------------------------
 
+#: Relative tolerances: float32 sums in another order.
 NUMBERS = {
-    METRICS: ["train_loss", "val_loss", "grad_norm"],
-    SPECTRA: ["hard_rank", "soft_rank", "total_variance"],
+    METRICS: {"train_loss": 1e-6, "val_loss": 1e-6, "grad_norm": 1e-5},
+    SPECTRA: {"hard_rank": 1e-5, "soft_rank": 1e-5, "total_variance": 1e-5},
 }
 
 
@@ -146,14 +147,10 @@ def test_two_ranks_give_the_numbers_of_one(run, make_spec, trial, diary, tmp_pat
     for table, columns in NUMBERS.items():
         ours, theirs = (read_records(each, table) for each in (trial, alone))
         assert ours["step"] == theirs["step"]
-        for column in columns:
-            expected = pytest.approx(theirs[column].drop_null().to_numpy(), rel=1e-5)
-            assert ours[column].drop_null().to_numpy() == expected
+        for column, tolerance in columns.items():
+            expected = theirs[column].drop_null().to_numpy()
+            assert ours[column].drop_null().to_numpy() == pytest.approx(expected, rel=tolerance)
     assert read_records(trial, SPECTRA)["N"] == read_records(alone, SPECTRA)["N"]
-    losses = pytest.approx(
-        read_records(alone, METRICS, ["train_loss"])["train_loss"].to_pylist()[1:3], abs=1e-6
-    )
-    assert losses
 
 
 @pytest.mark.slow

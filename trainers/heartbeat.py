@@ -1,0 +1,32 @@
+"""Something done every few seconds beside the work: heartbeats, looks at a storage."""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def every(seconds: float, call: Callable[[], object]) -> Iterator[None]:
+    """Call `call` every so many seconds from a thread, for the time of the block.
+
+    A storage that fails once (OSError) is logged and looked at again the next time.
+    """
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(seconds):
+            try:
+                call()
+            except OSError as error:
+                logger.warning("%s: %s", getattr(call, "__qualname__", "heartbeat"), error)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
