@@ -68,7 +68,7 @@ def newest_usable(trial: Storage) -> Manifest | None:
     not take the trial for one that has no checkpoint.
     """
     steps = committed_steps(trial.list("checkpoints"))
-    damaged = []
+    damaged: list[int] = []
     for step in reversed(steps):
         try:
             manifest = Manifest.from_json(trial.get(manifest_key(step)))

@@ -1,7 +1,7 @@
 """Tiny trials: one small text corpus, tokenised once for the whole session."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,7 @@ Bits = tuple[dict[str, pa.Table], dict[str, Any]]
 @pytest.fixture
 def bits() -> Callable[[LocalStorage], Bits]:
     """All of a finished trial that must not depend on when and how often it was cut off: its
-    records and its final weights."""
+    records, and every number of its last checkpoint, weights, moments and counters."""
 
     def read(trial: LocalStorage) -> Bits:
         tables = {}
@@ -156,12 +156,26 @@ def bits() -> Callable[[LocalStorage], Bits]:
             clock = [column for column in CLOCK_COLUMNS if column in table.column_names]
             tables[name] = table.drop_columns(clock)
         (step,) = records.committed_steps(trial.list())
-        path = trial.path(f"{records.checkpoint_folder(step)}/mp_rank_00_model_states.pt")
-        saved = torch.load(path, weights_only=True, map_location="cpu")
-        weights = {name: value.tolist() for name, value in saved["module"].items()}
-        return tables, weights
+        state = {}
+        for path in sorted(trial.path(records.checkpoint_folder(step)).glob("*.pt")):
+            state |= _numbers(torch.load(path, weights_only=True), path.name)
+        assert any("exp_avg_sq" in place for place in state)
+        return tables, state
 
     return read
+
+
+def _numbers(value: Any, place: str) -> dict[str, Any]:
+    """Every number of a nested state, by where it is; but not the seconds that were spent."""
+    if isinstance(value, torch.Tensor):
+        return {place: value.tolist()}
+    if isinstance(value, Mapping):
+        items = ((key, item) for key, item in value.items() if key != "seconds")
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    else:
+        return {place: value} if isinstance(value, int | float) else {}
+    return {k: v for key, item in items for k, v in _numbers(item, f"{place}/{key}").items()}
 
 
 @pytest.fixture(scope="session", autouse=True)
