@@ -204,7 +204,7 @@ def compact(trial: Storage, attempt: int, parts: list[str]) -> dict[str, str]:
     """
     keys = {}
     for table in SCHEMAS:
-        rows = _merge(trial, table, [part for part in parts if part.startswith(f"{table}/")])
+        rows = read_parts(trial, table, parts)
         if rows.num_rows:
             steps = rows.column("step")
             part = Part(table, attempt, steps[0].as_py(), steps[-1].as_py())
@@ -234,7 +234,7 @@ def current_parts(trial: Storage) -> list[str]:
     return live_parts(trial)
 
 
-def live_parts(trial: Storage, newest_attempt: int | None = None) -> list[str]:
+def live_parts(trial: Storage) -> list[str]:
     """`current_parts` of a trial that has no result."""
     keys = trial.list()
     steps = committed_steps(keys)
@@ -242,7 +242,7 @@ def live_parts(trial: Storage, newest_attempt: int | None = None) -> list[str]:
     listed = manifest.records if manifest else []
     reached = manifest.step if manifest else -1
     parts = [part for part in map(Part.parse, keys) if part]
-    newest = newest_attempt or max((part.attempt for part in parts), default=0)
+    newest = max((part.attempt for part in parts), default=0)
     tail = [part.key for part in parts if part.attempt == newest and part.first > reached]
     return sorted({*listed, *tail})
 
@@ -251,19 +251,23 @@ def read_records(trial: Storage, table: str, columns: list[str] | None = None) -
     """A trial's rows of "metrics" or "spectra" in order of step, each once; empty if none."""
     for _ in range(3):
         try:
-            parts = [key for key in current_parts(trial) if key.startswith(f"{table}/")]
-            return _merge(trial, table, parts, columns)
+            return read_parts(trial, table, current_parts(trial), columns)
         except FileNotFoundError:
             continue  # a checkpoint was pruned or the trial compacted since the listing
     raise FileNotFoundError(f"{trial.url}: the parts of {table} vanish while they are read")
 
 
-def _merge(
-    trial: Storage, table: str, parts: list[str], columns: list[str] | None = None
+def read_parts(
+    trial: Storage, table: str, parts: Iterable[str], columns: list[str] | None = None
 ) -> pa.Table:
+    """`read_records` of those among `parts` that belong to the table."""
     schema, keys = SCHEMAS[table], ROW_KEYS[table]
     wanted = None if columns is None else list(dict.fromkeys([*keys, *columns]))
-    tables = [pq.read_table(io.BytesIO(trial.get(part)), columns=wanted) for part in parts]
+    tables = [
+        pq.read_table(io.BytesIO(trial.get(part)), columns=wanted)
+        for part in parts
+        if part.startswith(f"{table}/")
+    ]
     if not tables:
         empty = schema.empty_table()
         return empty if wanted is None else empty.select(wanted)

@@ -62,9 +62,7 @@ class Covariance:
         assert self.mean is not None
         assert self.scatter is not None
         # float64: float32 counts exactly only up to 2^24 samples
-        counts = ranks.sum(
-            torch.tensor(self.count, dtype=torch.float64, device=self.mean.device)
-        )
+        counts = ranks.sum(torch.tensor(self.count, dtype=torch.float64, device=self.mean.device))
         mean = ranks.sum(self.mean * self.count) / counts
         between = self.mean - mean
         self.scatter.addr_(between, between, alpha=self.count)

@@ -3,39 +3,31 @@
 The step on everything recorded is the number of optimiser updates that the weights have had.
 """
 
-import logging
 import math
 import threading
 import time
-import traceback
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from analysis import records
 from analysis.errors import InputError
 from analysis.records import METRICS, SPECTRA, Manifest, Row
 from analysis.storage import Storage
 from trainers import accounting, checkpoint, hardware
-from trainers.data.batches import heldout_windows, training_batch
+from trainers.data.batches import training_batch
 from trainers.data.store import TokenStore, open_store
-from trainers.engine import Engine, Ranks, learning_rate, start_ranks, versions
+from trainers.engine import Engine, Ranks, learning_rate, start_ranks
+from trainers.heldout import Heldout
 from trainers.lease import Lease, LeaseLostError
 from trainers.models.decoder import build, token_loss
-from trainers.probe import NonFiniteActivationsError, covariances, spectra_rows
+from trainers.outcome import Clock, DivergenceError, leave_failure, result_of
 from trainers.spec import Layout, TrialSpec, parse_spec
-from trainers.writer import TrialWriter
-
-logger = logging.getLogger(__name__)
-
-#: The final training loss is the mean over this share of the updates, the last ones.
-FINAL_TRAIN_SHARE = 0.05
+from trainers.writer import TrialWriter, stamp
 
 
 class Log(Protocol):
@@ -58,31 +50,6 @@ class TrialEnd:
     outcome: str | None  # None: stopped on request, to be continued
     step: int
     result: dict[str, Any] | None
-
-
-class Clock:
-    """Seconds spent by kind of work, over all attempts that led to the result."""
-
-    KINDS = ("start", "training", "evaluation", "spectra", "checkpoints")
-
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(self.KINDS, 0.0)
-
-    @contextmanager
-    def __call__(self, kind: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[kind] += time.perf_counter() - began
-
-    def totals(self) -> dict[str, float]:
-        """With their sum."""
-        return {**self.seconds, "total": sum(self.seconds.values())}
-
-
-class DivergenceError(ArithmeticError):
-    """The loss or the activations are not finite: an outcome, not a failure."""
 
 
 def train(
@@ -109,7 +76,7 @@ def train(
         except LeaseLostError:
             raise
         except Exception as error:
-            _leave_failure(trial, error)
+            leave_failure(trial, error)
             raise
 
 
@@ -161,7 +128,7 @@ def _train(
             clock.seconds.update(state["seconds"])
             if writer is not None:
                 writer.resume(manifest)
-        heldout = _Heldout(spec, store, ranks)
+        heldout = Heldout(spec, store, ranks)
     if lease is not None:
         log.started(spec.id, lease.attempt, step, spec.training.steps)
 
@@ -213,7 +180,7 @@ def _train(
     result: dict[str, Any] | None = None
     if writer is not None:
         writer.flush()
-        result = _result(spec, trial, outcome, reason, step, clock)
+        result = result_of(spec, writer, outcome, reason, step, clock)
         result = writer.finish(result)
     ranks.barrier()
     return TrialEnd(outcome, step, ranks.broadcast(result))
@@ -250,80 +217,13 @@ def _update(
     return float(np.mean(losses)), norm
 
 
-class _Heldout:
-    """The held-out tokens: the same for every trial of a sweep, shared out over ranks."""
-
-    def __init__(self, spec: TrialSpec, store: TokenStore, ranks: Ranks) -> None:
-        self._spec, self._ranks = spec, ranks
-        context = spec.model.context
-        self._evaluation = self._mine(
-            heldout_windows(store.heldout, spec.evaluation.tokens, context)
-        )
-        self._spectra = self._mine(heldout_windows(store.heldout, spec.spectra.tokens, context))
-        self._tokens_per_byte = len(store.heldout) / store.heldout_bytes
-
-    def _mine(self, windows: np.ndarray) -> Tensor:
-        each = len(windows) // self._ranks.world_size
-        return torch.from_numpy(windows[self._ranks.rank * each :][:each])
-
-    def _batches(self, windows: Tensor) -> Iterator[Tensor]:
-        spec = self._spec
-        size = spec.layout.micro_batch or spec.sequences // spec.layout.workers
-        return (batch.to(self._ranks.device) for batch in torch.split(windows, size))
-
-    @torch.no_grad()
-    def evaluate(self, engine: Engine, step: int) -> Row:
-        """An evaluation row. Bits per byte takes the tokens per byte of the whole split."""
-        engine.eval()
-        total = torch.zeros(2, dtype=torch.float64, device=self._ranks.device)
-        for batch in self._batches(self._evaluation):
-            losses = token_loss(engine.forward(batch[:, :-1]), batch[:, 1:])
-            total[0] += losses.double().sum()
-            total[1] += losses.numel()
-        loss = float(self._ranks.sum(total)[0] / total[1])
-        if not math.isfinite(loss):
-            raise DivergenceError(f"the held-out loss is {loss} at step {step}")
-        return {
-            **self._stamp(step),
-            "kind": "evaluation",
-            "val_loss": loss,
-            "val_perplexity": math.exp(min(loss, 700.0)),
-            "val_bits_per_byte": loss * self._tokens_per_byte / math.log(2),
-        }
-
-    def spectra(self, engine: Engine, step: int) -> list[Row]:
-        """A row per layer and site."""
-        engine.eval()
-        inputs = (batch[:, :-1] for batch in self._batches(self._spectra))
-        try:
-            collected = covariances(
-                engine.module, engine.forward, inputs, self._spec.spectra.sites, self._ranks
-            )
-        except NonFiniteActivationsError as error:
-            raise DivergenceError(f"{error} at step {step}") from error
-        if not self._ranks.is_first:
-            return []
-        return spectra_rows(collected, **self._stamp(step))
-
-    def _stamp(self, step: int) -> dict[str, int]:
-        return _stamp(self._spec, step)
-
-
-def _stamp(spec: TrialSpec, step: int) -> dict[str, int]:
-    return {
-        "step": step,
-        "tokens": step * spec.training.batch_tokens,
-        "time_ms": time.time_ns() // 1_000_000,
-    }
-
-
 def _train_row(
     spec: TrialSpec, step: int, loss: float, norm: float | None, rate: float, ranks: Ranks
 ) -> Row:
     peak = hardware.peak_flops(ranks.device, spec.training.precision)
     flops = accounting.training_flops_per_token(spec.model) * rate
     return {
-        **_stamp(spec, step),
+        **stamp(spec, step),
         "kind": "train",
         "train_loss": loss,
         "learning_rate": learning_rate(spec.training, step - 1),
@@ -375,59 +275,6 @@ def _save(
         layout=layout.model_dump(mode="json"),
         keep=layout.keep_checkpoints,
     )
-
-
-def _result(
-    spec: TrialSpec, trial: Storage, outcome: str, reason: str | None, step: int, clock: Clock
-) -> dict[str, Any]:
-    """The final numbers, all taken from the records."""
-    columns = ["train_loss", "val_loss", "val_perplexity", "val_bits_per_byte"]
-    table = records.read_records(trial, METRICS, columns)
-    trained = [loss for loss in table.column("train_loss").to_pylist() if loss is not None]
-    tail = trained[-max(1, round(FINAL_TRAIN_SHARE * len(trained))) :]
-    evaluations = [row for row in table.to_pylist() if row["kind"] == "evaluation"]
-    final = {name: evaluations[-1][name] if evaluations else None for name in columns[1:]}
-    if evaluations and evaluations[-1]["step"] != step:
-        final = dict.fromkeys(final)  # it ended between evaluations: there is no final one
-    flops_per_token = accounting.training_flops_per_token(spec.model)
-    return {
-        "trial_id": spec.id,
-        "outcome": outcome,
-        "reason": reason,
-        "step": step,
-        "steps": spec.training.steps,
-        "tokens": step * spec.training.batch_tokens,
-        "final": {"train_loss": float(np.mean(tail)) if tail else None, **final},
-        "best_val_loss": min((row["val_loss"] for row in evaluations), default=None),
-        "parameters": asdict(accounting.parameters(spec.model)),
-        "flops_per_token": flops_per_token,
-        "inference_flops_per_token": accounting.inference_flops_per_token(spec.model),
-        "flops": flops_per_token * step * spec.training.batch_tokens,
-        "seconds": clock.totals(),
-        "layout": {**spec.layout.model_dump(mode="json"), "device_name": hardware.device_name()},
-        "versions": versions(),
-        "finished_ms": time.time_ns() // 1_000_000,
-    }
-
-
-def _leave_failure(trial: Storage, error: Exception) -> None:
-    try:
-        lease = records.get_json(trial, records.LEASE) or {}
-        trial.put(
-            records.FAILURE,
-            records.encode_json(
-                {
-                    "stage": "train",
-                    "message": f"{type(error).__name__}: {error}",
-                    "traceback": traceback.format_exc(),
-                    "attempt": lease.get("attempt", 0),
-                    "time_ms": time.time_ns() // 1_000_000,
-                }
-            ),
-        )
-    except (OSError, ValueError):
-        # The storage itself may be what failed; the error that is being raised says so.
-        logger.exception("the failure could not be recorded in %s", trial.url)
 
 
 def read_spec(trial: Storage) -> TrialSpec:

@@ -3,10 +3,13 @@
 import time
 from typing import Any
 
+import pyarrow as pa
+
 from analysis import records
 from analysis.records import METRICS, SPECTRA, Manifest, Row
 from analysis.storage import Storage
 from trainers.lease import STOP_REQUEST, Lease
+from trainers.spec import TrialSpec
 
 #: Rows become readable to others at least this often (seconds).
 FLUSH_S = 5.0
@@ -46,6 +49,10 @@ class TrialWriter:
                 rows.clear()
         self._flushed = time.monotonic()
 
+    def read(self, table: str, columns: list[str]) -> pa.Table:
+        """The durable rows that this attempt rests on, and none that an earlier one lost."""
+        return records.read_parts(self._trial, table, self._parts, columns)
+
     def commit(self, step: int, files: dict[str, dict[str, Any]], layout: dict[str, Any]) -> None:
         """Make the checkpoint whose `files` are in place count, and every row up to it."""
         self.flush()
@@ -77,3 +84,12 @@ class TrialWriter:
         records.discard_parts(self._trial, keep=tables.values())
         self.prune_checkpoints(keep=1)
         return result
+
+
+def stamp(spec: TrialSpec, step: int) -> dict[str, int]:
+    """When a row is of: updates the weights have had, tokens they have seen, and the clock."""
+    return {
+        "step": step,
+        "tokens": step * spec.training.batch_tokens,
+        "time_ms": time.time_ns() // 1_000_000,
+    }

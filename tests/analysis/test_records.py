@@ -188,9 +188,13 @@ def test_rows_beyond_the_checkpoint_are_read_until_a_newer_attempt_writes_them_a
     assert read_records(trial, METRICS).column("train_loss").to_pylist() == [None, None, 2.0]
 
 
-def test_a_writer_sees_its_own_rows_only_even_before_it_has_any(trial: Storage) -> None:
-    put_part(trial, METRICS, 1, [metric(1), metric(2)])
-    assert live_parts(trial, newest_attempt=2) == []
+def test_a_compaction_that_was_cut_off_is_not_read_beside_its_parts(trial: Storage) -> None:
+    parts = [put_part(trial, METRICS, 1, [metric(step)]) for step in (1, 2)]
+    commit(trial, 2, 1, parts)
+    parts.append(put_part(trial, METRICS, 1, [metric(3)]))
+    compact(trial, 1, parts)
+    assert live_parts(trial) == parts
+    assert steps(trial) == [1, 2, 3]
 
 
 def test_parts_that_overlap_are_read_once(trial: Storage) -> None:

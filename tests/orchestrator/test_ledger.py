@@ -11,11 +11,18 @@ from analysis.storage import LocalStorage
 from orchestrator import ledger
 from orchestrator.driver_lease import DRIVER, driving, is_driven
 
-NOW = time.time_ns() // 1_000_000
-LEASE_NOW = {
-    "attempt": 1, "owner": "a", "heartbeat_ms": NOW, "step": 7, "steps": 20, "loss": 3.5,
+LEASE_HELD = {
+    "attempt": 1, "owner": "a", "step": 7, "steps": 20, "loss": 3.5,
     "tokens_per_s": 100.0,
 }  # fmt: skip
+
+
+def now_ms(seconds_ago: float = 0.0) -> int:
+    return int((time.time() - seconds_ago) * 1000)
+
+
+def lease(**changed: object) -> dict:
+    return {**LEASE_HELD, "heartbeat_ms": now_ms(), **changed}
 
 
 def state(tmp_path: Path, **objects: dict) -> ledger.TrialStatus:
@@ -31,20 +38,20 @@ def test_a_trial_without_a_directory_waits(tmp_path: Path):
 
 
 def test_a_fresh_heartbeat_is_running_and_says_how_far(tmp_path: Path):
-    status = state(tmp_path, lease=LEASE_NOW)
+    status = state(tmp_path, lease=lease())
     assert (status.state, status.step, status.loss) == ("running", 7, 3.5)
 
 
 def test_an_old_heartbeat_is_stale(tmp_path: Path):
-    assert state(tmp_path, lease={**LEASE_NOW, "heartbeat_ms": NOW - 3_600_000}).state == "stale"
+    assert state(tmp_path, lease=lease(heartbeat_ms=now_ms(3600))).state == "stale"
 
 
 def test_a_released_lease_waits_to_be_continued(tmp_path: Path):
-    assert state(tmp_path, lease={**LEASE_NOW, "released": True}).state == "waiting"
+    assert state(tmp_path, lease=lease(released=True)).state == "waiting"
 
 
 def test_a_failure_waits_for_its_retry_until_it_is_given_up(tmp_path: Path):
-    released = {**LEASE_NOW, "released": True}
+    released = lease(released=True)
     assert state(tmp_path, lease=released, failure={"message": "disk full"}).state == "waiting"
     ledger.give_up(LocalStorage(tmp_path), "not used: the trainer has said why")
     status = ledger.trial_status(LocalStorage(tmp_path), "0123", {}, 20)
@@ -59,7 +66,7 @@ def test_giving_up_a_trial_that_left_no_word_records_the_reason(tmp_path: Path):
 @pytest.mark.parametrize("outcome", ["completed", "collapsed", "diverged", "stopped"])
 def test_an_outcome_ends_a_trial_whatever_else_lies_there(tmp_path: Path, outcome: str):
     result = {"outcome": outcome, "step": 20, "steps": 20, "final": {"val_loss": 3.0}}
-    status = state(tmp_path, lease=LEASE_NOW, failure={"gave_up": True}, result=result)
+    status = state(tmp_path, lease=lease(), failure={"gave_up": True}, result=result)
     assert status.state == outcome
     assert status.over
 
@@ -99,7 +106,7 @@ def test_a_killed_driver_of_this_machine_need_not_be_waited_for(tmp_path: Path):
 def test_a_silent_driver_of_another_machine_is_waited_for_a_minute(tmp_path: Path):
     sweep = LocalStorage(tmp_path)
     away = {"host": "elsewhere", "pid": 1, "started": 0.0}
-    sweep.put(DRIVER, encode_json({**away, "heartbeat_ms": NOW}))
+    sweep.put(DRIVER, encode_json({**away, "heartbeat_ms": now_ms()}))
     assert is_driven(sweep)
-    sweep.put(DRIVER, encode_json({**away, "heartbeat_ms": NOW - 120_000}))
+    sweep.put(DRIVER, encode_json({**away, "heartbeat_ms": now_ms(120)}))
     assert not is_driven(sweep)

@@ -180,3 +180,14 @@ def test_a_layout_for_more_workers_than_there_are_is_refused(make_spec, trial, d
     spec = make_spec(layout__workers=2)
     with pytest.raises(InputError, match="laid out for 2 workers and was started with 1"):
         train(spec, trial, diary())
+
+
+def test_held_out_tokens_that_the_workers_cannot_share_are_refused(make_spec) -> None:
+    """Otherwise trials of other worker counts would be measured on other tokens."""
+    make_spec(
+        layout__workers=3, training__batch_tokens=96, evaluation__tokens=96, spectra__tokens=48
+    )
+    with pytest.raises(
+        ValueError, match=r"spectra\.tokens 128 are 8 windows of 16 tokens, which 3"
+    ):
+        make_spec(layout__workers=3, training__batch_tokens=96, evaluation__tokens=96)

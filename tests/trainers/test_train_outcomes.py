@@ -33,6 +33,7 @@ def test_an_absurd_learning_rate_diverges_and_the_records_are_kept(
     assert end.result["final"]["val_loss"] is None  # it ended between evaluations
     rows = [row for row in read_records(trial, METRICS).to_pylist() if row["kind"] == "train"]
     assert [row["train_loss"] for row in rows] == log.losses
+    assert end.result["final"]["train_loss"] == log.losses[-1]
     assert all(math.isfinite(loss) for loss in log.losses)
     assert read_records(trial, SPECTRA)["step"].to_pylist()[0] == 0
     assert records.get_json(trial, records.FAILURE) is None

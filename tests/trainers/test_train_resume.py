@@ -55,6 +55,7 @@ def test_killed_twice_and_resumed_it_ends_with_the_same_bits(
     end = train(spec, trial, log)
     assert log.starts == [(spec.id, 3, 8, 10)]
     assert log.updates == [9, 10]
+    assert log.checkpoints == [10]  # not again at 8
     assert end.result["attempts"] == 3
     assert bits(trial) == bits(whole(**changes))
 

@@ -123,6 +123,19 @@ def test_a_resumed_writer_rests_on_the_rows_of_the_checkpoint_too(trial, writer,
     assert steps(trial) == [1, 2]
 
 
+def test_a_resumed_writer_does_not_read_what_an_earlier_attempt_lost(trial, writer, lease) -> None:
+    """Before its first flush a reader still sees those rows; its result must not rest on them."""
+    writer.add(METRICS, [metric(1)])
+    writer.commit(1, {}, {})
+    writer.add(METRICS, [metric(2)])
+    writer.flush()
+    lease.attempt = 2
+    again = TrialWriter(trial, "0a1b", lease)
+    again.resume(records.Manifest.from_json(trial.get(records.manifest_key(1))))
+    assert steps(trial) == [1, 2]
+    assert again.read(METRICS, ["tokens"])["step"].to_pylist() == [1]
+
+
 def test_only_the_newest_checkpoints_are_kept_and_manifests_go_first(trial, writer) -> None:
     for step in (1, 2, 3):
         trial.put(f"{records.checkpoint_folder(step)}/weights", b"")

@@ -1,0 +1,103 @@
+"""What ends a trial: an outcome with its result, or a failure that may be retried."""
+
+import logging
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from analysis import records
+from analysis.records import METRICS
+from analysis.storage import Storage
+from trainers import accounting, hardware
+from trainers.engine import versions
+from trainers.spec import TrialSpec
+from trainers.writer import TrialWriter
+
+logger = logging.getLogger(__name__)
+
+#: The final training loss is the mean over this share of the updates, the last ones.
+FINAL_TRAIN_SHARE = 0.05
+
+
+class DivergenceError(ArithmeticError):
+    """The loss or the activations are not finite: an outcome, not a failure."""
+
+
+class Clock:
+    """Seconds spent by kind of work, over all attempts that led to the result."""
+
+    KINDS = ("start", "training", "evaluation", "spectra", "checkpoints")
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(self.KINDS, 0.0)
+
+    @contextmanager
+    def __call__(self, kind: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[kind] += time.perf_counter() - began
+
+    def totals(self) -> dict[str, float]:
+        """With their sum."""
+        return {**self.seconds, "total": sum(self.seconds.values())}
+
+
+def result_of(
+    spec: TrialSpec, writer: TrialWriter, outcome: str, reason: str | None, step: int, clock: Clock
+) -> dict[str, Any]:
+    """The final numbers, all taken from the records."""
+    columns = ["train_loss", "val_loss", "val_perplexity", "val_bits_per_byte"]
+    table = writer.read(METRICS, columns)
+    trained = [loss for loss in table.column("train_loss").to_pylist() if loss is not None]
+    tail = trained[-max(1, round(FINAL_TRAIN_SHARE * len(trained))) :]
+    evaluations = [row for row in table.to_pylist() if row["kind"] == "evaluation"]
+    final = {name: evaluations[-1][name] if evaluations else None for name in columns[1:]}
+    if evaluations and evaluations[-1]["step"] != step:
+        final = dict.fromkeys(final)  # it ended between evaluations: there is no final one
+    flops_per_token = accounting.training_flops_per_token(spec.model)
+    return {
+        "trial_id": spec.id,
+        "outcome": outcome,
+        "reason": reason,
+        "step": step,
+        "steps": spec.training.steps,
+        "tokens": step * spec.training.batch_tokens,
+        "final": {"train_loss": float(np.mean(tail)) if tail else None, **final},
+        "best_val_loss": min((row["val_loss"] for row in evaluations), default=None),
+        "parameters": asdict(accounting.parameters(spec.model)),
+        "flops_per_token": flops_per_token,
+        "inference_flops_per_token": accounting.inference_flops_per_token(spec.model),
+        "flops": flops_per_token * step * spec.training.batch_tokens,
+        "seconds": clock.totals(),
+        "layout": {**spec.layout.model_dump(mode="json"), "device_name": hardware.device_name()},
+        "versions": versions(),
+        "finished_ms": time.time_ns() // 1_000_000,
+    }
+
+
+def leave_failure(trial: Storage, error: Exception) -> None:
+    """Record the exception that is being handled, for the scheduler and for people."""
+    try:
+        lease = records.get_json(trial, records.LEASE) or {}
+        trial.put(
+            records.FAILURE,
+            records.encode_json(
+                {
+                    "stage": "train",
+                    "message": f"{type(error).__name__}: {error}",
+                    "traceback": traceback.format_exc(),
+                    "attempt": lease.get("attempt", 0),
+                    "time_ms": time.time_ns() // 1_000_000,
+                }
+            ),
+        )
+    except (OSError, ValueError):
+        # The storage itself may be what failed; the error that is being raised says so.
+        logger.exception("the failure could not be recorded in %s", trial.url)
