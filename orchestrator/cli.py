@@ -327,10 +327,11 @@ def _where(sweep: "Storage", storage: str, tracking_uri: str | None, report: str
     lines = [f"\nreport   {report}"] if report else [f"\nrecords  {sweep.url}"]
     if tracking_uri:
         lines.append(f"MLflow   {tracking_uri}")
-    elif storage == DEFAULT_STORAGE:
-        lines.append("MLflow   widthlab ui")
     else:
-        lines.append(f"MLflow   widthlab ui --storage {storage}")
+        # As it was called, so that it can be pasted: .venv/bin/widthlab, or widthlab on the path.
+        program = sys.argv[0] if Path(sys.argv[0]).name == "widthlab" else "widthlab"
+        elsewhere = "" if storage == DEFAULT_STORAGE else f" --storage {storage}"
+        lines.append(f"MLflow   {program} ui{elsewhere}")
     return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ engine's forward, backward, step, save and load are used elsewhere.
 """
 
 import contextlib
+import gc
 import math
 import os
 import sys
@@ -224,8 +225,11 @@ class Engine:
         return dict(state)
 
     def close(self) -> None:
-        """Release what DeepSpeed holds in this process."""
+        """Release what DeepSpeed holds in this process: the next trial may run in it."""
         self._engine.destroy()
+        # The engine is part of cycles, and its device memory is wanted at once.
+        del self._engine
+        gc.collect()
 
 
 def _optimizer(model: nn.Module, training: TrainingSpec) -> torch.optim.Optimizer:
