@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis.errors import InputError
 from analysis.storage import Storage
 
 SPEC = "spec.json"
@@ -176,19 +177,45 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def get_json(trial: Storage, key: str) -> dict[str, Any] | None:
-    """The JSON object under a key, or None where there is none. Raises ValueError if broken."""
+class BrokenRecordError(InputError):
+    """A record that nobody can read: cut short, overwritten, or not what its name says."""
+
+
+def get_json(trial: Storage, key: str, needs: Iterable[str] = ()) -> dict[str, Any] | None:
+    """The JSON object under a key, or None where there is none.
+
+    Raises BrokenRecordError for anything that is no JSON object, or lacks a key of `needs`.
+    """
+    place = f"{trial.url}/{key}"
     try:
-        data = trial.get(key)
+        value = json.loads(trial.get(key))
     except FileNotFoundError:
         return None
-    try:
-        value = json.loads(data)
-    except ValueError as error:
-        raise ValueError(f"{trial.url}/{key} is not JSON: {error}") from error
+    except IsADirectoryError as error:
+        raise BrokenRecordError(f"{place} is a folder and should be a file") from error
+    except (ValueError, RecursionError) as error:
+        raise BrokenRecordError(f"{place} is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{trial.url}/{key} is not a JSON object")
+        raise BrokenRecordError(f"{place} is not a JSON object")
+    missing = [name for name in needs if name not in value]
+    if missing:
+        raise BrokenRecordError(f"{place} lacks {', '.join(missing)}")
     return value
+
+
+def get_result(trial: Storage) -> dict[str, Any] | None:
+    """A trial's result, or None while it has none. Raises BrokenRecordError."""
+    result = get_json(trial, RESULT, needs=("outcome", "step", "steps", "final", "records"))
+    if result is None:
+        return None
+    if result["outcome"] not in OUTCOMES:
+        raise BrokenRecordError(
+            f"{trial.url}/{RESULT} says outcome {result['outcome']!r}; there are {OUTCOMES}"
+        )
+    for name in ("final", "records"):
+        if not isinstance(result[name], dict):
+            raise BrokenRecordError(f"{trial.url}/{RESULT}: {name} is not an object")
+    return result
 
 
 def put_part(trial: Storage, table: str, attempt: int, rows: list[Row]) -> str:

@@ -53,7 +53,12 @@ def open_storage(location: str | Path) -> Storage:
     if text.startswith("file://"):
         return LocalStorage(Path(text.removeprefix("file://")))
     if "://" not in text:
-        return LocalStorage(Path(text))
+        if not text:
+            raise InputError("storage: the path is empty; use . for the current folder")
+        try:
+            return LocalStorage(Path(text))
+        except RuntimeError as error:  # of expanduser: ~somebody who is not there
+            raise InputError(f"storage {text!r}: {error}") from error
     from pyarrow import ArrowException, fs
 
     try:
@@ -114,7 +119,7 @@ class LocalStorage:
         path.unlink(missing_ok=True)
         # Object stores have no empty folders; leave none behind here either.
         for folder in path.parents:
-            if folder == self.root or self.root not in folder.parents:
+            if folder != self.root and self.root not in folder.parents:
                 break
             try:
                 folder.rmdir()

@@ -88,14 +88,20 @@ def load_sweep(sweep: Storage) -> SweepTables:
     versions = {}
     for cell in cells:
         trial = sweep.child(f"trials/{cell['id']}")
-        result = _json(trial, records.RESULT)
-        snapshots = _records(trial, SPECTRA, cell["id"], result)
+        try:
+            result = records.get_result(trial)
+            snapshots = _records(trial, SPECTRA, cell["id"], result)
+            curve = _records(trial, METRICS, cell["id"], result)
+            row = _trial_row(trial, cell, axes, result or {})
+        except InputError as error:  # one damaged trial must not take the others' verdict
+            logger.warning("left out: %s", error)
+            result, snapshots, curve = None, _none(SPECTRA), _none(METRICS)
+            row = _trial_row(None, cell, axes, {}) | {"state": "failed", "reason": str(error)}
         light = snapshots.drop_columns(list(_HEAVY))
-        row = _trial_row(trial, cell, axes, result or {})
         rows.append(row | summarise(light.to_pandas(), last))
         spectra.append(light)
         eigenvalues.append(_last_eigenvalues(snapshots))
-        curves.append(_records(trial, METRICS, cell["id"], result))
+        curves.append(curve)
         if row["versions"] is not None:
             versions[row["versions"]] = _section(result or {}, "versions")
     group_axes = [axes[name] for name in axes if name not in WITHIN_GROUP]
@@ -236,11 +242,14 @@ def _clusters(values: pd.Series) -> list[list[Any]]:
 
 
 def _trial_row(
-    trial: Storage, cell: Mapping[str, Any], axes: Mapping[str, str], result: Mapping[str, Any]
+    trial: Storage | None,
+    cell: Mapping[str, Any],
+    axes: Mapping[str, str],
+    result: Mapping[str, Any],
 ) -> dict[str, Any]:
+    """A row of what is known; without `trial` of nothing but the cell itself."""
     given = cell["axes"]
-    failure = _json(trial, records.FAILURE) or {}
-    state, reason = _state(trial, result, failure)
+    state, reason = ("waiting", None) if trial is None else _state(trial, result)
     final, seconds = _section(result, "final"), _section(result, "seconds")
     parameters = {**_section(cell, "parameters"), **_section(result, "parameters")}
     widths = np.atleast_1d(np.asarray(given.get("D", np.nan), float))
@@ -274,14 +283,13 @@ def _trial_row(
     return row | {f"seconds_{name}": _number(seconds.get(name)) for name in _SECONDS}
 
 
-def _state(
-    trial: Storage, result: Mapping[str, Any], failure: Mapping[str, Any]
-) -> tuple[str, str | None]:
+def _state(trial: Storage, result: Mapping[str, Any]) -> tuple[str, str | None]:
     if result:
         return str(result.get("outcome")), result.get("reason")
+    failure = records.get_json(trial, records.FAILURE)
     if failure:
         return "failed", failure.get("message")
-    begun = _json(trial, records.LEASE) is not None
+    begun = records.get_json(trial, records.LEASE) is not None
     return ("unfinished", None) if begun else ("waiting", None)
 
 
@@ -296,25 +304,21 @@ def _records(
     trial: Storage, table: str, trial_id: str, result: Mapping[str, Any] | None
 ) -> pa.Table:
     """A trial's table, its id in the first column; empty where the trial has none."""
-    if result is not None and not isinstance(result.get("records"), Mapping):
+    if result is not None and not result["records"]:
         logger.warning("%s names no records; it enters with its result only", trial.url)
-        rows = records.SCHEMAS[table].empty_table()
-    else:
-        try:
-            rows = records.read_records(trial, table)
-        except (FileNotFoundError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-            raise InputError(
-                f"{trial.url}: the records of {table} cannot be read: {error}; "
-                "`widthlab rerun` trains the trial anew"
-            ) from error
+        return _none(table)
+    try:
+        rows = records.read_records(trial, table)
+    except (FileNotFoundError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+        raise InputError(
+            f"{trial.url}: the records of {table} cannot be read: {error}; "
+            "`widthlab rerun` discards the trial"
+        ) from error
     return rows.add_column(0, "id", pa.array([trial_id] * rows.num_rows, pa.string()))
 
 
-def _json(trial: Storage, key: str) -> dict[str, Any] | None:
-    try:
-        return records.get_json(trial, key)
-    except ValueError as error:
-        raise InputError(f"{error}; `widthlab rerun` trains the trial anew") from error
+def _none(table: str) -> pa.Table:
+    return records.SCHEMAS[table].empty_table().add_column(0, "id", pa.array([], pa.string()))
 
 
 def _number(value: object) -> float:

@@ -4,6 +4,7 @@ Exit codes: 0 done, a refusal of the analysis included; 1 some trials failed, or
 --require-verdict a refusal; 2 bad input, one clear message and no traceback.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +32,10 @@ SweepArgument = Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="the s
 TargetArgument = Annotated[
     str, typer.Argument(metavar="SWEEP", help="the sweep file, or the sweep's directory")
 ]
+NameOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="as given to `run`, where it set the name"),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="override a key of the file; repeatable"),
@@ -43,7 +48,10 @@ StorageOption = Annotated[
 ]
 TrackingOption = Annotated[
     str | None,
-    typer.Option(metavar="URI", help="MLflow server (default: a SQLite file in the storage)"),
+    typer.Option(
+        metavar="URI",
+        help="MLflow server (default: $MLFLOW_TRACKING_URI, else a SQLite file in the storage)",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object to stdout")]
 
@@ -93,6 +101,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Train what is missing, continue what was cut off, then analyse."""
+    from orchestrator.mirror import sync_command
     from orchestrator.run import run_sweep
     from orchestrator.tracking import redacted
     from orchestrator.tracking import tracking_uri as tracking_of
@@ -118,23 +127,19 @@ def run(
             }
         )
     else:
-        output = _console(stderr=False)
         if done.summary:
-            output.print(done.summary, highlight=False, markup=False, soft_wrap=True)
+            _say(done.summary)
         for trial in done.ledger.trials:
             if trial.state in ("failed", "diverged"):
-                output.print(
-                    f"{trial.state}: trial {trial.id}: {trial.message}", highlight=False,
-                    markup=False, soft_wrap=True,
-                )  # fmt: skip
-        output.print(_where(directory, storage, tracking_uri, done.report), highlight=False)
+                _say(f"{trial.state}: trial {trial.id}: {trial.message}")
+        if done.failed:
+            _say("failed trials are tried again with --retry-failed")
+        named = None if tracking == _embedded(storage) else redacted(tracking)
+        _say(_where(directory, storage, named, done.report))
         if done.stopped:
-            output.print("stopped on request; the same command continues", highlight=False)
+            _say("stopped on request; the same command continues")
         if not done.mirrored:
-            output.print(
-                f"MLflow does not have everything yet: widthlab sync {directory.url}",
-                highlight=False,
-            )
+            _say(f"MLflow does not have everything yet: {sync_command(directory, tracking)}")
     refused = any(
         group["verdict"] == "refused" for group in (done.recommendation or {}).get("groups", [])
     )
@@ -146,7 +151,7 @@ def run(
 @app.command()
 def status(
     sweep: TargetArgument,
-    overrides: SetOption = None,
+    overrides: NameOption = None,
     storage: StorageOption = DEFAULT_STORAGE,
     as_json: JsonOption = False,
 ) -> None:
@@ -161,22 +166,24 @@ def status(
         _print_json(read.to_json())
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("trial", "cell", "state", "step", "loss", ""):
+    for column in ("trial", "cell", "state", "step", "loss"):
         right = column in ("step", "loss")
-        table.add_column(column, justify="right" if right else "left", no_wrap=bool(column))
+        table.add_column(column, justify="right" if right else "left", no_wrap=True)
     for trial in read.trials:
         loss = "" if trial.loss is None else f"{trial.loss:.4f}"
         step = f"{trial.step}/{trial.steps}"
-        table.add_row(trial.id, cell_name(trial.axes), trial.state, step, loss, trial.message or "")
-    output = _console(stderr=False)
-    output.print(table)
+        table.add_row(trial.id, cell_name(trial.axes), trial.state, step, loss)
+    _console(stderr=False).print(table, markup=False)
+    for trial in read.trials:
+        if trial.message:
+            _say(f"{trial.id}: {trial.message}")
     counts = ", ".join(f"{number} {state}" for state, number in read.counts.items() if number)
-    output.print(f"{read.sweep}: {counts}", highlight=False)
+    _say(f"{read.sweep}: {counts}")
 
 
 @app.command()
 def stop(
-    sweep: TargetArgument, overrides: SetOption = None, storage: StorageOption = DEFAULT_STORAGE
+    sweep: TargetArgument, overrides: NameOption = None, storage: StorageOption = DEFAULT_STORAGE
 ) -> None:
     """Ask a running sweep to checkpoint its trials and end; `run` continues it."""
     from orchestrator.driver_lease import is_driven
@@ -184,8 +191,8 @@ def stop(
     from orchestrator.stopping import request_stop
 
     directory = _target(sweep, overrides, storage)
-    resolved_sweep(directory)
     if not is_driven(directory):
+        resolved_sweep(directory)
         raise InputError(f"{directory.url} is not running; there is nothing to stop")
     request_stop(directory)
     typer.echo(
@@ -199,25 +206,26 @@ def stop(
 def rerun(
     sweep: TargetArgument,
     trial: Annotated[str, typer.Argument(metavar="ID", help="the trial's id, or how it begins")],
-    overrides: SetOption = None,
+    overrides: NameOption = None,
     storage: StorageOption = DEFAULT_STORAGE,
     tracking_uri: TrackingOption = None,
 ) -> None:
     """Discard one trial, records and checkpoints too; the next `run` trains it anew."""
     from orchestrator.driver_lease import is_driven
-    from orchestrator.ledger import discard, find_trial, read_ledger, trial_storage
+    from orchestrator.ledger import discard, find_trial, trial_storage
     from orchestrator.mirror import forget_trial
+    from orchestrator.tracking import storage_of
     from orchestrator.tracking import tracking_uri as tracking_of
 
     directory = _target(sweep, overrides, storage)
-    found = find_trial(read_ledger(directory).trials, trial)
+    found = find_trial(directory, trial)
     if is_driven(directory):
         raise InputError(f"{directory.url} is running; `widthlab stop` it first")
     # MLflow's run goes first: a trial without records would otherwise keep the old points.
-    forget_trial(directory, tracking_of(_parent(directory), tracking_uri), found.id)
-    objects = discard(trial_storage(directory, found.id))
+    forget_trial(directory, tracking_of(storage_of(directory), tracking_uri), found)
+    objects = discard(trial_storage(directory, found))
     typer.echo(
-        f"discarded trial {found.id} ({objects} objects); `widthlab run` trains it anew", err=True
+        f"discarded trial {found} ({objects} objects); `widthlab run` trains it anew", err=True
     )
 
 
@@ -236,9 +244,8 @@ def analyze(
     if as_json:
         _print_json(done.recommendation)
     else:
-        output = _console(stderr=False)
-        output.print(done.summary, highlight=False, markup=False, soft_wrap=True)
-        output.print(f"\nreport: {done.report_url}", highlight=False, soft_wrap=True)
+        _say(done.summary)
+        _say(f"\nreport   {done.report_url}")
     refused = any(group["verdict"] == "refused" for group in done.recommendation["groups"])
     if require_verdict and refused:
         raise typer.Exit(1)
@@ -254,17 +261,20 @@ def sync(
     from dataclasses import asdict
 
     from orchestrator.mirror import sync as send
+    from orchestrator.tracking import storage_of
     from orchestrator.tracking import tracking_uri as tracking_of
 
     opened = _open(directory)
-    report = send(opened, tracking_of(_parent(opened), tracking_uri))
+    report = send(opened, tracking_of(storage_of(opened), tracking_uri))
     if as_json:
         _print_json(asdict(report))
     elif report.away:
         typer.echo(f"MLflow does not answer: {report.away}; nothing is lost, try again", err=True)
     else:
         typer.echo(f"sent {report.points} points of {report.runs} runs", err=True)
-    if report.away:
+        if report.refused:
+            typer.echo(f"{report.refused} trials could not be read or were refused", err=True)
+    if report.away or report.refused:
         raise typer.Exit(1)
 
 
@@ -292,7 +302,7 @@ def _load(path: Path, overrides: list[str] | None, storage: str) -> tuple["Sweep
 
 def _target(sweep: str, overrides: list[str] | None, storage: str) -> "Storage":
     """A sweep's directory, named by itself or by the sweep's file."""
-    if sweep.endswith((".yaml", ".yml")):
+    if sweep.endswith((".yaml", ".yml")) and not Path(sweep).is_dir():
         return _load(Path(sweep), overrides, storage)[1]
     if overrides:
         raise InputError("--set changes a sweep file; a sweep's directory is what it is")
@@ -305,11 +315,6 @@ def _open(location: str) -> "Storage":
     return open_storage(location)
 
 
-def _parent(sweep: "Storage") -> "Storage":
-    """The storage that a sweep's directory lies in."""
-    return _open(sweep.url.rstrip("/").rpartition("/")[0] or "/")
-
-
 def _measured_rate(sweep: "Storage") -> float | None:
     """FLOP/s that one worker has reached in the finished trials of a sweep, if there are any."""
     from analysis.records import RESULT, get_json
@@ -317,9 +322,10 @@ def _measured_rate(sweep: "Storage") -> float | None:
     flops = seconds = 0.0
     for key in sweep.list("trials"):
         if key.endswith(f"/{RESULT}"):
-            result = get_json(sweep, key) or {}
-            flops += result["flops"] / result["layout"]["workers"]
-            seconds += result["seconds"]["training"]
+            with contextlib.suppress(InputError, KeyError, TypeError):  # no result worth having
+                result = get_json(sweep, key) or {}
+                flops += result["flops"] / result["layout"]["workers"]
+                seconds += result["seconds"]["training"]
     return flops / seconds if seconds else None
 
 
@@ -328,11 +334,29 @@ def _where(sweep: "Storage", storage: str, tracking_uri: str | None, report: str
     if tracking_uri:
         lines.append(f"MLflow   {tracking_uri}")
     else:
-        # As it was called, so that it can be pasted: .venv/bin/widthlab, or widthlab on the path.
-        program = sys.argv[0] if Path(sys.argv[0]).name == "widthlab" else "widthlab"
         elsewhere = "" if storage == DEFAULT_STORAGE else f" --storage {storage}"
-        lines.append(f"MLflow   {program} ui{elsewhere}")
+        lines.append(f"MLflow   {_program()} ui{elsewhere}")
     return "\n".join(lines)
+
+
+def _embedded(storage: str) -> str | None:
+    """The tracking URI that needs no naming, if the storage can have one."""
+    from orchestrator.tracking import embedded_uri
+
+    try:
+        return embedded_uri(_open(storage))
+    except InputError:
+        return None
+
+
+def _program() -> str:
+    """As it was called, so that it can be pasted: .venv/bin/widthlab, or widthlab on the path."""
+    return sys.argv[0] if Path(sys.argv[0]).name == "widthlab" else "widthlab"
+
+
+def _say(text: str) -> None:
+    """Print to stdout as it is: no markup, no wrapping of paths and commands."""
+    _console(stderr=False).print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _console(stderr: bool) -> "Console":
@@ -359,6 +383,9 @@ def main() -> None:
     except InputError as error:
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted; what is durable is kept, and `run` continues", err=True)
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import socket
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
@@ -36,22 +37,40 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[list[dict[
 
     Only a cluster that was started here is shut down. Raises InputError if nobody answers.
     """
+    if address is not None:
+        _knock(address)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        if address is None:
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
-        else:
+    # A trial's own failure is in its failure.json, and is said once, at the end.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    if address is None:
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    else:
+        try:
             ray.init(address=address, **quiet)
-    except ConnectionError as error:
-        raise InputError(f"no Ray cluster answers at {address}: {error}") from error
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise InputError(f"no Ray cluster answers at {address}: {error}") from error
     try:
         yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises InputError within seconds where nobody listens; Ray itself would try for minutes."""
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if not port.isdigit():
+        return  # "auto", or a name that Ray looks up
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"no Ray cluster answers at {address}: {error}; give the HOST:PORT of a Ray head, "
+            "or leave --address out to start one here"
+        ) from error
 
 
 def slots(nodes: Sequence[dict[str, float]], worker: dict[str, float]) -> int:

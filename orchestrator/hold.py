@@ -22,7 +22,7 @@ from math import log
 from typing import Literal
 
 from trainers.accounting import parameters, training_flops_per_token
-from trainers.spec import ModelSpec
+from trainers.spec import MAX_HEAD_DIM, MAX_WIDTH, ModelSpec
 
 Budget = Literal["params", "flops"]
 
@@ -89,18 +89,18 @@ def _ladder(reference: ModelSpec, budget: Budget, ffn_multiple: int) -> tuple[He
     """One model per even head dimension, its D trimmed to the budget, smallest d_model first."""
     goal = budget_of(reference, budget)
     rungs: list[HeldCell] = []
-    head_dim = 2
-    while True:
+    # No model is wider or has larger heads than its spec allows.
+    for head_dim in range(2, min(MAX_HEAD_DIM, MAX_WIDTH // reference.heads) + 1, 2):
         thinnest = _resized(reference, head_dim, ffn_multiple)
         least = budget_of(thinnest, budget)
         # Both budgets are affine in D, at a fixed d_model.
         step = budget_of(_resized(reference, head_dim, 2 * ffn_multiple), budget) - least
-        multiples = max(1, 1 + round((goal - least) / step))
+        multiples = min(max(1, 1 + round((goal - least) / step)), MAX_WIDTH // ffn_multiple)
         model = _resized(reference, head_dim, multiples * ffn_multiple)
         rungs.append(HeldCell(model, budget_of(model, budget) / goal - 1))
         if least > goal:
-            return tuple(rungs)
-        head_dim += 2
+            break
+    return tuple(rungs)
 
 
 def _resized(model: ModelSpec, head_dim: int, width: int) -> ModelSpec:

@@ -1,9 +1,9 @@
 """What has become of every trial of a sweep, read from the trial directories and nothing else."""
 
+import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import yaml
 
 from analysis import records
 from analysis.errors import InputError
+from analysis.records import BrokenRecordError
 from analysis.storage import Storage
 from trainers.lease import is_fresh
 
@@ -92,20 +93,41 @@ def resolved_sweep(sweep: Storage) -> dict[str, Any]:
             "`widthlab run` makes one below the storage"
         ) from error
     except yaml.YAMLError as error:
-        raise InputError(f"{sweep.url}/{SWEEP_FILE} is not YAML: {error}") from error
-    if not isinstance(content, dict) or "resolved" not in content:
-        raise InputError(f"{sweep.url}/{SWEEP_FILE} was not written by `widthlab run`")
-    return content
+        raise InputError(f"{sweep.url}/{SWEEP_FILE} is not YAML") from error
+    if not _is_resolved(content):
+        raise InputError(
+            f"{sweep.url}/{SWEEP_FILE} is not what `widthlab run` writes; running the sweep's "
+            "file again writes it anew"
+        )
+    resolved: dict[str, Any] = content
+    return resolved
+
+
+def _is_resolved(content: Any) -> bool:
+    """Whether it has all that commands read of it: a sweep directory may be anybody's."""
+    try:
+        cells = content["resolved"]["trials"]
+        named = all(
+            isinstance(cell["id"], str) and isinstance(cell["axes"], dict) for cell in cells
+        )
+        return named and isinstance(content["name"], str) and isinstance(content["training"], dict)
+    except (KeyError, TypeError):
+        return False
 
 
 def read_ledger(sweep: Storage) -> Ledger:
     """The ledger of a sweep's directory. Raises InputError if it is none."""
     content = resolved_sweep(sweep)
-    steps = content["training"].get("steps", 0)
+    steps = content["training"].get("steps", 0)  # an axis where it is not there
     return Ledger(
         content["name"],
         tuple(
-            trial_status(trial_storage(sweep, cell["id"]), cell["id"], cell["axes"], steps)
+            trial_status(
+                trial_storage(sweep, cell["id"]),
+                cell["id"],
+                cell["axes"],
+                cell["axes"].get("steps", steps),
+            )
             for cell in content["resolved"]["trials"]
         ),
     )
@@ -117,19 +139,32 @@ def trial_storage(sweep: Storage, trial_id: str) -> Storage:
 
 
 def trial_status(trial: Storage, trial_id: str, axes: dict[str, Any], steps: int) -> TrialStatus:
-    """What a trial's directory says of it. A directory that is not there is a waiting trial."""
-    result = records.get_json(trial, records.RESULT)
+    """What a trial's directory says of it. A directory that is not there is a waiting trial;
+    one whose records cannot be read has failed, and says which."""
+    try:
+        return _status(trial, trial_id, axes, steps)
+    except BrokenRecordError as error:
+        message = f"{error}; `widthlab rerun` discards the trial"
+        return TrialStatus(trial_id, axes, "failed", 0, steps, None, message=message)
+
+
+def _status(trial: Storage, trial_id: str, axes: dict[str, Any], steps: int) -> TrialStatus:
+    result = records.get_result(trial)
     if result is not None:
-        loss = result["final"].get("val_loss")
         return TrialStatus(
-            trial_id, axes, result["outcome"], result["step"], result["steps"], loss,
+            trial_id,
+            axes,
+            result["outcome"],
+            result["step"],
+            result["steps"],
+            result["final"].get("val_loss"),
             message=result.get("reason"),
-        )  # fmt: skip
-    lease = records.get_json(trial, records.LEASE)
+        )
+    lease = records.get_json(trial, records.LEASE, needs=("attempt", "step", "steps", "loss"))
     failure = records.get_json(trial, records.FAILURE)
     step, loss, rate = 0, None, None
     if lease is not None:
-        step, loss, rate = lease["step"], lease["loss"], lease["tokens_per_s"]
+        step, loss, rate = lease["step"], lease["loss"], lease.get("tokens_per_s")
         steps = lease["steps"]
     if is_fresh(lease, time.time() * 1000):
         return TrialStatus(trial_id, axes, "running", step, steps, loss, rate)
@@ -141,14 +176,20 @@ def trial_status(trial: Storage, trial_id: str, axes: dict[str, Any], steps: int
 
 
 def give_up(trial: Storage, message: str) -> None:
-    """Record that a trial has used up its retries. Keeps what the trainer said of the failure."""
-    failure = records.get_json(trial, records.FAILURE) or {
-        "stage": "process",
-        "message": message,
-        "traceback": None,
-        "attempt": (records.get_json(trial, records.LEASE) or {}).get("attempt", 0),
-        "time_ms": time.time_ns() // 1_000_000,
-    }
+    """Record that a trial has used up its retries. Keeps what its last attempt said itself."""
+    attempt, failure = 0, None
+    # What cannot be read cannot be kept either.
+    with contextlib.suppress(BrokenRecordError):
+        attempt = (records.get_json(trial, records.LEASE) or {}).get("attempt", 0)
+        failure = records.get_json(trial, records.FAILURE)
+    if failure is None or failure.get("attempt") != attempt:
+        failure = {
+            "stage": "process",
+            "message": message,
+            "traceback": None,
+            "attempt": attempt,
+            "time_ms": time.time_ns() // 1_000_000,
+        }
     trial.put(records.FAILURE, records.encode_json({**failure, "gave_up": True}))
 
 
@@ -161,15 +202,13 @@ def discard(trial: Storage) -> int:
     return len(keys)
 
 
-def find_trial(trials: Iterable[TrialStatus], prefix: str) -> TrialStatus:
-    """The one trial whose id starts with `prefix`. Raises InputError for none or several."""
-    found = [trial for trial in trials if trial.id.startswith(prefix)]
+def find_trial(sweep: Storage, prefix: str) -> str:
+    """The id of the one trial that starts with `prefix`. Raises InputError for none or several."""
+    ids: list[str] = [cell["id"] for cell in resolved_sweep(sweep)["resolved"]["trials"]]
+    found = [trial_id for trial_id in ids if prefix and trial_id.startswith(prefix)]
     if len(found) != 1:
-        what = "no trial" if not found else f"{len(found)} trials"
-        raise InputError(
-            f"{what} of this sweep has an id that starts with {prefix!r}; "
-            "`widthlab status` lists them"
-        )
+        what = f"{len(found)} trials of this sweep have ids" if found else "no trial has an id"
+        raise InputError(f"{what} that start with {prefix!r}; `widthlab status` lists them")
     return found[0]
 
 

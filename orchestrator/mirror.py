@@ -1,6 +1,9 @@
 """The mirror process: it sends a sweep to MLflow while others train, and cannot hurt them.
 
-    python -m orchestrator.mirror SWEEP_URL --tracking-uri URI [--every SECONDS]
+    python -m orchestrator.mirror SWEEP_URL [--tracking-uri URI] [--every SECONDS]
+
+The driver hands it the URI, which may hold a password, in MLFLOW_TRACKING_URI: every user of a
+machine sees the command lines of all.
 
 It obeys its standard input: the line ``finish`` means that the sweep is over, and the end of the
 input without it that the driver is gone; then the sweep's run stays RUNNING for the next driver.
@@ -13,6 +16,7 @@ import fcntl
 import logging
 import os
 import select
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,10 +25,19 @@ from typing import Literal, TextIO
 from analysis.errors import InputError
 from analysis.storage import LocalStorage, Storage, open_storage
 from orchestrator.mirror_sweep import Mirror, SyncReport, forget_trial
+from orchestrator.tracking import URI_VARIABLE, embedded_uri, redacted, storage_of, tracking_uri
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Mirror", "MirrorProcess", "SyncReport", "forget_trial", "start_mirror", "sync"]
+__all__ = [
+    "Mirror",
+    "MirrorProcess",
+    "SyncReport",
+    "forget_trial",
+    "start_mirror",
+    "sync",
+    "sync_command",
+]
 
 LOCK_FILE = ".mirror.lock"
 EVERY = 3.0  # seconds between two looks
@@ -68,12 +81,12 @@ def start_mirror(sweep_url: str, uri: str, every: float = EVERY) -> MirrorProces
     """Start a mirror of a sweep, whose sweep.yaml exists; returns at once."""
     # -P: a folder named `analysis` where the user stands is not ours.
     command = [sys.executable, "-P", "-m", "orchestrator.mirror", sweep_url]
-    command += ["--tracking-uri", uri, "--every", str(every)]
+    command += ["--every", str(every)]
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=2,  # the driver's standard output may be one JSON object
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", URI_VARIABLE: uri},
         start_new_session=True,  # an interrupt from the keyboard is for the driver to judge
     )
     return MirrorProcess(process)
@@ -90,10 +103,25 @@ def sync(sweep: Storage, uri: str) -> SyncReport:
         if lock is not None and not _try_lock(lock):
             log.warning("another mirror is sending %s; waiting for it to end", sweep.url)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        report = mirror.sync_once()
-        if report.away or {"waiting", "running"} & set(mirror.outcomes.values()):
-            return report
-        return replace(report, away=mirror.finish().away)
+        first = mirror.sync_once()
+        if first.away or {"waiting", "running"} & set(mirror.outcomes.values()):
+            return first
+        last = mirror.finish()
+        return replace(  # what either has sent; `refused` and `away` are as they are at the end
+            last,
+            points=first.points + last.points,
+            runs=first.runs + last.runs,
+            nonfinite=first.nonfinite + last.nonfinite,
+        )
+
+
+def sync_command(sweep: Storage, uri: str) -> str:
+    """What a user types to send the rest of a sweep to `uri`, without user name and password."""
+    words = ["widthlab", "sync", sweep.url]
+    storage = storage_of(sweep)
+    if not isinstance(storage, LocalStorage) or uri != embedded_uri(storage):
+        words += ["--tracking-uri", redacted(uri)]
+    return shlex.join(words)
 
 
 # --- the process ---------------------------------------------------------------------------
@@ -159,21 +187,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code 0: everything is in MLflow; 1: something is not yet; 2: bad input."""
     parser = argparse.ArgumentParser(prog="python -m orchestrator.mirror", description=__doc__)
     parser.add_argument("sweep")
-    parser.add_argument("--tracking-uri", required=True)
+    parser.add_argument("--tracking-uri", help=f"default: {URI_VARIABLE}, or beside the sweep")
     parser.add_argument("--every", type=float, default=EVERY)
     given = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
     os.nice(5)  # training comes first
-    sweep = open_storage(given.sweep)
     try:
-        complete = mirror_until_told(
-            sweep, given.tracking_uri, given.every, Orders(sys.stdin.fileno())
-        )
+        sweep = open_storage(given.sweep)
+        uri = tracking_uri(storage_of(sweep), given.tracking_uri)
+        complete = mirror_until_told(sweep, uri, given.every, Orders(sys.stdin.fileno()))
     except InputError as error:
         log.error("%s", error)
         return 2
     if not complete:
-        log.warning("MLflow does not have all of %s yet: widthlab sync %s", sweep.url, sweep.url)
+        log.warning("MLflow does not have all of %s yet: %s", sweep.url, sync_command(sweep, uri))
     return 0 if complete else 1
 
 

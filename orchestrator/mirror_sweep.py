@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from pyarrow import ArrowException
-
 from analysis.errors import InputError
-from analysis.records import encode_json, get_json
+from analysis.records import BrokenRecordError, encode_json, get_json
 from analysis.storage import Storage
 from orchestrator.ledger import resolved_sweep, trial_storage
 from orchestrator.mirror_points import flat, note, progress
@@ -42,9 +40,6 @@ REPORT = "report"
 RECOMMENDATION = "report/recommendation.json"
 REPORT_TAG = "widthlab.report"
 
-#: What one broken trial directory may do to its reader; the others are mirrored all the same.
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, ArrowException)
-
 
 @dataclass(frozen=True)
 class SyncReport:
@@ -53,7 +48,8 @@ class SyncReport:
     points: int = 0
     runs: int = 0  # of trials, made or changed
     nonfinite: int = 0  # met and counted, not sent
-    refused: int = 0  # trials that the server would not take or that could not be read
+    #: Trials that MLflow lacks now: the server would not take them, or they cannot be read.
+    refused: int = 0
     away: str | None = None
 
 
@@ -73,7 +69,8 @@ class Mirror:
 
         self._outcomes = dict.fromkeys(self._planned, "waiting")
         self._complete: set[str] = set()
-        self._refused: set[str] = set()
+        self._refused: set[str] = set()  # by the server, once
+        self._given_up: set[str] = set()  # refused again
         self._said: dict[str, str] = {}
         self._away = False
         self._tracking: Tracking | None = None
@@ -94,7 +91,8 @@ class Mirror:
 
     def _sync(self, last: bool) -> SyncReport:
         sent: list[Sent] = []
-        refused, away = 0, None
+        left_out: set[str] = set()
+        away = None
         try:
             tracking, parent, artifacts = self._contact()
             family = Family(parent.run_id, self._tags)
@@ -106,21 +104,23 @@ class Mirror:
                         news = self._sync_trial(tracking, artifacts, family, trial_id)
                     except FileNotFoundError:  # it has just been compacted: look again
                         news = self._sync_trial(tracking, artifacts, family, trial_id)
+                except ServerAwayError:
+                    raise
                 except RefusedError as error:
-                    refused += 1
+                    left_out.add(trial_id)
                     self._set_aside(trial_id, error)
-                except UNREADABLE as error:
-                    refused += 1
-                    self._say(trial_id, f"cannot be read: {type(error).__name__}: {error}")
+                except Exception as error:  # whatever the records hold, the others are sent
+                    left_out.add(trial_id)
+                    self._complain(trial_id, error)
                 else:
                     sent += [news] if news else []
             self._sync_parent(tracking, parent, artifacts, last)
         except ServerAwayError as error:
-            away = str(error).replace(self._uri, redacted(self._uri))
+            away = str(error)
             self._forget()  # whether the last call got through is not known
         self._tell_weather(away)
         points, nonfinite = sum(s.points for s in sent), sum(s.nonfinite for s in sent)
-        return SyncReport(points, len(sent), nonfinite, refused, away)
+        return SyncReport(points, len(sent), nonfinite, len(left_out | self._given_up), away)
 
     # --- the server ------------------------------------------------------------------------
 
@@ -163,8 +163,8 @@ class Mirror:
             trial = trial_storage(self._sweep, trial_id)
             try:
                 begun = started_ms(trial, view(trial))
-            except UNREADABLE:
-                continue  # complained of where the trial itself is read
+            except Exception:  # complained of where the trial itself is read
+                continue
             if begun is not None:
                 return begun
         return now_ms()
@@ -205,10 +205,18 @@ class Mirror:
         self._runs.pop(trial_id, None)
         if trial_id in self._refused:
             self._complete.add(trial_id)
+            self._given_up.add(trial_id)
             self._say(trial_id, f"left out of MLflow until the next `widthlab sync`: {error}")
         else:
             self._refused.add(trial_id)
             self._say(trial_id, str(error))
+
+    def _complain(self, trial_id: str, error: Exception) -> None:
+        """Say that a trial cannot be read. If its records are broken it has failed, as in the
+        ledger; after any other error it is what it was when last seen."""
+        if isinstance(error, BrokenRecordError):
+            self._outcomes[trial_id] = "failed"
+        self._say(trial_id, f"cannot be read: {type(error).__name__}: {error}")
 
     # --- the sweep's own run ---------------------------------------------------------------
 
@@ -217,7 +225,7 @@ class Mirror:
     ) -> None:
         try:
             self._send_report(tracking, parent, artifacts, certain=last)
-        except UNREADABLE as error:
+        except OSError as error:
             self._say(REPORT, f"cannot be read: {type(error).__name__}: {error}")
         counts = Counter(self._outcomes.values())
         try:
@@ -236,7 +244,7 @@ class Mirror:
         try:
             recommendation = get_json(self._sweep, RECOMMENDATION)
             text = note(counts, recommendation)
-        except UNREADABLE:
+        except (OSError, ValueError, TypeError, AttributeError):  # not what the analysis writes
             text = note(counts, None)
         if text != self._note:
             tags = {"mlflow.note.content": text, "trials": progress(counts)}
@@ -289,14 +297,14 @@ def forget_trial(sweep: Storage, tracking_uri: str, trial_id: str) -> int:
 
     They move to the experiment's deleted runs. Raises InputError where the server is away.
     """
-    noted = get_json(sweep, IDENTITY_FILE)
-    if noted is None:
-        return 0  # never mirrored
+    identity = _noted_identity(sweep)
+    if identity is None:
+        return 0  # never mirrored, or not to be found again
     try:
         tracking = Tracking(tracking_uri, experiment_name())
         runs = [
             run.run_id
-            for run in tracking.runs(SWEEP_TAG, str(noted["identity"]))
+            for run in tracking.runs(SWEEP_TAG, identity)
             if run.tags.get(TRIAL_TAG) == trial_id
         ]
         for run_id in runs:
@@ -304,8 +312,7 @@ def forget_trial(sweep: Storage, tracking_uri: str, trial_id: str) -> int:
     except (ServerAwayError, RefusedError) as error:
         raise InputError(
             f"trial {trial_id} cannot be taken out of MLflow at {redacted(tracking_uri)}: "
-            f"{str(error).replace(tracking_uri, redacted(tracking_uri))}; start the server, or "
-            "name another with --tracking-uri"
+            f"{error}; start the server, or name another with --tracking-uri"
         ) from error
     return len(runs)
 
@@ -321,9 +328,9 @@ def _identity(sweep: Storage, name: str) -> str:
     Its path would not do: one directory is mounted in several places, and two people's sweeps of
     one name lie at equal paths of their containers. Raises InputError if it cannot be noted.
     """
-    noted = get_json(sweep, IDENTITY_FILE)
+    noted = _noted_identity(sweep)
     if noted is not None:
-        return str(noted["identity"])
+        return noted
     identity = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{uuid.uuid4().hex[:12]}"
     try:
         sweep.put(IDENTITY_FILE, encode_json({"identity": identity}))
@@ -333,6 +340,23 @@ def _identity(sweep: Storage, name: str) -> str:
             "again by it, so copy the sweep to where you may write"
         ) from error
     return identity
+
+
+def _noted_identity(sweep: Storage) -> str | None:
+    """The identity that was noted; None where there is none, or none that can be used."""
+    try:
+        noted = get_json(sweep, IDENTITY_FILE, needs=["identity"])
+        if noted is None:
+            return None
+        identity = noted["identity"]
+        if isinstance(identity, str) and re.fullmatch(r"[A-Za-z0-9._-]+", identity):
+            return identity
+        raise BrokenRecordError(f"{sweep.url}/{IDENTITY_FILE}: {identity!r} is no identity")
+    except BrokenRecordError as error:
+        log.warning("%s; the sweep's earlier runs stay in MLflow, and it gets new ones", error)
+        return None
+    except OSError as error:
+        raise InputError(f"{sweep.url}/{IDENTITY_FILE} cannot be read: {error}") from error
 
 
 def _git_tags(config: Mapping[str, Any]) -> dict[str, str]:

@@ -12,13 +12,14 @@ from analysis.records import (
     FAILURE,
     LEASE,
     METRICS,
-    RESULT,
     ROW_KEYS,
     SCHEMAS,
     SPEC,
+    BrokenRecordError,
     Part,
     current_parts,
     get_json,
+    get_result,
 )
 from analysis.storage import Storage
 from orchestrator.mirror_points import COLUMNS, Row, StepPoints, step_points
@@ -45,8 +46,8 @@ class TrialView:
 
 
 def view(trial: Storage) -> TrialView:
-    """Read the state of a trial. Raises OSError or ValueError where it cannot be read."""
-    result = get_json(trial, RESULT)
+    """Read the state of a trial. Raises BrokenRecordError, or OSError where it cannot be read."""
+    result = get_result(trial)
     if result is not None:
         return TrialView(result["outcome"], tuple(sorted(result["records"].values())), result, None)
     parts = tuple(current_parts(trial))
@@ -71,9 +72,12 @@ def started_ms(trial: Storage, seen: TrialView) -> int | None:
 
 
 def ended_ms(seen: TrialView, points: Sequence[StepPoints]) -> int | None:
-    """When the trial ended, as far as its directory tells."""
+    """When the trial ended, as far as its directory tells. Raises BrokenRecordError."""
     stated = (seen.result or {}).get("finished_ms") or (seen.failure or {}).get("time_ms")
     if stated is not None:
+        # A database takes 64 bits, and answers to more as if it were away.
+        if not isinstance(stated, int | float) or not 0 < stated < 2**63:
+            raise BrokenRecordError(f"the trial says that it ended at {stated!r}, which is no time")
         return int(stated)
     return max((point.time_ms for step in points for point in step.points), default=None)
 

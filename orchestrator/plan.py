@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from analysis.wording import plural
 from orchestrator import strict_yaml
 from orchestrator.grid import Dropped, Grid, Merged, PlannedTrial
 from orchestrator.sweep import RESOLVED
@@ -169,17 +170,17 @@ def _warnings(config: SweepConfig, trials: list[PlannedTrial]) -> Iterator[str]:
     if far:
         worst = max(abs(error) for trial in far for error in trial.budget_errors.values())
         yield (
-            f"{len(far)} trials miss their budget by more than 2 % (at worst {worst:.1%}): a "
-            "smaller model.ffn_multiple comes nearer"
+            f"{plural(len(far), 'trial')} off the budget by more than 2 % (at worst "
+            f"{worst:.1%}): a smaller model.ffn_multiple comes nearer"
         )
     steps = min(trial.spec.training.steps for trial in trials)
     every = max(trial.spec.spectra.every for trial in trials)
     snapshots, wanted = _measurements(steps, every), config.analysis.aggregate_last
     if snapshots - 1 < wanted:
         yield (
-            f"{snapshots} snapshots a trial, that at step 0 included, but a rank is the median of "
-            f"the last {wanted} (analysis.aggregate_last): it reaches back to the untrained "
-            "model; lower it or spectra.every"
+            f"{plural(snapshots, 'snapshot')} a trial, that at step 0 included, but a rank is "
+            f"the median of the last {wanted} (analysis.aggregate_last): it reaches back to the "
+            "untrained model; lower it or spectra.every"
         )
 
 
@@ -190,13 +191,13 @@ def _too_few(config: SweepConfig, trials: list[PlannedTrial]) -> Iterator[str]:
         fewest = min(len(widths) for widths in _widths_by_group(trials, hold))
         if fewest < WIDTHS_FOR_A_LAW:
             yield (
-                f"hold {hold}: {fewest} widths in some group; a law or an optimum needs at least "
-                f"{WIDTHS_FOR_A_LAW}"
+                f"hold {hold}: {plural(fewest, 'width')} in some group; a law or an "
+                f"optimum needs at least {WIDTHS_FOR_A_LAW}"
             )
         elif hold != "none" and replicates == 1 and fewest < WIDTHS_WITHOUT_REPLICATES:
             yield (
-                f"hold {hold}: one replicate and {fewest} widths in some group; a verdict on "
-                f"loss needs {WIDTHS_WITHOUT_REPLICATES} widths, or more seeds"
+                f"hold {hold}: one replicate and {plural(fewest, 'width')} in some group; a "
+                f"verdict on loss needs {WIDTHS_WITHOUT_REPLICATES} widths, or more seeds"
             )
 
 

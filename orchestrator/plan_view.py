@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from analysis.wording import plural
 from orchestrator.grid import Dropped, Merged
 from orchestrator.plan import WIDTH_AND_SEED, Plan, PlanRow
 
@@ -13,6 +14,11 @@ from orchestrator.plan import WIDTH_AND_SEED, Plan, PlanRow
 SHOWN = 6
 #: Columns that are words; the others are numbers and stand to the right.
 WORDS = ("trial", "hold")
+#: What the columns are.
+LEGEND = """\
+hold: equal across widths (none: d_model; params: N; flops: FLOPs per token)
+asked: the width multiplier of the file; D/d: D / d_model as it came to be
+N: non-embedding parameters; memory: of one worker, beside Python and torch"""
 
 
 def render_plan(plan: Plan) -> RenderableType:
@@ -27,6 +33,7 @@ def render_plan(plan: Plan) -> RenderableType:
         "merged", [(cell.why, _cell(cell, f" into {cell.into}")) for cell in plan.merged]
     )
     parts += [Text(f"warning: {warning}", style="yellow") for warning in plan.warnings]
+    parts.append(Text("to run it: widthlab run FILE, with the same options", style="bold"))
     return Group(*parts)
 
 
@@ -76,7 +83,11 @@ def _rows(plan: Plan) -> list[Text]:
         )
         return Text(" ".join(aligned), style)
 
-    lines = [Text(f"every trial: {_named(common)}"), line({name: name for name in widths}, "bold")]
+    lines = [
+        Text(f"every trial: {_named(common)}"),
+        Text(LEGEND, "dim"),
+        line({name: name for name in widths}, "bold"),
+    ]
     for group, rows in groupby(ordered, key=different):
         if group:
             lines.append(Text(_named(group), style="italic"))
@@ -104,21 +115,23 @@ def _columns(row: PlanRow) -> dict[str, str]:
 def _totals(plan: Plan) -> Text:
     totals = plan.totals
     parts = [
-        f"{totals.trials} trials",
+        plural(totals.trials, "trial"),
         f"{_scaled(totals.flops)} FLOPs",
-        f"{totals.device_hours:.3g} device-hours ({duration(totals.device_hours * 3600)})",
+        _device_time(totals.device_hours),
     ]
     if totals.energy_kwh is not None:
         parts.append(f"{totals.energy_kwh:.3g} kWh")
     if totals.cost is not None:
         parts.append(f"cost {totals.cost:,.2f}")
     basis = "as measured" if plan.rate_measured else "assumed, for nothing was measured yet"
-    return Text(
-        f"\n{', '.join(parts)}\n"
-        f"times at {plan.rate:.2g} FLOP/s per worker, {basis}\n"
-        "D/d: achieved D / d_model; N: non-embedding parameters; memory: of one worker, beside "
-        "what Python and torch take\n"
-    )
+    return Text(f"\n{', '.join(parts)}\ntimes at {plan.rate:.2g} FLOP/s per worker, {basis}\n")
+
+
+def _device_time(hours: float) -> str:
+    seconds = hours * 3600
+    if seconds < 120:
+        return duration(seconds)
+    return f"{hours:.3g} device-hours ({duration(seconds)})"
 
 
 def _reasons(what: str, cells: list[tuple[str, str]]) -> list[RenderableType]:
@@ -151,27 +164,31 @@ def _value(value: object) -> str:
 
 def _scaled(number: float) -> str:
     """Three digits and a decimal prefix: 98.6k, 860G."""
-    prefixes = iter("kMGTPEZYRQ")
-    prefix = ""
-    while number >= 999.5:
-        number, prefix = number / 1000, next(prefixes)
-    return f"{number:.3g}{prefix}"
+    return "".join(_in_units(number, 1000, ("", *"kMGTPEZYRQ")))
 
 
 def _bytes(number: float) -> str:
     """Three digits and a binary unit: 25.2 MiB."""
-    units = iter(("KiB", "MiB", "GiB", "TiB", "PiB"))
-    unit = "B"
-    while number >= 999.5:
-        number, unit = number / 1024, next(units)
-    return f"{number:.3g} {unit}"
+    return " ".join(_in_units(number, 1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")))
+
+
+def _in_units(number: float, step: int, units: tuple[str, ...]) -> tuple[str, str]:
+    """Three digits and the unit in which they are below a thousand, or the largest there is."""
+    for unit in units[:-1]:
+        if number < 999.5:
+            return f"{number:.3g}", unit
+        number /= step
+    return f"{number:.3g}", units[-1]
 
 
 def duration(seconds: float) -> str:
-    """A time to about two digits: 43 s, 12 min, 2.2 h."""
+    """A time to about two digits: 43 s, 12 min, 2.2 h, 3.5 days."""
     whole = round(seconds)
     if whole < 120:
         return f"{whole} s"
     if whole < 7200:
         return f"{round(whole / 60)} min"
-    return f"{seconds / 3600:.1f} h"
+    if whole < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    days = seconds / 86400
+    return f"{days:.1f} days" if days < 999.5 else f"{days:.3g} days"

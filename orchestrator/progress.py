@@ -12,6 +12,7 @@ from rich.text import Text
 
 from analysis.storage import Storage
 from orchestrator.ledger import Ledger, TrialStatus, trial_status, trial_storage
+from orchestrator.plan_view import duration
 from trainers.heartbeat import every
 
 REFRESH_S = 2.0
@@ -84,7 +85,7 @@ class Progress:
             parts.append(f"{rate:,.0f} tokens/s")
         left = self._seconds_left()
         if left is not None and len(over) < len(trials):
-            parts.append(f"about {_duration(left)} left")
+            parts.append(f"about {duration(left)} left")
         return ", ".join(parts)
 
     def _work_done(self) -> float:
@@ -122,11 +123,3 @@ def cell_name(axes: Mapping[str, object]) -> str:
     """A cell in a few words, as people call it: "gpt2 pre L2 d64 D256 seed 0"."""
     shape = f"L{axes.get('depth')} d{axes.get('d_model')} D{axes.get('D')}"
     return f"{axes.get('architecture')} {axes.get('norm')} {shape} seed {axes.get('seed')}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -8,7 +8,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,7 +25,12 @@ from orchestrator.ledger import Ledger, give_up, read_ledger, trial_storage
 from orchestrator.mirror import start_mirror
 from orchestrator.plan import resolved_yaml
 from orchestrator.progress import Progress
-from orchestrator.stopping import relaying_stops, request_stop, stop_requested
+from orchestrator.stopping import (
+    forget_stop,
+    relaying_stops,
+    request_stop,
+    stop_requested,
+)
 from orchestrator.sweep_config import SweepConfig
 from orchestrator.tracking import git_state
 from trainers.data.batches import heldout_windows, training_batch
@@ -48,7 +53,6 @@ class RunReport:
     summary: str | None = None
     recommendation: dict[str, Any] | None = None
     report: str | None = None
-    errors: dict[str, str] = field(default_factory=dict)  # by trial id
 
     @property
     def failed(self) -> int:
@@ -81,8 +85,10 @@ def run_sweep(
     _check_writable(sweep)
     with contextlib.ExitStack() as stack:
         stack.enter_context(driving(sweep))
+        forget_stop(sweep)  # from here on a request is for this run
         at_once = 0
         if todo:
+            console.print("starting Ray" if address is None else f"joining Ray at {address}")
             nodes = stack.enter_context(execute.cluster(address, _cpus()))
             grid = expand(config, store.data_spec, store.vocab_size, device=_device(nodes))
             wanted = {trial.id for trial in todo}
@@ -90,6 +96,7 @@ def run_sweep(
             limit = config.resources.concurrent
             at_once = execute.trials_at_once(nodes, _specs(todo), limit)
             execute.check_shared(sweep, nodes)
+        _tell_of_orphans(sweep, grid, console)
         sweep.put(
             ledger.SWEEP_FILE,
             resolved_yaml(
@@ -98,17 +105,19 @@ def run_sweep(
         )
         mirror = start_mirror(sweep.url, tracking)
         try:
-            errors = _train(sweep, todo, at_once, config, console, retry_failed) if todo else {}
-            judged = _judge(sweep, console)
-            stopped = bool(todo) and stop_requested(sweep)
+            if todo:
+                _train(sweep, todo, at_once, config, console, retry_failed)
+            reached = read_ledger(sweep)
+            # A request that came after the last trial has stopped nothing.
+            stopped = stop_requested(sweep) and not all(trial.over for trial in reached.trials)
+            judged = _judge(sweep, reached, console)
         except BaseException:
             mirror.leave(timeout=10)
             raise
+        forget_stop(sweep)
         end = mirror.leave if stopped else mirror.finish
         mirrored = end(timeout=MIRROR_PATIENCE_S)
-        return RunReport(
-            read_ledger(sweep), len(todo), at_once, stopped, mirrored, errors=errors, **judged
-        )
+        return RunReport(reached, len(todo), at_once, stopped, mirrored, **judged)
 
 
 def _pinned(config: SweepConfig, sweep: Storage) -> SweepConfig:
@@ -138,16 +147,32 @@ def _check_tokens(store: TokenStore, grid: Grid) -> None:
 
 
 def _left_to_do(sweep: Storage, grid: Grid, retry_failed: bool) -> list[PlannedTrial]:
-    """The trials without an outcome; failed ones only if asked for."""
+    """The trials without an outcome; those that were given up only if asked for."""
     left = []
     for trial in grid.trials:
         directory = trial_storage(sweep, trial.id)
-        if records.get_json(directory, records.RESULT) is not None:
-            continue
-        failure = records.get_json(directory, records.FAILURE)
-        if failure is None or not failure.get("gave_up") or retry_failed:
+        state = ledger.trial_status(directory, trial.id, trial.axes, 0).state
+        given_up = state == "failed" and records.RESULT not in directory.list()
+        if state not in (*records.OUTCOMES, "failed") or (given_up and retry_failed):
             left.append(trial)
     return left
+
+
+def _tell_of_orphans(sweep: Storage, grid: Grid, console: Console) -> None:
+    """Say so if finished trials lie here that this version of the sweep file does not name."""
+    named = {trial.id for trial in grid.trials}
+    finished = {
+        key.split("/")[1] for key in sweep.list("trials") if key.endswith(f"/{records.RESULT}")
+    }
+    orphans = len(finished - named)
+    if orphans:
+        console.print(
+            f"{orphans} finished trial{'s' if orphans > 1 else ''} of an earlier version of this "
+            "sweep no longer belong to it; they are kept, and count again when the file names "
+            "them. Use another name to keep two sweeps apart.",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _train(
@@ -157,7 +182,7 @@ def _train(
     config: SweepConfig,
     console: Console,
     retry_failed: bool,
-) -> dict[str, str]:
+) -> None:
     if retry_failed:
         for trial in todo:
             trial_storage(sweep, trial.id).delete(records.FAILURE)
@@ -176,12 +201,11 @@ def _train(
         if not stop_requested(sweep):
             for trial_id, message in errors.items():
                 give_up(trial_storage(sweep, trial_id), message)
-    return errors
 
 
-def _judge(sweep: Storage, console: Console) -> dict[str, Any]:
+def _judge(sweep: Storage, reached: Ledger, console: Console) -> dict[str, Any]:
     """The analysis of what there is; nothing where no trial has ended yet."""
-    if not any(status.state in records.OUTCOMES for status in read_ledger(sweep).trials):
+    if not any(trial.state in records.OUTCOMES for trial in reached.trials):
         return {}
     from analysis.pipeline import analyse
 

@@ -19,6 +19,11 @@ def request_stop(sweep: Storage) -> None:
     sweep.put(STOP_SWEEP, encode_json({"time_ms": time.time_ns() // 1_000_000}))
 
 
+def forget_stop(sweep: Storage) -> None:
+    """A request of an earlier run has been obeyed, or came too late."""
+    sweep.delete(STOP_SWEEP)
+
+
 def stop_requested(sweep: Storage) -> bool:
     """Whether that has been asked since the run began."""
     return get_json(sweep, STOP_SWEEP) is not None
@@ -40,6 +45,5 @@ def relaying_stops(sweep: Storage) -> Iterator[None]:
             if status.state == "running" and get_json(trial, STOP_REQUEST) is None:
                 trial.put(STOP_REQUEST, encode_json({"from": "sweep"}))
 
-    sweep.delete(STOP_SWEEP)  # a request of an earlier run has been obeyed
     with every(POLL_S, relay):
         yield

@@ -58,8 +58,9 @@ def parse_sweep(text: str | bytes, place: str, overrides: Sequence[str] = ()) ->
     origins = {path: f"line {line}" for path, line in document.lines.items()}
     file = _File(place, document.content, origins)
     _check_sections(file)
+    given: dict[tuple[str, ...], str] = {}
     for override in overrides:
-        _override(file, override)
+        _override(file, override, given)
     _spread_grid(file)
     try:
         return SweepConfig.model_validate(file.content)
@@ -104,14 +105,21 @@ def _check_sections(file: _File) -> None:
             )
 
 
-def _override(file: _File, text: str) -> None:
-    """Put one `key=value` into the file's content."""
+def _override(file: _File, text: str, given: dict[tuple[str, ...], str]) -> None:
+    """Put one `key=value` into the file's content; `given` are the keys of those before."""
     place = f"--set {text}"
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise InputError(f"{place}: write key=value, such as training.steps=100")
+    if not value.strip():
+        raise InputError(f"{place}: the value is missing; write key=value, or key=null for none")
     value = strict_yaml.read(value, place).content
     path = _override_path(file, key.strip(), place)
+    # An axis and the key of a section that it varies are one and the same.
+    same = AXES.get(path[1], path) if path[0] == "grid" and len(path) > 1 else path
+    if same in given:
+        raise InputError(f"{place}: the same key as --set {given[same]}; remove one")
+    given[same] = text
     grid = file.content.setdefault("grid", {})
     if len(path) == 1:
         file.content[path[0]] = value
@@ -154,7 +162,7 @@ def _override_path(file: _File, key: str, place: str) -> tuple[str, ...]:
             ways = " or ".join(f"{home}.{key}" for home in homes)
             raise InputError(f"{place}: the key {key} is in several places; write {ways}")
         bare = [name for section in SECTIONS for name in keys_of(section)]
-        known = [*SweepConfig.model_fields, *GRID_ONLY, *bare]
+        known = list(dict.fromkeys([*SweepConfig.model_fields, *GRID_ONLY, *bare]))
     elif section == "grid":
         axis = axis_name(rest)
         if axis:
@@ -166,7 +174,10 @@ def _override_path(file: _File, key: str, place: str) -> tuple[str, ...]:
         known = [f"{section}.{name}" for name in keys_of(section)]
     else:
         known = [f"{name}.{field}" for name in SECTIONS for field in keys_of(name)]
-    raise InputError(f"{place}: unknown key {key}; {_nearest(key, known)}")
+    hint = (
+        _nearest(key, known) if section in (*SECTIONS, "grid") else _nearest_or_section(key, known)
+    )
+    raise InputError(f"{place}: unknown key {key}; {hint}")
 
 
 def _spread_grid(file: _File) -> None:
@@ -223,7 +234,9 @@ def _axis_values(file: _File, key: str, axis: str, values: Any) -> Iterator[Any]
             yield axis_type(axis).validate_python(value, strict=True)
         except ValidationError as error:
             path = ("grid", key, index) if isinstance(values, list) else ("grid", key)
-            raise file.error(path, _wrong(error.errors()[0])) from error
+            # Where one number or a list of them may stand, the errors of the list come last.
+            told = error.errors()[-1 if isinstance(value, list) else 0]
+            raise file.error(path, _wrong(told)) from error
 
 
 # --- saying what is wrong ------------------------------------------------------------------
@@ -231,7 +244,11 @@ def _axis_values(file: _File, key: str, axis: str, values: Any) -> Iterator[Any]
 
 def _explained(file: _File, error: ValidationError) -> InputError:
     """One line per thing that pydantic found wrong, the first five."""
-    lines = [str(_explained_one(file, dict(item))) for item in error.errors()]
+    items = error.errors()
+    # A list whose items are wrong is not also too short: pydantic counts the right ones only.
+    wrong_within = {item["loc"][:-1] for item in items if item["loc"]}
+    told = [i for i in items if i["type"] != "too_short" or i["loc"] not in wrong_within]
+    lines = [str(_explained_one(file, dict(item))) for item in told]
     more = [f"and {len(lines) - 5} more"] if len(lines) > 5 else []
     return InputError("\n".join(lines[:5] + more))
 
@@ -266,6 +283,7 @@ def _wrong(item: Any) -> str:
     message = str(item["msg"])
     if item["type"] == "value_error":
         return message.removeprefix("Value error, ")
+    message = message.replace("a valid tuple", "a list").replace(" after validation", "")
     return f"{_short(item['input'])} {re.sub(r'^[A-Z][a-z]+ (?=should)', '', message)}"
 
 
@@ -274,8 +292,27 @@ def _short(value: object) -> str:
 
 
 def _nearest(key: object, known: Sequence[str]) -> str:
-    close = get_close_matches(str(key), known, 3, 0.6)
-    return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}"
+    return _did_you_mean(key, known) or f"known are {', '.join(known)}"
+
+
+def _nearest_or_section(key: object, known: Sequence[str]) -> str:
+    """As `_nearest`, where all that is known is too much for a message."""
+    return _did_you_mean(key, known) or (
+        f"write SECTION.KEY, such as training.steps; sections are {', '.join(SECTIONS)} and grid"
+    )
+
+
+def _did_you_mean(key: object, known: Sequence[str]) -> str:
+    """Known keys that are spelt nearly so or have these initials: lr is learning_rate."""
+    section, _, name = str(key).rpartition(".")
+    short = [one for one in known if _initials(one) == name and one.startswith(section)]
+    close = short or get_close_matches(str(key), known, 3, 0.6)
+    return f"did you mean {' or '.join(close)}?" if close else ""
+
+
+def _initials(key: str) -> str:
+    words = key.rpartition(".")[2].split("_")
+    return "".join(word[:1] for word in words) if len(words) > 1 else ""
 
 
 def _elsewhere(key: object) -> str:

@@ -1,10 +1,22 @@
 """What a sweep file may say: its sections, their keys, and which of them can be axes."""
 
+import re
 from typing import Annotated, Any, Literal, get_origin
 
-from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    TypeAdapter,
+    field_validator,
+    model_validator,
+)
 
 from trainers.spec import (
+    MAX_CONTEXT,
+    MAX_DEPTH,
+    MAX_HEAD_DIM,
+    MAX_WIDTH,
     Architecture,
     BPETokenizer,
     BytesTokenizer,
@@ -24,8 +36,11 @@ from trainers.spec import (
 )
 
 Hold = Literal["none", "params", "flops"]
-Multiplier = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Width = Annotated[int, Field(ge=1)]
+Multiplier = Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)]
+Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
+
+#: Names are folders too, and file systems allow 255 bytes.
+LONGEST_NAME = 100
 
 
 class ModelSection(Frozen):
@@ -33,11 +48,11 @@ class ModelSection(Frozen):
 
     architecture: Architecture
     norm: NormPlacement
-    depth: int = Field(ge=1)
-    d_model: int = Field(ge=1)
-    head_dim: int = Field(ge=2)
-    context: int = Field(ge=2)  # tokens
-    ffn_multiple: int = Field(default=8, ge=1)  # D is rounded to a multiple of it
+    depth: int = Field(ge=1, le=MAX_DEPTH)
+    d_model: int = Field(ge=1, le=MAX_WIDTH)
+    head_dim: int = Field(ge=2, le=MAX_HEAD_DIM)
+    context: int = Field(ge=2, le=MAX_CONTEXT)  # tokens
+    ffn_multiple: int = Field(default=8, ge=1, le=1_000_000)  # D is rounded to a multiple of it
     ffn_weight: FFNWeight = "plain"
     tie_embeddings: bool = False
     reference_multiplier: Multiplier = 4.0  # the width whose budget `hold` keeps
@@ -77,7 +92,7 @@ class SweepConfig(Frozen):
     section; `orchestrator.grid` puts the others in its place.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # also a folder
+    name: str  # also a folder
     corpus: Corpus = PythonSource()
     tokenizer: Tokenizer = BPETokenizer()
     model: ModelSection
@@ -90,6 +105,26 @@ class SweepConfig(Frozen):
     spectra: SpectraSpec = SpectraSpec()
     resources: ResourcesSection = ResourcesSection()
     analysis: AnalysisSection = AnalysisSection()
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if name.lower().endswith((".yaml", ".yml")):
+            raise ValueError(
+                f"{name!r} is the name of a file; the sweep's is without the ending, such as "
+                f"{name.rpartition('.')[0] or 'mini'}"
+            )
+        if len(name) > LONGEST_NAME:
+            raise ValueError(
+                f"{len(name)} characters are too many for a name: it is a folder's too; "
+                f"use at most {LONGEST_NAME}"
+            )
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError(
+                f"{name!r} should begin with a letter or a digit and hold only letters (A to Z, "
+                "a to z), digits, '.', '_' and '-': it is a folder's name too"
+            )
+        return name
 
     @model_validator(mode="after")
     def _check_hold(self) -> "SweepConfig":
@@ -132,7 +167,9 @@ SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
 #: Axes that are no field of a section.
 GRID_ONLY: dict[str, TypeAdapter[Any]] = {
     "width_multiplier": TypeAdapter(Multiplier),  # D = multiplier x d_model, rounded
-    "ffn_width": TypeAdapter(Width | Annotated[list[Width], Field(min_length=1)]),
+    "ffn_width": TypeAdapter(
+        Width | Annotated[list[Width], Field(min_length=1, max_length=MAX_DEPTH)]
+    ),
     "seed": TypeAdapter(Annotated[int, Field(ge=0)]),  # replicates
 }
 

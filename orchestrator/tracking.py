@@ -16,15 +16,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from analysis.errors import InputError
-from analysis.storage import LocalStorage, Storage
+from analysis.storage import LocalStorage, Storage, open_storage
 
 log = logging.getLogger(__name__)
 
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
+SQLITE = "sqlite:///"
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
 
 #: What MLflow takes in one call (mlflow.utils.validation).
 METRICS_PER_CALL = 1000
@@ -90,13 +92,16 @@ def tracking_uri(storage: Storage, override: str | None = None) -> str:
     The embedded default is a SQLite file in the storage's root. Raises InputError for a URI that
     MLflow does not serve, and where nothing is given for a storage that is no local folder.
     """
-    for place, uri in (
-        ("--tracking-uri", override),
-        ("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI")),
-    ):
-        if uri:
-            return _checked(uri, place)
+    if override is not None:  # an empty one is a variable that was not set, and no wish
+        return _checked(override, "--tracking-uri")
+    if uri := os.environ.get(URI_VARIABLE):
+        return _checked(uri, URI_VARIABLE)
     return embedded_uri(storage)
+
+
+def storage_of(sweep: Storage) -> Storage:
+    """The storage that a sweep's directory lies in."""
+    return open_storage(sweep.url.rstrip("/").rpartition("/")[0] or "/")
 
 
 def embedded_uri(storage: Storage) -> str:
@@ -106,22 +111,27 @@ def embedded_uri(storage: Storage) -> str:
             f"storage {storage.url!r} is remote and cannot hold an MLflow database; give the URI "
             "of an MLflow server with --tracking-uri or MLFLOW_TRACKING_URI"
         )
-    return f"sqlite:///{storage.path(DATABASE)}"
+    return f"{SQLITE}{storage.path(DATABASE)}"
 
 
 def redacted(uri: str) -> str:
-    """The URI without user name and password, for messages."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
+    """The URI without user name and password, for messages; any text may be given."""
+    if uri.startswith(SQLITE):
         return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    # Up to the last @: a password may hold a slash that nobody escaped.
+    return re.sub(r"^(\w[\w+.-]*://)?.*@", r"\1", uri, flags=re.DOTALL)
 
 
 def _checked(uri: str, place: str) -> str:
     database = _sqlite_path(uri)
-    if database is not None:  # relative paths would follow the working directory
-        return f"sqlite:///{database.absolute()}"
-    if re.match(r"https?://|databricks(://|$)", uri):
+    if database is not None:
+        if uri in (SQLITE, f"{SQLITE}:memory:") or uri.endswith("/") or database.is_dir():
+            raise InputError(
+                f"{place} {uri!r} names no file for MLflow's database; use "
+                "sqlite:////absolute/path/mlflow.db"
+            )
+        return f"{SQLITE}{database.absolute()}"  # a relative path would follow the working folder
+    if _has_host(uri) or re.match(r"databricks(://|$)", uri):
         return uri
     raise InputError(
         f"{place} {redacted(uri)!r} is not the URI of an MLflow server; use http://HOST:5000, "
@@ -129,9 +139,17 @@ def _checked(uri: str, place: str) -> str:
     )
 
 
+def _has_host(uri: str) -> bool:
+    """Whether it is an http or https URL with a host, and with a port that can be one."""
+    try:
+        parts = urlsplit(uri)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets that do not pair, a port that is no number
+        return False
+
+
 def _sqlite_path(uri: str) -> Path | None:
-    prefix = "sqlite:///"
-    return Path(uri.removeprefix(prefix)) if uri.startswith(prefix) else None
+    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
 
 
 def git_state(folder: Path) -> dict[str, str | bool]:
@@ -222,7 +240,7 @@ class Tracking:
         """Params that the run does not have yet; MLflow refuses to change one."""
         from mlflow.entities import Param
 
-        items = [Param(key, value[:PARAM_LENGTH]) for key, value in params.items()]
+        items = [Param(key, _storable(value, PARAM_LENGTH)) for key, value in params.items()]
         for first in range(0, len(items), PARAMS_PER_CALL):
             with _talking(f"sending params of run {run_id}"):
                 self._client.log_batch(run_id, params=items[first : first + PARAMS_PER_CALL])
@@ -305,7 +323,9 @@ def _talking(doing: str) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:300]
+    """What an error says, for a message: short, and without the password of a URL in it."""
+    first = str(error).partition("\n")[0]
+    return re.sub(r"(?<=://)[^\s/]*@", "", first)[:300]
 
 
 @contextlib.contextmanager
@@ -335,7 +355,12 @@ def _run(run: Any) -> Run:
 
 
 def _cut(tags: Mapping[str, str]) -> dict[str, str]:
-    return {key: value[:TAG_LENGTH] for key, value in tags.items()}
+    return {key: _storable(value, TAG_LENGTH) for key, value in tags.items()}
+
+
+def _storable(text: str, length: int) -> str:
+    """Cut, and without what a database answers to as if it were away: half pairs and NUL."""
+    return text[:length].encode(errors="replace").decode().replace("\0", "?")
 
 
 def _user() -> str:

@@ -6,8 +6,10 @@ What a trial leaves behind is in its directory.
 
 from typing import Any
 
-from analysis.records import get_json
+from analysis.errors import InputError
+from analysis.records import get_json, get_result
 from analysis.storage import open_storage
+from orchestrator.ledger import give_up, trial_storage
 from trainers.spec import TrialSpec, parse_spec
 
 #: An object of this name in a sweep's directory asks its driver to stop.
@@ -53,24 +55,27 @@ def run_trial(config: dict[str, Any]) -> None:
     from ray import tune
 
     config = config["trial"]
-    if get_json(open_storage(config["sweep"]), STOP_SWEEP) is not None:
-        tune.report({"outcome": "stopped on request"})
+    sweep = open_storage(config["sweep"])
+    if get_json(sweep, STOP_SWEEP) is not None:
+        tune.report({"outcome": None})
         return
     spec = parse_spec(config["spec"], "trial")
-    outcome = _alone(config) if spec.layout.workers == 1 else _over_workers(config, spec)
+    try:
+        outcome = _alone(config) if spec.layout.workers == 1 else _over_workers(config, spec)
+    except InputError as error:  # trying again cannot mend it
+        give_up(trial_storage(sweep, spec.id), str(error))
+        outcome = "failed"
     tune.report({"outcome": outcome})
 
 
-def _alone(config: dict[str, Any]) -> str:
+def _alone(config: dict[str, Any]) -> str | None:
     from trainers.train import train
 
     spec = parse_spec(config["spec"], "trial")
-    trial = open_storage(config["sweep"]).child(f"trials/{spec.id}")
-    end = train(spec, trial, QuietLog())
-    return end.outcome or "stopped on request"
+    return train(spec, trial_storage(open_storage(config["sweep"]), spec.id), QuietLog()).outcome
 
 
-def _over_workers(config: dict[str, Any], spec: TrialSpec) -> str:
+def _over_workers(config: dict[str, Any], spec: TrialSpec) -> str | None:
     """A Ray Train worker group of the trial's size, gang-scheduled by Ray."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -93,9 +98,8 @@ def _over_workers(config: dict[str, Any], spec: TrialSpec) -> str:
         ),
     )
     trainer.fit()
-    trial = open_storage(config["sweep"]).child(f"trials/{spec.id}")
-    result = get_json(trial, "result.json")
-    return result["outcome"] if result else "stopped on request"
+    result = get_result(trial_storage(open_storage(config["sweep"]), spec.id))
+    return result["outcome"] if result else None
 
 
 def _worker(config: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from orchestrator.tracking import ARTIFACTS, CLIENT_ENVIRONMENT, DATABASE, embed
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 5000
+LAST_PORT = 65535
 
 #: The plain address opens the pages for language model applications.
 START_PAGE = "#/experiments?workflowType=machine_learning"
@@ -49,7 +50,12 @@ def server_command(storage: Storage, port: int) -> tuple[list[str], str]:
 
 
 def free_port(wanted: int) -> int:
-    """`wanted` if nobody listens there on loopback, else a port that the system chooses."""
+    """`wanted` if nobody listens there on loopback, else a port that the system chooses.
+
+    Raises InputError for what is no port.
+    """
+    if not 0 <= wanted <= LAST_PORT:
+        raise InputError(f"--port {wanted} is no port; give one of 1 to {LAST_PORT}, or 0 for any")
     for port in (wanted, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

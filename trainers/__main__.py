@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 from analysis.errors import InputError
-from analysis.storage import open_storage
+from analysis.storage import LocalStorage, Storage, open_storage
+from trainers.data.paths import user_path
 from trainers.spec import parse_spec
 
 
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
             spec = parse_spec(options.spec.read_bytes(), str(options.spec))
         except OSError as error:
             raise InputError(f"{options.spec} cannot be read: {error.strerror}") from error
-        trial = open_storage(options.out)
+        trial = _open_trial(options.out)
         # The heavy imports wait until the input is known to be good.
         from trainers.train import train
 
@@ -71,6 +72,23 @@ def main(arguments: list[str] | None = None) -> int:
         return 3
     print(f"{end.outcome} at step {end.step}: {options.out}", file=sys.stderr)
     return 0
+
+
+def _open_trial(out: str) -> Storage:
+    """The trial's directory. Raises InputError where nothing can be written there."""
+    if "://" not in out:
+        user_path("--out", out)
+    trial = open_storage(out)
+    if isinstance(trial, LocalStorage):
+        try:
+            trial.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"--out {out!r} cannot be made a folder: {error.strerror}; give another"
+            ) from error
+        if not os.access(trial.root, os.W_OK | os.X_OK):
+            raise InputError(f"--out {out!r}: the folder cannot be written to; give another")
+    return trial
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from analysis.errors import InputError
 from analysis.records import Manifest, checkpoint_folder, committed_steps, manifest_key
 from analysis.storage import LocalStorage, Storage
 from trainers.engine import Engine, Ranks
@@ -19,7 +20,7 @@ from trainers.writer import TrialWriter
 logger = logging.getLogger(__name__)
 
 
-class NoUsableCheckpointError(RuntimeError):
+class NoUsableCheckpointError(InputError):
     """Checkpoints were committed and none of them can be used; step 0 is never the answer."""
 
 

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 def every(seconds: float, call: Callable[[], object]) -> Iterator[None]:
     """Call `call` every so many seconds from a thread, for the time of the block.
 
-    A storage that fails once (OSError) is logged and looked at again the next time.
+    Nothing that goes wrong in it ends it, or the work beside it: it is logged, and tried again.
     """
     ended = threading.Event()
 
@@ -20,7 +20,7 @@ def every(seconds: float, call: Callable[[], object]) -> Iterator[None]:
         while not ended.wait(seconds):
             try:
                 call()
-            except OSError as error:
+            except Exception as error:
                 logger.warning("%s: %s", getattr(call, "__qualname__", "heartbeat"), error)
 
     thread = threading.Thread(target=beat, daemon=True)

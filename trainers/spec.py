@@ -24,6 +24,17 @@ Precision = Literal["fp32", "bf16"]
 Site = Literal["pre", "post"]
 
 
+#: No number may be larger: far beyond any experiment, and small enough that sums stay exact and
+#: what is allocated for a plan stays small.
+MAX_WIDTH = 10_000_000  # d_model and D
+MAX_HEAD_DIM = 10_000
+MAX_DEPTH = 10_000
+MAX_CONTEXT = 10_000_000
+MAX_VOCABULARY = 10_000_000
+MAX_TOKENS = 10_000_000_000  # of an update or of a measurement
+MAX_STEPS = 99_999_999  # checkpoint folders have eight digits
+
+
 class Frozen(BaseModel):
     """Immutable, strictly typed, and closed: an unknown key is an error."""
 
@@ -69,7 +80,7 @@ class BPETokenizer(Frozen):
     """Byte-level BPE, trained on the training split of the corpus."""
 
     kind: Literal["bpe"] = "bpe"
-    vocab_size: int = Field(default=512, ge=258)
+    vocab_size: int = Field(default=512, ge=258, le=MAX_VOCABULARY)
 
 
 class PretrainedTokenizer(Frozen):
@@ -106,11 +117,11 @@ class ModelSpec(Frozen):
 
     architecture: Architecture
     norm: NormPlacement
-    d_model: int = Field(ge=1)
-    head_dim: int = Field(ge=2)
-    ffn_widths: tuple[int, ...] = Field(min_length=1, strict=False)
-    context: int = Field(ge=2)
-    vocab_size: int = Field(ge=2)
+    d_model: int = Field(ge=1, le=MAX_WIDTH)
+    head_dim: int = Field(ge=2, le=MAX_HEAD_DIM)
+    ffn_widths: tuple[int, ...] = Field(min_length=1, max_length=MAX_DEPTH, strict=False)
+    context: int = Field(ge=2, le=MAX_CONTEXT)
+    vocab_size: int = Field(ge=2, le=MAX_VOCABULARY)
     ffn_weight: FFNWeight = "plain"
     tie_embeddings: bool = False
 
@@ -136,14 +147,16 @@ class ModelSpec(Frozen):
         for width in self.ffn_widths:
             if width < 1:
                 raise ValueError(f"FFN width D = {width} must be at least 1")
+            if width > MAX_WIDTH:
+                raise ValueError(f"FFN width D = {width} must be at most {MAX_WIDTH}")
         return self
 
 
 class TrainingSpec(Frozen):
     """One optimisation: AdamW, linear warm-up, cosine decay to a fraction of the peak rate."""
 
-    steps: int = Field(ge=1)
-    batch_tokens: int = Field(ge=2)  # tokens per optimiser update, over all workers
+    steps: int = Field(ge=1, le=MAX_STEPS)
+    batch_tokens: int = Field(ge=2, le=MAX_TOKENS)  # tokens per optimiser update, over all workers
     learning_rate: float = Field(gt=0, allow_inf_nan=False)
     optimizer: Literal["adamw"] = "adamw"
     beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -160,14 +173,14 @@ class EvaluationSpec(Frozen):
     """Loss on held-out tokens, at step 0, every `every` updates and at the end."""
 
     every: int = Field(default=100, ge=1)
-    tokens: int = Field(default=16384, ge=2)
+    tokens: int = Field(default=16384, ge=2, le=MAX_TOKENS)
 
 
 class SpectraSpec(Frozen):
     """Eigenspectra of the FFN activations on held-out tokens, on the same steps rule."""
 
     every: int = Field(default=100, ge=1)
-    tokens: int = Field(default=8192, ge=2)  # N of every snapshot
+    tokens: int = Field(default=8192, ge=2, le=MAX_TOKENS)  # N of every snapshot
     sites: tuple[Site, ...] = Field(default=("post",), min_length=1, strict=False)
 
     @model_validator(mode="after")

@@ -67,7 +67,7 @@ def train(
     InputError at once, and leaves no failure, where the directory is another trial's.
     """
     _refuse_other_trial(spec, trial)
-    finished = records.get_json(trial, records.RESULT)
+    finished = records.get_result(trial)
     if finished is not None:
         return TrialEnd(finished["outcome"], finished["step"], finished)
     with ExitStack() as stack:

@@ -1,6 +1,7 @@
 """The writer of one trial directory: rows become parts, checkpoints, and in the end a result."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -61,6 +62,14 @@ class TrialWriter:
         )
         self._trial.put(records.manifest_key(step), manifest.to_json())
 
+    def _rest_on(self, tables: list[str]) -> None:
+        """Let the last checkpoint name the compacted tables: its parts are about to go."""
+        steps = records.committed_steps(self._trial.list("checkpoints"))
+        if steps:
+            key = records.manifest_key(steps[-1])
+            manifest = Manifest.from_json(self._trial.get(key))
+            self._trial.put(key, replace(manifest, records=tables).to_json())
+
     def prune_checkpoints(self, keep: int) -> None:
         """Remove all but the newest `keep` checkpoints, their manifests first, and files of
         checkpoints that were never committed. Call only when none is being written."""
@@ -81,6 +90,7 @@ class TrialWriter:
         self._trial.put(records.RESULT, records.encode_json(result))
         self._trial.delete(records.FAILURE)
         self._trial.delete(STOP_REQUEST)  # it came too late
+        self._rest_on(list(tables.values()))
         records.discard_parts(self._trial, keep=tables.values())
         self.prune_checkpoints(keep=1)
         return result

@@ -171,11 +171,11 @@ def test_objects_on_a_shared_disk_can_be_read_by_others(tmp_path: Path) -> None:
     assert stat.S_IMODE(storage.path("key").stat().st_mode) == 0o644
 
 
-def test_deleting_leaves_no_empty_folder_but_the_root(tmp_path: Path) -> None:
+def test_deleting_leaves_no_empty_folder(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path / "root")
     storage.put("a/b/c", b"")
     storage.delete("a/b/c")
-    assert list((tmp_path / "root").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- keys stay inside the root -------------------------------------------------------------

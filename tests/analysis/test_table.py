@@ -10,6 +10,7 @@ import yaml
 
 from analysis import records
 from analysis.errors import InputError
+from analysis.records import encode_json
 from analysis.storage import LocalStorage
 from analysis.table import load_sweep
 
@@ -86,7 +87,8 @@ def test_undersampled_spectra_are_marked(build_sweep: Build) -> None:
 def test_a_result_with_nothing_but_its_outcome_does_not_crash(build_sweep: Build) -> None:
     sweep = build_sweep(multipliers=[1, 2, 4], holds=("none",))
     key = "trials/gpt2-pre-64-128-0/result.json"
-    sweep.put(key, b'{"outcome": "completed", "final": null, "seconds": null, "records": null}')
+    bare = {"outcome": "completed", "step": 250, "steps": 250, "final": {}, "records": {}}
+    sweep.put(key, encode_json({**bare, "seconds": None}))
     tables = load_sweep(sweep)
     trial = tables.trials.set_index("id").loc["gpt2-pre-64-128-0"]
     assert trial["state"] == "completed"
@@ -179,14 +181,15 @@ def test_a_sweep_file_that_cannot_be_used_is_refused_by_name(
     assert "sweep.yaml" in str(caught.value)
 
 
-def test_broken_objects_are_refused_by_name(build_sweep: Build) -> None:
+def test_a_trial_that_cannot_be_read_is_left_out_and_named(build_sweep: Build) -> None:
     sweep = build_sweep(multipliers=[1, 2, 4], holds=("none",))
-    result = "trials/gpt2-pre-64-128-0/result.json"
-    kept = sweep.get(result)
-    sweep.put(result, b"{")
-    with pytest.raises(InputError, match=r"gpt2-pre-64-128-0/result\.json is not JSON"):
-        load_sweep(sweep)
-    sweep.put(result, kept)
+    sweep.put("trials/gpt2-pre-64-128-0/result.json", b"{")
     sweep.put("trials/gpt2-pre-64-64-0/spectra/part-1-0-250.parquet", b"not parquet")
-    with pytest.raises(InputError, match=r"gpt2-pre-64-64-0: the records of spectra"):
-        load_sweep(sweep)
+    trials = load_sweep(sweep).trials.set_index("id")
+    assert trials["state"].to_dict() == {
+        "gpt2-pre-64-64-0": "failed",
+        "gpt2-pre-64-128-0": "failed",
+        "gpt2-pre-64-256-0": "completed",
+    }
+    assert "result.json is not JSON" in trials.loc["gpt2-pre-64-128-0", "reason"]
+    assert "the records of spectra" in trials.loc["gpt2-pre-64-64-0", "reason"]

@@ -26,7 +26,9 @@ training: {steps: 100, batch_tokens: 2048, learning_rate: 1e-3}
 
 
 def grid(*overrides: str, text: str = BASE, **options) -> Grid:
-    return expand(parse_sweep(text, "mini.yaml", overrides), DATA, 512, **options)
+    """Of two overrides of one key the last counts."""
+    last = {override.partition("=")[0]: override for override in overrides}
+    return expand(parse_sweep(text, "mini.yaml", [*last.values()]), DATA, 512, **options)
 
 
 def one(*overrides: str) -> TrialSpec:

@@ -51,8 +51,8 @@ def test_a_released_lease_waits_to_be_continued(tmp_path: Path):
 
 
 def test_a_failure_waits_for_its_retry_until_it_is_given_up(tmp_path: Path):
-    released = lease(released=True)
-    assert state(tmp_path, lease=released, failure={"message": "disk full"}).state == "waiting"
+    failure = {"message": "disk full", "attempt": 1}
+    assert state(tmp_path, lease=lease(released=True), failure=failure).state == "waiting"
     ledger.give_up(LocalStorage(tmp_path), "not used: the trainer has said why")
     status = ledger.trial_status(LocalStorage(tmp_path), "0123", {}, 20)
     assert (status.state, status.message) == ("failed", "disk full")
@@ -65,10 +65,34 @@ def test_giving_up_a_trial_that_left_no_word_records_the_reason(tmp_path: Path):
 
 @pytest.mark.parametrize("outcome", ["completed", "collapsed", "diverged", "stopped"])
 def test_an_outcome_ends_a_trial_whatever_else_lies_there(tmp_path: Path, outcome: str):
-    result = {"outcome": outcome, "step": 20, "steps": 20, "final": {"val_loss": 3.0}}
+    result = {"outcome": outcome, "step": 20, "steps": 20, "final": {}, "records": {}}
     status = state(tmp_path, lease=lease(), failure={"gave_up": True}, result=result)
     assert status.state == outcome
     assert status.over
+
+
+@pytest.mark.parametrize("name", ["result", "lease", "failure"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"[" * 100_000])
+def test_a_trial_that_cannot_be_read_has_failed_and_says_how_to_go_on(
+    tmp_path: Path, name: str, content: bytes
+):
+    LocalStorage(tmp_path).put(f"{name}.json", content)
+    status = ledger.trial_status(LocalStorage(tmp_path), "0123", {}, 20)
+    assert status.state == "failed"
+    assert f"{name}.json" in status.message
+    assert "rerun" in status.message
+
+
+def test_a_trial_is_found_by_how_its_id_begins_whatever_state_it_is_in(tmp_path: Path):
+    sweep = LocalStorage(tmp_path)
+    cells = [{"id": name, "axes": {}} for name in ("0123", "0199", "abcd")]
+    content = {"name": "s", "training": {}, "resolved": {"trials": cells}}
+    sweep.put("sweep.yaml", encode_json(content))  # JSON is YAML
+    sweep.put("trials/abcd/result.json", b"{")
+    assert ledger.find_trial(sweep, "ab") == "abcd"
+    for prefix in ("", "01", "ff"):
+        with pytest.raises(InputError, match="status"):
+            ledger.find_trial(sweep, prefix)
 
 
 def test_discarding_leaves_nothing(tmp_path: Path):

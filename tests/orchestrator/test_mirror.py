@@ -21,10 +21,17 @@ from analysis import records
 from analysis.errors import InputError
 from analysis.records import METRICS, SPECTRA, Manifest, encode_json, put_part
 from analysis.storage import LocalStorage
-from orchestrator.mirror import Orders, forget_trial, mirror_until_told, start_mirror, sync
+from orchestrator.mirror import (
+    Orders,
+    forget_trial,
+    mirror_until_told,
+    start_mirror,
+    sync,
+    sync_command,
+)
 from orchestrator.mirror_points import LAYER_METRICS, MEDIAN_METRICS, METRIC_NAMES
 from orchestrator.mirror_sweep import Mirror
-from orchestrator.tracking import ServerAwayError, Tracking, git_state
+from orchestrator.tracking import RefusedError, ServerAwayError, Tracking, git_state
 
 # MLflow's database layer uses a loader that SQLAlchemy deprecates, and leaves connections open.
 pytestmark = [
@@ -140,6 +147,9 @@ def finish_trial(trial: LocalStorage, outcome: str = "completed", attempt: int =
     result = {
         "trial_id": trial.root.name,
         "outcome": outcome,
+        "step": 40,
+        "steps": 40,
+        "final": {},
         "reason": None if outcome == "completed" else f"it {outcome}",
         "records": tables,
         "finished_ms": START_MS + 10_000,
@@ -503,6 +513,118 @@ def test_a_broken_trial_does_not_keep_the_others_out(
     assert bench.points(1) == expected(rows_of(0, 10))
 
 
+NESTED = b"[" * 200_000
+
+
+@pytest.mark.parametrize("key", [records.RESULT, records.FAILURE, records.LEASE, records.SPEC])
+def test_records_that_nobody_can_read_keep_only_their_own_trial_out(
+    tmp_path: Path, template: Path, key: str
+) -> None:
+    broken = [b"", b'{"outc', b"[]", b"{}", b'"text"', b"\xff", NESTED]
+    bench = Bench(tmp_path, template, trials=len(broken) + 1)
+    for number, data in enumerate(broken):
+        trial = bench.begin(number)
+        put_rows(trial, 1, 0, 0)
+        if key == records.LEASE:  # it is read where a trial has been given up
+            give_up(trial)
+        trial.put(key, data)
+    put_rows(bench.begin(len(broken)), 1, 0, 10)
+    report = bench.mirror().sync_once()
+    assert report.away is None
+    # An empty object says nothing of an attempt: only what must be there is missed in it.
+    missed = len(broken) - (key in (records.FAILURE, records.LEASE))
+    assert report.refused == missed
+    assert bench.points(len(broken)) == expected(rows_of(0, 10))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"outcome": "banana"},
+        {"outcome": []},
+        {"records": []},
+        {"records": {"metrics": 3}},
+        {"finished_ms": "noon"},
+        {"finished_ms": 10**40},
+    ],
+    ids=str,
+)
+def test_a_result_that_is_not_one_keeps_only_its_own_trial_out(
+    tmp_path: Path, template: Path, change: dict[str, Any]
+) -> None:
+    bench = Bench(tmp_path, template, trials=2)
+    trial = bench.begin(0)
+    put_rows(trial, 1, 0, 10)
+    finish_trial(trial)
+    result = json.loads(trial.get(records.RESULT))
+    trial.put(records.RESULT, encode_json(result | change))
+    put_rows(bench.begin(1), 1, 0, 10)
+    report = bench.mirror().sync_once()
+    assert (report.refused, report.away) == (1, None)
+    assert bench.points(1) == expected(rows_of(0, 10))
+
+
+def test_text_that_no_database_takes_is_sent_without_it(bench: Bench) -> None:
+    trial = bench.begin()
+    put_rows(trial, 1, 0, 10)
+    trial.put(records.SPEC, encode_json(spec(bench.ids[0]) | {"kind": "a\ud800\0b"}))
+    failure = {"stage": "train", "message": "a\ud800\0b", "attempt": 1, "gave_up": True}
+    trial.put(records.FAILURE, encode_json(failure))
+    report = bench.mirror().sync_once()
+    assert (report.refused, report.away) == (0, None)
+    assert bench.child().data.tags["failure"] == "train: a??b"
+    assert bench.child().data.params["kind"] == "a??b"
+
+
+def test_a_sweep_whose_only_trial_is_broken_ends_as_failed(bench: Bench) -> None:
+    bench.begin().put(records.RESULT, b"{}")
+    assert sync(bench.sweep, bench.uri).refused == 1
+    assert bench.parent().info.status == "FAILED"
+
+
+def test_a_trial_given_up_is_counted_until_the_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_rows(bench.begin(), 1, 0, 10)
+
+    def refuse(self: Tracking, run_id: str, points: Any) -> None:
+        raise RefusedError("no")
+
+    monkeypatch.setattr(Tracking, "send_points", refuse)
+    mirror = bench.mirror()
+    reports = [mirror.sync_once(), mirror.sync_once(), mirror.sync_once(), mirror.finish()]
+    assert [report.refused for report in reports] == [1, 1, 1, 1]
+
+
+def test_a_recommendation_that_is_not_one_is_left_out_of_the_note(bench: Bench) -> None:
+    for data in (b'{"groups": [3]}', b'{"groups": 3}', b"[]", NESTED):
+        bench.sweep.put("report/recommendation.json", data)
+        assert bench.mirror().sync_once().away is None
+        assert bench.parent().data.tags["mlflow.note.content"] == "1 trials: 1 waiting."
+
+
+# --- the sweep's identity ------------------------------------------------------------------
+
+NO_IDENTITY = [b"junk", b"{}", b"[]", b'{"identity": 3}', b'{"identity": null}', NESTED]
+NO_IDENTITY += [b'{"identity": "it\'s"}']
+
+
+@pytest.mark.parametrize("data", NO_IDENTITY, ids=range(len(NO_IDENTITY)))
+def test_an_identity_that_is_broken_is_made_anew_with_a_warning(
+    bench: Bench, data: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.sweep.put("mirror.json", data)
+    assert forget_trial(bench.sweep, bench.uri, bench.ids[0]) == 0
+    put_rows(bench.begin(), 1, 0, 10)
+    caplog.clear()
+    assert sync(bench.sweep, bench.uri).away is None
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "mirror.json" in warning
+    assert bench.points() == expected(rows_of(0, 10))
+    assert sync(bench.sweep, bench.uri).points == 0
+    assert len(caplog.records) == 1
+
+
 # --- runs ----------------------------------------------------------------------------------
 
 
@@ -671,6 +793,30 @@ def test_sync_later_ends_a_sweep_that_is_over_and_leaves_another_open(bench: Ben
     assert sync(bench.sweep, bench.uri).points == 0
 
 
+def test_sync_tells_what_both_of_its_looks_have_sent(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = bench.begin()
+    put_rows(trial, 1, 0, 10)
+    sync(bench.sweep, bench.uri)
+    bench.client.delete_run(bench.child().info.run_id)
+    put_rows(trial, 1, 11, 40)
+    finish_trial(trial)
+    report = sync(bench.sweep, bench.uri)  # refused at first, then made again
+    assert report.points == bench.points().total() == expected(rows_of(0, 40)).total()
+    assert (report.runs, report.refused) == (1, 0)
+
+
+def test_the_way_to_send_the_rest_names_any_server_but_the_file_beside_the_sweep(
+    bench: Bench,
+) -> None:
+    plain = f"widthlab sync {bench.sweep.url}"
+    assert sync_command(bench.sweep, bench.uri) == plain
+    elsewhere = "http://me:secret@host:5000"
+    named = f"{plain} --tracking-uri http://host:5000"
+    assert sync_command(bench.sweep, elsewhere) == named
+
+
 def told(message: bytes) -> Orders:
     read, write = os.pipe()
     os.write(write, message)
@@ -707,9 +853,21 @@ def test_the_process_sends_while_it_lives_and_ends_the_sweep_when_told(
     assert capfd.readouterr().out == ""
 
 
-def test_the_process_tells_that_the_server_was_away(bench: Bench) -> None:
+def test_the_process_tells_that_the_server_was_away_and_never_the_password(
+    bench: Bench, capfd: pytest.CaptureFixture[str]
+) -> None:
     put_rows(bench.begin(), 1, 0, 10)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        process = start_mirror(bench.sweep.url, f"http://127.0.0.1:{closed.getsockname()[1]}")
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        process = start_mirror(bench.sweep.url, f"http://me:secret@{address}")
+        # Every user of the machine can read a command line.
+        command = subprocess.run(
+            ["ps", "-o", "args=", "-p", str(process.pid)], capture_output=True, check=True
+        )
         assert not process.finish(timeout=120)
+    assert b"orchestrator.mirror" in command.stdout
+    assert b"secret" not in command.stdout
+    told = capfd.readouterr().err
+    assert f"widthlab sync {bench.sweep.url} --tracking-uri http://{address}" in told
+    assert "secret" not in told

@@ -117,7 +117,29 @@ def test_a_relative_database_becomes_absolute(tmp_path: Any, monkeypatch: Any) -
     assert tracking_uri(LocalStorage(tmp_path), "sqlite:///a.db") == f"sqlite:///{tmp_path}/a.db"
 
 
-@pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/mlruns", "postgresql://u:p@host/db"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "",
+        "./mlruns",
+        "file:///tmp/mlruns",
+        "postgresql://u:p@host/db",
+        "http://",
+        "http:///",
+        "http:///path",
+        "http://:5000",
+        "http:/u:p@host",
+        "http://u:p/p@host",
+        "http://u:p@[host",
+        "http://u:p@host:port",
+        "http://host:70000",
+        "sqlite://",
+        "sqlite:///",
+        "sqlite:///:memory:",
+        "sqlite:////tmp",
+        "sqlite:////tmp/new/",
+    ],
+)
 def test_what_is_no_server_is_refused_without_its_password(tmp_path: Any, uri: str) -> None:
     with pytest.raises(InputError, match="--tracking-uri") as caught:
         tracking_uri(LocalStorage(tmp_path), uri)
@@ -126,4 +148,11 @@ def test_what_is_no_server_is_refused_without_its_password(tmp_path: Any, uri: s
 
 def test_a_password_is_not_shown() -> None:
     assert redacted("http://me:secret@host:5000/x") == "http://host:5000/x"
-    assert redacted("sqlite:////a/b.db") == "sqlite:////a/b.db"
+    assert redacted("sqlite:////a@b/c.db") == "sqlite:////a@b/c.db"
+
+
+def test_an_empty_environment_variable_is_none_at_all(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert tracking_uri(LocalStorage(tmp_path)) == f"sqlite:///{tmp_path}/mlflow.db"

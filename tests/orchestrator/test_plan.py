@@ -150,7 +150,7 @@ def test_a_sound_sweep_is_warned_of_nothing():
             "width_multiplier=[1, 2.67, 4, 8]",
             "hold params: one replicate and 4 widths in some group",
         ),
-        ("ffn_multiple=24", "trials miss their budget by more than 2 %"),
+        ("ffn_multiple=24", "trials off the budget by more than 2 %"),
         ("spectra.every=100", "2 snapshots a trial, that at step 0 included, but a rank is the"),
     ],
 )
@@ -231,6 +231,50 @@ def test_the_terminal_says_what_was_left_out_and_what_to_mend():
     assert "assumed, for nothing was measured yet" in text
 
 
+def test_the_columns_are_explained_above_them():
+    lines = rendered(plan()).splitlines()
+    header = next(number for number, line in enumerate(lines) if line.startswith("trial "))
+    legend = " ".join(lines[:header])
+    assert "hold: equal across widths (none: d_model" in legend
+    assert "asked: the width multiplier of the file" in legend
+    assert "D/d: D / d_model" in legend
+    assert max(map(len, map(str.rstrip, lines[:header]))) <= 80
+
+
+def test_the_last_line_says_how_to_run_the_sweep():
+    assert "widthlab run FILE" in rendered(plan()).splitlines()[-1]
+
+
+@pytest.mark.parametrize(("steps", "total"), [(1, " FLOPs, 5 s\n"), (10**6, "device-hours (")])
+def test_hours_are_given_where_there_are_any(steps, total):
+    shown = rendered(plan(f"steps={steps}", "width_multiplier=4", "norm=pre", "hold=none"))
+    assert total in "\n".join(line.rstrip() for line in shown.splitlines())
+    assert ("device-hours" in shown) == (steps > 1)
+
+
+def test_one_of_a_thing_is_singular():
+    shown = plan("width_multiplier=4", "norm=pre", "hold=none", "spectra.every=100000")
+    assert any(text.startswith("hold none: 1 width in some group") for text in shown.warnings)
+    assert "1 trials" not in rendered(shown)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["ffn_width=10000000", "hold=none"],
+        ["d_model=10000000", "head_dim=10000", "width_multiplier=1", "reference_multiplier=1"],
+        ["width_multiplier=[4, 10000]"],
+        ["reference_multiplier=10000", "width_multiplier=[4, 10000]"],
+        ["steps=99999999", "batch_tokens=6400000000"],
+        ["depth=10000", "width_multiplier=4"],
+    ],
+)
+def test_the_largest_numbers_there_are_can_be_planned_and_shown(overrides):
+    shown = plan(*overrides)
+    assert len(rendered(shown).splitlines()) > len(shown.rows)
+    json.dumps(plan_json(shown), allow_nan=False)
+
+
 def test_brackets_in_names_are_shown_as_they_are():
     shown = plan("ffn_width=[[64, 96]]", "hold=none")
     assert "[64, 96]" in rendered(shown)
@@ -238,7 +282,15 @@ def test_brackets_in_names_are_shown_as_they_are():
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(3.4, "3 s"), (119, "119 s"), (600, "10 min"), (7199, "120 min"), (8000, "2.2 h")],
+    [
+        (3.4, "3 s"),
+        (119, "119 s"),
+        (600, "10 min"),
+        (7199, "120 min"),
+        (8000, "2.2 h"),
+        (48 * 3600, "2.0 days"),
+        (1e12, "1.16e+07 days"),
+    ],
 )
 def test_durations_are_in_words(seconds, words):
     assert duration(seconds) == words

@@ -152,7 +152,15 @@ def test_corpora_and_tokenizers_are_chosen_by_kind():
             "",
             "line 2: model.depth: is missing; give it, or the axis grid.depth",
         ),
-        ("name: mini", "name: a/b", "line 1: name: 'a/b' should match pattern"),
+        (
+            "name: mini",
+            "name: a/b",
+            "line 1: name: 'a/b' should begin with a letter or a digit and hold only letters (A to "
+            "Z, a to z), digits, '.', '_' and '-'",
+        ),
+        ("name: mini", "name: mini.yaml", "'mini.yaml' is the name of a file; the sweep's is with"),
+        ("name: mini", "name: mini.YML", "without the ending, such as mini"),
+        ("name: mini", f"name: {'a' * 101}", "101 characters are too many for a name"),
         ("[1, 2.67, 4]", "[]", "line 4: grid.width_multiplier: has no values"),
         ("[1, 2.67, 4]", "[1, 0]", "grid.width_multiplier.1: 0 should be greater than 0"),
         ("[1, 2.67, 4]", "[1, -2]", "grid.width_multiplier.1: -2 should be greater than 0"),
@@ -196,6 +204,7 @@ def test_a_mistake_is_named_with_its_line_key_value_and_way_out(old, new, messag
     [
         ("hold: [none, none]", "names a budget twice"),
         ("hold: []", "hold: [] should have at least 1 item"),
+        ("hold: {none: params}", "hold: {'none': 'params'} should be a list"),
         ("hold: memory", "hold.0: 'memory' should be 'none', 'params' or 'flops'"),
         (
             "spectra: {memory_mb: 2048}",
@@ -216,6 +225,39 @@ def test_a_mistake_is_named_with_its_line_key_value_and_way_out(old, new, messag
 )
 def test_a_mistake_in_another_section_is_named_too(more, message):
     assert message in refused(f"{MINIMAL}{more}\n")
+
+
+@pytest.mark.parametrize("more", ["hold: parms", "hold: [parms]", "spectra: {sites: [mid]}"])
+def test_a_wrong_item_of_a_list_is_one_mistake_and_not_two(more):
+    (line,) = refused(f"{MINIMAL}{more}\n").splitlines()
+    assert "should be 'none', 'params' or 'flops'" in line or "should be 'pre' or 'post'" in line
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "depth=10001",
+        "d_model=10000001",
+        "head_dim=10001",
+        "context=10000001",
+        "ffn_multiple=1000001",
+        "reference_multiplier=1e9",
+        "reference_multiplier=1e300",
+        "steps=100000000",
+        "batch_tokens=10000000001",
+        "evaluation.tokens=10000000001",
+        "spectra.tokens=10000000001",
+        "tokenizer={kind: bpe, vocab_size: 10000001}",
+        "grid.depth=[2, 1000000000]",
+        "width_multiplier=[1, 1e300]",
+        "ffn_width=100000000000000000",
+        "ffn_width=[[64, 100000000000000000]]",
+    ],
+)
+def test_a_number_beyond_any_model_is_named_with_its_bound(override):
+    message = refused(MINIMAL, override)
+    assert message.startswith(f"mini.yaml, --set {override}: ")
+    assert "should be less than or equal to 1" in message or "to 99999999" in message
 
 
 def test_every_mistake_is_named_at_once():
@@ -304,16 +346,14 @@ def test_an_override_can_replace_a_whole_section():
 
 def test_a_bare_name_that_is_on_the_grid_means_the_axis():
     assert parse(MINIMAL, "width_multiplier=[1, 8]").grid["width_multiplier"] == (1.0, 8.0)
-    assert parse(MINIMAL, "seed=[0, 1]", "seed=2").grid["seed"] == (2,)
+    assert parse(replaced("grid:", "grid:\n  seed: [0, 1]"), "seed=2").grid["seed"] == (2,)
 
 
 def test_an_axis_that_is_set_takes_the_place_of_the_section():
     config = parse(MINIMAL, "grid.steps=[10, 20]")
     assert config.grid["steps"] == (10, 20)
-    assert parse(MINIMAL, "grid.steps=[10, 20]", "training.steps=5").grid.keys() == {
-        "width_multiplier",
-        "seed",
-    }
+    text = replaced("  steps: 100\n", "").replace("grid:", "grid:\n  steps: [10, 20]")
+    assert parse(text, "training.steps=5").grid.keys() == {"width_multiplier", "seed"}
 
 
 def test_setting_d_itself_takes_the_place_of_multipliers():
@@ -321,8 +361,10 @@ def test_setting_d_itself_takes_the_place_of_multipliers():
     assert config.grid == {"ffn_width": (64, 128), "seed": (0,)}
 
 
-def test_a_later_override_wins():
-    assert parse(MINIMAL, "steps=1", "training.steps=2").training.steps == 2
+@pytest.mark.parametrize("again", ["steps=7", "training.steps=7", "grid.steps=[7]"])
+def test_one_key_cannot_be_set_twice(again):
+    message = refused(MINIMAL, "steps=5", again)
+    assert message == f"--set {again}: the same key as --set steps=5; remove one"
 
 
 @pytest.mark.parametrize(
@@ -338,7 +380,15 @@ def test_a_later_override_wins():
         ("steps=x", "mini.yaml, --set steps=x: training.steps: 'x' should be a valid integer"),
         ("steps=[1, 2]", "for several values use grid.steps"),
         ("steps=[1", "--set steps=[1, line 1, column 3: not valid YAML"),
-        ("steps=", "--set steps=: there is nothing in it"),
+        ("steps=", "--set steps=: the value is missing; write key=value"),
+        ("steps= ", "--set steps= : the value is missing"),
+        ("lr=1", "--set lr=1: unknown key lr; did you mean learning_rate?"),
+        ("training.wd=1", "unknown key training.wd; did you mean training.weight_decay?"),
+        (
+            "zzz=1",
+            "unknown key zzz; write SECTION.KEY, such as training.steps; sections are corpus, "
+            "tokenizer, model, training, evaluation, spectra, resources, analysis and grid",
+        ),
         ("grid=3", "mini.yaml, --set grid=3: grid: 3 is not a mapping"),
         ("grid.seed=[]", "mini.yaml, --set grid.seed=[]: grid.seed: has no values"),
     ],

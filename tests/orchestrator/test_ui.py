@@ -25,6 +25,12 @@ def test_a_port_in_use_is_replaced_by_a_free_one() -> None:
     assert free_port(wanted) == wanted
 
 
+@pytest.mark.parametrize("port", [-1, 65536, 70000])
+def test_what_is_no_port_is_refused(port: int) -> None:
+    with pytest.raises(InputError, match="--port"):
+        free_port(port)
+
+
 def test_a_storage_without_a_database_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="widthlab sync"):
         server_command(LocalStorage(tmp_path), 0)
@@ -41,6 +47,7 @@ def test_the_server_is_bound_to_loopback_on_this_storage(tmp_path: Path) -> None
     assert url == f"http://127.0.0.1:{given['--port']}"
 
 
+@pytest.mark.slow  # the server takes its time to start; its command line is tested above
 def test_the_page_answers_and_an_interrupt_ends_it(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").touch()  # the server makes the schema of an empty file
     serve = "import sys; from analysis.storage import open_storage; import orchestrator.ui as ui; "

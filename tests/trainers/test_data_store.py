@@ -249,6 +249,26 @@ def test_a_cache_that_cannot_be_a_folder_is_named(source: DataSource, tmp_path: 
         open_store(source, tmp_path / "file")
 
 
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("/dev/null/cache", "cache folder /dev/null/cache cannot be used.*WIDTHLAB_CACHE"),
+        ("/proc/no-such/cache", "cache folder /proc/no-such/cache cannot be used"),
+        ("~no-such-user/cache", "WIDTHLAB_CACHE: path '~no-such-user/cache' cannot be looked up"),
+        ("a" * 5000, "WIDTHLAB_CACHE: path .* cannot be looked up: File name too long"),
+    ],
+)
+def test_a_cache_in_an_impossible_place_is_named(
+    source: DataSource, monkeypatch: pytest.MonkeyPatch, place: str, message: str
+) -> None:
+    monkeypatch.setenv("WIDTHLAB_CACHE", place)
+    trained = source.model_copy(update={"tokenizer": BPETokenizer(vocab_size=270)})
+    with pytest.raises(InputError, match=message):
+        resolve(trained)
+    with pytest.raises(InputError, match=message):
+        open_store(source)
+
+
 # --- what a trial was planned with ---------------------------------------------------------
 
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from analysis.errors import InputError
 from trainers.data.corpus import Corpus, open_corpus
 from trainers.data.documents import content_digest, held_out_cut, split_of
+from trainers.data.hub import pin
 from trainers.data.tokenizer import pieces
-from trainers.spec import TextFiles
+from trainers.spec import DataSource, TextFiles
 
 TEXTS = [f"document {number}: " + "word " * number for number in range(40)]
 
@@ -243,6 +244,78 @@ def test_a_corpus_of_nothing_or_of_one_document_is_an_input_error(tmp_path: Path
     (tmp_path / "a.jsonl").unlink()
     (tmp_path / "only.py").write_text("print()\n" * 100)
     with pytest.raises(InputError, match="hold one distinct document"):
+        opened(tmp_path)
+
+
+def damaged(root: Path, how: str) -> Path:
+    """A zip that opens, with a member that cannot be unpacked."""
+    path = root / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.txt", "some text\n" * 1000)
+    content = bytearray(path.read_bytes())
+    central = content.index(b"PK\1\2")
+    if how == "deflate":
+        content[40:50] = b"\xff" * 10
+    elif how == "compression":
+        content[central + 10 : central + 12] = (97).to_bytes(2, "little")
+    elif how == "patched":
+        content[central + 8] |= 0x20
+    elif how == "version":
+        content[central + 6 : central + 8] = (99).to_bytes(2, "little")
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("how", ["deflate", "compression", "patched", "version"])
+def test_a_zip_that_cannot_be_unpacked_is_named(tmp_path: Path, how: str) -> None:
+    with pytest.raises(
+        InputError, match=r"a\.zip: (member a\.txt cannot be unpacked|cannot be re)"
+    ):
+        opened(damaged(tmp_path, how))
+
+
+def test_an_encrypted_member_is_named(tmp_path: Path) -> None:
+    path = damaged(tmp_path, "not at all")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\1\2") + 8] |= 0x1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"member a\.txt is encrypted; unpack it first"):
+        opened(path)
+
+
+def test_json_nested_too_deeply_is_named(tmp_path: Path) -> None:
+    (tmp_path / "deep.jsonl").write_text('{"text": "a"}\n' + "[" * 100_000 + "\n")
+    with pytest.raises(InputError, match=r"deep\.jsonl:2: JSON nested too deeply"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.txt", "/**/*"])
+def test_links_that_form_a_loop_are_named(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "a.txt").write_text("text\n")
+    (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
+    with pytest.raises(InputError, match=r"loop\.txt: cannot be read: "):
+        opened(f"{tmp_path}{pattern}")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("", "corpus text: a path is empty"),
+        (" ", "corpus text: a path is empty"),
+        ("~no-such-user/x.txt", "path '~no-such-user/x.txt' cannot be looked up"),
+        ("a" * 5000, r"\(5000 characters\) cannot be looked up: File name too long"),
+    ],
+)
+def test_a_path_that_cannot_be_one_is_named(path: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        opened(path)
+    with pytest.raises(InputError, match=message):
+        pin(DataSource(corpus=TextFiles(paths=[path])))
+
+
+def test_a_lone_file_that_is_empty_is_said_to_be(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(InputError, match=r"a\.txt: the file is empty"):
         opened(tmp_path)
 
 

@@ -230,6 +230,13 @@ def test_a_folder_without_a_usable_tokenizer_is_named(tmp_path: Path, content: s
         open_tokenizer(PretrainedTokenizer(path=str(tmp_path)), Texts(), tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["GPT2Tokenizer", "PreTrainedTokenizerFast"])
+def test_a_folder_without_a_vocabulary_is_named(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(f'{{"tokenizer_class": "{kind}"}}')
+    with pytest.raises(InputError, match=f"'{tmp_path}' (holds no vocabulary|cannot be opened)"):
+        open_tokenizer(PretrainedTokenizer(path=str(tmp_path)), Texts(), tmp_path)
+
+
 def test_a_tokenizer_without_a_separator_is_refused(tmp_path: Path) -> None:
     ByteTokenizer().save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(

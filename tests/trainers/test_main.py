@@ -113,6 +113,10 @@ def test_a_sigterm_becomes_a_checkpoint_and_the_trial_is_continued(
         ("{}", "trial", "spec.json: model: Field required"),
         (None, "trial", "spec.json cannot be read: No such file or directory"),
         ("spec", "nonsense://bucket", "'nonsense://bucket' cannot be opened"),
+        ("spec", "README.md", "--out 'README.md' cannot be made a folder: File exists"),
+        ("spec", "README.md/trial", "cannot be made a folder: Not a directory"),
+        ("spec", "~no-such-user/x", "--out: path '~no-such-user/x' cannot be looked up"),
+        ("spec", "", "--out: a path is empty"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(make_spec, tmp_path, content, out, message) -> None:

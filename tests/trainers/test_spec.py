@@ -244,3 +244,23 @@ def test_data_and_training_specs_compare_by_value():
     assert spec().data == DataSpec(**GPT2["data"])
     assert spec().training == TrainingSpec(**GPT2["training"])
     assert spec().sequences == 32
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model__d_model": 10_000_001, "model__head_dim": 1},
+        {"model__head_dim": 10_001},
+        {"model__ffn_widths": [10_000_001]},
+        {"model__ffn_widths": [8] * 10_001},
+        {"model__context": 10_000_001},
+        {"model__vocab_size": 10_000_001},
+        {"training__steps": 10**8},
+        {"training__batch_tokens": 10**10 + 1},
+        {"evaluation__tokens": 10**10 + 1},
+        {"spectra__tokens": 10**10 + 1},
+    ],
+)
+def test_numbers_beyond_any_experiment_are_refused(changes):
+    with pytest.raises(ValidationError, match=r"at most|less than or equal to 1|99999999"):
+        spec(**changes)

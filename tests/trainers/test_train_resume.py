@@ -291,3 +291,16 @@ def test_a_trial_does_not_move_to_another_kind_of_device(
     trial.put(records.manifest_key(4), records.encode_json(manifest))
     with pytest.raises(InputError, match=r"was begun on cuda and layout\.device is now cpu"):
         train(make_spec(), trial, diary())
+
+
+def test_a_result_that_is_lost_is_made_again_from_the_last_checkpoint(
+    make_spec, trial, diary, bits
+) -> None:
+    """Compaction takes the parts away that the checkpoint was committed with."""
+    train(make_spec(), trial, diary())
+    before = bits(trial)
+    trial.delete(records.RESULT)
+    log = diary()
+    assert train(make_spec(), trial, log).outcome == "completed"
+    assert log.updates == []
+    assert bits(trial) == before

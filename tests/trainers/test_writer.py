@@ -165,6 +165,7 @@ def test_the_result_comes_after_its_tables_and_the_parts_go_after_it(trial, writ
         "put result.json",
         "delete failure.json",
         "delete stop-request.json",
+        "put checkpoints/step-00000001/manifest.json",
         "delete metrics/part-1-1-1.parquet",
         "delete metrics/part-1-2-2.parquet",
     ]

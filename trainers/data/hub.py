@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from analysis.errors import InputError
 from trainers import spec
+from trainers.data.paths import user_path
 
 
 def pin(source: spec.DataSource) -> spec.DataSource:
@@ -16,7 +17,7 @@ def pin(source: spec.DataSource) -> spec.DataSource:
     """
     corpus, tokenizer = source.corpus, source.tokenizer
     if isinstance(corpus, spec.TextFiles):
-        paths = [str(Path(path).expanduser().absolute()) for path in corpus.paths]
+        paths = [str(user_path("corpus text", path).absolute()) for path in corpus.paths]
         corpus = corpus.model_copy(update={"paths": paths})
     elif isinstance(corpus, spec.HubDataset):
         if folder := local_folder("corpus hub", corpus.dataset):
@@ -38,7 +39,7 @@ def local_folder(what: str, name: str) -> Path | None:
 
     `what` is the thing that is named, for messages. Raises InputError for a name of neither kind.
     """
-    path = Path(name).expanduser()
+    path = user_path(what, name)
     if path.is_dir():
         return path.absolute()
     if path.exists():

@@ -6,7 +6,6 @@ is one, its text in a named column. Tables are streamed; a `.txt` file must fit 
 
 import csv
 import json
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -46,7 +45,7 @@ def read_file(file: SourceFile, column: str) -> Iterator[Document]:
         for name, text in texts:
             if text:
                 yield Document(name, text)
-    except (OSError, zipfile.BadZipFile) as error:
+    except OSError as error:
         raise InputError(f"{file.place}: cannot be read: {error}") from error
 
 
@@ -64,6 +63,8 @@ def _read_jsonl(file: SourceFile, column: str) -> Iterator[tuple[str, str]]:
             row = json.loads(line)
         except ValueError as error:
             raise InputError(f"{place}: not JSON: {error}") from error
+        except RecursionError as error:
+            raise InputError(f"{place}: JSON nested too deeply to be read") from error
         if not isinstance(row, dict):
             raise InputError(f"{place}: a line must be a JSON object, not {type(row).__name__}")
         if column not in row:

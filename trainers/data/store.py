@@ -11,6 +11,7 @@ builds. The name says what is in it, so a store is never out of date.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 
 from analysis.errors import InputError
 from trainers.data.corpus import Corpus, Split, open_corpus
+from trainers.data.paths import user_path
 from trainers.data.split_writer import SplitMeta, SplitWriter, entropy, sync
 from trainers.data.tokenizer import Tokenizer, open_tokenizer
 from trainers.spec import DataSource, DataSpec
@@ -38,6 +40,7 @@ Tokens = NDArray[np.unsignedinteger[Any]]
 
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 META = "meta.json"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORMAT = 1
 
 
@@ -104,9 +107,9 @@ class TokenStore:
 def cache_root() -> Path:
     """$WIDTHLAB_CACHE, else widthlab below $XDG_CACHE_HOME or ~/.cache."""
     if chosen := os.environ.get("WIDTHLAB_CACHE"):
-        return Path(chosen).expanduser()
+        return user_path("WIDTHLAB_CACHE", chosen)
     if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base).expanduser() / "widthlab"
+        return user_path("XDG_CACHE_HOME", base) / "widthlab"
     return Path.home() / ".cache" / "widthlab"
 
 
@@ -295,7 +298,10 @@ def _writable(root: Path) -> Iterator[None]:
     """Turns a cache folder that cannot be written into an InputError that names it."""
     try:
         yield
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+    except OSError as error:
+        # One that names no file is of the network, through which a hub's corpus streams.
+        if error.filename is None and error.errno not in NO_ROOM:
+            raise
         raise InputError(
             f"the cache folder {root} cannot be used: {error}; set WIDTHLAB_CACHE to a folder "
             "that can be written"

@@ -7,8 +7,10 @@ two instead, for want of another document.
 import glob
 import io
 import logging
+import lzma
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -26,11 +28,16 @@ from trainers.data.documents import (
     held_out_cut,
     split_of,
 )
+from trainers.data.paths import user_path
 from trainers.data.readers import PROSE, TABLES, WHOLE, SourceFile, read_file
 
 log = logging.getLogger(__name__)
 
 KNOWN = (*WHOLE, *TABLES, ".zip")
+#: What `zipfile` raises for archives that are damaged, encrypted or packed in an unknown way.
+UNREADABLE_ZIP = (
+    OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError,
+)  # fmt: skip
 
 
 class TextCorpus(Corpus):
@@ -94,7 +101,9 @@ class TextCorpus(Corpus):
 
 def cut_tail(document: Document | None, file: SourceFile) -> tuple[Document, Document]:
     """A lone text as two: its last tenth, from a blank line or else a line on, is held out."""
-    text = document.text if document else ""
+    if document is None:
+        raise InputError(f"{file.place}: the file is empty; give one that holds text")
+    text = document.text
     aim = int(len(text) * (1 - HELD_OUT_SHARE))
     for boundary in ("\n\n", "\n"):
         at = text.find(boundary, aim) + len(boundary)
@@ -119,7 +128,7 @@ def find_files(paths: list[str]) -> Iterator[SourceFile]:
         found = False
         for name, file in _expand(path):
             found = True
-            if (resolved := file.resolve()) not in seen:
+            if (resolved := _resolved(file)) not in seen:
                 seen.add(resolved)
                 yield from _members(name, file)
         if not found:
@@ -128,12 +137,19 @@ def find_files(paths: list[str]) -> Iterator[SourceFile]:
             )
 
 
+def _resolved(file: Path) -> Path:
+    try:
+        return file.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: symbolic links that form a loop
+        raise InputError(f"{file}: cannot be read: {error}; remove it") from error
+
+
 def _expand(path: str) -> Iterator[tuple[str, Path]]:
     """Files of one configured path with the names that enter the fingerprint.
 
     Names are relative to what the user pointed at, so that a corpus may be moved.
     """
-    given = Path(path).expanduser()
+    given = user_path("corpus text", path)
     if given.is_dir():
         yield from _walk(given, given)
     elif given.exists():
@@ -194,7 +210,7 @@ def _members(name: str, file: Path) -> Iterator[SourceFile]:
     try:
         with zipfile.ZipFile(file) as archive:
             infos = sorted(archive.infolist(), key=lambda info: info.filename)
-    except (zipfile.BadZipFile, OSError) as error:
+    except UNREADABLE_ZIP as error:
         raise InputError(f"{file}: cannot be read as a zip: {error}") from error
     suffixes = (*WHOLE, *TABLES)
     kept = [
@@ -220,5 +236,11 @@ def _open_file(file: Path) -> BinaryIO:
 
 def _open_member(file: Path, info: zipfile.ZipInfo) -> BinaryIO:
     # Held whole: Parquet is read from its end, and a zip member cannot be read backwards cheaply.
-    with zipfile.ZipFile(file) as archive:
-        return io.BytesIO(archive.read(info))
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return io.BytesIO(archive.read(info))
+    except UNREADABLE_ZIP as error:
+        raise InputError(
+            f"{file}: member {info.filename} cannot be unpacked: {error}; "
+            "pack the zip anew, or give the unpacked files"
+        ) from error

@@ -242,6 +242,11 @@ def _open_pretrained(config: spec.PretrainedTokenizer) -> Tokenizer:
             f"tokenizer pretrained: {config.path!r} ({type(loaded).__name__}) has no "
             "tokenizer.json form; convert it with transformers' save_pretrained, or use another"
         )
+    if backend.get_vocab_size(with_added_tokens=False) < 2:  # made of the configuration alone
+        raise InputError(
+            f"tokenizer pretrained: {config.path!r} holds no vocabulary; give a folder with a "
+            "tokenizer.json, such as save_pretrained of transformers writes"
+        )
     for separator in (loaded.eos_token_id, loaded.sep_token_id, loaded.bos_token_id):
         if separator is not None:
             return Tokenizer(tokenizers.Tokenizer.from_str(backend.to_str()), int(separator))
