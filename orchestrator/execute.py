@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
@@ -179,7 +180,9 @@ def run_trials(
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
             ),
         )
-        results = tuner.fit()
+        # Tune prints of its own accord; stdout belongs to the command that was asked for.
+        with contextlib.redirect_stdout(sys.stderr):
+            results = tuner.fit()
     return {
         result.config["trial"]["id"]: _last_line(result.error)
         for result in results

@@ -19,6 +19,9 @@ STOP_SWEEP = "stop-request.json"
 #: that holds nothing. Its workers leave it this much, so that two of one CPU fit on two CPUs.
 DRIVER_CPUS = 0.01
 
+#: What Tune is told of a trial that was stopped on request. The ledger knows it has no result.
+UNFINISHED = "unfinished"
+
 
 class QuietLog:
     """The trial's directory already says everything a scheduler needs to know."""
@@ -57,7 +60,7 @@ def run_trial(config: dict[str, Any]) -> None:
     config = config["trial"]
     sweep = open_storage(config["sweep"])
     if get_json(sweep, STOP_SWEEP) is not None:
-        tune.report({"outcome": None})
+        tune.report({"outcome": UNFINISHED})
         return
     spec = parse_spec(config["spec"], "trial")
     try:
@@ -65,7 +68,7 @@ def run_trial(config: dict[str, Any]) -> None:
     except InputError as error:  # trying again cannot mend it
         give_up(trial_storage(sweep, spec.id), str(error))
         outcome = "failed"
-    tune.report({"outcome": outcome})
+    tune.report({"outcome": outcome or UNFINISHED})
 
 
 def _alone(config: dict[str, Any]) -> str | None:

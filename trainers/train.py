@@ -107,6 +107,7 @@ def _train(
         if ranks.is_first:
             lease = stack.enter_context(Lease(trial, spec.training.steps))
             writer = TrialWriter(trial, spec.id, lease)
+            trial.put(records.SPEC, spec.to_json())  # a trial that fails below is known by it
         manifest = ranks.broadcast(checkpoint.newest_usable(trial) if ranks.is_first else None)
         spec = _keeping_layout(spec, manifest)
         if ranks.world_size != spec.layout.workers:
@@ -117,7 +118,7 @@ def _train(
             )
         torch.set_num_threads(spec.layout.cpus_per_worker)
         if writer is not None:
-            trial.put(records.SPEC, spec.to_json())
+            trial.put(records.SPEC, spec.to_json())  # in the layout that it keeps
 
         engine = Engine(build(spec.model, spec.replicate), spec, ranks)
         stack.callback(engine.close)

@@ -157,7 +157,7 @@ def test_trials_without_a_snapshot_still_make_a_report(build_sweep: Build) -> No
     for key in sweep.list():
         if key.endswith("result.json"):
             result = json.loads(sweep.get(key))
-            sweep.put(key, encode_json({**result, "records": None}))
+            sweep.put(key, encode_json({**result, "records": {}}))
     (group,) = analyse(sweep).recommendation["groups"]
     assert group["verdict"] == "recommended"
     assert group["evidence"]["laws_left_out"] == {"no spectra": 7}
