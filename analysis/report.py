@@ -136,7 +136,10 @@ def _group(verdict: GroupVerdict, common: Sequence[str], svgs: Mapping[str, byte
     if own:
         parts.append("<h3>Caveats of this group</h3>" + _list(own))
     if verdict.run_next:
-        parts.append("<h3>What to run next</h3>")
+        parts.append(
+            "<h3>What to run next</h3><p>Add these values to those of the sweep file: what is "
+            "finished is not trained again.</p>"
+        )
         parts += [
             f"<p>{escape(_sentence(cells.why))} "
             f'<span class="faint">{escape(_sentence(cells.cost))}</span></p>'
