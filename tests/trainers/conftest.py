@@ -12,6 +12,7 @@ import torch
 from analysis import records
 from analysis.storage import LocalStorage
 from trainers.data.store import open_store
+from trainers.engine import start_ranks
 from trainers.spec import BytesTokenizer, DataSource, TextFiles, TrialSpec
 
 #: Columns that depend on the clock; all others of a resumed trial are equal bit for bit.
@@ -156,6 +157,7 @@ def bits() -> Callable[[LocalStorage], Bits]:
             clock = [column for column in CLOCK_COLUMNS if column in table.column_names]
             tables[name] = table.drop_columns(clock)
         (step,) = records.committed_steps(trial.list())
+        start_ranks("cpu")  # allows the few types that DeepSpeed's files hold beside tensors
         state = {}
         for path in sorted(trial.path(records.checkpoint_folder(step)).glob("*.pt")):
             state |= _numbers(torch.load(path, weights_only=True), path.name)
