@@ -282,8 +282,9 @@ def versions() -> dict[str, str]:
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"python": platform.python_version()}
-    for package in ("widthlab", "torch", "deepspeed", "transformers", "numpy"):
+    # torch says which build it is, for a CPU or for which CUDA; its package's metadata may not.
+    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    for package in ("widthlab", "deepspeed", "transformers", "numpy"):
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
