@@ -6,6 +6,7 @@ not a matrix multiplication. Memory is an estimate, good enough to refuse what c
 
 from dataclasses import dataclass
 
+from trainers.models.placements import PLACEMENTS
 from trainers.spec import ModelSpec, TrialSpec
 
 #: Forward 2, backward 4 FLOPs per weight and token (arXiv 2001.08361, section 2.1).
@@ -21,9 +22,9 @@ class Parameters:
     """Number of parameters, whole and by component; the field names are those of result.json.
 
     `embedding` holds token and learned position embeddings, `head` the output projection (0 if
-    tied), `norm` gains and biases of every norm; `attention` and `ffn` include their biases.
-    `non_embedding` is the N of the scaling laws: attention, FFN and norms
-    (arXiv 2001.08361, section 2.1).
+    tied), `norm` gains and biases of every norm and nGPT's steps; `attention` and `ffn` include
+    their biases, gains and learned scales. `non_embedding` is the N of the scaling laws:
+    attention, FFN and norms (arXiv 2001.08361, section 2.1).
     """
 
     total: int
@@ -37,24 +38,72 @@ class Parameters:
 
 def parameters(model: ModelSpec) -> Parameters:
     """Count the parameters of the decoder that a spec describes, exactly."""
-    d, L = model.d_model, model.depth
-    biased = model.architecture == "gpt2"  # llama: no biases, RMSNorm, rotary positions
-    final_norms = 1 if model.norm == "pre" else 0
-    embedding = model.vocab_size * d + (model.context * d if biased else 0)
+    if model.block is not None:
+        layers = _own_block_layers(model)
+    else:
+        layers = _Layers(
+            attention=model.depth * _attention(model),
+            ffn=sum(_ffn(model, D) for D in model.ffn_widths),
+            norm=model.depth * _layer_norms(model),
+        )
+    d, ngpt = model.d_model, model.architecture == "ngpt"
+    positions = model.context if model.architecture == "gpt2" else 0
+    embedding = (model.vocab_size + positions) * d
     head = 0 if model.tie_embeddings else model.vocab_size * d
-    attention = L * (4 * d * d + (4 * d if biased else 0))
-    ffn_biases = sum(D + d for D in model.ffn_widths) if biased else 0
-    ffn = _ffn_matrices(model) * d * sum(model.ffn_widths) + ffn_biases
-    norm = (2 * L + final_norms) * d * (2 if biased else 1)
+    head += model.vocab_size if ngpt else 0  # a learned scale per logit
+    norm = layers.norm + (_norm(model, d) if PLACEMENTS[model.norm].final_norm else 0)
     return Parameters(
-        total=embedding + head + attention + ffn + norm,
-        non_embedding=attention + ffn + norm,
+        total=embedding + head + layers.attention + layers.ffn + norm,
+        non_embedding=layers.attention + layers.ffn + norm,
         embedding=embedding,
         head=head,
-        attention=attention,
-        ffn=ffn,
+        attention=layers.attention,
+        ffn=layers.ffn,
         norm=norm,
     )
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """Parameters of all layers together."""
+
+    attention: int
+    ffn: int
+    norm: int
+
+
+def _attention(model: ModelSpec) -> int:
+    d, kv = model.d_model, model.key_value_heads * model.head_dim
+    biases = 2 * d + 2 * kv if model.architecture == "gpt2" else 0
+    scales = d if model.architecture == "ngpt" else 0
+    return 2 * d * d + 2 * d * kv + biases + scales
+
+
+def _ffn(model: ModelSpec, D: int) -> int:
+    d = model.d_model
+    outputs = (2 if model.gated else 1) * D + d  # of gate and up, and of down
+    per_output = (model.architecture == "gpt2") + (model.ffn_weight == "weight_norm")
+    scales = 2 * D if model.architecture == "ngpt" else 0
+    return _ffn_matrices(model) * d * D + per_output * outputs + scales
+
+
+def _layer_norms(model: ModelSpec) -> int:
+    if model.architecture == "ngpt":
+        return 2 * model.d_model  # a step for each sub-layer
+    around = 2 * PLACEMENTS[model.norm].norms * _norm(model, model.d_model)
+    return around + (2 * _norm(model, model.head_dim) if model.qk_norm else 0)
+
+
+def _norm(model: ModelSpec, size: int) -> int:
+    """Gain and bias of a LayerNorm, or the gain of an RMSNorm."""
+    return size if model.architecture == "llama" else 2 * size
+
+
+def _own_block_layers(model: ModelSpec) -> _Layers:
+    # A user's block can only be counted by building it: torch is needed here, and only here.
+    from trainers.own_block import count_layers
+
+    return _Layers(**count_layers(model))
 
 
 def training_flops_per_token(model: ModelSpec) -> int:
@@ -62,10 +111,16 @@ def training_flops_per_token(model: ModelSpec) -> int:
 
     6 per weight of every matrix multiplication, the output head included and embedding look-ups
     left out, and 12 L d_model context for attention scores and their weighted sum
-    (arXiv 2204.02311, appendix B, which does not halve them for the causal mask).
+    (arXiv 2204.02311, appendix B, which does not halve them for the causal mask). The matrices of
+    a user's own block count as multiplied once per token.
     """
-    d, L = model.d_model, model.depth
-    layers = L * 4 * d * d + _ffn_matrices(model) * d * sum(model.ffn_widths)
+    d, L, kv = model.d_model, model.depth, model.key_value_heads * model.head_dim
+    if model.block is not None:
+        from trainers.own_block import layer_matrices
+
+        layers = layer_matrices(model)
+    else:
+        layers = L * (2 * d * d + 2 * d * kv) + _ffn_matrices(model) * d * sum(model.ffn_widths)
     head = model.vocab_size * d
     return FLOPS_PER_WEIGHT * (layers + head) + 12 * L * d * model.context
 
@@ -98,7 +153,7 @@ def training_memory_bytes(spec: TrialSpec) -> int:
     element = BF16_BYTES if spec.training.precision == "bf16" else FP32_BYTES
     # Per layer d_model-wide: both norms' inputs and outputs, q, k, v and the attention's result.
     # D-wide: in and out of GELU, or gate, its activation, up and their product.
-    wide = 4 if model.architecture == "llama" else 2
+    wide = 4 if model.gated else 2
     kept = 8 * model.depth * model.d_model + wide * sum(model.ffn_widths)
     logits = 2 * FP32_BYTES * model.vocab_size
     return round(state + tokens * (element * kept + logits))
@@ -106,4 +161,4 @@ def training_memory_bytes(spec: TrialSpec) -> int:
 
 def _ffn_matrices(model: ModelSpec) -> int:
     """Matrices of d_model x D in an FFN: gate, up, down, or up, down."""
-    return 3 if model.architecture == "llama" else 2
+    return 3 if model.gated else 2

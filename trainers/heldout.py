@@ -11,7 +11,7 @@ from analysis.records import Row
 from trainers.data.batches import heldout_windows
 from trainers.data.store import TokenStore
 from trainers.engine import Engine, Ranks
-from trainers.models.decoder import token_loss
+from trainers.models.build import token_loss
 from trainers.outcome import DivergenceError
 from trainers.probe import NonFiniteActivationsError, covariances, spectra_rows
 from trainers.spec import TrialSpec

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from analysis.records import SPECTRUM_COLUMNS, Row
 from analysis.spectrum import js_divergence, measure, sampling_status
 from trainers.engine import Ranks
-from trainers.models.decoder import FFN, feed_forwards
+from trainers.models.build import feed_forwards
+from trainers.models.own_block import FeedForward
 from trainers.spec import Site
 
 
@@ -87,7 +88,7 @@ class Tap:
     site: Site
     layer: int
     width: int
-    ffn: FFN
+    ffn: FeedForward
 
 
 def taps(model: nn.Module, sites: Iterable[Site]) -> list[Tap]:

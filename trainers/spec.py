@@ -10,16 +10,39 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from analysis.errors import InputError
+from trainers.models.placements import PLACEMENTS
 
 #: Raised whenever the meaning of training or measuring changes: it enters every id.
 SEMANTICS_VERSION = 1
 
-Architecture = Literal["gpt2", "llama"]
-NormPlacement = Literal["pre", "post"]
-FFNWeight = Literal["plain"]
+
+
+def _known_placement(name: str) -> str:
+    if name not in PLACEMENTS:
+        raise ValueError(f"{name!r} should be one of {', '.join(PLACEMENTS)}")
+    return name
+
+
+Architecture = Literal["gpt2", "llama", "ngpt"]
+NormPlacement = Annotated[str, AfterValidator(_known_placement)]
+FFNWeight = Literal["plain", "weight_norm", "spectral_norm", "hyperspherical"]
+Activation = Literal["gelu", "relu", "relu2", "swiglu", "geglu"]
+Initialisation = Literal["plain", "depth_scaled"]
+Optimizer = Literal["adamw", "muon"]
+Schedule = Literal["cosine", "linear", "wsd"]
 Precision = Literal["fp32", "bf16"]
 Site = Literal["pre", "post"]
 
@@ -112,8 +135,28 @@ class DataSpec(Frozen):
 # --- the trial -----------------------------------------------------------------------------
 
 
+#: What each architecture puts between up and down where the file does not say.
+OWN_ACTIVATION: dict[Architecture, Activation] = {
+    "gpt2": "gelu",
+    "llama": "swiglu",
+    "ngpt": "swiglu",
+}
+GATED: frozenset[Activation] = frozenset({"swiglu", "geglu"})
+
+
+class BlockSpec(Frozen):
+    """A user's own module in the place of an FFN or of a whole block: see docs/own-block.md."""
+
+    path: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")  # package.module:Class
+    source_hash: str = Field(min_length=8)  # of the module's source file
+
+
 class ModelSpec(Frozen):
-    """A decoder. `ffn_widths` holds D of every layer; heads = d_model / head_dim."""
+    """A decoder. `ffn_widths` holds D of every layer; heads = d_model / head_dim.
+
+    One model has one spelling: what an architecture or a placement leaves no choice of stays at
+    its default, and what is the architecture's own anyway is None.
+    """
 
     architecture: Architecture
     norm: NormPlacement
@@ -124,6 +167,12 @@ class ModelSpec(Frozen):
     vocab_size: int = Field(ge=2, le=MAX_VOCABULARY)
     ffn_weight: FFNWeight = "plain"
     tie_embeddings: bool = False
+    activation: Activation | None = None  # None: the architecture's own
+    kv_heads: int | None = Field(default=None, ge=1)  # None: as many as heads
+    qk_norm: bool = False  # queries and keys are normed over head_dim, with a gain
+    post_layers: int = Field(default=0, ge=0)  # of Mix-LN: how many layers, from the first
+    initialisation: Initialisation = "plain"
+    block: BlockSpec | None = None
 
     @property
     def depth(self) -> int:
@@ -135,6 +184,32 @@ class ModelSpec(Frozen):
         """Number of attention heads."""
         return self.d_model // self.head_dim
 
+    @property
+    def key_value_heads(self) -> int:
+        """Number of heads of keys and values, each shared by heads / key_value_heads queries."""
+        return self.kv_heads or self.heads
+
+    @property
+    def ffn_activation(self) -> Activation:
+        """What stands between up and down."""
+        return self.activation or OWN_ACTIVATION[self.architecture]
+
+    @property
+    def gated(self) -> bool:
+        """Whether the FFN has a gate beside its up-projection."""
+        return self.ffn_activation in GATED
+
+    @field_validator("activation")
+    @classmethod
+    def _leave_out_own(cls, value: Activation | None, info: ValidationInfo) -> Activation | None:
+        return None if value == OWN_ACTIVATION.get(info.data.get("architecture", "gpt2")) else value
+
+    @field_validator("kv_heads")
+    @classmethod
+    def _leave_out_all(cls, value: int | None, info: ValidationInfo) -> int | None:
+        sizes = info.data.get("d_model"), info.data.get("head_dim")
+        return None if None not in sizes and value == sizes[0] // sizes[1] else value
+
     @model_validator(mode="after")
     def _check_shapes(self) -> "ModelSpec":
         if self.d_model % self.head_dim:
@@ -142,8 +217,13 @@ class ModelSpec(Frozen):
                 f"head_dim {self.head_dim} does not divide d_model {self.d_model}; "
                 "choose a head_dim that does"
             )
-        if self.architecture == "llama" and self.head_dim % 2:
+        if self.architecture != "gpt2" and self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} must be even: rotary positions turn pairs")
+        if self.heads % self.key_value_heads:
+            raise ValueError(
+                f"kv_heads {self.kv_heads} does not divide the {self.heads} heads of "
+                f"d_model {self.d_model} and head_dim {self.head_dim}"
+            )
         for width in self.ffn_widths:
             if width < 1:
                 raise ValueError(f"FFN width D = {width} must be at least 1")
@@ -151,22 +231,105 @@ class ModelSpec(Frozen):
                 raise ValueError(f"FFN width D = {width} must be at most {MAX_WIDTH}")
         return self
 
+    @model_validator(mode="after")
+    def _check_combination(self) -> "ModelSpec":
+        if (self.architecture == "ngpt") != (self.norm == "ngpt"):
+            raise ValueError(
+                f"norm {self.norm} does not go with architecture {self.architecture}: nGPT has "
+                "its own placement, ngpt, and no other architecture has it"
+            )
+        if self.architecture == "ngpt":
+            for name, why in NGPT_FIXES.items():
+                if getattr(self, name) != ModelSpec.model_fields[name].default:
+                    raise ValueError(f"{name} {getattr(self, name)} does not go with ngpt: {why}")
+        least, most = (1, self.depth) if self.norm == "mix" else (0, 0)
+        if not least <= self.post_layers <= most:
+            raise ValueError(
+                f"post_layers {self.post_layers} with norm {self.norm} and depth {self.depth}: "
+                f"it is how many of the layers of Mix-LN are Post-LN, here {least} to {most}"
+            )
+        if self.block is not None and self.ffn_weight != "plain":
+            raise ValueError(
+                f"ffn_weight {self.ffn_weight} is of widthlab's own FFN, which model.block replaces"
+            )
+        return self
+
+
+#: What nGPT leaves no choice of (arXiv 2410.01131), and why.
+NGPT_FIXES = {
+    "ffn_weight": "its matrices all have unit norm along d_model",
+    "kv_heads": "its learned scale of queries and keys is the same for both, head by head",
+    "tie_embeddings": "it is defined with an output head of its own",
+    "activation": "its FFN is SwiGLU with learned scales",
+    "qk_norm": "it normalises queries and keys always",
+    "initialisation": "its matrices are normalised at the start",
+    "block": "its blocks are part of its definition",
+}
+
 
 class TrainingSpec(Frozen):
-    """One optimisation: AdamW, linear warm-up, cosine decay to a fraction of the peak rate."""
+    """One optimisation: AdamW, or Muon for matrices; a warm-up and a decay of the rate."""
 
     steps: int = Field(ge=1, le=MAX_STEPS)
     batch_tokens: int = Field(ge=2, le=MAX_TOKENS)  # tokens per optimiser update, over all workers
     learning_rate: float = Field(gt=0, allow_inf_nan=False)
-    optimizer: Literal["adamw"] = "adamw"
+    optimizer: Optimizer = "adamw"
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
+    momentum: float = Field(default=0.95, ge=0, lt=1)  # of Muon
     weight_decay: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     gradient_clipping: float = Field(default=1.0, ge=0, allow_inf_nan=False)  # 0: off
-    schedule: Literal["cosine"] = "cosine"
-    warmup_fraction: float = Field(default=0.1, ge=0, le=1)
-    final_fraction: float = Field(default=0.1, ge=0, le=1)
+    schedule: Schedule = "cosine"
+    warmup_fraction: float = Field(default=0.1, ge=0, le=1)  # of the steps
+    warmup_steps: int | None = Field(default=None, ge=0, le=MAX_STEPS)  # in place of the fraction
+    decay_fraction: float = Field(default=0.2, gt=0, le=1)  # of the steps; of wsd
+    final_fraction: float = Field(default=0.1, ge=0, le=1)  # of the peak rate
     precision: Precision = "fp32"
+
+    @property
+    def warmup(self) -> int:
+        """Updates until the rate is at its peak."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return round(self.warmup_fraction * self.steps)
+
+    @model_validator(mode="after")
+    def _check_choices(self) -> "TrainingSpec":
+        default = {name: field.default for name, field in TrainingSpec.model_fields.items()}
+        if self.optimizer == "muon" and self.gradient_clipping != 0:
+            raise ValueError(
+                f"gradient_clipping {self.gradient_clipping} with muon: its update does not grow "
+                "with the gradient, and ZeRO would clip the update itself; use 0"
+            )
+        if self.optimizer != "muon" and self.momentum != default["momentum"]:
+            raise ValueError(f"momentum {self.momentum} is of muon; adamw has beta1")
+        if self.schedule != "wsd" and self.decay_fraction != default["decay_fraction"]:
+            raise ValueError(
+                f"decay_fraction {self.decay_fraction} is of the schedule wsd; {self.schedule} "
+                "decays from the end of the warm-up"
+            )
+        if self.warmup_steps is not None:
+            if self.warmup_fraction != default["warmup_fraction"]:
+                raise ValueError(
+                    f"warmup_steps {self.warmup_steps} and warmup_fraction "
+                    f"{self.warmup_fraction} both say how long the warm-up is; give one"
+                )
+            if self.warmup_steps > self.steps:
+                raise ValueError(
+                    f"warmup_steps {self.warmup_steps} is more than the {self.steps} steps"
+                )
+        if self.schedule == "wsd" and self.warmup > self.stable_end:
+            raise ValueError(
+                f"the warm-up of {self.warmup} steps reaches into the decay, which begins after "
+                f"{self.stable_end} of {self.steps}; shorten one of them"
+            )
+        return self
+
+    @property
+    def stable_end(self) -> int:
+        """Of wsd: the update after which the rate decays. Until there, runs that differ in
+        `steps` alone are the same run."""
+        return self.steps - max(1, round(self.decay_fraction * self.steps))
 
 
 class EvaluationSpec(Frozen):
@@ -200,6 +363,8 @@ class Layout(Frozen):
     micro_batch: int | None = Field(default=None, ge=1)  # sequences; None: all in one
     checkpoint_every: int = Field(default=100, ge=1)  # updates
     keep_checkpoints: int = Field(default=2, ge=1)
+    # Updates at which a checkpoint is made and kept: other trials branch off there.
+    branch_points: tuple[int, ...] = Field(default=(), strict=False)
     # After an out-of-memory failure a retry may change the micro-batch; it says so here.
     retried_smaller: bool = False
 
@@ -219,6 +384,15 @@ class TrialSpec(Frozen):
     source: DataSource = DataSource()
     layout: Layout = Layout()
     axes: dict[str, Any] = Field(default_factory=dict)  # the cell as the sweep file named it
+
+    @model_validator(mode="after")
+    def _check_recipe(self) -> "TrialSpec":
+        if self.model.architecture == "ngpt" and self.training.weight_decay != 0:
+            raise ValueError(
+                f"weight_decay {self.training.weight_decay} does not go with ngpt: its matrices "
+                "are normalised after every update, which undoes a decay; use 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_batches(self) -> "TrialSpec":

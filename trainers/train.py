@@ -24,7 +24,7 @@ from trainers.data.store import TokenStore, open_store
 from trainers.engine import Engine, Ranks, learning_rate, start_ranks
 from trainers.heldout import Heldout
 from trainers.lease import Lease, LeaseLostError
-from trainers.models.decoder import build, token_loss
+from trainers.models.build import build, token_loss
 from trainers.outcome import Clock, DivergenceError, leave_failure, result_of
 from trainers.spec import Layout, TrialSpec, parse_spec
 from trainers.writer import TrialWriter, stamp

@@ -13,7 +13,7 @@ from analysis.storage import LocalStorage
 from trainers import checkpoint
 from trainers.checkpoint import NoUsableCheckpointError, newest_usable
 from trainers.engine import Engine, Ranks, start_ranks
-from trainers.models.decoder import build, token_loss
+from trainers.models.build import build, token_loss
 from trainers.train import train
 
 MODEL_STATES = "mp_rank_00_model_states.pt"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from trainers.engine import Engine, Ranks, learning_rate, start_ranks, versions
-from trainers.models.decoder import build, token_loss
+from trainers.models.build import build, token_loss
 from trainers.spec import TrainingSpec
 
 STEPS = 20

@@ -17,7 +17,8 @@ from analysis.records import SPECTRA, SPECTRA_SCHEMA, put_part, read_records
 from analysis.spectrum import js_divergence, measure
 from analysis.storage import LocalStorage
 from trainers.engine import Ranks
-from trainers.models.decoder import Decoder, build, feed_forwards
+from trainers.models.build import build, feed_forwards
+from trainers.models.decoder import Decoder
 from trainers.probe import (
     Covariance,
     NonFiniteActivationsError,

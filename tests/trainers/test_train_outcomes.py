@@ -11,7 +11,7 @@ from analysis.storage import LocalStorage
 from trainers import train as train_module
 from trainers import writer
 from trainers.lease import LeaseLostError
-from trainers.models.decoder import build
+from trainers.models.build import build
 from trainers.train import train
 
 # --- divergence is an outcome --------------------------------------------------------------

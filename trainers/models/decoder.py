@@ -1,41 +1,44 @@
 """The decoders that widthlab trains, from token ids to logits, in one file.
 
-- two families: gpt2 (learned positions, LayerNorm, biases, GELU) and llama (rotary positions,
-  RMSNorm, SwiGLU, no biases)
-- norm placement is one function per placement, in `PLACEMENTS`
+- three families: gpt2 (learned positions, LayerNorm, biases, GELU), llama (rotary positions,
+  RMSNorm, SwiGLU, no biases) and ngpt (rotary positions, everything on the unit sphere: ngpt.py)
+- norm placement is one function per placement, in placements.py
 - the FFN keeps its own width per layer; what leaves the non-linearity enters `down`, which is
   where the spectral probe taps ("post"); what enters the non-linearity is "pre"
+- the FFN's matrices may be plain, or tied to a weight geometry: linear.py
+- queries may share keys and values (kv_heads), queries and keys may be normed (qk_norm)
 - no dropout: one pass over the data, and an exact resume draws no random numbers
-- weights are drawn per parameter from (replicate, name), so that cells of a grid that share a
-  shape share its values
 - a `transformers` model: saved, loaded and generated from like any other
 
-Shapes: B sequences, T positions, d model width, H heads, h head dimension, D FFN width,
-V vocabulary.
+This file and its neighbours placements, linear, ngpt and own_block travel with exported models:
+they import torch, transformers and each other. Shapes therefore stand in comments, not in
+jaxtyping's annotations.
+
+Shapes: B sequences, T positions, d model width, H heads, K heads of keys and values, h head
+dimension, D FFN width, V vocabulary.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutput
 
-from trainers.spec import ModelSpec
+from .linear import GEOMETRIES, SpectralNormLinear
+from .ngpt import LearnedScale, SphereStep, unit, unit_norm_dim
+from .own_block import block_class, replaces_whole_block
+from .placements import PLACEMENTS, Place
 
-#: Standard deviation of every weight matrix and embedding at the start (Radford et al., 2019).
-INITIAL_STD = 0.02
 ROTARY_BASE = 10_000.0
 NORM_EPS = 1e-5
 
 
 class DecoderConfig(PreTrainedConfig):  # type: ignore[misc]
-    """The `ModelSpec` as `transformers` stores it."""
+    """The shape of a decoder as `transformers` stores it; widthlab's ModelSpec, resolved."""
 
     model_type = "widthlab"
 
@@ -43,69 +46,133 @@ class DecoderConfig(PreTrainedConfig):  # type: ignore[misc]
     norm: str = "pre"
     d_model: int = 64
     head_dim: int = 16
+    kv_heads: int = 4
     ffn_widths: list[int] | tuple[int, ...] = (256, 256)
+    activation: str = "gelu"
+    ffn_weight: str = "plain"
+    qk_norm: bool = False
+    post_layers: int = 0
+    block: str | None = None
     context: int = 64
     vocab_size: int = 512
-    ffn_weight: str = "plain"
     tie_word_embeddings: bool = False
     use_cache: bool = False
 
-    @classmethod
-    def of(cls, spec: ModelSpec) -> "DecoderConfig":
-        """The configuration of a trial's model."""
-        fields = spec.model_dump(exclude={"tie_embeddings"})
-        return cls(**fields, tie_word_embeddings=spec.tie_embeddings)
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return len(self.ffn_widths)
+
+    @property
+    def heads(self) -> int:
+        """Number of heads of the queries."""
+        return self.d_model // self.head_dim
+
+    @property
+    def biased(self) -> bool:
+        """Whether linear maps have biases."""
+        return self.architecture == "gpt2"
 
 
 # --- sub-layers ----------------------------------------------------------------------------
 
 
-def make_norm(config: DecoderConfig) -> nn.Module:
-    """LayerNorm for gpt2, RMSNorm for llama, over d_model."""
+def make_norm(config: DecoderConfig, size: int) -> nn.Module:
+    """LayerNorm for gpt2, RMSNorm for llama."""
     if config.architecture == "llama":
-        return nn.RMSNorm(config.d_model, eps=NORM_EPS)
-    return nn.LayerNorm(config.d_model, eps=NORM_EPS)
+        return nn.RMSNorm(size, eps=NORM_EPS)
+    return nn.LayerNorm(size, eps=NORM_EPS)
+
+
+class Positions(NamedTuple):
+    """What every layer's attention needs to know of where the tokens stand."""
+
+    cos: Tensor | None  # (T, h/2), or (B, 1, T, h/2) where padding shifts rows; None: gpt2
+    sin: Tensor | None
+    mask: Tensor | None  # (B, 1, T, T), True where a query may look; None: causal
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention; llama turns queries and keys by their position."""
+    """Causal multi-head self-attention.
+
+    llama and ngpt turn queries and keys by their position; ngpt then puts them on the sphere and
+    scales the scores up by sqrt(h), not down (arXiv 2410.01131, equations 15 and 16).
+    """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.head_dim = config.head_dim
-        self.rotary = config.architecture == "llama"
-        d, bias = config.d_model, config.architecture == "gpt2"
-        self.q = nn.Linear(d, d, bias=bias)
-        self.k = nn.Linear(d, d, bias=bias)
-        self.v = nn.Linear(d, d, bias=bias)
-        self.o = nn.Linear(d, d, bias=bias)
+        self.head_dim, self.groups = config.head_dim, config.heads // config.kv_heads
+        d, kv = config.d_model, config.kv_heads * config.head_dim
+        self.q = nn.Linear(d, d, bias=config.biased)
+        self.k = nn.Linear(d, kv, bias=config.biased)
+        self.v = nn.Linear(d, kv, bias=config.biased)
+        self.o = nn.Linear(d, d, bias=config.biased)
+        self.score_scale = config.head_dim**-0.5
+        self.q_norm = make_norm(config, config.head_dim) if config.qk_norm else None
+        self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else None
+        self.qk_scale = None
+        if config.architecture == "ngpt":
+            self.score_scale = config.head_dim**0.5
+            self.qk_scale = LearnedScale(d, 1.0, d**-0.5)
 
-    def forward(self, x: Float[Tensor, "B T d"]) -> Float[Tensor, "B T d"]:
+    def forward(self, x: Tensor, positions: Positions) -> Tensor:
         B, T, d = x.shape
         q, k, v = (
-            project(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, h)
+            project(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H or K, T, h)
             for project in (self.q, self.k, self.v)
         )
-        if self.rotary:
-            q, k = rotate(q), rotate(k)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if positions.cos is not None and positions.sin is not None:
+            q, k = (rotate(one, positions.cos, positions.sin) for one in (q, k))
+        if self.qk_scale is not None:
+            scale = self.qk_scale().view(-1, 1, self.head_dim).to(q.dtype)  # (H, 1, h)
+            q, k = unit(q) * scale, unit(k) * scale
+        if self.groups > 1:
+            k, v = (one.repeat_interleave(self.groups, dim=1) for one in (k, v))
+        mixed = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=positions.mask,
+            is_causal=positions.mask is None,
+            scale=self.score_scale,
+        )
         out: Tensor = self.o(mixed.transpose(1, 2).reshape(B, T, d))
         return out
 
 
-def rotate(x: Float[Tensor, "B H T h"]) -> Float[Tensor, "B H T h"]:
-    """Rotary position embedding (arXiv 2104.09864), pairing dimension i with i + h/2."""
-    T, h = x.shape[-2:]
-    exponent = torch.arange(0, h, 2, device=x.device, dtype=torch.float32) / h
-    position = torch.arange(T, device=x.device, dtype=torch.float32)
-    angle = torch.outer(position, ROTARY_BASE**-exponent)  # (T, h/2)
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+def rotary(places: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """cos and sin of the rotary embedding's angles (arXiv 2104.09864), (..., T, h/2), float32."""
+    exponent = torch.arange(0, head_dim, 2, device=places.device, dtype=torch.float32) / head_dim
+    angle = places[..., None].float() * ROTARY_BASE**-exponent
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn pairs of dimensions i and i + h/2 of x (B, H, T, h) by their angles."""
     first, second = x.chunk(2, dim=-1)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
+def gelu(x: Tensor) -> Tensor:
+    """The tanh approximation, as GPT-2 has it."""
+    return F.gelu(x, approximate="tanh")
+
+
+def relu2(x: Tensor) -> Tensor:
+    """relu(x)^2 (arXiv 2109.08668)."""
+    return F.relu(x).square()
+
+
+#: The non-linearity of each `activation`, and of the gate of the gated ones.
+UNGATED: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": F.relu, "relu2": relu2}
+GATES: dict[str, Callable[[Tensor], Tensor]] = {"swiglu": F.silu, "geglu": gelu}
+
+
 class FFN(nn.Module):
-    """The feed-forward network: GELU (gpt2) or SwiGLU (llama) of width D.
+    """The feed-forward network of width D: down(act(up(x))), or down(act(gate(x)) * up(x)).
 
     `nonlinearity_input` is the module whose output is the "pre" site; the input of `down` is the
     "post" site.
@@ -114,62 +181,82 @@ class FFN(nn.Module):
     def __init__(self, config: DecoderConfig, width: int) -> None:
         super().__init__()
         self.width = width
-        self.gated = config.architecture == "llama"
-        d, bias = config.d_model, config.architecture == "gpt2"
+        self.gated = config.activation in GATES
+        self.activation = (GATES if self.gated else UNGATED)[config.activation]
+        linear, d, bias = GEOMETRIES[config.ffn_weight], config.d_model, config.biased
         if self.gated:
-            self.gate = nn.Linear(d, width, bias=bias)
-        self.up = nn.Linear(d, width, bias=bias)
-        self.down = nn.Linear(width, d, bias=bias)
+            self.gate = linear(d, width, bias=bias)
+        self.up = linear(d, width, bias=bias)
+        self.down = linear(width, d, bias=bias)
 
     @property
-    def nonlinearity_input(self) -> nn.Linear:
+    def nonlinearity_input(self) -> nn.Module:
         """The projection that feeds the non-linearity."""
         return self.gate if self.gated else self.up
 
-    def forward(self, x: Float[Tensor, "B T d"]) -> Float[Tensor, "B T d"]:
+    def forward(self, x: Tensor) -> Tensor:
         if self.gated:
-            hidden = F.silu(self.gate(x)) * self.up(x)
+            hidden = self.activation(self.gate(x)) * self.up(x)
         else:
-            hidden = F.gelu(self.up(x), approximate="tanh")
-        out: Tensor = self.down(hidden)
+            hidden = self.activation(self.up(x))
+        out: Tensor = self.down(hidden)  # (B, T, D) -> (B, T, d)
         return out
 
 
-# --- norm placement ------------------------------------------------------------------------
+class SphereFFN(FFN):
+    """nGPT's: SwiGLU with a learned scale on each unit of gate and up, the gate's grown by
+    sqrt(d) so that SiLU is not linear on unit vectors (arXiv 2410.01131, equations 20 and 21)."""
 
-SubLayer = Callable[[Tensor], Tensor]
-Placement = Callable[[Float[Tensor, "B T d"], SubLayer, SubLayer], Float[Tensor, "B T d"]]
+    def __init__(self, config: DecoderConfig, width: int) -> None:
+        super().__init__(config, width)
+        self.grow = config.d_model**0.5
+        self.gate_scale = LearnedScale(width, 1.0, 1.0)
+        self.up_scale = LearnedScale(width, 1.0, 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.gate(x) * (self.gate_scale() * self.grow)
+        hidden = self.activation(gate) * (self.up(x) * self.up_scale())
+        out: Tensor = self.down(hidden.to(x.dtype))
+        return out
 
 
-def pre_ln(x: Tensor, f: SubLayer, norm: SubLayer) -> Tensor:
-    """x + f(LN(x)) (arXiv 2002.04745)."""
-    return x + f(norm(x))
-
-
-def post_ln(x: Tensor, f: SubLayer, norm: SubLayer) -> Tensor:
-    """LN(x + f(x)) (arXiv 1706.03762)."""
-    return norm(x + f(x))
-
-
-PLACEMENTS: dict[str, Placement] = {"pre": pre_ln, "post": post_ln}
-#: Placements whose blocks leave the residual stream unnormalised: a final norm follows them.
-FINAL_NORM = frozenset({"pre"})
+# --- layers --------------------------------------------------------------------------------
 
 
 class Block(nn.Module):
-    """Attention, then the FFN, each placed against its norm."""
+    """Attention, then the FFN, each placed against its norms."""
 
-    def __init__(self, config: DecoderConfig, width: int) -> None:
+    def __init__(self, config: DecoderConfig, width: int, place: Place) -> None:
         super().__init__()
-        self.place = PLACEMENTS[config.norm]
-        self.attention_norm = make_norm(config)
+        placement = PLACEMENTS[config.norm]
+        self.placed, self.place = placement.apply, place
         self.attention = Attention(config)
-        self.ffn_norm = make_norm(config)
-        self.ffn = FFN(config, width)
+        self.attention_norms = make_norms(config, placement.norms)
+        self.ffn = make_ffn(config, width)
+        self.ffn_norms = make_norms(config, placement.norms)
 
-    def forward(self, x: Float[Tensor, "B T d"]) -> Float[Tensor, "B T d"]:
-        x = self.place(x, self.attention, self.attention_norm)
-        return self.place(x, self.ffn, self.ffn_norm)
+    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+        def attention(y: Tensor) -> Tensor:
+            out: Tensor = self.attention(y, positions)
+            return out
+
+        x = self.placed(x, attention, self.attention_norms, self.place)
+        out: Tensor = self.placed(x, self.ffn, self.ffn_norms, self.place)
+        return out
+
+
+def make_norms(config: DecoderConfig, number: int) -> nn.ModuleList:
+    """What stands around a sub-layer: norms, or nGPT's step."""
+    if config.architecture == "ngpt":
+        return nn.ModuleList([SphereStep(config.d_model)])
+    return nn.ModuleList(make_norm(config, config.d_model) for _ in range(number))
+
+
+def make_ffn(config: DecoderConfig, width: int) -> nn.Module:
+    """The FFN of a layer: widthlab's, or the user's own."""
+    if config.block is not None and not replaces_whole_block(config.block):
+        return block_class(config.block)(config, width)
+    return SphereFFN(config, width) if config.architecture == "ngpt" else FFN(config, width)
 
 
 # --- the model -----------------------------------------------------------------------------
@@ -187,10 +274,19 @@ class Decoder(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self.tokens = nn.Embedding(config.vocab_size, config.d_model)
         if config.architecture == "gpt2":
             self.positions = nn.Embedding(config.context, config.d_model)
-        self.layers = nn.ModuleList(Block(config, width) for width in config.ffn_widths)
-        if config.norm in FINAL_NORM:
-            self.final_norm = make_norm(config)
+        block: Callable[..., nn.Module] = Block
+        if config.block is not None and replaces_whole_block(config.block):
+            block = block_class(config.block)
+        self.layers = nn.ModuleList(
+            block(config, width, Place(number, config.depth, config.post_layers))
+            for number, width in enumerate(config.ffn_widths, start=1)
+        )
+        final_norm = PLACEMENTS[config.norm].final_norm
+        self.final_norm = make_norm(config, config.d_model) if final_norm else None
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.logit_scale = None
+        if config.architecture == "ngpt":
+            self.logit_scale = LearnedScale(config.vocab_size, 1.0, config.d_model**-0.5)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -200,68 +296,77 @@ class Decoder(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         return self.head
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Left to `initialise`, which knows the replicate."""
+        """Left to whoever builds the model: a trial draws its weights by its replicate."""
+
+    @property
+    def unit_norm_dims(self) -> dict[str, int]:
+        """Matrices of nGPT by name, and the dimension along which their vectors have norm 1."""
+        if self.config.architecture != "ngpt":
+            return {}
+        return {name: unit_norm_dim(name) for name, p in self.named_parameters() if p.ndim == 2}
+
+    def begin_update(self) -> None:
+        """To be called before the first forward pass of every optimiser update."""
+        for module in self.modules():
+            if isinstance(module, SpectralNormLinear):
+                module.begin_update()
 
     def forward(
         self,
-        input_ids: Int[Tensor, "B T"],
-        labels: Int[Tensor, "B T"] | None = None,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
         **_: Any,
     ) -> CausalLMOutput:
-        """Logits (B, T, V); with labels (the input again, as is usual) also the mean loss, nats.
+        """Logits (B, T, V) of ids (B, T); with labels (the ids again, as is usual, or -100 where
+        there is none) also the mean loss in nats.
 
-        Raises ValueError for more positions than the context.
+        `attention_mask` (B, T) is 0 at padding. Raises ValueError for more positions than the
+        context.
         """
         T = input_ids.shape[1]
         if T > self.config.context:
             raise ValueError(f"{T} tokens do not fit the context of {self.config.context}")
+        places, mask = _padded(attention_mask) if _has_padding(attention_mask) else (None, None)
         x = self.tokens(input_ids)
+        cos = sin = None
         if self.config.architecture == "gpt2":
-            x = x + self.positions.weight[:T]
+            x = x + (self.positions.weight[:T] if places is None else self.positions(places))
+        else:
+            where = torch.arange(T, device=x.device) if places is None else places[:, None]
+            cos, sin = rotary(where, self.config.head_dim)
+        positions = Positions(cos, sin, mask)
         for layer in self.layers:
-            x = layer(x)
-        if self.config.norm in FINAL_NORM:
+            x = layer(x, positions)
+        if self.final_norm is not None:
             x = self.final_norm(x)
         logits = self.head(x)
-        loss = None if labels is None else token_loss(logits[:, :-1], labels[:, 1:]).mean()
+        if self.logit_scale is not None:
+            logits = logits * self.logit_scale()
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
         return CausalLMOutput(loss=loss, logits=logits)
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **_: Any) -> dict[str, Tensor]:
-        return {"input_ids": input_ids[:, -self.config.context :]}
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
+    ) -> dict[str, Any]:
+        window = slice(-self.config.context, None)
+        mask = None if attention_mask is None else attention_mask[:, window]
+        return {"input_ids": input_ids[:, window], "attention_mask": mask}
 
 
-def token_loss(
-    logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"]
-) -> Float[Tensor, " tokens"]:
-    """Cross-entropy of every token in nats, in float32 whatever the logits are."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+def _has_padding(attention_mask: Tensor | None) -> bool:
+    return attention_mask is not None and not bool(attention_mask.all())
 
 
-@torch.no_grad()
-def initialise(model: Decoder, replicate: int) -> None:
-    """Matrices and embeddings N(0, 0.02^2), biases 0, gains 1, a function of (replicate, name).
-
-    Each parameter has its own generator: its values do not depend on what else the model holds.
-    """
-    for name, parameter in model.named_parameters():
-        if parameter.ndim >= 2:
-            digest = hashlib.sha256(f"{replicate}/{name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-            drawn = torch.randn(parameter.shape, generator=generator) * INITIAL_STD
-            parameter.copy_(drawn.to(parameter.dtype))
-        elif name.endswith("bias"):
-            parameter.zero_()
-        else:
-            parameter.fill_(1.0)
-
-
-def build(spec: ModelSpec, replicate: int) -> Decoder:
-    """The model of a trial, initialised, in float32 on the CPU."""
-    model = Decoder(DecoderConfig.of(spec))
-    initialise(model, replicate)
-    return model
-
-
-def feed_forwards(model: nn.Module) -> Iterator[FFN]:
-    """The FFN of every layer, from the first."""
-    return (module for module in model.modules() if isinstance(module, FFN))
+def _padded(attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Positions (B, T) that do not count padding, and the mask (B, 1, T, T) that hides it."""
+    assert attention_mask is not None
+    real = attention_mask.bool()
+    T = real.shape[1]
+    causal = torch.ones(T, T, dtype=torch.bool, device=real.device).tril()
+    # Padding looks at itself: a row with nothing to look at would be NaN.
+    itself = torch.eye(T, dtype=torch.bool, device=real.device)
+    mask = (causal & real[:, None, :]) | itself
+    return (real.cumsum(1) - 1).clamp(min=0), mask[:, None]
