@@ -221,7 +221,7 @@ def get_result(trial: Storage) -> dict[str, Any] | None:
 def put_part(trial: Storage, table: str, attempt: int, rows: list[Row]) -> str:
     """Store rows as one part and return its key. `rows` is not empty and in order of step."""
     part = Part(table, attempt, rows[0]["step"], rows[-1]["step"])
-    return _put_table(trial, part, pa.Table.from_pylist(rows, schema=SCHEMAS[table]))
+    return put_table(trial, part, pa.Table.from_pylist(rows, schema=SCHEMAS[table]))
 
 
 def compact(trial: Storage, attempt: int, parts: list[str]) -> dict[str, str]:
@@ -235,7 +235,7 @@ def compact(trial: Storage, attempt: int, parts: list[str]) -> dict[str, str]:
         if rows.num_rows:
             steps = rows.column("step")
             part = Part(table, attempt, steps[0].as_py(), steps[-1].as_py())
-            keys[table] = _put_table(trial, part, rows)
+            keys[table] = put_table(trial, part, rows)
     return keys
 
 
@@ -304,7 +304,8 @@ def read_parts(
     return merged if len(once) == merged.num_rows else merged.take(once)
 
 
-def _put_table(trial: Storage, part: Part, rows: pa.Table) -> str:
+def put_table(trial: Storage, part: Part, rows: pa.Table) -> str:
+    """Store a table of that part's steps and return its key."""
     sink = io.BytesIO()
     pq.write_table(rows, sink, compression="zstd")
     trial.put(part.key, sink.getvalue())

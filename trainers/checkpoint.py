@@ -15,6 +15,7 @@ from analysis.errors import InputError
 from analysis.records import Manifest, checkpoint_folder, committed_steps, manifest_key
 from analysis.storage import LocalStorage, Storage
 from trainers.engine import Engine, Ranks
+from trainers.spec import Layout
 from trainers.writer import TrialWriter
 
 logger = logging.getLogger(__name__)
@@ -31,8 +32,7 @@ def save(
     ranks: Ranks,
     step: int,
     state: dict[str, Any],
-    layout: dict[str, Any],
-    keep: int,
+    layout: Layout,
 ) -> None:
     """Store and commit the state after `step` updates. Collective; rank 0 has the writer."""
     tag = f"step-{step:08d}"
@@ -53,8 +53,8 @@ def save(
         for others in ranks.gather(files):
             files = {**others, **files}
         if writer is not None:
-            writer.commit(step, files, layout)
-            writer.prune_checkpoints(keep)
+            writer.commit(step, files, layout.model_dump(mode="json"))
+            writer.prune_checkpoints(layout.keep_checkpoints, layout.branch_points)
         ranks.barrier()
     finally:
         if ranks.local_rank == 0:
@@ -73,14 +73,14 @@ def newest_usable(trial: Storage) -> Manifest | None:
     for step in reversed(steps):
         try:
             manifest = Manifest.from_json(trial.get(manifest_key(step)))
-            damage = _damage(trial, manifest)
+            broken = damage(trial, manifest)
         except ValueError as error:
-            damage = str(error)
-        if damage is None:
+            broken = str(error)
+        if broken is None:
             for newer in damaged:
                 trial.delete(manifest_key(newer))
             return manifest
-        logger.warning("%s: checkpoint %d is not usable: %s", trial.url, step, damage)
+        logger.warning("%s: checkpoint %d is not usable: %s", trial.url, step, broken)
         damaged.append(step)
     if steps:
         raise NoUsableCheckpointError(
@@ -117,7 +117,8 @@ def _staging(ranks: Ranks) -> Path:
     return Path(next(folder for folder in reversed(before) if folder))
 
 
-def _damage(trial: Storage, manifest: Manifest) -> str | None:
+def damage(trial: Storage, manifest: Manifest) -> str | None:
+    """What of a committed checkpoint is not as its manifest says; None if nothing."""
     for name, expected in manifest.files.items():
         try:
             data = trial.get(f"{checkpoint_folder(manifest.step)}/{name}")

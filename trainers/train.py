@@ -152,7 +152,9 @@ def _train(
                 stopping = _any_rank(
                     stop.is_set() or (lease is not None and lease.stop_requested), ranks
                 )
-                due = step > 0 and step % spec.layout.checkpoint_every == 0
+                due = step > 0 and (
+                    step % spec.layout.checkpoint_every == 0 or step in spec.layout.branch_points
+                )
                 if last or due or (stopping and step > 0):
                     with clock("checkpoints"):
                         _save(engine, trial, writer, ranks, step, clock, spec.layout)
@@ -182,7 +184,7 @@ def _train(
     if writer is not None:
         writer.flush()
         result = result_of(spec, writer, outcome, reason, step, clock)
-        result = writer.finish(result)
+        result = writer.finish(result, spec.layout.branch_points)
     ranks.barrier()
     return TrialEnd(outcome, step, ranks.broadcast(result))
 
@@ -251,6 +253,7 @@ def _keeping_layout(spec: TrialSpec, manifest: Manifest | None) -> TrialSpec:
             f"trial {spec.id} was begun on {began.device} and layout.device is now "
             f"{asked.device}; go on with {began.device}, or train it anew in another directory"
         )
+    began = began.model_copy(update={"branch_points": asked.branch_points})
     if asked.retried_smaller:
         smaller = {"micro_batch": asked.micro_batch, "retried_smaller": True}
         began = began.model_copy(update=smaller)
@@ -273,8 +276,7 @@ def _save(
         ranks,
         step,
         state={"seconds": dict(clock.seconds)},
-        layout=layout.model_dump(mode="json"),
-        keep=layout.keep_checkpoints,
+        layout=layout,
     )
 
 

@@ -1,6 +1,7 @@
 """The writer of one trial directory: rows become parts, checkpoints, and in the end a result."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -70,18 +71,22 @@ class TrialWriter:
             manifest = Manifest.from_json(self._trial.get(key))
             self._trial.put(key, replace(manifest, records=tables).to_json())
 
-    def prune_checkpoints(self, keep: int) -> None:
-        """Remove all but the newest `keep` checkpoints, their manifests first, and files of
-        checkpoints that were never committed. Call only when none is being written."""
+    def prune_checkpoints(self, keep: int, branch_points: Iterable[int] = ()) -> None:
+        """Remove all but the newest `keep` checkpoints and those that other trials branch off
+        from, their manifests first, and files of checkpoints that were never committed. Call only
+        when none is being written."""
         keys = self._trial.list("checkpoints")
         committed = records.committed_steps(keys)
-        kept = tuple(f"{records.checkpoint_folder(step)}/" for step in committed[-keep:])
+        steps = {*committed[-keep:], *(set(committed) & set(branch_points))}
+        kept = tuple(f"{records.checkpoint_folder(step)}/" for step in steps)
         manifests = {records.manifest_key(step) for step in committed}
         for key in sorted(keys, key=lambda key: key not in manifests):
             if not key.startswith(kept):
                 self._trial.delete(key)
 
-    def finish(self, result: dict[str, Any]) -> dict[str, Any]:
+    def finish(
+        self, result: dict[str, Any], branch_points: Iterable[int] = ()
+    ) -> dict[str, Any]:
         """Compact the tables, write the result, drop the parts. Returns the stored result."""
         self.flush()
         tables = records.compact(self._trial, self._lease.attempt, self._parts)
@@ -92,7 +97,7 @@ class TrialWriter:
         self._trial.delete(STOP_REQUEST)  # it came too late
         self._rest_on(list(tables.values()))
         records.discard_parts(self._trial, keep=tables.values())
-        self.prune_checkpoints(keep=1)
+        self.prune_checkpoints(keep=1, branch_points=branch_points)
         return result
 
 

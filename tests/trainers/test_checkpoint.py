@@ -14,6 +14,7 @@ from trainers import checkpoint
 from trainers.checkpoint import NoUsableCheckpointError, newest_usable
 from trainers.engine import Engine, Ranks, start_ranks
 from trainers.models.build import build, token_loss
+from trainers.spec import Layout
 from trainers.train import train
 
 MODEL_STATES = "mp_rank_00_model_states.pt"
@@ -56,7 +57,7 @@ def test_an_engine_goes_on_from_a_checkpoint_bit_for_bit(
     engine = Engine(build(spec.model, 0), spec, ranks)
     for seed in range(3):
         update(engine, seed)
-    checkpoint.save(engine, trial, None, ranks, 3, {"seconds": {"training": 1.5}}, {}, keep=2)
+    checkpoint.save(engine, trial, None, ranks, 3, {"seconds": {"training": 1.5}}, Layout())
     expected = [update(engine, seed) for seed in range(3, 7)]
     engine.close()
 

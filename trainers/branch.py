@@ -1,0 +1,62 @@
+"""Branching off: a trial begun as another's first steps, where both would take the same ones.
+
+Under the schedule wsd, trials that differ in their number of steps alone are one run until the
+first of them decays. What the longest has done by then need not be done again: its checkpoint and
+its records up to there become those of the branch, which goes on as after any interruption.
+"""
+
+import logging
+from dataclasses import replace
+
+import pyarrow.compute as pc
+
+from analysis import records
+from analysis.records import SCHEMAS, Manifest, Part, checkpoint_folder, manifest_key
+from analysis.storage import Storage
+from trainers.checkpoint import damage
+from trainers.spec import Layout
+
+logger = logging.getLogger(__name__)
+
+#: Whoever trains a trial counts attempts from 1: what a branch inherits is of none of them.
+INHERITED = 0
+
+
+def fork(trunk: Storage, branch: Storage, branch_id: str, step: int) -> bool:
+    """Begin `branch` as `trunk` was after `step` updates; whether that could be done.
+
+    Nothing is done for a branch that has begun, or where the trunk has no whole checkpoint of
+    that step: the branch then trains from its own beginning, to the same end.
+    """
+    if records.committed_steps(branch.list("checkpoints")) or records.RESULT in branch.list():
+        return False
+    try:
+        manifest = Manifest.from_json(trunk.get(manifest_key(step)))
+    except (FileNotFoundError, ValueError):
+        logger.warning("%s has no checkpoint of step %d to branch off from", trunk.url, step)
+        return False
+    broken = damage(trunk, manifest)
+    if broken is not None:
+        logger.warning("%s: checkpoint %d is not usable: %s", trunk.url, step, broken)
+        return False
+    inherited = []
+    for table in SCHEMAS:
+        rows = records.read_records(trunk, table)
+        rows = rows.filter(pc.field("step") <= step)
+        if rows.num_rows:
+            steps = rows.column("step")
+            part = Part(table, INHERITED, steps[0].as_py(), steps[-1].as_py())
+            inherited.append(records.put_table(branch, part, rows))
+    for name in manifest.files:
+        key = f"{checkpoint_folder(step)}/{name}"
+        branch.put(key, trunk.get(key))
+    layout = Layout.model_validate(manifest.layout).model_copy(update={"branch_points": ()})
+    own = replace(
+        manifest,
+        trial_id=branch_id,
+        attempt=INHERITED,
+        records=inherited,
+        layout=layout.model_dump(mode="json"),
+    )
+    branch.put(manifest_key(step), own.to_json())
+    return True
