@@ -16,8 +16,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## train the shipped small sweep and print its verdict
 	$(BIN)/widthlab run orchestrator/sweeps/small.yaml
 
+# Files of tests are shared out over the cores; every test computes on one thread.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-slow: $(READY)  ## proofs of minutes
 	$(BIN)/python -m pytest -m slow --timeout 3000

@@ -7,7 +7,7 @@ Exit codes: 0 done, a refusal of the analysis included; 1 some trials failed, or
 import contextlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -69,11 +69,12 @@ def plan(
     from orchestrator.grid import expand
     from orchestrator.plan import make_plan, plan_json
     from orchestrator.plan_view import render_plan
-    from trainers.data.store import resolve
+    from orchestrator.planned_data import planned_data
 
     config, directory = _load(sweep, overrides, storage)
-    data, vocab_size = resolve(config.source)
-    made = make_plan(config, expand(config, data, vocab_size), _measured_rate(directory))
+    found = planned_data(config, directory)
+    grid = expand(config, found.data, found.vocab_size)
+    made = make_plan(config, grid, _measured_rate(directory), ids_known=found.known)
     if as_json:
         _print_json(plan_json(made))
     else:
@@ -276,6 +277,34 @@ def sync(
             typer.echo(f"{report.refused} trials could not be read or were refused", err=True)
     if report.away or report.refused:
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    trial: Annotated[str, typer.Argument(metavar="TRIAL_DIR", help="a trial's directory")],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="a new folder")],
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="of the written weights")
+    ] = "float32",
+    tokenizer: Annotated[
+        bool, typer.Option("--tokenizer/--no-tokenizer", help="write the tokenizer too")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a trial's model as a directory that transformers opens."""
+    from dataclasses import asdict
+
+    from transformers.utils import logging as transformers_logging
+
+    from trainers.export import export as write
+
+    transformers_logging.disable_progress_bar()
+    sys.path.append("")  # a block of the user's own is looked for here too, as in training
+    done = write(_open(trial), out, dtype, tokenizer)
+    if as_json:
+        _print_json(asdict(done))
+    else:
+        _say(done.summary)
 
 
 @app.command()

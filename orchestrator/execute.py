@@ -7,11 +7,13 @@ import socket
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from analysis.errors import InputError
 from analysis.storage import Storage, open_storage
+from orchestrator.branches import Branch
 from orchestrator.trainable import resources, run_trial, worker_resources
 from trainers.spec import TrialSpec
 
@@ -155,19 +157,49 @@ def _reads_back(url: str, token: str) -> bool:
 
 
 def run_trials(
-    sweep: Storage, trials: Sequence[TrialSpec], at_once: int, retries: int
+    sweep: Storage,
+    trials: Sequence[TrialSpec],
+    at_once: int,
+    retries: int,
+    branches: Mapping[str, Branch],
 ) -> dict[str, str]:
     """Train every trial; a trial that fails is tried again `retries` times.
 
+    Those that `branches` names come when all others are over, and begin where they branch off.
     Returns the error by trial id of those that used up their retries. Blocks until all is over.
     """
+    trunks = [spec for spec in trials if spec.id not in branches]
+    others = [spec for spec in trials if spec.id in branches]
+    errors: dict[str, str] = {}
+    for wave in (trunks, others):
+        if wave:
+            errors |= _run_wave(sweep, wave, at_once, retries, branches)
+    return errors
+
+
+def _run_wave(
+    sweep: Storage,
+    trials: Sequence[TrialSpec],
+    at_once: int,
+    retries: int,
+    branches: Mapping[str, Branch],
+) -> dict[str, str]:
     from ray import tune
     from ray.tune import CheckpointConfig, FailureConfig, RunConfig
 
     with tempfile.TemporaryDirectory(prefix="widthlab-tune-") as scratch:
         base = {"sweep": sweep.url, "scratch": scratch}
         specs = {spec.id: spec for spec in trials}
-        configs = [{**base, "id": spec.id, "spec": spec.to_json().decode()} for spec in trials]
+        off = {trial_id: asdict(branch) for trial_id, branch in branches.items()}
+        configs = [
+            {
+                **base,
+                "id": spec.id,
+                "spec": spec.to_json().decode(),
+                "branch": off.get(spec.id),
+            }
+            for spec in trials
+        ]
         tuner = tune.Tuner(
             tune.with_resources(run_trial, lambda config: resources(specs[config["trial"]["id"]])),
             param_space={"trial": tune.grid_search(configs)},

@@ -1,39 +1,40 @@
 """From a sweep to its trials: the product of the axes, less what makes no sense.
 
-A cell is resolved from the file's base and its own axis values alone. Adding a width or a seed
-therefore leaves the id of every other trial as it was.
+A cell is resolved from the file's base, its overrides and its own axis values alone. Adding a
+width or a seed therefore leaves the id of every other trial as it was.
 
 Trials come in the order in which they are best run: replicate by replicate, in the order of
 `grid.seed`, so that a sweep that is cut short has whole replicates; within a replicate the
 costliest first, so that no long trial is left over at the end on one worker while others idle.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from math import floor, prod
-from typing import Any
 
 from pydantic import ValidationError
 
 from analysis.errors import InputError
+from orchestrator.branches import branch_points
+from orchestrator.canonical import Change, same_in_other_words
+from orchestrator.cell import Axes, Cell, cells, resolved
 from orchestrator.hold import HeldCell, Missed, hold_budget
-from orchestrator.sweep_config import AXES, ModelSection, SweepConfig
+from orchestrator.sweep_config import ModelSection, SweepConfig
 from trainers.accounting import training_flops_per_token
-from trainers.spec import DataSpec, Layout, ModelSpec, TrialSpec
-
-Axes = dict[str, Any]
+from trainers.spec import DataSpec, Layout, ModelSpec, TrainingSpec, TrialSpec
 
 
 @dataclass(frozen=True)
 class PlannedTrial:
     """One trial of a grid.
 
-    `holds` are the halves of the grid that it belongs to: "none", "params", "flops".
-    `budget_errors` gives, for each budget held, by how much (relative, signed) it misses.
+    `cell` is the one of its cells that came nearest to the file's words. `holds` are the halves
+    of the grid that it belongs to: "none", "params", "flops". `budget_errors` gives, for each
+    budget held, by how much (relative, signed) it misses.
     """
 
     spec: TrialSpec
+    cell: Cell
     holds: tuple[str, ...]
     budget_errors: dict[str, float] = field(default_factory=dict)
 
@@ -44,8 +45,13 @@ class PlannedTrial:
 
     @property
     def axes(self) -> Axes:
-        """The cell as the file names it, with its d_model and D."""
+        """The cell as the file names it and as it came to be, with its d_model and D."""
         return self.spec.axes
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """What is not as the file says."""
+        return self.cell.changes
 
     @property
     def flops(self) -> int:
@@ -95,26 +101,30 @@ def expand(
     trials: dict[str, PlannedTrial] = {}
     dropped: list[Dropped] = []
     merged: list[Merged] = []
-    for hold, cell in product(config.hold, _cells(config)):
-        resolved = _resolve(config, cell, hold, data, vocab_size, layout)
-        if isinstance(resolved, Dropped):
-            dropped.append(resolved)
+    # A cell that is as the file says is the one that others come to be.
+    ordered = sorted((resolved(config, typed) for typed in cells(config)), key=_changed_axes)
+    for hold, cell in product(config.hold, ordered):
+        found = _trial(config, cell, hold, data, vocab_size, layout)
+        if isinstance(found, Dropped):
+            dropped.append(found)
             continue
-        known = trials.get(resolved.id)
+        known = trials.get(found.id)
         if known is None:
-            trials[resolved.id] = resolved
+            trials[found.id] = found
         elif hold in known.holds:
-            merged.append(Merged(cell, hold, known.id, _difference(cell, known)))
+            merged.append(Merged(cell.typed, hold, known.id, _difference(cell, known)))
         else:
-            trials[known.id] = PlannedTrial(
-                known.spec,
-                (*known.holds, *resolved.holds),
-                known.budget_errors | resolved.budget_errors,
+            trials[known.id] = replace(
+                known,
+                holds=(*known.holds, *found.holds),
+                budget_errors=known.budget_errors | found.budget_errors,
             )
     if not trials:
         raise InputError(_nothing_left(config, dropped))
     seeds = config.grid["seed"]
-    order = sorted(trials.values(), key=lambda t: (seeds.index(t.spec.replicate), -t.flops))
+    order = sorted(
+        _with_branch_points(trials), key=lambda t: (seeds.index(t.spec.replicate), -t.flops)
+    )
     return Grid(order, dropped, merged, len(config.hold) * prod(map(len, config.grid.values())))
 
 
@@ -125,26 +135,42 @@ def _layout(config: SweepConfig, device: str | None) -> Layout:
     return Layout.model_validate({**shared, "device": chosen})
 
 
-def _cells(config: SweepConfig) -> Iterator[Axes]:
-    """Axis -> value for every combination, the last axis of the file turning fastest."""
-    for values in product(*config.grid.values()):
-        yield dict(zip(config.grid, values, strict=True))
+def _changed_axes(cell: Cell) -> int:
+    return sum(change.key in cell.typed for change in cell.changes)
 
 
-def _resolve(
-    config: SweepConfig, cell: Axes, hold: str, data: DataSpec, vocab_size: int, layout: Layout
+def _with_branch_points(trials: dict[str, PlannedTrial]) -> list[PlannedTrial]:
+    """The trials, those from which others branch with a checkpoint there."""
+    points = branch_points(trial.spec for trial in trials.values())
+    return [
+        replace(
+            trial,
+            spec=trial.spec.model_copy(
+                update={
+                    "layout": trial.spec.layout.model_copy(
+                        update={"branch_points": points.get(trial_id, ())}
+                    )
+                }
+            ),
+        )
+        for trial_id, trial in trials.items()
+    ]
+
+
+def _trial(
+    config: SweepConfig, cell: Cell, hold: str, data: DataSpec, vocab_size: int, layout: Layout
 ) -> PlannedTrial | Dropped:
     """One cell as a trial, or why it cannot be one."""
+    base = cell.base
     try:
-        base = _with_cell(config, cell)
-        held = _model(base.model, cell, hold, vocab_size)
+        held = _model(cell, hold, vocab_size)
         if isinstance(held, Missed):
-            return Dropped(cell, hold, held.why)
+            return Dropped(cell.typed, hold, held.why)
         spec = TrialSpec(
             model=held.model,
-            training=base.training,
+            training=TrainingSpec.model_validate(base.training.model_dump()),
             data=data,
-            replicate=cell["seed"],
+            replicate=cell.typed["seed"],
             evaluation=base.evaluation,
             spectra=base.spectra,
             source=config.source,
@@ -153,39 +179,27 @@ def _resolve(
         )
     except ValidationError as error:
         reasons = [str(item["msg"]).removeprefix("Value error, ") for item in error.errors()]
-        return Dropped(cell, hold, "; ".join(reasons))
+        return Dropped(cell.typed, hold, "; ".join(reasons))
     errors = {} if hold == "none" else {hold: held.error}
-    return PlannedTrial(spec, (hold,), errors)
+    return PlannedTrial(spec, cell, (hold,), errors)
 
 
-def _with_cell(config: SweepConfig, cell: Axes) -> SweepConfig:
-    """The config with a cell's values in its sections."""
-    updates: dict[str, dict[str, Any]] = {}
-    for axis in cell.keys() & AXES.keys():
-        section, key = AXES[axis]
-        updates.setdefault(section, {})[key] = cell[axis]
-    # Each value was validated when the file was read; how they fit together is the spec's to say.
-    sections = {
-        section: getattr(config, section).model_copy(update=update)
-        for section, update in updates.items()
-    }
-    return config.model_copy(update=sections)
-
-
-def _model(base: ModelSection, cell: Axes, hold: str, vocab_size: int) -> HeldCell | Missed:
+def _model(cell: Cell, hold: str, vocab_size: int) -> HeldCell | Missed:
     """The model of a cell at the file's d_model, or at the one that keeps the budget."""
-    if "ffn_width" in cell:
-        width = cell["ffn_width"]
+    base, post_layers = cell.base.model, cell.post_layers
+    if "ffn_width" in cell.typed:
+        width = cell.typed["ffn_width"]
         widths = tuple(width) if isinstance(width, list) else (width,) * base.depth
         if len(widths) != base.depth:
             return Missed(f"ffn_width {width} is for {len(widths)} layers, depth is {base.depth}")
-        return HeldCell(_sized(base, widths, vocab_size), 0.0)
-    multiplier = cell["width_multiplier"]
-    plain = _sized(base, (_width(base, multiplier),) * base.depth, vocab_size)
+        return HeldCell(_sized(base, widths, post_layers, vocab_size), 0.0)
+    multiplier = cell.typed["width_multiplier"]
+    plain_widths = (_width(base, multiplier),) * base.depth
+    plain = _sized(base, plain_widths, post_layers, vocab_size)
     if hold == "none" or multiplier == base.reference_multiplier:
         return HeldCell(plain, 0.0)
     reference_widths = (_width(base, base.reference_multiplier),) * base.depth
-    reference = _sized(base, reference_widths, vocab_size)
+    reference = _sized(base, reference_widths, post_layers, vocab_size)
     return hold_budget(
         reference, multiplier, "params" if hold == "params" else "flops", base.ffn_multiple
     )
@@ -197,13 +211,15 @@ def _width(base: ModelSection, multiplier: float) -> int:
     return max(1, multiples) * base.ffn_multiple
 
 
-def _sized(base: ModelSection, widths: tuple[int, ...], vocab_size: int) -> ModelSpec:
+def _sized(
+    base: ModelSection, widths: tuple[int, ...], post_layers: int, vocab_size: int
+) -> ModelSpec:
     shared = base.model_dump(include=set(ModelSpec.model_fields))
-    return ModelSpec(**shared, ffn_widths=widths, vocab_size=vocab_size)
+    return ModelSpec(**shared, ffn_widths=widths, post_layers=post_layers, vocab_size=vocab_size)
 
 
-def _named(cell: Axes, model: ModelSpec) -> Axes:
-    """The axes of a trial: as typed, and what the model came to.
+def _named(cell: Cell, model: ModelSpec) -> Axes:
+    """The axes of a trial: as they came to be, and what the model came to.
 
     Where the file gives `ffn_width`, `width_multiplier` is the achieved mean D / d_model, and D
     is a list if the layers differ.
@@ -214,21 +230,36 @@ def _named(cell: Axes, model: ModelSpec) -> Axes:
         "architecture": model.architecture,
         "norm": model.norm,
         "depth": model.depth,
-        "width_multiplier": cell.get("width_multiplier", achieved),
-        **{axis: value for axis, value in cell.items() if axis != "ffn_width"},
+        "width_multiplier": cell.typed.get("width_multiplier", achieved),
+        **{axis: value for axis, value in cell.axes.items() if axis != "ffn_width"},
         "d_model": model.d_model,
         "D": widths[0] if len(set(widths)) == 1 else list(widths),
     }
 
 
-def _difference(cell: Axes, known: PlannedTrial) -> str:
-    """How a cell differs from the trial that it turned out to be."""
-    typed = [axis for axis in cell if axis not in ("ffn_width", "d_model")]  # named as achieved
-    named = [f"{axis} {known.axes[axis]}" for axis in typed if known.axes[axis] != cell[axis]]
-    if not named:
+def _difference(cell: Cell, known: PlannedTrial) -> str:
+    """Why a cell is the trial that it turned out to be."""
+    into = known.cell
+    differing = [
+        axis
+        for axis, value in cell.typed.items()
+        if axis not in ("ffn_width", "d_model") and into.typed[axis] != value
+    ]  # those two are named as achieved
+    if not differing:
         return "the grid has it twice"
-    size = f"d_model {known.axes['d_model']}, D {known.axes['D']}"
-    return f"the same trial as {', '.join(named)}: {size}"
+    reasons = {change.key: change.why for change in (*into.changes, *cell.changes)}
+    named: list[str] = []
+    why: list[str] = []
+    for axis in differing:
+        reason = reasons.get(axis) or same_in_other_words(axis, cell.base.model)
+        if reason:
+            why.append(reason)
+        else:
+            named.append(f"{axis} {known.axes[axis]}")
+    if named:
+        size = f"d_model {known.axes['d_model']}, D {known.axes['D']}"
+        why.append(f"the same trial as {', '.join(named)}: {size}")
+    return "; ".join(dict.fromkeys(why))
 
 
 def _nothing_left(config: SweepConfig, dropped: list[Dropped]) -> str:

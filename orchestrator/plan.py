@@ -1,42 +1,35 @@
 """What a sweep comes to before it runs: cost per trial and in all, and what it cannot answer."""
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from analysis.wording import plural
 from orchestrator import strict_yaml
+from orchestrator.branches import Branch, branches
+from orchestrator.cell import matching
 from orchestrator.grid import Dropped, Grid, Merged, PlannedTrial
+from orchestrator.plan_cost import DEFAULT_RATES, START_SECONDS, measuring_flops
+from orchestrator.plan_warnings import warnings
 from orchestrator.sweep import RESOLVED
 from orchestrator.sweep_config import SweepConfig
 from trainers.accounting import (
     Parameters,
-    inference_flops_per_token,
     parameters,
     training_flops_per_token,
     training_memory_bytes,
 )
-from trainers.spec import SEMANTICS_VERSION, DataSpec, TrialSpec
-
-#: FLOP/s that one CPU core (float32, models of 0.1M parameters: measured 4e10 to 5e10) and one GPU
-#: (bf16, a third of an A100's peak) reach in training, where nothing better is known.
-DEFAULT_RATES = {"cpu": 4e10, "cuda": 1e14}
-#: A snapshot's eigenvalues cost about this times D^3 FLOPs, at the rate of training (0.2 s at
-#: D = 2048 on two cores).
-EIGENVALUE_FLOPS = 2.0
-#: Starting a trial and ending it, seconds.
-START_SECONDS = 4.0
-
-#: Below this many tokens per unit of width every rank of a spectrum is biased downward.
-TOKENS_PER_WIDTH = 10
-WIDTHS_FOR_A_LAW = 3
-#: With one replicate the scatter about the quadratic is the only noise there is to see.
-WIDTHS_WITHOUT_REPLICATES = 6
+from trainers.spec import SEMANTICS_VERSION, DataSpec
 
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One trial and its cost. `memory_bytes` is of one worker, `seconds` an estimate."""
+    """One trial and its cost. `memory_bytes` is of one worker, `seconds` an estimate.
+
+    `tokens` are all that its weights have seen at the end; what a `branch` takes over from its
+    trunk costs it neither FLOPs nor seconds.
+    """
 
     trial: PlannedTrial
     parameters: Parameters
@@ -45,11 +38,35 @@ class PlanRow:
     memory_bytes: int
     workers: int
     seconds: float
+    branch: Branch | None = None
 
     @property
     def flops(self) -> int:
-        """Training FLOPs of the whole trial."""
-        return self.flops_per_token * self.tokens
+        """Training FLOPs of its own updates."""
+        training = self.trial.spec.training
+        own = training.steps - (self.branch.step if self.branch else 0)
+        return self.flops_per_token * own * training.batch_tokens
+
+
+@dataclass(frozen=True)
+class Adjusted:
+    """A key of some trials that is not what the file says: `after` is None where it means
+    nothing in them."""
+
+    key: str
+    before: Any
+    after: Any
+    why: str
+    trials: int
+
+
+@dataclass(frozen=True)
+class OverrideUse:
+    """An override of the file, and how many trials it is for."""
+
+    when: dict[str, tuple[Any, ...]]
+    set: dict[str, Any]
+    trials: int
 
 
 @dataclass(frozen=True)
@@ -65,39 +82,61 @@ class Totals:
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep before it runs. `rate` is FLOP/s of one worker, measured or a default."""
+    """A sweep before it runs. `rate` is FLOP/s of one worker, measured or a default.
+
+    `axes` are those of the grid with the values that the file gives, `holds` its halves. Where
+    `ids_known` is false, ids tell the trials of this plan apart and are not those of a run.
+    """
 
     sweep: str
+    axes: dict[str, tuple[Any, ...]]
+    holds: tuple[str, ...]
     rows: list[PlanRow]
     dropped: list[Dropped]
     merged: list[Merged]
+    adjusted: list[Adjusted]
+    overrides: list[OverrideUse]
+    notes: list[str]
     warnings: list[str]
     totals: Totals
     rate: float
     rate_measured: bool
+    ids_known: bool = True
 
 
-def make_plan(config: SweepConfig, grid: Grid, rate: float | None = None) -> Plan:
-    """Cost of every trial. `rate` is the FLOP/s that one worker was measured to reach, if any."""
+def make_plan(
+    config: SweepConfig, grid: Grid, rate: float | None = None, *, ids_known: bool = True
+) -> Plan:
+    """Cost of every trial. `rate` is the FLOP/s that one worker was measured to reach, if any;
+    `ids_known` is false where the grid was made before its corpus could be looked at."""
     layout = grid.trials[0].spec.layout
     cores = layout.cpus_per_worker if layout.device == "cpu" else 1
     per_worker = rate or DEFAULT_RATES[layout.device] * cores
-    rows = [_row(trial, per_worker) for trial in grid.trials]
+    shared = branches(trial.spec for trial in grid.trials)
+    rows = [_row(trial, per_worker, shared.get(trial.id)) for trial in grid.trials]
     return Plan(
         sweep=config.name,
+        axes=config.grid,
+        holds=config.hold,
         rows=rows,
         dropped=grid.dropped,
         merged=grid.merged,
-        warnings=list(_warnings(config, grid.trials)),
+        adjusted=_adjusted(grid.trials),
+        overrides=_overrides(config, grid.trials),
+        notes=list(_notes(rows, ids_known)),
+        warnings=list(warnings(config, grid.trials)),
         totals=_totals(config, rows),
         rate=per_worker,
         rate_measured=rate is not None,
+        ids_known=ids_known,
     )
 
 
-def _row(trial: PlannedTrial, rate: float) -> PlanRow:
+def _row(trial: PlannedTrial, rate: float, branch: Branch | None) -> PlanRow:
     spec = trial.spec
     workers = spec.layout.workers
+    begin = branch.step if branch else 0
+    work = trial.flops * (spec.training.steps - begin) / spec.training.steps
     return PlanRow(
         trial=trial,
         parameters=parameters(spec.model),
@@ -105,27 +144,9 @@ def _row(trial: PlannedTrial, rate: float) -> PlanRow:
         tokens=spec.training.steps * spec.training.batch_tokens,
         memory_bytes=training_memory_bytes(spec),
         workers=workers,
-        seconds=START_SECONDS + (trial.flops + _measuring_flops(spec)) / (rate * workers),
+        seconds=START_SECONDS + (work + measuring_flops(spec, begin)) / (rate * workers),
+        branch=branch,
     )
-
-
-def _measuring_flops(spec: TrialSpec) -> float:
-    """FLOPs of evaluations and snapshots: forward passes, covariances 2 N D^2, eigenvalues."""
-    steps, forward = spec.training.steps, inference_flops_per_token(spec.model)
-    evaluation, spectra = spec.evaluation, spec.spectra
-    snapshot = sum(
-        2 * spectra.tokens * D**2 + EIGENVALUE_FLOPS * D**3 for D in spec.model.ffn_widths
-    ) * len(spectra.sites)
-    evaluations = _measurements(steps, evaluation.every)
-    snapshots = _measurements(steps, spectra.every)
-    return evaluations * evaluation.tokens * forward + snapshots * (
-        spectra.tokens * forward + snapshot
-    )
-
-
-def _measurements(steps: int, every: int) -> int:
-    """How often something at step 0, every `every` updates and at the end happens."""
-    return 1 + -(-steps // every)
 
 
 def _totals(config: SweepConfig, rows: list[PlanRow]) -> Totals:
@@ -141,80 +162,34 @@ def _totals(config: SweepConfig, rows: list[PlanRow]) -> Totals:
     )
 
 
-# --- what the sweep cannot answer ----------------------------------------------------------
+def _adjusted(trials: Sequence[PlannedTrial]) -> list[Adjusted]:
+    """What trials have that is not as the file says, alike changes together."""
+    first = {repr(change): change for trial in trials for change in trial.changes}
+    counts = Counter(repr(change) for trial in trials for change in trial.changes)
+    return [
+        Adjusted(change.key, change.before, change.after, change.why, counts[key])
+        for key, change in first.items()
+    ]
 
 
-def _warnings(config: SweepConfig, trials: list[PlannedTrial]) -> Iterator[str]:
-    """What to mend before the hours are spent, most serious first."""
-    widest = max(max(trial.spec.model.ffn_widths) for trial in trials)
-    tokens = min(trial.spec.spectra.tokens for trial in trials)
-    if tokens < TOKENS_PER_WIDTH * widest:
+def _overrides(config: SweepConfig, trials: Sequence[PlannedTrial]) -> list[OverrideUse]:
+    counts = Counter(number for trial in trials for number in matching(config, trial.cell.typed))
+    return [
+        OverrideUse(override.when, override.set, counts[number])
+        for number, override in enumerate(config.overrides)
+    ]
+
+
+def _notes(rows: Sequence[PlanRow], ids_known: bool) -> Iterator[str]:
+    if not ids_known:
+        yield "ids are known once the corpus has been fetched: widthlab run does it"
+    branched = [row for row in rows if row.branch]
+    if branched:
+        steps = sum(row.branch.step for row in branched if row.branch)
         yield (
-            f"spectra.tokens {tokens} is less than {TOKENS_PER_WIDTH} per unit of the widest FFN "
-            f"(D = {widest}): ranks are biased downward, most at the widest, which looks like "
-            f"saturation; use at least {TOKENS_PER_WIDTH * widest}"
+            f"{plural(len(branched), 'trial')} with fewer steps branch off from longer ones at the "
+            f"end of the stable phase: {steps:,} updates are trained once and counted once"
         )
-    budgets = [hold for hold in config.hold if hold != "none"]
-    if not budgets:
-        yield (
-            "no equal budgets (hold has neither params nor flops): wider models are also bigger "
-            "ones, so no best width by loss can be told; use hold: [none, params]"
-        )
-    if "none" not in config.hold:
-        yield (
-            "no equal d_model (hold has no none): there will be no laws of rank against width; "
-            "use hold: [none, " + ", ".join(budgets) + "]"
-        )
-    yield from _too_few(config, trials)
-    far = [trial for trial in trials if any(abs(e) > 0.02 for e in trial.budget_errors.values())]
-    if far:
-        worst = max(abs(error) for trial in far for error in trial.budget_errors.values())
-        yield (
-            f"{plural(len(far), 'trial')} off the budget by more than 2 % (at worst "
-            f"{worst:.1%}): a smaller model.ffn_multiple comes nearer"
-        )
-    steps = min(trial.spec.training.steps for trial in trials)
-    every = max(trial.spec.spectra.every for trial in trials)
-    snapshots, wanted = _measurements(steps, every), config.analysis.aggregate_last
-    if snapshots - 1 < wanted:
-        yield (
-            f"{plural(snapshots, 'snapshot')} a trial, that at step 0 included, but a rank is "
-            f"the median of the last {wanted} (analysis.aggregate_last): it reaches back to the "
-            "untrained model; lower it or spectra.every"
-        )
-
-
-def _too_few(config: SweepConfig, trials: list[PlannedTrial]) -> Iterator[str]:
-    """Halves of the grid with too few widths for a verdict."""
-    replicates = len(set(config.grid["seed"]))
-    for hold in config.hold:
-        fewest = min(len(widths) for widths in _widths_by_group(trials, hold))
-        if fewest < WIDTHS_FOR_A_LAW:
-            yield (
-                f"hold {hold}: {plural(fewest, 'width')} in some group; a law or an "
-                f"optimum needs at least {WIDTHS_FOR_A_LAW}"
-            )
-        elif hold != "none" and replicates == 1 and fewest < WIDTHS_WITHOUT_REPLICATES:
-            yield (
-                f"hold {hold}: one replicate and {plural(fewest, 'width')} in some group; a "
-                f"verdict on loss needs {WIDTHS_WITHOUT_REPLICATES} widths, or more seeds"
-            )
-
-
-def _widths_by_group(trials: list[PlannedTrial], hold: str) -> list[set[tuple[Any, ...]]]:
-    """Distinct shapes of each group of trials that differ in width and seed alone."""
-    groups: dict[str, set[tuple[Any, ...]]] = {}
-    for trial in trials:
-        if hold in trial.holds:
-            model = trial.spec.model
-            # The head count tells sizes apart where d_model is an axis: a budget keeps it.
-            axes = [v for k, v in trial.axes.items() if k not in WIDTH_AND_SEED]
-            key = repr([*axes, model.heads])
-            groups.setdefault(key, set()).add((model.d_model, model.ffn_widths))
-    return list(groups.values()) or [set()]
-
-
-WIDTH_AND_SEED = ("width_multiplier", "seed", "d_model", "D")
 
 
 # --- outputs -------------------------------------------------------------------------------
@@ -226,7 +201,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "sweep": plan.sweep,
         "trials": [
             {
-                "id": row.trial.id,
+                "id": row.trial.id if plan.ids_known else None,
                 "holds": list(row.trial.holds),
                 "axes": row.trial.axes,
                 "parameters": asdict(row.parameters),
@@ -235,14 +210,36 @@ def plan_json(plan: Plan) -> dict[str, Any]:
                 "memory_bytes": row.memory_bytes,
                 "workers": row.workers,
                 "seconds": row.seconds,
+                "branch": _branch_json(row.branch, plan.ids_known),
             }
             for row in plan.rows
         ],
         "dropped": [asdict(cell) for cell in plan.dropped],
-        "merged": [asdict(cell) for cell in plan.merged],
+        "merged": [
+            asdict(cell) | ({} if plan.ids_known else {"into": None}) for cell in plan.merged
+        ],
+        "adjusted": [_adjusted_json(change) for change in plan.adjusted],
+        "overrides": [asdict(override) for override in plan.overrides],
+        "notes": plan.notes,
         "warnings": plan.warnings,
         "rate": {"flops_per_s": plan.rate, "measured": plan.rate_measured},
         "totals": asdict(plan.totals),
+    }
+
+
+def _branch_json(branch: Branch | None, ids_known: bool) -> dict[str, Any] | None:
+    if branch is None:
+        return None
+    return {"trunk": branch.trunk if ids_known else None, "step": branch.step}
+
+
+def _adjusted_json(change: Adjusted) -> dict[str, Any]:
+    return {
+        "key": change.key,
+        "from": change.before,
+        "to": change.after,
+        "why": change.why,
+        "trials": change.trials,
     }
 
 
@@ -278,5 +275,8 @@ def resolved_yaml(
         ],
         "dropped": [strict_yaml.Inline(asdict(cell)) for cell in grid.dropped],
         "merged": [strict_yaml.Inline(asdict(cell)) for cell in grid.merged],
+        "adjusted": [
+            strict_yaml.Inline(_adjusted_json(change)) for change in _adjusted(grid.trials)
+        ],
     }
     return strict_yaml.dump({**config.to_dict(), RESOLVED: resolved})

@@ -7,11 +7,10 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from analysis.wording import plural
-from orchestrator.grid import Dropped, Merged
-from orchestrator.plan import WIDTH_AND_SEED, Plan, PlanRow
+from orchestrator.plan import Plan, PlanRow
+from orchestrator.plan_cells import left_out, named, value_text
+from orchestrator.plan_warnings import WIDTH_AND_SEED
 
-#: Cells shown under one reason; the JSON has all.
-SHOWN = 6
 #: Columns that are words; the others are numbers and stand to the right.
 WORDS = ("trial", "hold")
 #: What the columns are.
@@ -28,10 +27,8 @@ def render_plan(plan: Plan) -> RenderableType:
     """
     parts: list[RenderableType] = [Text(f"Sweep {plan.sweep}", style="bold"), *_rows(plan)]
     parts.append(_totals(plan))
-    parts += _reasons("dropped", [(cell.why, _cell(cell, "")) for cell in plan.dropped])
-    parts += _reasons(
-        "merged", [(cell.why, _cell(cell, f" into {cell.into}")) for cell in plan.merged]
-    )
+    parts += left_out(plan)
+    parts += [Text(f"note: {note}") for note in plan.notes]
     parts += [Text(f"warning: {warning}", style="yellow") for warning in plan.warnings]
     parts.append(Text("to run it: widthlab run FILE, with the same options", style="bold"))
     return Group(*parts)
@@ -64,11 +61,17 @@ def _rows(plan: Plan) -> list[Text]:
     def place(row: PlanRow) -> tuple[Any, ...]:
         width = sum(row.trial.spec.model.ffn_widths) / row.trial.spec.model.d_model
         not_none = "none" not in row.trial.holds
-        return (*different(row).values(), not_none, width, row.trial.axes["seed"])
+        # What means nothing in a group (null) comes after all that does.
+        group = [(value is None, value or 0) for value in different(row).values()]
+        return (group, not_none, width, row.trial.axes["seed"])
 
     ordered = sorted(plan.rows, key=place)
     cells = {
-        row.trial.id: {name: text for name, text in _columns(row).items() if name not in common}
+        row.trial.id: {
+            name: text
+            for name, text in _columns(row).items()
+            if name not in common and (plan.ids_known or name != "trial")
+        }
         for row in ordered
     }
     widths = {
@@ -84,13 +87,13 @@ def _rows(plan: Plan) -> list[Text]:
         return Text(" ".join(aligned), style)
 
     lines = [
-        Text(f"every trial: {_named(common)}"),
+        Text(f"every trial: {named(common)}"),
         Text(LEGEND, "dim"),
         line({name: name for name in widths}, "bold"),
     ]
     for group, rows in groupby(ordered, key=different):
         if group:
-            lines.append(Text(_named(group), style="italic"))
+            lines.append(Text(named(group), style="italic"))
         lines += [line(cells[row.trial.id]) for row in rows]
     return lines
 
@@ -104,7 +107,7 @@ def _columns(row: PlanRow) -> dict[str, str]:
         "asked": f"{axes['width_multiplier']:.4g}",
         "D/d": f"{sum(model.ffn_widths) / model.depth / model.d_model:.4g}",
         "d_model": str(model.d_model),
-        "D": _value(axes["D"]),
+        "D": value_text(axes["D"]),
         "N": _scaled(row.parameters.non_embedding),
         "FLOPs": _scaled(row.flops),
         "memory": _bytes(row.memory_bytes),
@@ -131,35 +134,8 @@ def _device_time(hours: float) -> str:
     seconds = hours * 3600
     if seconds < 120:
         return duration(seconds)
-    return f"{hours:.3g} device-hours ({duration(seconds)})"
-
-
-def _reasons(what: str, cells: list[tuple[str, str]]) -> list[RenderableType]:
-    """Cells under the reason that they share."""
-    by_reason: dict[str, list[str]] = {}
-    for why, cell in cells:
-        by_reason.setdefault(why, []).append(cell)
-    return [
-        Text.assemble((what, "bold"), f": {why}\n  ", "\n  ".join(_first(named)))
-        for why, named in by_reason.items()
-    ]
-
-
-def _first(named: list[str]) -> list[str]:
-    more = [f"and {len(named) - SHOWN} more"] if len(named) > SHOWN else []
-    return [*named[:SHOWN], *more]
-
-
-def _cell(cell: Dropped | Merged, after: str) -> str:
-    return f"{_named(cell.axes)}, hold {cell.hold}{after}"
-
-
-def _named(axes: dict[str, Any]) -> str:
-    return ", ".join(f"{axis} {_value(value)}" for axis, value in axes.items())
-
-
-def _value(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    count = f"{hours:,.0f}" if 999.5 <= hours < 1e7 else f"{hours:.3g}"
+    return f"{count} device-hours ({duration(seconds)})"
 
 
 def _scaled(number: float) -> str:

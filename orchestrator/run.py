@@ -19,6 +19,7 @@ from analysis import records
 from analysis.errors import InputError
 from analysis.storage import Storage
 from orchestrator import execute, ledger
+from orchestrator.branches import branches
 from orchestrator.driver_lease import driving
 from orchestrator.grid import Grid, PlannedTrial, expand
 from orchestrator.ledger import Ledger, give_up, read_ledger, trial_storage
@@ -106,7 +107,7 @@ def run_sweep(
         mirror = start_mirror(sweep.url, tracking)
         try:
             if todo:
-                _train(sweep, todo, at_once, config, console, retry_failed)
+                _train(sweep, grid, todo, at_once, config, console, retry_failed)
             reached = read_ledger(sweep)
             # A request that came after the last trial has stopped nothing.
             stopped = stop_requested(sweep) and not all(trial.over for trial in reached.trials)
@@ -177,6 +178,7 @@ def _tell_of_orphans(sweep: Storage, grid: Grid, console: Console) -> None:
 
 def _train(
     sweep: Storage,
+    grid: Grid,
     todo: list[PlannedTrial],
     at_once: int,
     config: SweepConfig,
@@ -197,7 +199,9 @@ def _train(
         _stopping_on_signals(sweep, console),
         Progress(sweep, before, flops, console).shown(),
     ):
-        errors = execute.run_trials(sweep, _specs(todo), at_once, config.resources.retries)
+        errors = execute.run_trials(
+            sweep, _specs(todo), at_once, config.resources.retries, branches(_specs(grid.trials))
+        )
         if not stop_requested(sweep):
             for trial_id, message in errors.items():
                 give_up(trial_storage(sweep, trial_id), message)

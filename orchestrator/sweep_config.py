@@ -17,6 +17,7 @@ from trainers.spec import (
     MAX_DEPTH,
     MAX_HEAD_DIM,
     MAX_WIDTH,
+    Activation,
     Architecture,
     BPETokenizer,
     BytesTokenizer,
@@ -26,6 +27,7 @@ from trainers.spec import (
     FFNWeight,
     Frozen,
     HubDataset,
+    Initialisation,
     NormPlacement,
     PretrainedTokenizer,
     PythonSource,
@@ -55,7 +57,20 @@ class ModelSection(Frozen):
     ffn_multiple: int = Field(default=8, ge=1, le=1_000_000)  # D is rounded to a multiple of it
     ffn_weight: FFNWeight = "plain"
     tie_embeddings: bool = False
+    activation: Activation | None = None  # null: the architecture's own
+    kv_heads: int | None = Field(default=None, ge=1)  # null: as many as heads
+    qk_norm: bool = False
+    mix_alpha: float = Field(default=0.25, ge=0, le=1)  # share of Post-LN layers, of norm mix
+    initialisation: Initialisation = "plain"
     reference_multiplier: Multiplier = 4.0  # the width whose budget `hold` keeps
+
+
+class TrainingSection(TrainingSpec):
+    """The optimisation as a file says it: what fits together is asked of every cell."""
+
+    @model_validator(mode="after")
+    def _check_choices(self) -> "TrainingSection":
+        return self
 
 
 class ResourcesSection(Frozen):
@@ -85,6 +100,16 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+class Override(Frozen):
+    """For the cells with these values on these axes, other values of scalars of the base.
+
+    Keys of both are axes by their names; what is set does not stand on the grid.
+    """
+
+    when: dict[str, tuple[Any, ...]]
+    set: dict[str, Any]
+
+
 class SweepConfig(Frozen):
     """A sweep as its file and overrides say.
 
@@ -100,7 +125,8 @@ class SweepConfig(Frozen):
     hold: Annotated[
         tuple[Hold, ...], Field(min_length=1, strict=False), BeforeValidator(_as_tuple)
     ] = ("none",)
-    training: TrainingSpec
+    overrides: tuple[Override, ...] = Field(default=(), strict=False)
+    training: TrainingSection
     evaluation: EvaluationSpec = EvaluationSpec()
     spectra: SpectraSpec = SpectraSpec()
     resources: ResourcesSection = ResourcesSection()
@@ -149,6 +175,8 @@ class SweepConfig(Frozen):
             if axis in AXES:
                 section, key = AXES[axis]
                 del content[section][key]
+        if "warmup_steps" in self.grid or self.training.warmup_steps is not None:
+            content["training"].pop("warmup_fraction", None)  # it says the same
         return content
 
 
@@ -158,7 +186,7 @@ SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
     "corpus": (PythonSource, TextFiles, HubDataset),
     "tokenizer": (BytesTokenizer, BPETokenizer, PretrainedTokenizer),
     "model": (ModelSection,),
-    "training": (TrainingSpec,),
+    "training": (TrainingSection,),
     "evaluation": (EvaluationSpec,),
     "spectra": (SpectraSpec,),
     "resources": (ResourcesSection,),

@@ -8,7 +8,7 @@ from typing import Any
 
 from analysis.errors import InputError
 from analysis.records import get_json, get_result
-from analysis.storage import open_storage
+from analysis.storage import Storage, open_storage
 from orchestrator.ledger import give_up, trial_storage
 from trainers.spec import TrialSpec, parse_spec
 
@@ -63,12 +63,21 @@ def run_trial(config: dict[str, Any]) -> None:
         tune.report({"outcome": UNFINISHED})
         return
     spec = parse_spec(config["spec"], "trial")
+    if config["branch"] is not None:
+        _branch_off(sweep, spec.id, **config["branch"])
     try:
         outcome = _alone(config) if spec.layout.workers == 1 else _over_workers(config, spec)
     except InputError as error:  # trying again cannot mend it
         give_up(trial_storage(sweep, spec.id), str(error))
         outcome = "failed"
     tune.report({"outcome": outcome or UNFINISHED})
+
+
+def _branch_off(sweep: Storage, trial_id: str, trunk: str, step: int) -> None:
+    """Begin the trial with what another has done already, where that is there."""
+    from trainers.branch import fork
+
+    fork(trial_storage(sweep, trunk), trial_storage(sweep, trial_id), trial_id, step)
 
 
 def _alone(config: dict[str, Any]) -> str | None:

@@ -59,6 +59,7 @@ def rendered(shown: Plan, width: int = 80) -> str:
 def test_the_json_has_what_the_contract_says():
     found = json.loads(json.dumps(plan_json(plan())))
     assert found.keys() >= {"sweep", "trials", "dropped", "merged", "warnings", "totals"}
+    assert found.keys() >= {"adjusted", "overrides", "notes"}
     assert found["sweep"] == "mini"
     assert len(found["trials"]) == 22
     for trial in found["trials"]:
@@ -72,6 +73,7 @@ def test_the_json_has_what_the_contract_says():
             "memory_bytes",
             "workers",
             "seconds",
+            "branch",
         }
         assert trial["parameters"].keys() == {
             "total",
@@ -180,6 +182,14 @@ def test_replicates_make_up_for_fewer_widths():
         ["corpus={kind: text, paths: ['yes', '1e-3', '010']}", "name='1e3'"],
         ["resources={workers: 2, micro_batch: 4, watts_per_worker: 0.1}"],
         ["grid.learning_rate=[1e-5, 3.3e-4]"],
+        ["grid.architecture=[gpt2, ngpt]", "grid.ffn_weight=[plain, weight_norm]"],
+        ["grid.norm=[pre, mix]", "grid.mix_alpha=[0.25, 1]", "grid.kv_heads=[null, 1]"],
+        ["schedule=wsd", "grid.steps=[100, 200]", "warmup_steps=10", "decay_fraction=0.25"],
+        ["grid.warmup_steps=[null, 10]", "grid.optimizer=[adamw, muon]", "momentum=0.9"],
+        [
+            "overrides=[{when: {norm: [post]}, set: {learning_rate: 1e-4, spectra.every: 10}}, "
+            "{when: {width_multiplier: 4, norm: pre}, set: {activation: relu2}}]"
+        ],
     ],
 )
 def test_the_resolved_file_reads_back_as_the_same_sweep(overrides):

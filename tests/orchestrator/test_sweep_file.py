@@ -67,6 +67,25 @@ def test_there_are_shipped_sweeps():
     assert {path.stem for path in SHIPPED} >= {"small", "tiny"}
 
 
+def test_ngpt_needs_no_norm_for_it_has_its_own():
+    assert parse(replaced("gpt2, norm: pre", "ngpt")).model.norm == "ngpt"
+    only = replaced("architecture: gpt2, norm: pre, ", "").replace(
+        "grid:", "grid:\n  architecture: [ngpt]"
+    )
+    assert parse(only).model.norm == "ngpt"
+    assert "model.norm: is missing" in refused(only.replace("[ngpt]", "[ngpt, llama]"))
+
+
+def test_what_fits_together_is_asked_of_the_cells_and_not_of_the_file():
+    config = parse(MINIMAL + "  optimizer: muon\n  momentum: 0.9\n")
+    assert (config.training.optimizer, config.training.gradient_clipping) == ("muon", 1.0)
+
+
+def test_a_warm_up_of_no_number_is_a_fraction():
+    config = parse(MINIMAL + "  warmup_steps: null\n  warmup_fraction: 0.2\n")
+    assert (config.training.warmup_steps, config.training.warmup_fraction) == (None, 0.2)
+
+
 def test_a_scalar_axis_is_one_value():
     assert parse(replaced("[1, 2.67, 4]", "4")).grid["width_multiplier"] == (4.0,)
 
@@ -146,7 +165,30 @@ def test_corpora_and_tokenizers_are_chosen_by_kind():
             "should be a valid number; for several values use grid.learning_rate",
         ),
         ("1e-3", ".nan", "training.learning_rate: nan should be a finite number"),
-        ("gpt2", "gpt3", "model.architecture: 'gpt3' should be 'gpt2' or 'llama'"),
+        ("gpt2", "gpt3", "model.architecture: 'gpt3' should be 'gpt2', 'llama' or 'ngpt'"),
+        (
+            "norm: pre",
+            "norm: pree",
+            "line 2: model.norm: 'pree' should be one of pre, post, mix, lns, sandwich,",
+        ),
+        ("norm: pre", "norm: pre, mix_alpha: 2", "model.mix_alpha: 2 should be less than or equal"),
+        (
+            "norm: pre",
+            "norm: pre, kv_heads: 0",
+            "model.kv_heads: 0 should be greater than",
+        ),
+        ("norm: pre, ", "", "line 2: model.norm: is missing; give it, or the axis grid.norm"),
+        ("architecture: gpt2, norm: pre", "architecture: gpt2", "model.norm: is missing"),
+        (
+            "steps: 100",
+            "steps: 100\n  warmup_steps: 10\n  warmup_fraction: 0.1",
+            "line 7: training.warmup_steps: warmup_fraction is also given, and says the same",
+        ),
+        (
+            "grid:\n",
+            "grid:\n  warmup_steps: [10, 20]\n  warmup_fraction: [0.1]\n",
+            "line 4: grid.warmup_steps: warmup_fraction is also given",
+        ),
         (
             "depth: 2, ",
             "",
@@ -295,13 +337,15 @@ def outcome(text: str) -> str:
 
 
 @given(
-    key=st.sampled_from(["name", "corpus", "model", "grid", "hold", "training", "resources"]),
+    key=st.sampled_from(
+        ["name", "corpus", "model", "grid", "hold", "overrides", "training", "resources"]
+    ),
     value=st.recursive(
         st.none() | st.booleans() | st.integers() | st.text("ab", max_size=2),
         lambda inner: (
             st.lists(inner, max_size=2)
             | st.dictionaries(
-                st.sampled_from(["kind", "steps", "depth", "seed", "workers", "x"]),
+                st.sampled_from(["kind", "steps", "depth", "seed", "workers", "when", "set", "x"]),
                 inner,
                 max_size=2,
             )
@@ -359,6 +403,15 @@ def test_an_axis_that_is_set_takes_the_place_of_the_section():
 def test_setting_d_itself_takes_the_place_of_multipliers():
     config = parse(MINIMAL, "ffn_width=[64, 128]")
     assert config.grid == {"ffn_width": (64, 128), "seed": (0,)}
+
+
+def test_setting_one_way_of_saying_the_warm_up_takes_the_other_away():
+    text = MINIMAL + "  warmup_fraction: 0.2\n"
+    config = parse(text, "warmup_steps=10")
+    assert (config.training.warmup_steps, config.training.warmup_fraction) == (10, 0.1)
+    again = parse(text, "grid.warmup_steps=[10, 20]")
+    assert again.grid["warmup_steps"] == (10, 20)
+    assert "is also given" in refused(text, "warmup_steps=10", "warmup_fraction=0.3")
 
 
 @pytest.mark.parametrize("again", ["steps=7", "training.steps=7", "grid.steps=[7]"])

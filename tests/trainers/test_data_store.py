@@ -16,9 +16,10 @@ from transformers import AutoTokenizer
 from analysis.errors import InputError
 from trainers.data import split_writer
 from trainers.data import store as store_module
+from trainers.data.at_hand import resolve
 from trainers.data.corpus import Corpus, open_corpus
 from trainers.data.split_writer import entropy
-from trainers.data.store import cache_root, expect, open_store, resolve
+from trainers.data.store import cache_root, expect, open_store
 from trainers.data.tokenizer import ByteTokenizer, Tokenizer
 from trainers.spec import BPETokenizer, BytesTokenizer, DataSource, DataSpec, TextFiles
 

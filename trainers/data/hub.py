@@ -52,9 +52,14 @@ def local_folder(what: str, name: str) -> Path | None:
     return None
 
 
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision says what it holds by itself: a whole commit hash."""
+    return revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision) is not None
+
+
 def resolve_revision(kind: Literal["dataset", "model"], name: str, revision: str | None) -> str:
     """The commit hash of a branch or tag of a hub repository; a commit stays as it is."""
-    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+    if revision is not None and is_commit(revision):
         return revision
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError

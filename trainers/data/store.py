@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from analysis.errors import InputError
+from trainers import spec
 from trainers.data.corpus import Corpus, Split, open_corpus
 from trainers.data.paths import user_path
 from trainers.data.split_writer import SplitMeta, SplitWriter, entropy, sync
 from trainers.data.tokenizer import Tokenizer, open_tokenizer
-from trainers.spec import DataSource, DataSpec
+from trainers.spec import BytesTokenizer, DataSource, DataSpec
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ Tokens = NDArray[np.unsignedinteger[Any]]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 META = "meta.json"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Meta:
     format: int
     corpus_fingerprint: str
     tokenizer_hash: str
-    vocab_size: int
+    vocab_size: int  # ids that the tokenizer has
+    highest_id: int  # that occurs in either split
     separator: int
     unigram_entropy: float
     tokenizer_bytes: int  # size of tokenizer.json
@@ -66,6 +68,7 @@ class TokenStore:
     meta: Meta
     train: Tokens  # [training tokens]
     heldout: Tokens  # [held-out tokens]
+    vocab_size: int  # rows of the embedding
 
     @property
     def data_spec(self) -> DataSpec:
@@ -73,10 +76,6 @@ class TokenStore:
             corpus_fingerprint=self.meta.corpus_fingerprint,
             tokenizer_hash=self.meta.tokenizer_hash,
         )
-
-    @property
-    def vocab_size(self) -> int:
-        return self.meta.vocab_size
 
     @property
     def separator(self) -> int:
@@ -113,16 +112,6 @@ def cache_root() -> Path:
     return Path.home() / ".cache" / "widthlab"
 
 
-def resolve(source: DataSource, cache: Path | None = None) -> tuple[DataSpec, int]:
-    """Which tokens a source gives, and the vocabulary size; builds no store."""
-    root = cache or cache_root()
-    corpus = open_corpus(source.corpus)
-    with _writable(root):
-        tokenizer = open_tokenizer(source.tokenizer, corpus, root)
-    data = DataSpec(corpus_fingerprint=corpus.fingerprint, tokenizer_hash=tokenizer.hash)
-    return data, tokenizer.vocab_size
-
-
 def open_store(
     source: DataSource, cache: Path | None = None, expected: DataSpec | None = None
 ) -> TokenStore:
@@ -134,17 +123,23 @@ def open_store(
     """
     root = cache or cache_root()
     if expected is not None:
-        kept = _open_kept(_folder(root, expected))
+        kept = find_store(expected, root)
         if kept is not None:
-            return kept
+            return _with_stated(kept, source.tokenizer)
     corpus = open_corpus(source.corpus)
-    with _writable(root):
+    with writable(root):
         tokenizer = open_tokenizer(source.tokenizer, corpus, root)
         data = DataSpec(corpus_fingerprint=corpus.fingerprint, tokenizer_hash=tokenizer.hash)
         if expected is not None:
             _check(data, expected)
         folder = _folder(root, data)
-        return _open_kept(folder) or _build_once(folder, corpus, tokenizer)
+        store = _open_kept(folder) or _build_once(folder, corpus, tokenizer)
+        return _with_stated(store, source.tokenizer)
+
+
+def find_store(data: DataSpec, cache: Path | None = None) -> TokenStore | None:
+    """The store of exactly these tokens, if the cache has it."""
+    return _open_kept(_folder(cache or cache_root(), data))
 
 
 def expect(store: TokenStore, data: DataSpec) -> None:
@@ -186,7 +181,27 @@ def _open_kept(folder: Path) -> TokenStore | None:
     except (ValueError, KeyError, TypeError, OSError, pa.ArrowException) as error:
         log.warning("%s: a broken token store is made anew (%s)", folder, error)
         return None
-    return TokenStore(folder, meta, train, heldout)
+    return TokenStore(folder, meta, train, heldout, meta.vocab_size)
+
+
+def stated_vocabulary(tokenizer: spec.Tokenizer) -> int | None:
+    """The vocabulary size that a tokenizer's section states, if it does."""
+    return None if isinstance(tokenizer, BytesTokenizer) else tokenizer.vocab_size
+
+
+def _with_stated(store: TokenStore, tokenizer: spec.Tokenizer) -> TokenStore:
+    """The store with the rows of the embedding that the sweep states. Raises InputError where an
+    id of the data would have none."""
+    stated = stated_vocabulary(tokenizer)
+    if stated is None:
+        return store
+    if store.meta.highest_id >= stated:
+        raise InputError(
+            f"tokenizer.vocab_size {stated} is too small: the data hold the id "
+            f"{store.meta.highest_id}; state at least {store.meta.highest_id + 1}, or nothing for "
+            f"the {store.meta.vocab_size} of the tokenizer"
+        )
+    return replace(store, vocab_size=stated)
 
 
 def _read_meta(folder: Path) -> Meta:
@@ -275,6 +290,7 @@ def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
         corpus_fingerprint=corpus.fingerprint,
         tokenizer_hash=tokenizer.hash,
         vocab_size=tokenizer.vocab_size,
+        highest_id=max(int(writer.counts.nonzero()[0][-1]) for writer in writers.values()),
         separator=tokenizer.separator,
         unigram_entropy=entropy(writers["train"].counts),
         tokenizer_bytes=tokenizer_path.stat().st_size,
@@ -294,7 +310,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _writable(root: Path) -> Iterator[None]:
+def writable(root: Path) -> Iterator[None]:
     """Turns a cache folder that cannot be written into an InputError that names it."""
     try:
         yield

@@ -109,14 +109,22 @@ def open_tokenizer(config: spec.Tokenizer, corpus: Corpus, cache: Path) -> Token
 
 
 def _open_bpe(vocab_size: int, corpus: Corpus, cache: Path) -> Tokenizer:
-    key = hashlib.sha256(f"{_BPE_RULE} {corpus.fingerprint} {vocab_size}".encode()).hexdigest()
-    path = cache / "tokenizers" / f"bpe-{vocab_size}-{key[:16]}.json"
-    kept = _read_kept(path)
+    kept = kept_bpe(vocab_size, corpus.fingerprint, cache)
     if kept is not None:
         return kept
     tokenizer = train_bpe(vocab_size, sample(corpus))
-    _keep(tokenizer, path)
+    _keep(tokenizer, _bpe_path(vocab_size, corpus.fingerprint, cache))
     return tokenizer
+
+
+def kept_bpe(vocab_size: int, fingerprint: str, cache: Path) -> Tokenizer | None:
+    """The tokenizer that was trained before on the corpus of this fingerprint, if any."""
+    return _read_kept(_bpe_path(vocab_size, fingerprint, cache))
+
+
+def _bpe_path(vocab_size: int, fingerprint: str, cache: Path) -> Path:
+    key = hashlib.sha256(f"{_BPE_RULE} {fingerprint} {vocab_size}".encode()).hexdigest()
+    return cache / "tokenizers" / f"bpe-{vocab_size}-{key[:16]}.json"
 
 
 def train_bpe(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
@@ -220,6 +228,25 @@ def _content_hash(text: str, separator: int) -> str:
 
 
 # --- published tokenizers ------------------------------------------------------------------
+
+
+def pretrained_at_hand(config: spec.PretrainedTokenizer) -> Tokenizer | None:
+    """A published tokenizer from its folder or from what the hub's client keeps on this machine;
+    None where that would have to ask the hub. Raises InputError for one that cannot be used."""
+    if local_folder("tokenizer pretrained", config.path):
+        return _open_pretrained(config)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(
+            snapshot_download(config.path, revision=config.revision, local_files_only=True)
+        )
+    except LocalEntryNotFoundError:
+        return None
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
+        return None  # files of that repository, but not these
+    return _open_pretrained(config.model_copy(update={"path": str(folder), "revision": None}))
 
 
 def _open_pretrained(config: spec.PretrainedTokenizer) -> Tokenizer:
