@@ -205,5 +205,9 @@ def _typed(trials: pd.DataFrame) -> list[float]:
 def _grid(
     group: Mapping[str, Any], widths: Sequence[float], seeds: Sequence[int]
 ) -> dict[str, list[Any]]:
-    axes = {name.replace("base_d_model", "d_model"): [value] for name, value in group.items()}
+    axes = {
+        name.replace("base_d_model", "d_model"): [value]
+        for name, value in group.items()
+        if value is not None
+    }
     return {**axes, "width_multiplier": list(widths), "seed": list(seeds)}

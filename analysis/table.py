@@ -7,7 +7,7 @@ trial directories: a cell without a directory is a row too, and says "waiting".
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +107,7 @@ def load_sweep(sweep: Storage) -> SweepTables:
     group_axes = [axes[name] for name in axes if name not in WITHIN_GROUP]
     reference = reference_multiplier(config)
     typed = _section(config, "grid").get("d_model")
-    trials = _by_size(pd.DataFrame(rows), group_axes, typed, reference)
+    trials = _by_size(_frame(rows, axes.values()), group_axes, typed, reference)
     if trials["base_d_model"].nunique() > 1:
         group_axes.append("base_d_model")
     return SweepTables(
@@ -120,6 +120,16 @@ def load_sweep(sweep: Storage) -> SweepTables:
         curves=pa.concat_tables(curves).to_pandas(),
         eigenvalues=pa.concat_tables(eigenvalues).to_pandas(),
         versions=versions,
+    )
+
+
+def _frame(rows: Sequence[Mapping[str, Any]], axes: Iterable[str]) -> pd.DataFrame:
+    """The rows, with axes as the file has them: pandas would make a float of an integer that
+    some cells leave open."""
+    frame = pd.DataFrame(rows)
+    open_ended = [axis for axis in axes if axis in frame and frame[axis].isna().any()]
+    return frame.assign(
+        **{axis: pd.Series([row[axis] for row in rows], dtype=object) for axis in open_ended}
     )
 
 
@@ -255,7 +265,8 @@ def _trial_row(
     widths = np.atleast_1d(np.asarray(given.get("D", np.nan), float))
     uniform = bool((widths == widths[0]).all())
     width, d_model = float(widths.mean()), _number(given.get("d_model"))
-    versions, layout = _section(result, "versions"), _section(result, "layout")
+    versions, layout = _section(result, "versions"), dict(_section(result, "layout"))
+    layout.pop("branch_points", None)  # which checkpoints are kept, not how the work lies
     row = {
         "id": str(cell["id"]),
         "state": state,

@@ -9,10 +9,12 @@ from analysis.replicates import Interval
 
 
 def group_label(group: Mapping[str, Any]) -> str:
-    """A group in a few words: `gpt2, pre, depth 2`."""
+    """A group in a few words: `gpt2, pre, depth 2`. An axis that means nothing in the group (the
+    alpha of Mix-LN in Pre-LN) is left out."""
     words = [
         value if isinstance(value, str) else f"{axis.replace('_', ' ')} {value}"
         for axis, value in group.items()
+        if value is not None
     ]
     return ", ".join(words) or "all trials"
 

@@ -326,7 +326,21 @@ def _load(path: Path, overrides: list[str] | None, storage: str) -> tuple["Sweep
     from orchestrator.sweep import load_sweep
 
     config = load_sweep(path, overrides or [])
+    if config.has_own_block:
+        _find_own_code(path.resolve().parent)
     return config, _open(storage).child(config.name)
+
+
+def _find_own_code(folder: Path) -> None:
+    """Let a sweep's own block be imported from its file's folder or the working directory, here
+    and in the processes that this one starts."""
+    import os
+
+    paths = list(dict.fromkeys([str(folder), str(Path.cwd())]))
+    sys.path[:0] = [path for path in paths if path not in sys.path]
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [*paths, *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
 
 
 def _target(sweep: str, overrides: list[str] | None, storage: str) -> "Storage":

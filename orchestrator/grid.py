@@ -9,6 +9,7 @@ costliest first, so that no long trial is left over at the end on one worker whi
 """
 
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import product
 from math import floor, prod
 
@@ -21,7 +22,7 @@ from orchestrator.cell import Axes, Cell, cells, resolved
 from orchestrator.hold import HeldCell, Missed, hold_budget
 from orchestrator.sweep_config import ModelSection, SweepConfig
 from trainers.accounting import training_flops_per_token
-from trainers.spec import DataSpec, Layout, ModelSpec, TrainingSpec, TrialSpec
+from trainers.spec import BlockSpec, DataSpec, Layout, ModelSpec, TrainingSpec, TrialSpec
 
 
 @dataclass(frozen=True)
@@ -214,8 +215,17 @@ def _width(base: ModelSection, multiplier: float) -> int:
 def _sized(
     base: ModelSection, widths: tuple[int, ...], post_layers: int, vocab_size: int
 ) -> ModelSpec:
-    shared = base.model_dump(include=set(ModelSpec.model_fields))
-    return ModelSpec(**shared, ffn_widths=widths, post_layers=post_layers, vocab_size=vocab_size)
+    shared = base.model_dump(include=set(ModelSpec.model_fields) - {"block"})
+    block = _own_block(base.block) if base.block else None
+    return ModelSpec(**shared, block=block, ffn_widths=widths, post_layers=post_layers, vocab_size=vocab_size)
+
+
+@cache
+def _own_block(path: str) -> BlockSpec:
+    """A user's own block, which has to be imported to be known: torch is needed then."""
+    from trainers.own_block import resolve
+
+    return resolve(path)
 
 
 def _named(cell: Cell, model: ModelSpec) -> Axes:

@@ -62,6 +62,7 @@ class ModelSection(Frozen):
     qk_norm: bool = False
     mix_alpha: float = Field(default=0.25, ge=0, le=1)  # share of Post-LN layers, of norm mix
     initialisation: Initialisation = "plain"
+    block: str | None = None  # package.module:Class, in the place of the FFN or the whole block
     reference_multiplier: Multiplier = 4.0  # the width whose budget `hold` keeps
 
 
@@ -167,6 +168,12 @@ class SweepConfig(Frozen):
     def source(self) -> DataSource:
         """Where the tokens come from."""
         return DataSource(corpus=self.corpus, tokenizer=self.tokenizer)
+
+    @property
+    def has_own_block(self) -> bool:
+        """Whether some cell has a block of the user's own, which has to be imported."""
+        elsewhere = any("block" in override.set for override in self.overrides)
+        return self.model.block is not None or "block" in self.grid or elsewhere
 
     def to_dict(self) -> dict[str, Any]:
         """The file with every default written out; reading it gives an equal config."""

@@ -44,7 +44,6 @@ def test_a_budget_is_what_the_accounting_says():
     assert budget_of(model, "flops") == training_flops_per_token(model)
 
 
-@settings(deadline=None)
 @given(
     model=references,
     multiplier=st.floats(0.25, 16),
@@ -68,7 +67,6 @@ def test_a_held_cell_keeps_budget_heads_and_everything_but_the_shape(
     assert abs(log(achieved / multiplier)) <= log(WIDTH_FACTOR) + 1e-12
 
 
-@settings(deadline=None)
 @given(
     architecture=st.sampled_from(["gpt2", "llama"]),
     heads=st.integers(2, 16),
@@ -102,7 +100,6 @@ def test_the_reference_is_on_its_own_ladder(budget):
     assert hold_budget(reference(), 3.99, budget, 8) == HeldCell(reference(), 0.0)
 
 
-@settings(deadline=None)
 @given(model=references, multiplier=st.floats(0.5, 8), budget=st.sampled_from(BUDGETS))
 def test_no_other_width_of_the_same_d_model_is_nearer_to_the_budget(model, multiplier, budget):
     cell = hold_budget(model, multiplier, budget, 8)
