@@ -22,8 +22,9 @@ class Parameters:
     """Number of parameters, whole and by component; the field names are those of result.json.
 
     `embedding` holds token and learned position embeddings, `head` the output projection (0 if
-    tied), `norm` gains and biases of every norm and nGPT's steps; `attention` and `ffn` include
-    their biases, gains and learned scales. `non_embedding` is the N of the scaling laws:
+    tied), `norm` gains and biases of every norm, of queries and keys too, and nGPT's steps;
+    `attention`, `ffn` and `head` include their biases, gains of weights and learned scales.
+    `non_embedding` is the N of the scaling laws:
     attention, FFN and norms (arXiv 2001.08361, section 2.1).
     """
 
@@ -134,29 +135,55 @@ def training_memory_bytes(spec: TrialSpec) -> int:
     """Estimated peak bytes on one worker: model state and the activations of a micro-batch.
 
     State per parameter, as ZeRO divides it (arXiv 1910.02054, section 5): weights, gradients,
-    two float32 Adam moments and, wherever the engine trains a copy, float32 master weights.
-    Activations are those kept for the backward pass (arXiv 2205.05198, section 4.1, without
-    dropout and without stored attention scores), and logits with their gradient in float32.
+    two float32 Adam moments (Muon has one) and, wherever the engine trains a copy, float32 master
+    weights. Activations are those kept for the backward pass (arXiv 2205.05198, section 4.1,
+    without dropout and without stored attention scores). At its peak, the begin of that pass,
+    there are three numbers per logit in float32: the log-probabilities, their gradient and the
+    logits'.
     """
     model, layout = spec.model, spec.layout
     stage, workers = layout.zero_stage, layout.workers
-    # At stage 0 bf16 is autocast over float32 weights.
-    half = spec.training.precision == "bf16" and stage >= 1
-    weights = (BF16_BYTES if half else FP32_BYTES) / (workers if stage >= 3 else 1)
+    bf16 = spec.training.precision == "bf16"
+    autocast = bf16 and stage == 0  # over float32 weights
+    element = BF16_BYTES if bf16 else FP32_BYTES
+    stored = FP32_BYTES if autocast else element  # of weights and of the residual stream
+
+    weights = stored / (workers if stage >= 3 else 1)
     gradients = FP32_BYTES / (workers if stage >= 2 else 1)
     master = FP32_BYTES if stage >= 1 else 0
     optimizer = (ADAM_MOMENT_BYTES + master) / (workers if stage >= 1 else 1)
-    state = parameters(model).total * (weights + gradients + optimizer)
+    cast = BF16_BYTES if autocast else 0
+    state = parameters(model).total * (weights + gradients + optimizer + cast)
+    state += element * _derived_weights(model)
 
     sequences = layout.micro_batch or spec.sequences // workers
-    tokens = sequences * model.context
-    element = BF16_BYTES if spec.training.precision == "bf16" else FP32_BYTES
-    # Per layer d_model-wide: both norms' inputs and outputs, q, k, v and the attention's result.
-    # D-wide: in and out of GELU, or gate, its activation, up and their product.
-    wide = 4 if model.gated else 2
-    kept = 8 * model.depth * model.d_model + wide * sum(model.ffn_widths)
-    logits = 2 * FP32_BYTES * model.vocab_size
-    return round(state + tokens * (element * kept + logits))
+    kept = stored * _kept_of_stream(model) + element * _kept_within(model)
+    return round(state + sequences * model.context * (kept + 3 * FP32_BYTES * model.vocab_size))
+
+
+def _derived_weights(model: ModelSpec) -> int:
+    """Elements of matrices that are made of the stored ones in every forward pass."""
+    d, D = model.d_model, sum(model.ffn_widths)
+    if model.architecture == "ngpt":
+        return 2 * d * D + d * model.vocab_size  # gate, up and head, times their scales
+    return 0 if model.ffn_weight == "plain" else _ffn_matrices(model) * d * D
+
+
+def _kept_of_stream(model: ModelSpec) -> int:
+    """Numbers per token kept in the precision of the residual stream: what enters norms."""
+    # Into a step on the sphere go x and the sub-layer's output, then their difference and sum.
+    around = 4 if model.architecture == "ngpt" else PLACEMENTS[model.norm].norms
+    return 2 * around * model.depth * model.d_model
+
+
+def _kept_within(model: ModelSpec) -> int:
+    """Numbers per token kept in the precision of matrix multiplications."""
+    # d_model-wide: what leaves norms; q, k, v and the attention's result; q and k before a norm,
+    # and nGPT's after it too.
+    wide = 2 * PLACEMENTS[model.norm].norms + 4 + 2 * model.qk_norm
+    wide += 4 * (model.architecture == "ngpt")
+    # D-wide: in and out of the non-linearity, and of gated ones also up and the product.
+    return model.depth * wide * model.d_model + (4 if model.gated else 2) * sum(model.ffn_widths)
 
 
 def _ffn_matrices(model: ModelSpec) -> int:

@@ -1,6 +1,7 @@
 """A DeepSpeed engine for one trial: every quirk of the library is dealt with here.
 
-Nothing else of widthlab knows DeepSpeed's configuration. Only the collectives of torch and the
+Nothing else of widthlab knows DeepSpeed's configuration; optimizer.py takes Muon from it, and
+unit_norm.py knows where ZeRO keeps the master weights. Only the collectives of torch and the
 engine's forward, backward, step, save and load are used elsewhere.
 """
 
@@ -18,7 +19,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainers.spec import TrainingSpec, TrialSpec
+from trainers.models.decoder import Decoder
+from trainers.optimizer import make_optimizer
+from trainers.schedule import learning_rate
+from trainers.spec import TrialSpec
+from trainers.unit_norm import keep_unit_norms
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,7 @@ def _import_deepspeed(device: str) -> Any:
     finally:
         if hidden:
             del sys.modules["mlflow"]
+    from deepspeed.runtime import bf16_optimizer
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
@@ -91,9 +97,16 @@ def _import_deepspeed(device: str) -> Any:
     torch.serialization.add_safe_globals(
         [LossScaler, DynamicLossScaler, fragment_address, ZeroStageEnum]
     )
+    # Its optimiser of bf16 at stage 1 tells of memory, unasked, and collects garbage to do so:
+    # four seconds at every start.
+    bf16_optimizer.see_memory_usage = _say_nothing
     # Its shared-memory collectives would be compiled at every start; gloo serves on a CPU.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+def _say_nothing(*_: object, **__: object) -> None:
+    """In the place of a report that nobody asked for."""
 
 
 def start_ranks(device: str) -> Ranks:
@@ -130,47 +143,43 @@ def start_ranks(device: str) -> Ranks:
     return Ranks(rank, world_size, local_rank, where)
 
 
-def learning_rate(training: TrainingSpec, update: int) -> float:
-    """The rate of the update of that number, counted from 0: linear warm-up, then cosine.
-
-    Warm-up ends at the peak on its last update; the last update of all has
-    `final_fraction` of the peak.
-    """
-    warmup = round(training.warmup_fraction * training.steps)
-    if update < warmup:
-        return training.learning_rate * (update + 1) / warmup
-    progress = (update - warmup + 1) / max(1, training.steps - warmup)
-    floor = training.final_fraction
-    cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-    return training.learning_rate * (floor + (1.0 - floor) * cosine)
-
-
 class Engine:
     """One model under DeepSpeed, in the five verbs that the training loop needs."""
 
-    def __init__(self, model: nn.Module, spec: TrialSpec, ranks: Ranks) -> None:
+    def __init__(self, model: Decoder, spec: TrialSpec, ranks: Ranks) -> None:
         deepspeed = _import_deepspeed(ranks.device.type)
-        self._ranks = ranks
-        self._zero_stage = spec.layout.zero_stage
+        zero_stage = spec.layout.zero_stage
         self._clipping = spec.training.gradient_clipping
         # Stage 0 keeps no gradient norm of its own: measure and clip in one place here.
-        self._clips_here = self._zero_stage == 0
-        optimizer = _optimizer(model, spec.training)
+        self._clips_here = zero_stage == 0
+        # By the time ZeRO measures, Muon has put its update in the gradient's place.
+        self._loses_norm = spec.training.optimizer == "muon" and zero_stage > 0
+        self._between_updates = True
+        unit_norm_dims = model.unit_norm_dims  # before ZeRO 3 takes the shapes away
+        model.to(ranks.device)
+        self._optimizer = make_optimizer(model, spec.training)
         peak = spec.training.learning_rate
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda update: learning_rate(spec.training, update) / peak
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._optimizer, lambda update: learning_rate(spec.training, update) / peak
         )
         with _quiet():
             self._engine, *_ = deepspeed.initialize(
-                model=model.to(ranks.device),
-                optimizer=optimizer,
-                lr_scheduler=schedule,
+                model=model,
+                optimizer=self._optimizer,
+                lr_scheduler=self._schedule,
                 config=_configuration(spec),
                 dist_init_required=False,
             )
+        if unit_norm_dims:
+            # At stage 0 every rank has all of every matrix.
+            summed = ranks.sum if zero_stage > 0 else _as_it_is
+            keep_unit_norms(self._engine, unit_norm_dims, summed)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of token ids (B, T)."""
+        """Logits of token ids (B, T). In training mode the first call begins an update."""
+        if self._between_updates and self._engine.module.training:
+            self._engine.module.begin_update()
+            self._between_updates = False
         logits: Tensor = self._engine(tokens).logits
         return logits
 
@@ -181,7 +190,8 @@ class Engine:
     def step(self) -> float | None:
         """End a micro-batch; at the last of an update apply it and return the gradient norm.
 
-        A norm that is not finite means that the update was not, or must not be, used.
+        A norm that is not finite means that the update was not, or must not be, used. None
+        inside an update, and where the norm is not known: with Muon at the ZeRO stages 1 to 3.
         """
         last = self._engine.is_gradient_accumulation_boundary()
         norm: float | None = None
@@ -191,8 +201,11 @@ class Engine:
             if not math.isfinite(norm):
                 return norm
         self._engine.step()
+        self._between_updates = bool(last)
         if last and norm is None:
             norm = float(self._engine.get_global_grad_norm())
+            if self._loses_norm and math.isfinite(norm):
+                return None
         return norm
 
     @property
@@ -222,28 +235,24 @@ class Engine:
             path, state = self._engine.load_checkpoint(str(folder), tag=tag)
         if path is None:
             raise RuntimeError(f"DeepSpeed found no checkpoint {tag} in {folder}")
+        # The rate that lies in the checkpoint is the saver's; a trial that branches off there
+        # goes on at that of its own schedule.
+        updates = self._schedule.last_epoch
+        for group, peak, factor in zip(
+            self._optimizer.param_groups,
+            self._schedule.base_lrs,
+            self._schedule.lr_lambdas,
+            strict=True,
+        ):
+            group["lr"] = peak * factor(updates)
         return dict(state)
 
     def close(self) -> None:
         """Release what DeepSpeed holds in this process: the next trial may run in it."""
         self._engine.destroy()
         # The engine is part of cycles, and its device memory is wanted at once.
-        del self._engine
+        del self._engine, self._optimizer, self._schedule
         gc.collect()
-
-
-def _optimizer(model: nn.Module, training: TrainingSpec) -> torch.optim.Optimizer:
-    """AdamW that decays matrices and embeddings, not biases and gains."""
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    plain = [p for p in model.parameters() if p.ndim < 2]
-    return torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": training.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ],
-        lr=training.learning_rate,
-        betas=(training.beta1, training.beta2),
-    )
 
 
 def _configuration(spec: TrialSpec) -> dict[str, Any]:
@@ -259,15 +268,22 @@ def _configuration(spec: TrialSpec) -> dict[str, Any]:
         "zero_optimization": {"stage": stage},
         "steps_per_print": sys.maxsize,
     }
+    if spec.training.optimizer == "muon" and stage == 3:
+        config["zero_optimization"]["reduce_scatter"] = False  # Muon needs whole gradients
     if spec.training.precision == "bf16":
-        if stage == 0:
-            # DeepSpeed's bf16 takes a step on zero gradients at stage 0; autocast does not.
+        if stage == 0 or (stage == 2 and spec.training.optimizer == "muon"):
+            # DeepSpeed's bf16 takes a step on zero gradients at stage 0, and at stage 2 keeps
+            # Muon's momentum in bf16, which is off by 3 %; autocast does neither.
             config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
         else:
             config["bf16"] = {"enabled": True}
             config["data_types"] = {"grad_accum_dtype": "fp32"}
             config["communication_data_type"] = "fp32"
     return config
+
+
+def _as_it_is(values: Tensor) -> Tensor:
+    return values
 
 
 @contextlib.contextmanager

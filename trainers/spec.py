@@ -112,6 +112,9 @@ class PretrainedTokenizer(Frozen):
     kind: Literal["pretrained"] = "pretrained"
     path: str
     revision: str | None = None
+    # Rows of the embedding; None: as many as the tokenizer has ids. Published recipes may leave
+    # out ids that never occur in text.
+    vocab_size: int | None = Field(default=None, ge=2, le=MAX_VOCABULARY)
 
 
 Corpus = Annotated[PythonSource | TextFiles | HubDataset, Discriminator("kind")]
@@ -207,8 +210,9 @@ class ModelSpec(Frozen):
     @field_validator("kv_heads")
     @classmethod
     def _leave_out_all(cls, value: int | None, info: ValidationInfo) -> int | None:
-        sizes = info.data.get("d_model"), info.data.get("head_dim")
-        return None if None not in sizes and value == sizes[0] // sizes[1] else value
+        d_model, head_dim = info.data.get("d_model"), info.data.get("head_dim")
+        all_heads = d_model // head_dim if d_model and head_dim else None
+        return None if value == all_heads else value
 
     @model_validator(mode="after")
     def _check_shapes(self) -> "ModelSpec":

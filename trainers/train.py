@@ -18,14 +18,15 @@ from analysis import records
 from analysis.errors import InputError
 from analysis.records import METRICS, SPECTRA, Manifest, Row
 from analysis.storage import Storage
-from trainers import accounting, checkpoint, hardware
+from trainers import accounting, checkpoint, hardware, own_block
 from trainers.data.batches import training_batch
 from trainers.data.store import TokenStore, open_store
-from trainers.engine import Engine, Ranks, learning_rate, start_ranks
+from trainers.engine import Engine, Ranks, start_ranks
 from trainers.heldout import Heldout
 from trainers.lease import Lease, LeaseLostError
 from trainers.models.build import build, token_loss
 from trainers.outcome import Clock, DivergenceError, leave_failure, result_of
+from trainers.schedule import learning_rate
 from trainers.spec import Layout, TrialSpec, parse_spec
 from trainers.writer import TrialWriter, stamp
 
@@ -99,6 +100,8 @@ def _train(
 ) -> TrialEnd:
     clock = Clock()
     with clock("start"):
+        if spec.model.block is not None:
+            own_block.check(spec.model.block)
         ranks = start_ranks(spec.layout.device)
         store = open_store(spec.source, cache, expected=spec.data)
 

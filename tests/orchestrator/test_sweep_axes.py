@@ -4,7 +4,6 @@ nGPT with its own recipe, and several horizons of one run."""
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -58,10 +57,14 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalStorage, dict]
     (folder / "axes.yaml").write_text(SWEEP)
     (folder / "own_ffn.py").write_text(OWN)
     done = subprocess.run(
-        [sys.executable, "-m", "orchestrator.cli", "run", folder / "axes.yaml", "--json"]
-        + ["--storage", folder / "runs"],
-        capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
+        [
+            *[sys.executable, "-m", "orchestrator.cli", "run", folder / "axes.yaml"],
+            *["--storage", folder / "runs", "--json"],
+        ],
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
     assert done.returncode == 0, done.stderr
     return LocalStorage(folder / "runs" / "axes"), json.loads(done.stdout)
 

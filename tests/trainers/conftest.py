@@ -8,12 +8,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
+from torch import Tensor
 
 from analysis import records
 from analysis.storage import LocalStorage
 from trainers.data.store import open_store
 from trainers.engine import start_ranks
-from trainers.spec import BytesTokenizer, DataSource, TextFiles, TrialSpec
+from trainers.models.build import build
+from trainers.models.decoder import Decoder
+from trainers.spec import BytesTokenizer, DataSource, ModelSpec, TextFiles, TrialSpec
 
 #: Columns that depend on the clock; all others of a resumed trial are equal bit for bit.
 CLOCK_COLUMNS = ["time_ms", "tokens_per_s", "mfu"]
@@ -82,6 +85,56 @@ def make_spec(text_source: DataSource, token_cache: Path) -> MakeSpec:
                 target = target[section]
             target[key] = value
         return TrialSpec.model_validate(content)
+
+    return make
+
+
+# --- models of a thousand parameters -------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def model_spec() -> Callable[..., ModelSpec]:
+    """Two layers of width 32, four heads; `model_spec("llama", "mix", post_layers=1)`. nGPT has
+    its own placement."""
+
+    def make(architecture: str, norm: str = "pre", **changes: Any) -> ModelSpec:
+        content = {
+            "architecture": architecture,
+            "norm": "ngpt" if architecture == "ngpt" else norm,
+            "d_model": 32,
+            "head_dim": 8,
+            "ffn_widths": (96, 40),
+            "context": 16,
+            "vocab_size": 101,
+        }
+        return ModelSpec.model_validate(content | changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def lively() -> Callable[..., Decoder]:
+    """A built model whose every parameter, gains and biases too, was moved at random."""
+
+    def make(spec: ModelSpec, spread: float = 0.2) -> Decoder:
+        model = build(spec, 0)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += spread * torch.randn(parameter.shape, generator=generator)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_tokens() -> Callable[..., Tensor]:
+    """Ids [sequences, length] of a model's vocabulary; as long as its context by default."""
+
+    def make(spec: ModelSpec, sequences: int = 3, length: int | None = None) -> Tensor:
+        generator = torch.Generator().manual_seed(2)
+        shape = (sequences, length or spec.context)
+        return torch.randint(spec.vocab_size, shape, generator=generator)
 
     return make
 

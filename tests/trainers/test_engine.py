@@ -1,4 +1,4 @@
-"""The engine: its schedule, and that every ZeRO stage is the plain algorithm."""
+"""The engine: that every ZeRO stage is the plain algorithm, and what it leaves behind."""
 
 import math
 import subprocess
@@ -6,57 +6,15 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
-from trainers.engine import Engine, Ranks, learning_rate, start_ranks, versions
+from trainers.engine import Engine, Ranks, start_ranks, versions
 from trainers.models.build import build, token_loss
-from trainers.spec import TrainingSpec
+from trainers.schedule import learning_rate
 
 STEPS = 20
 BATCH = 8  # sequences
 CONTEXT = 16
-
-
-def schedule(steps: int, **changes) -> list[float]:
-    training = TrainingSpec(steps=steps, batch_tokens=2, learning_rate=0.5, **changes)
-    return [learning_rate(training, update) for update in range(steps)]
-
-
-# --- the learning rate ---------------------------------------------------------------------
-
-
-def test_warm_up_is_linear_and_ends_at_the_peak_then_a_cosine_ends_at_the_floor() -> None:
-    rates = schedule(10, warmup_fraction=0.4, final_fraction=0.2)
-    assert rates[:4] == [0.125, 0.25, 0.375, 0.5]
-    cosine = [0.5 * (0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * k / 6))) for k in range(1, 7)]
-    assert rates[4:] == pytest.approx(cosine)
-    assert rates[-1] == pytest.approx(0.2 * 0.5)
-
-
-def test_without_warm_up_it_decays_from_the_first_update() -> None:
-    rates = schedule(4, warmup_fraction=0.0, final_fraction=0.0)
-    assert rates == pytest.approx(
-        [0.5 * 0.5 * (1 + math.cos(math.pi * k / 4)) for k in (1, 2, 3, 4)]
-    )
-    assert rates[-1] == 0.0
-
-
-def test_warm_up_may_last_to_the_end() -> None:
-    assert schedule(4, warmup_fraction=1.0) == [0.125, 0.25, 0.375, 0.5]
-
-
-@given(st.integers(1, 300), st.floats(0, 1), st.floats(0, 1))
-def test_the_rate_rises_to_the_peak_and_falls_to_its_fraction(
-    steps: int, warmup: float, floor: float
-) -> None:
-    rates = schedule(steps, warmup_fraction=warmup, final_fraction=floor)
-    updates = round(warmup * steps)
-    assert all(0 <= rate <= 0.5 for rate in rates)
-    assert rates[:updates] == sorted(rates[:updates])
-    assert rates[updates:] == sorted(rates[updates:], reverse=True)
-    assert rates[-1] == pytest.approx(0.5 if updates == steps else 0.5 * floor)
 
 
 # --- against plain PyTorch -----------------------------------------------------------------
@@ -177,6 +135,126 @@ def test_four_micro_batches_are_one_batch(spec_for, ranks, stage) -> None:
 def test_tied_embeddings_are_trained_as_one(spec_for, ranks) -> None:
     spec = spec_for(model__tie_embeddings=True)
     assert trained(spec, ranks)[0] == pytest.approx(reference(spec)[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_vectors_of_ngpt_have_unit_norm_after_every_update(
+    spec_for, ranks, stage, optimizer
+) -> None:
+    spec = spec_for(
+        layout__zero_stage=stage,
+        model__architecture="ngpt",
+        model__norm="ngpt",
+        training__optimizer=optimizer,
+        training__gradient_clipping=0.0,
+        training__weight_decay=0.0,
+    )
+    engine = Engine(build(spec.model, 0), spec, ranks)
+    dims = build(spec.model, 0).unit_norm_dims
+    assert len(dims) == 2 + 7 * spec.model.depth
+    for tokens in batches()[:3]:
+        before = {name: engine.module.get_parameter(name).detach().clone() for name in dims}
+        engine.backward(token_loss(engine.forward(tokens[:, :-1]), tokens[:, 1:]).mean())
+        engine.step()
+        for name, dim in dims.items():
+            weight = engine.module.get_parameter(name).detach()
+            assert not torch.equal(weight, before[name])
+            torch.testing.assert_close(weight.norm(dim=dim), torch.ones(weight.shape[1 - dim]))
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision"), [(0, "bf16"), (1, "fp32"), (1, "bf16"), (2, "bf16"), (3, "fp32")]
+)
+def test_a_gradient_of_muon_that_is_not_finite_is_told(spec_for, ranks, stage, precision) -> None:
+    """Though ZeRO does not know the norm of one that is."""
+    spec = spec_for(
+        layout__zero_stage=stage,
+        training__precision=precision,
+        training__optimizer="muon",
+        training__gradient_clipping=0.0,
+    )
+    engine = Engine(build(spec.model, 0), spec, ranks)
+    tokens = batches()[0]
+    norms = []
+    for factor in (1.0, math.inf):
+        logits = engine.forward(tokens[:, :-1])
+        logits.register_hook(lambda gradient, factor=factor: gradient * factor)
+        engine.backward(token_loss(logits, tokens[:, 1:]).mean())
+        norms.append(engine.step())
+    engine.close()
+    assert (norms[0] is None) == (stage > 0)
+    assert not math.isfinite(norms[1])
+
+
+# --- the parts of an update ----------------------------------------------------------------
+
+
+def test_an_update_begins_with_its_first_micro_batch_and_never_in_evaluation(
+    spec_for, ranks
+) -> None:
+    spec = spec_for(layout__micro_batch=4)
+    engine = Engine(build(spec.model, 0), spec, ranks)
+    begun: list[None] = []
+    engine.module.begin_update = lambda: begun.append(None)
+    tokens = batches()[0]
+
+    def evaluate() -> None:
+        engine.eval()
+        engine.forward(tokens[:, :-1])
+        engine.train()
+
+    evaluate()
+    for update in range(1, 4):
+        for micro in torch.split(tokens, 4):
+            loss = token_loss(engine.forward(micro[:, :-1]), micro[:, 1:]).mean()
+            engine.backward(loss)
+            engine.step()
+            assert len(begun) == update
+            evaluate()
+    assert len(begun) == 3
+    engine.close()
+
+
+@pytest.mark.parametrize(("optimizer", "stage"), [("adamw", 0), ("muon", 3)])
+def test_a_run_that_branches_off_before_its_decay_ends_as_one_of_its_own(
+    spec_for, ranks, tmp_path, optimizer, stage
+) -> None:
+    """The checkpoint's next rate is the trunk's peak; the branch's is already lower."""
+    changes = {
+        "training__schedule": "wsd",
+        "training__warmup_steps": 2,
+        "training__decay_fraction": 0.5,
+        "training__optimizer": optimizer,
+        "training__gradient_clipping": 0.0,
+        "layout__zero_stage": stage,
+    }
+    trunk, branch = (spec_for(training__steps=steps, **changes) for steps in (20, 10))
+    tokens = batches()
+
+    def losses(engine: Engine, begin: int, end: int) -> list[float]:
+        found = []
+        for number in range(begin, end):
+            loss = token_loss(engine.forward(tokens[number][:, :-1]), tokens[number][:, 1:]).mean()
+            engine.backward(loss)
+            engine.step()
+            found.append(loss.item())
+        return found
+
+    engine = Engine(build(trunk.model, 0), trunk, ranks)
+    losses(engine, 0, 5)
+    engine.save(tmp_path, "branch", {})
+    engine.close()
+
+    engine = Engine(build(branch.model, 0), branch, ranks)
+    engine.load(tmp_path, "branch")
+    branched = losses(engine, 5, 10)
+    engine.close()
+
+    engine = Engine(build(branch.model, 0), branch, ranks)
+    assert losses(engine, 0, 10)[5:] == branched
+    engine.close()
 
 
 # --- what the process is left with ---------------------------------------------------------

@@ -1,7 +1,7 @@
 """The identity of a trial: what enters its id, what does not, and that neither ever moves."""
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -9,14 +9,18 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from analysis.errors import InputError
+from trainers.models.placements import PLACEMENTS
 from trainers.spec import (
     OUTSIDE_IDENTITY,
+    Activation,
     BytesTokenizer,
     DataSource,
     DataSpec,
     EvaluationSpec,
+    FFNWeight,
     Layout,
     ModelSpec,
+    Schedule,
     SpectraSpec,
     TextFiles,
     TrainingSpec,
@@ -63,9 +67,21 @@ CHANGES: dict[str, Any] = {
     "model__context": 32,
     "model__vocab_size": 513,
     "model__tie_embeddings": True,
+    "model__ffn_weight": "weight_norm",
+    "model__activation": "relu",
+    "model__kv_heads": 2,
+    "model__qk_norm": True,
+    "model__post_layers": 1,
+    "model__initialisation": "depth_scaled",
+    "model__block": {"path": "blocks:Mine", "source_hash": "0123456789abcdef"},
     "training__steps": 251,
     "training__batch_tokens": 4096,
     "training__learning_rate": 5e-3,
+    "training__optimizer": "muon",
+    "training__momentum": 0.9,
+    "training__schedule": "linear",
+    "training__warmup_steps": 10,
+    "training__decay_fraction": 0.1,
     "training__beta1": 0.8,
     "training__beta2": 0.99,
     "training__weight_decay": 0.0,
@@ -83,8 +99,16 @@ CHANGES: dict[str, Any] = {
     "spectra__sites": ["pre", "post"],
     "parent": "0123456789ab",
 }
+#: What a field needs beside it to be allowed at all.
+MUON: dict[str, Any] = {"training__optimizer": "muon", "training__gradient_clipping": 0.0}
+COMPANIONS: dict[str, dict[str, Any]] = {
+    "model__post_layers": {"model__norm": "mix", "model__post_layers": 2},
+    "training__optimizer": {"training__gradient_clipping": 0.0},
+    "training__momentum": MUON,
+    "training__decay_fraction": {"training__schedule": "wsd"},
+}
 #: Fields that have one value only, so far.
-SINGLE = {"model__ffn_weight", "training__optimizer", "training__schedule", "kind"}
+SINGLE = {"kind"}
 
 
 def identity_fields() -> set[str]:
@@ -126,12 +150,82 @@ def test_every_identity_field_is_tried_below():
 
 @pytest.mark.parametrize(("field", "value"), CHANGES.items())
 def test_changing_an_identity_field_changes_the_id(field, value):
-    assert spec(**{field: value}).id != spec().id
+    beside = COMPANIONS.get(field, {})
+    assert spec(**(beside | {field: value})).id != spec(**beside).id
 
 
 def test_every_change_gives_an_id_of_its_own():
-    ids = {spec(**{field: value}).id for field, value in CHANGES.items()}
+    ids = {spec(**(COMPANIONS.get(f, {}) | {f: value})).id for f, value in CHANGES.items()}
     assert len(ids) == len(CHANGES)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model__norm": norm, "model__post_layers": 1 if norm == "mix" else 0}
+        for norm in PLACEMENTS
+        if norm != "ngpt"
+    ]
+    + [{"model__ffn_weight": one} for one in get_args(FFNWeight)]
+    + [{"model__activation": one} for one in get_args(Activation)]
+    + [{"training__schedule": one} for one in get_args(Schedule)],
+    ids=str,
+)
+def test_every_choice_is_allowed_and_read_back(changes):
+    written = spec(**changes)
+    assert parse_spec(written.to_json(), "spec.json") == written
+    for field, value in changes.items():
+        section, name = field.split("__")
+        default = {"model__activation": "gelu"}.get(field)  # gpt2's own is left out
+        assert getattr(getattr(written, section), name) == (None if value == default else value)
+
+
+# --- one model, one spelling ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("architecture", "own"), [("gpt2", "gelu"), ("llama", "swiglu"), ("ngpt", "swiglu")]
+)
+def test_an_architectures_own_activation_written_out_is_the_same_trial(architecture, own):
+    left_out = of_architecture(architecture)
+    written = of_architecture(architecture, model__activation=own)
+    assert written.id == left_out.id
+    assert written == left_out
+    assert written.model.ffn_activation == own
+    assert written.model.gated == (own == "swiglu")
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "ngpt"])
+def test_as_many_key_heads_as_heads_written_out_is_the_same_trial(architecture):
+    left_out = of_architecture(architecture)
+    written = of_architecture(architecture, model__kv_heads=4)
+    assert written.id == left_out.id
+    assert written == left_out
+    assert written.model.key_value_heads == left_out.model.heads == 4
+    if architecture != "ngpt":
+        assert of_architecture(architecture, model__kv_heads=1).model.key_value_heads == 1
+
+
+def of_architecture(architecture: str, **changes: Any) -> TrialSpec:
+    if architecture == "ngpt":
+        changes |= {"model__norm": "ngpt", "training__weight_decay": 0.0}
+    return spec(model__architecture=architecture, **changes)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
+def test_the_warm_up_is_a_fraction_of_the_steps_or_a_number_of_them(schedule):
+    by_fraction = spec(training__schedule=schedule, training__warmup_fraction=0.2)
+    by_number = spec(training__schedule=schedule, training__warmup_steps=50)
+    assert by_fraction.training.warmup == by_number.training.warmup == 50
+    assert by_fraction.id != by_number.id  # another number of steps tells them apart
+
+
+def test_wsd_trials_that_differ_in_their_steps_part_where_the_shorter_decays():
+    """200 of 250 updates at the peak; the decay is a fifth, and never none."""
+    wsd = {"training__schedule": "wsd", "training__warmup_steps": 25}
+    assert spec(**wsd).training.stable_end == 200
+    assert spec(**wsd, training__steps=500).training.stable_end == 400
+    assert spec(**wsd, training__decay_fraction=0.001).training.stable_end == 249
 
 
 @given(
@@ -223,11 +317,82 @@ def test_a_broken_spec_is_refused_by_name_and_place(text, message):
         ({"evaluation__tokens": 32}, "evaluation.tokens 32 is less than one context of 64"),
         ({"spectra__sites": ["post", "post"]}, "names a site twice"),
         ({"data__tokenizer_hash": ""}, "at least 8 characters"),
+        # the model
+        ({"model__norm": "prenorm"}, "'prenorm' should be one of pre, post, mix, lns, sandwich"),
+        ({"model__kv_heads": 3}, "kv_heads 3 does not divide the 4 heads of d_model 64"),
+        ({"model__kv_heads": 8}, "kv_heads 8 does not divide the 4 heads"),
+        ({"model__kv_heads": 0}, "greater than or equal to 1"),
+        ({"model__norm": "mix"}, "post_layers 0 with norm mix and depth 2: .* here 1 to 2"),
+        (
+            {"model__norm": "mix", "model__post_layers": 3},
+            "post_layers 3 with norm mix and depth 2: .* here 1 to 2",
+        ),
+        ({"model__post_layers": 1}, "post_layers 1 with norm pre and depth 2: .* here 0 to 0"),
+        ({"model__activation": "silu"}, "'gelu', 'relu', 'relu2', 'swiglu' or 'geglu'"),
+        (
+            {
+                "model__block": {"path": "blocks:Mine", "source_hash": "01234567"},
+                "model__ffn_weight": "weight_norm",
+            },
+            "ffn_weight weight_norm is of widthlab's own FFN, which model.block replaces",
+        ),
+        ({"model__block": {"path": "Mine", "source_hash": "01234567"}}, "should match pattern"),
+        # the training
+        ({"training__optimizer": "muon"}, "gradient_clipping 1.0 with muon: .*; use 0"),
+        ({"training__momentum": 0.9}, "momentum 0.9 is of muon; adamw has beta1"),
+        (
+            {"training__decay_fraction": 0.3},
+            "decay_fraction 0.3 is of the schedule wsd; cosine decays from the end of the warm-up",
+        ),
+        (
+            {"training__warmup_steps": 5, "training__warmup_fraction": 0.2},
+            "warmup_steps 5 and warmup_fraction 0.2 both say how long",
+        ),
+        ({"training__warmup_steps": 251}, "warmup_steps 251 is more than the 250 steps"),
+        (
+            {"training__schedule": "wsd", "training__warmup_steps": 201},
+            "warm-up of 201 steps reaches into the decay, which begins after 200 of 250",
+        ),
+        ({"training__schedule": "wsd", "training__decay_fraction": 0.0}, "greater than 0"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(changes, message):
     with pytest.raises(ValidationError, match=message):
         spec(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__norm": "pre"}, "norm pre does not go with architecture ngpt"),
+        ({"model__ffn_weight": "hyperspherical"}, "ffn_weight hyperspherical does not go with"),
+        ({"model__kv_heads": 2}, "kv_heads 2 does not go with ngpt: its learned scale"),
+        ({"model__tie_embeddings": True}, "tie_embeddings True does not go with ngpt"),
+        ({"model__activation": "geglu"}, "activation geglu does not go with ngpt"),
+        ({"model__qk_norm": True}, "qk_norm True does not go with ngpt: it normalises"),
+        ({"model__initialisation": "depth_scaled"}, "initialisation depth_scaled does not go"),
+        (
+            {"model__block": {"path": "blocks:Mine", "source_hash": "01234567"}},
+            "block .* does not go with ngpt",
+        ),
+        ({"training__weight_decay": 0.1}, "weight_decay 0.1 does not go with ngpt: .*; use 0"),
+    ],
+)
+def test_what_ngpt_leaves_no_choice_of_is_refused_with_its_reason(changes, message):
+    ngpt = {
+        "model__architecture": "ngpt",
+        "model__norm": "ngpt",
+        "training__weight_decay": 0.0,
+    }
+    assert spec(**ngpt).model.ffn_activation == "swiglu"
+    with pytest.raises(ValidationError, match=message):
+        spec(**(ngpt | changes))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_ngpts_placement_is_of_ngpt_alone(architecture):
+    with pytest.raises(ValidationError, match=f"norm ngpt does not go with .* {architecture}"):
+        spec(model__architecture=architecture, model__norm="ngpt")
 
 
 def test_a_model_knows_its_depth_and_heads():

@@ -29,7 +29,7 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutput
 
 from .linear import GEOMETRIES, SpectralNormLinear
-from .ngpt import LearnedScale, SphereStep, unit, unit_norm_dim
+from .ngpt import LearnedScale, ScaledLinear, SphereStep, unit, unit_norm_dim
 from .own_block import block_class, replaces_whole_block
 from .placements import PLACEMENTS, Place
 
@@ -77,17 +77,25 @@ class DecoderConfig(PreTrainedConfig):  # type: ignore[misc]
 # --- sub-layers ----------------------------------------------------------------------------
 
 
+class RMSNorm(nn.RMSNorm):
+    """In the precision of its gain, as autocast has it for LayerNorm: what a sub-layer put out
+    in bf16 is normed in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
 def make_norm(config: DecoderConfig, size: int) -> nn.Module:
     """LayerNorm for gpt2, RMSNorm for llama."""
     if config.architecture == "llama":
-        return nn.RMSNorm(size, eps=NORM_EPS)
+        return RMSNorm(size, eps=NORM_EPS)
     return nn.LayerNorm(size, eps=NORM_EPS)
 
 
 class Positions(NamedTuple):
     """What every layer's attention needs to know of where the tokens stand."""
 
-    cos: Tensor | None  # (T, h/2), or (B, 1, T, h/2) where padding shifts rows; None: gpt2
+    cos: Tensor | None  # (T, h), or (B, 1, T, h) where padding shifts rows; None: gpt2
     sin: Tensor | None
     mask: Tensor | None  # (B, 1, T, T), True where a query may look; None: causal
 
@@ -129,6 +137,7 @@ class Attention(nn.Module):
             scale = self.qk_scale().view(-1, 1, self.head_dim).to(q.dtype)  # (H, 1, h)
             q, k = unit(q) * scale, unit(k) * scale
         if self.groups > 1:
+            # Not enable_gqa: where a kernel lacks it, torch falls back to one that stores scores.
             k, v = (one.repeat_interleave(self.groups, dim=1) for one in (k, v))
         mixed = F.scaled_dot_product_attention(
             q,
@@ -143,17 +152,18 @@ class Attention(nn.Module):
 
 
 def rotary(places: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotary embedding's angles (arXiv 2104.09864), (..., T, h/2), float32."""
+    """cos and signed sin of the rotary embedding's angles (arXiv 2104.09864), (..., T, h),
+    float32: what `rotate` multiplies by."""
     exponent = torch.arange(0, head_dim, 2, device=places.device, dtype=torch.float32) / head_dim
-    angle = places[..., None].float() * ROTARY_BASE**-exponent
-    return angle.cos(), angle.sin()
+    angle = places[..., None].float() * ROTARY_BASE**-exponent  # (..., T, h/2)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn pairs of dimensions i and i + h/2 of x (B, H, T, h) by their angles."""
-    first, second = x.chunk(2, dim=-1)
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    other = x.roll(x.shape[-1] // 2, dims=-1)
+    return torch.addcmul(x * cos.to(x.dtype), other, sin.to(x.dtype))
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -209,15 +219,8 @@ class SphereFFN(FFN):
 
     def __init__(self, config: DecoderConfig, width: int) -> None:
         super().__init__(config, width)
-        self.grow = config.d_model**0.5
-        self.gate_scale = LearnedScale(width, 1.0, 1.0)
-        self.up_scale = LearnedScale(width, 1.0, 1.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate = self.gate(x) * (self.gate_scale() * self.grow)
-        hidden = self.activation(gate) * (self.up(x) * self.up_scale())
-        out: Tensor = self.down(hidden.to(x.dtype))
-        return out
+        self.gate = ScaledLinear(config.d_model, width, grow=config.d_model**0.5)
+        self.up = ScaledLinear(config.d_model, width)
 
 
 # --- layers --------------------------------------------------------------------------------
@@ -259,6 +262,13 @@ def make_ffn(config: DecoderConfig, width: int) -> nn.Module:
     return SphereFFN(config, width) if config.architecture == "ngpt" else FFN(config, width)
 
 
+def make_head(config: DecoderConfig) -> nn.Linear:
+    """From d_model to a logit per token of the vocabulary; nGPT scales each."""
+    if config.architecture == "ngpt":
+        return ScaledLinear(config.d_model, config.vocab_size, stored=config.d_model**-0.5)
+    return nn.Linear(config.d_model, config.vocab_size, bias=False)
+
+
 # --- the model -----------------------------------------------------------------------------
 
 
@@ -283,10 +293,7 @@ class Decoder(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         )
         final_norm = PLACEMENTS[config.norm].final_norm
         self.final_norm = make_norm(config, config.d_model) if final_norm else None
-        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.logit_scale = None
-        if config.architecture == "ngpt":
-            self.logit_scale = LearnedScale(config.vocab_size, 1.0, config.d_model**-0.5)
+        self.head = make_head(config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -316,13 +323,15 @@ class Decoder(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        **_: Any,
+        use_cache: bool = False,
+        return_dict: bool = True,
     ) -> CausalLMOutput:
         """Logits (B, T, V) of ids (B, T); with labels (the ids again, as is usual, or -100 where
         there is none) also the mean loss in nats.
 
-        `attention_mask` (B, T) is 0 at padding. Raises ValueError for more positions than the
-        context.
+        `attention_mask` (B, T) is 0 at padding. There is no cache to use and no tuple to return:
+        `use_cache` and `return_dict` are what `transformers` passes to any model. Raises
+        ValueError for more positions than the context.
         """
         T = input_ids.shape[1]
         if T > self.config.context:
@@ -341,8 +350,6 @@ class Decoder(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         if self.final_norm is not None:
             x = self.final_norm(x)
         logits = self.head(x)
-        if self.logit_scale is not None:
-            logits = logits * self.logit_scale()
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())

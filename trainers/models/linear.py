@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+#: A row of zeros stays one.
+LEAST_NORM = 1e-12
+
 
 class WeightNormLinear(nn.Linear):
     """W = gain * v / ||v||, row by row (arXiv 1602.07868); `weight` holds v, `gain` is [out]."""
@@ -19,7 +22,8 @@ class WeightNormLinear(nn.Linear):
 
     def effective_weight(self) -> Tensor:
         """W, in float32."""
-        return self.gain.float()[:, None] * F.normalize(self.weight.float(), dim=1)
+        weight = self.weight.float()
+        return weight * (self.gain.float() / row_norms(weight))[:, None]  # one pass over W
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.effective_weight().to(x.dtype), self.bias)
@@ -30,7 +34,8 @@ class HypersphericalLinear(nn.Linear):
 
     def effective_weight(self) -> Tensor:
         """W, in float32."""
-        return F.normalize(self.weight.float(), dim=1)
+        weight = self.weight.float()
+        return weight / row_norms(weight)[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.effective_weight().to(x.dtype), self.bias)
@@ -79,6 +84,12 @@ class SpectralNormLinear(nn.Linear):
                 self._due = False
             weight = self.effective_weight()
         return F.linear(x, weight.to(x.dtype), self.bias)
+
+
+def row_norms(weight: Tensor) -> Tensor:
+    """The length of every row, [out]; fit to divide by."""
+    lengths: Tensor = torch.linalg.vector_norm(weight, dim=1)
+    return lengths.clamp(min=LEAST_NORM)
 
 
 #: `ffn_weight` of a sweep file: the class of up, gate and down.

@@ -32,6 +32,24 @@ class LearnedScale(nn.Module):
         return self.weight * self.ratio
 
 
+class ScaledLinear(nn.Linear):
+    """A linear map, each of its outputs times a learned scale and `grow`.
+
+    The scale multiplies the rows of the matrix, not the outputs: there are more tokens than
+    d_model, and nothing more is kept of them for the backward pass.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, stored: float = 1.0, grow: float = 1.0
+    ) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        self.scale = LearnedScale(out_features, 1.0, stored)
+        self.grow = grow
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * (self.scale() * self.grow)[:, None])
+
+
 class SphereStep(nn.Module):
     """N(x + a (N(y) - x)): from x towards a sub-layer's output y, and back onto the sphere.
 

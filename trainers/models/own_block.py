@@ -3,9 +3,15 @@
 An FFN is made as `Class(config, width)` and maps (B, T, d_model) to (B, T, d_model). A class with
 `replaces = "block"` is made as `Class(config, width, place)` and is the whole layer, attention and
 norms included: it is called with (x, positions) as `decoder.Block` is, from which it may inherit,
-and has its FFN at `ffn`. The FFN of either says where the probe taps: the output
-of its module `nonlinearity_input` is the site "pre", the input of its module `down` is "post",
-`width` is their D. The file travels with exported models, so it imports nothing of widthlab.
+and has its FFN at `ffn`. The FFN of either says where the probe taps: the output of its module
+`nonlinearity_input` is the site "pre", the input of its module `down` is "post", `width` is their
+D, the same number that it was made with.
+
+Every matrix counts as multiplied once per token. A class of which that is not true, because it
+uses a matrix twice or routes tokens, has a static method `matrix_weights(config, width)` that says
+how many weights of one layer's own block are multiplied per token.
+
+The file travels with exported models, so it imports nothing of widthlab.
 """
 
 import importlib
@@ -13,6 +19,8 @@ from typing import Protocol
 
 from torch import nn
 
+#: What a class may replace; the first where it does not say.
+REPLACEABLE = ("ffn", "block")
 #: Classes that are known without an import: an exported model registers its own here.
 KNOWN: dict[str, type[nn.Module]] = {}
 
@@ -39,4 +47,4 @@ def block_class(path: str) -> type[nn.Module]:
 
 def replaces_whole_block(path: str) -> bool:
     """Whether that class takes the place of a whole block, not of the FFN alone."""
-    return getattr(block_class(path), "replaces", "ffn") == "block"
+    return getattr(block_class(path), "replaces", REPLACEABLE[0]) == "block"

@@ -7,7 +7,7 @@ Nothing here imports torch: the table is read where trials are planned. The file
 exported models, so it imports nothing of widthlab.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any, TypeAlias
@@ -36,49 +36,49 @@ class Placement:
     stream unnormalised. `branch_scale(depth)` multiplies the initial weights of v, o and the FFN.
     """
 
-    apply: Callable[[Stream, SubLayer, Sequence[SubLayer], Place], Stream]
+    apply: Callable[[Stream, SubLayer, Iterable[SubLayer], Place], Stream]
     final_norm: bool
     norms: int = 1
     branch_scale: Callable[[int], float] = lambda depth: 1.0
 
 
-def pre_ln(x: Stream, f: SubLayer, norms: Sequence[SubLayer], place: Place) -> Stream:
+def pre_ln(x: Stream, f: SubLayer, norms: Iterable[SubLayer], place: Place) -> Stream:
     """x + f(LN(x)) (arXiv 2002.04745)."""
     (norm,) = norms
     return x + f(norm(x))
 
 
-def post_ln(x: Stream, f: SubLayer, norms: Sequence[SubLayer], place: Place) -> Stream:
+def post_ln(x: Stream, f: SubLayer, norms: Iterable[SubLayer], place: Place) -> Stream:
     """LN(x + f(x)) (arXiv 1706.03762)."""
     (norm,) = norms
     return norm(x + f(x))
 
 
-def mix_ln(x: Stream, f: SubLayer, norms: Sequence[SubLayer], place: Place) -> Stream:
+def mix_ln(x: Stream, f: SubLayer, norms: Iterable[SubLayer], place: Place) -> Stream:
     """Post-LN in the first floor(alpha * depth) layers, Pre-LN in the rest (arXiv 2412.13795)."""
     place_as = post_ln if place.layer <= place.post_layers else pre_ln
     return place_as(x, f, norms, place)
 
 
-def lns(x: Stream, f: SubLayer, norms: Sequence[SubLayer], place: Place) -> Stream:
+def lns(x: Stream, f: SubLayer, norms: Iterable[SubLayer], place: Place) -> Stream:
     """x + f(LN(x) / sqrt(layer)), LayerNorm scaling (arXiv 2502.05795)."""
     (norm,) = norms
     return x + f(norm(x) / sqrt(place.layer))
 
 
-def sandwich(x: Stream, f: SubLayer, norms: Sequence[SubLayer], place: Place) -> Stream:
+def sandwich(x: Stream, f: SubLayer, norms: Iterable[SubLayer], place: Place) -> Stream:
     """x + LN(f(LN(x))) (arXiv 2105.13290; Peri-LN, arXiv 2502.02732)."""
     before, after = norms
     return x + after(f(before(x)))
 
 
-def reordered(x: Stream, f: SubLayer, norms: Sequence[SubLayer], place: Place) -> Stream:
+def reordered(x: Stream, f: SubLayer, norms: Iterable[SubLayer], place: Place) -> Stream:
     """x + LN(f(x)) (OLMo 2, arXiv 2501.00656)."""
     (norm,) = norms
     return x + norm(f(x))
 
 
-def deepnorm(x: Stream, f: SubLayer, norms: Sequence[SubLayer], place: Place) -> Stream:
+def deepnorm(x: Stream, f: SubLayer, norms: Iterable[SubLayer], place: Place) -> Stream:
     """LN(a x + f(x)) with a = (2 depth)^(1/4) (arXiv 2203.00555, decoder only)."""
     (norm,) = norms
     return norm((2 * place.depth) ** 0.25 * x + f(x))
@@ -89,7 +89,7 @@ def deepnorm_scale(depth: int) -> float:
     return float((8 * depth) ** -0.25)
 
 
-def ngpt(x: Stream, f: SubLayer, norms: Sequence[SubLayer], place: Place) -> Stream:
+def ngpt(x: Stream, f: SubLayer, norms: Iterable[SubLayer], place: Place) -> Stream:
     """N(x + a (N(f(x)) - x)), N division by the L2 norm (arXiv 2410.01131); the "norm" is the
     learned step a, which knows N."""
     (step,) = norms

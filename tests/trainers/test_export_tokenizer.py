@@ -1,0 +1,161 @@
+"""The exported tokenizer gives the ids that the model was trained on."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tokenizers
+from tokenizers import models, pre_tokenizers, processors
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from analysis.errors import InputError
+from trainers.data.store import find_store, open_store
+from trainers.export import export
+from trainers.export_tokenizer import write_tokenizer
+from trainers.spec import BPETokenizer, BytesTokenizer, DataSource, PretrainedTokenizer, TextFiles
+from trainers.train import train
+
+TEXT = "ten green bottles, and one should fall\n"
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> TextFiles:
+    verses = [f"{n} green bottles on wall {n * n % 89}, and if one should fall" for n in range(99)]
+    rows = (json.dumps({"text": verse}) + "\n" for verse in verses)
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(rows))
+    return TextFiles(paths=[str(path)])
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> PretrainedTokenizer:
+    """Words, with a start and an end put around every text."""
+    words = ["<s>", "</s>", "?", *sorted(set(TEXT.replace(",", " ,").split()))]
+    backend = tokenizers.Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="?")
+    )
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens(["<s>", "</s>"])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    folder = tmp_path / "published"
+    folder.mkdir()
+    backend.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return PretrainedTokenizer(path=str(folder))
+
+
+@pytest.fixture(params=["bytes", "bpe", "published"])
+def source(request, corpus, published) -> DataSource:
+    kinds = {"bytes": BytesTokenizer(), "bpe": BPETokenizer(vocab_size=270), "published": published}
+    return DataSource(corpus=corpus, tokenizer=kinds[request.param])
+
+
+@pytest.fixture
+def trial_spec(make_spec, source, tmp_path):
+    store = open_store(source, tmp_path / "cache")
+    return make_spec(
+        source=source.model_dump(),
+        data=store.data_spec.model_dump(),
+        model__vocab_size=store.vocab_size,
+    )
+
+
+def test_text_becomes_the_ids_that_were_trained_on(trial_spec, tmp_path) -> None:
+    """A document of the token store is what the exported tokenizer makes of its text: no token
+    for its start or end."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    separator = write_tokenizer(trial_spec, folder, tmp_path / "cache")
+    loaded = AutoTokenizer.from_pretrained(folder)
+    store = find_store(trial_spec.data, tmp_path / "cache")
+    assert separator == store.separator == loaded.eos_token_id
+    tokens = store.train[:400].tolist()
+    document = tokens[: tokens.index(separator)]
+    assert loaded(loaded.decode(document))["input_ids"] == document
+
+
+def test_batches_are_padded_at_their_beginning_with_the_separator(trial_spec, tmp_path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    separator = write_tokenizer(trial_spec, folder, tmp_path / "cache")
+    loaded = AutoTokenizer.from_pretrained(folder)
+    shorter, longer = (loaded(text)["input_ids"] for text in ("ten", "ten green bottles"))
+    assert loaded.pad_token_id == separator
+    assert loaded.model_max_length == trial_spec.model.context
+    padded = [separator] * (len(longer) - len(shorter)) + shorter
+    batch = loaded(["ten", "ten green bottles"], padding=True)
+    assert batch["input_ids"] == [padded, longer]
+    assert batch["attention_mask"][0] == [0] * (len(longer) - len(shorter)) + [1] * len(shorter)
+
+
+def test_it_is_made_again_where_the_cache_is_gone(trial_spec, tmp_path) -> None:
+    contents = []
+    for name in ("kept", "remade"):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_tokenizer(trial_spec, folder, tmp_path / "cache")
+        contents.append([path.read_bytes() for path in sorted(folder.iterdir())])
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    assert contents[0] == contents[1]
+    assert find_store(trial_spec.data, tmp_path / "cache") is None  # the corpus was not encoded
+
+
+def test_a_corpus_that_is_gone_matters_only_to_a_tokenizer_trained_on_it(
+    trial_spec, corpus, tmp_path
+) -> None:
+    shutil.rmtree(tmp_path / "cache")
+    Path(corpus.paths[0]).unlink()
+    folder = tmp_path / "out"
+    folder.mkdir()
+    if trial_spec.source.tokenizer.kind == "bpe":
+        with pytest.raises(InputError, match=r"cannot be made again: .*corpus\.jsonl.*--no-token"):
+            write_tokenizer(trial_spec, folder, tmp_path / "cache")
+    else:
+        write_tokenizer(trial_spec, folder, tmp_path / "cache")
+        assert AutoTokenizer.from_pretrained(folder)("ten")["input_ids"]
+
+
+@pytest.fixture
+def bpe_spec(make_spec, corpus, tmp_path):
+    source = DataSource(corpus=corpus, tokenizer=BPETokenizer(vocab_size=270))
+    store = open_store(source, tmp_path / "cache")
+    return make_spec(
+        source=source.model_dump(),
+        data=store.data_spec.model_dump(),
+        model__vocab_size=270,
+        model__ffn_widths=[24, 24],
+    )
+
+
+def test_a_corpus_that_has_changed_is_refused_and_does_not_enter_the_cache(
+    bpe_spec, corpus, tmp_path
+) -> None:
+    shutil.rmtree(tmp_path / "cache")
+    path = Path(corpus.paths[0])
+    path.write_text(path.read_text().replace("bottles", "teapots"))
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with pytest.raises(InputError, match="the corpus has changed: its fingerprint is"):
+        write_tokenizer(bpe_spec, folder, tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("*.json"))
+    assert not list(folder.iterdir())
+
+
+def test_without_a_tokenizer_the_model_alone_is_exported(
+    bpe_spec, corpus, trial, diary, tmp_path
+) -> None:
+    train(bpe_spec, trial, diary(), tmp_path / "cache")
+    shutil.rmtree(tmp_path / "cache")
+    Path(corpus.paths[0]).unlink()
+    with pytest.raises(InputError, match="--no-tokenizer exports the model alone"):
+        export(trial, str(tmp_path / "out"), cache=tmp_path / "cache")
+    assert not (tmp_path / "out").exists()
+    done = export(trial, str(tmp_path / "out"), tokenizer=False, cache=tmp_path / "cache")
+    assert not [name for name in done.files if "tokenizer" in name]
+    assert "AutoTokenizer" not in "\n".join(done.load)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.generation_config.eos_token_id is None

@@ -1,0 +1,168 @@
+"""What of widthlab's decoders is a model of `transformers` already, and how it is put there.
+
+A weight geometry and LayerNorm scaling are ways to train: once trained, both are multiplied into
+plain weights. What is left of them, and every plain Pre-LN model of one FFN width, is a Llama or
+a GPT-2 like any other.
+"""
+
+import copy
+from math import sqrt
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+
+from trainers.models.decoder import NORM_EPS, ROTARY_BASE, Decoder, DecoderConfig
+from trainers.models.linear import HypersphericalLinear, SpectralNormLinear, WeightNormLinear
+
+#: Our activation in the words of their configurations.
+LLAMA_ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu_pytorch_tanh"}
+GPT2_ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu", "relu2": "relu2"}
+
+
+@torch.no_grad()
+def folded(model: Decoder) -> Decoder:
+    """The same function with plain weights and, where the norms were scaled, Pre-LN.
+
+    A model with a user's own block is left as it is: what that reads of its configuration is not
+    known here.
+    """
+    as_it_is = model.config.ffn_weight == "plain" and model.config.norm != "lns"
+    if as_it_is or model.config.block is not None:
+        return model
+    config = copy.deepcopy(model.config)
+    weights = model.state_dict()
+    for name, module in model.named_modules():
+        if isinstance(module, WeightNormLinear | HypersphericalLinear | SpectralNormLinear):
+            weights[f"{name}.weight"] = module.effective_weight()
+            for factor in ("gain", "left"):
+                weights.pop(f"{name}.{factor}", None)
+    config.ffn_weight = "plain"
+    if config.norm == "lns":  # LN(x) / sqrt(layer) is a norm of smaller gain and bias
+        config.norm = "pre"
+        for name in weights:
+            match name.split("."):
+                case ["layers", index, "attention_norms" | "ffn_norms", *_]:
+                    weights[name] = weights[name] / sqrt(int(index) + 1)
+    plain = Decoder(config)
+    plain.load_state_dict(weights)
+    return cast(Decoder, plain.eval())
+
+
+def as_stock(model: Decoder) -> PreTrainedModel | None:
+    """The LlamaForCausalLM or GPT2LMHeadModel that computes the same; None if neither does.
+
+    `model` is folded.
+    """
+    config: DecoderConfig = model.config
+    if (
+        config.norm != "pre"
+        or config.ffn_weight != "plain"
+        or len(set(config.ffn_widths)) > 1
+        or config.qk_norm
+        or config.block is not None
+    ):
+        return None
+    if config.architecture == "llama" and config.activation in LLAMA_ACTIVATIONS:
+        return _filled(LlamaForCausalLM(_llama_config(config)), _llama_weights(model))
+    if (
+        config.architecture == "gpt2"
+        and config.activation in GPT2_ACTIVATIONS
+        and config.kv_heads == config.heads
+    ):
+        return _filled(GPT2LMHeadModel(_gpt2_config(config)), _gpt2_weights(model))
+    return None
+
+
+def _filled(model: PreTrainedModel, weights: dict[str, Tensor]) -> PreTrainedModel:
+    model.load_state_dict(weights)
+    return cast(PreTrainedModel, model.eval())
+
+
+def _llama_config(config: DecoderConfig) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.d_model,
+        intermediate_size=config.ffn_widths[0],
+        num_hidden_layers=config.depth,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        hidden_act=LLAMA_ACTIVATIONS[config.activation],
+        max_position_embeddings=config.context,
+        rms_norm_eps=NORM_EPS,
+        rope_parameters={"rope_type": "default", "rope_theta": ROTARY_BASE},
+        tie_word_embeddings=config.tie_word_embeddings,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+
+
+def _llama_weights(model: Decoder) -> dict[str, Tensor]:
+    ours = model.state_dict()
+    names = {
+        "attention_norms.0": "input_layernorm",
+        "ffn_norms.0": "post_attention_layernorm",
+        **{f"attention.{part}": f"self_attn.{part}_proj" for part in "qkvo"},
+        **{f"ffn.{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")},
+    }
+    layers = {
+        f"model.layers.{layer}.{their}.weight": ours[f"layers.{layer}.{our}.weight"]
+        for layer in range(model.config.depth)
+        for our, their in names.items()
+    }
+    return layers | {
+        "model.embed_tokens.weight": ours["tokens.weight"],
+        "model.norm.weight": ours["final_norm.weight"],
+        "lm_head.weight": ours["head.weight"],
+    }
+
+
+def _gpt2_config(config: DecoderConfig) -> GPT2Config:
+    return GPT2Config(
+        vocab_size=config.vocab_size,
+        n_positions=config.context,
+        n_embd=config.d_model,
+        n_layer=config.depth,
+        n_head=config.heads,
+        n_inner=config.ffn_widths[0],
+        activation_function=GPT2_ACTIVATIONS[config.activation],
+        layer_norm_epsilon=NORM_EPS,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        tie_word_embeddings=config.tie_word_embeddings,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+
+
+def _gpt2_weights(model: Decoder) -> dict[str, Tensor]:
+    """GPT-2 keeps matrices as [in, out], and those of queries, keys and values as one."""
+    ours = model.state_dict()
+    theirs = {
+        "transformer.wte.weight": ours["tokens.weight"],
+        "transformer.wpe.weight": ours["positions.weight"],
+        "transformer.ln_f.weight": ours["final_norm.weight"],
+        "transformer.ln_f.bias": ours["final_norm.bias"],
+        "lm_head.weight": ours["head.weight"],
+    }
+    norms = {"attention_norms.0": "ln_1", "ffn_norms.0": "ln_2"}
+    maps = {"attention.o": "attn.c_proj", "ffn.up": "mlp.c_fc", "ffn.down": "mlp.c_proj"}
+    for layer in range(model.config.depth):
+        at, to = f"layers.{layer}", f"transformer.h.{layer}"
+        for kind in ("weight", "bias"):
+            for our, their in norms.items():
+                theirs[f"{to}.{their}.{kind}"] = ours[f"{at}.{our}.{kind}"]
+            for our, their in maps.items():
+                theirs[f"{to}.{their}.{kind}"] = ours[f"{at}.{our}.{kind}"].t()  # a bias stays
+            qkv = [ours[f"{at}.attention.{part}.{kind}"] for part in "qkv"]
+            theirs[f"{to}.attn.c_attn.{kind}"] = torch.cat(qkv).t()
+    return theirs
