@@ -35,6 +35,7 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/orchestration.py
+	$(BIN)/python benchmarks/train_step.py
 
 constraints:  ## resolve the newest versions anew, torch's CPU build or not
 	$(PYTHON) -m venv build/resolve
