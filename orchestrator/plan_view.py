@@ -16,8 +16,9 @@ WORDS = ("trial", "hold")
 #: What the columns are.
 LEGEND = """\
 hold: equal across widths (none: d_model; params: N; flops: FLOPs per token)
-asked: the width multiplier of the file; D/d: D / d_model as it came to be
-N: non-embedding parameters; memory: of one worker, beside Python and torch"""
+D/d: D / d_model as it came to be, near the multiplier that was asked for
+params: all parameters; N: those outside embedding and head
+memory: of one worker, beside Python and torch"""
 
 
 def render_plan(plan: Plan) -> RenderableType:
@@ -104,11 +105,11 @@ def _columns(row: PlanRow) -> dict[str, str]:
         "trial": row.trial.id,
         "hold": "+".join(row.trial.holds),
         "seed": str(axes["seed"]),
-        "asked": f"{axes['width_multiplier']:.4g}",
         "D/d": f"{sum(model.ffn_widths) / model.depth / model.d_model:.4g}",
         "d_model": str(model.d_model),
         "D": value_text(axes["D"]),
-        "N": _scaled(row.parameters.non_embedding),
+        "params": _scaled(row.parameters.total, 4),
+        "N": _scaled(row.parameters.non_embedding, 4),
         "FLOPs": _scaled(row.flops),
         "memory": _bytes(row.memory_bytes),
         "time": duration(row.seconds),
@@ -138,9 +139,9 @@ def _device_time(hours: float) -> str:
     return f"{count} device-hours ({duration(seconds)})"
 
 
-def _scaled(number: float) -> str:
-    """Three digits and a decimal prefix: 98.6k, 860G."""
-    return "".join(_in_units(number, 1000, ("", *"kMGTPEZYRQ")))
+def _scaled(number: float, digits: int = 3) -> str:
+    """A count to that many digits and its decimal prefix: 1.51G."""
+    return "".join(_in_units(number, 1000, ("", *"kMGTPEZYRQ"), digits))
 
 
 def _bytes(number: float) -> str:
@@ -148,13 +149,15 @@ def _bytes(number: float) -> str:
     return " ".join(_in_units(number, 1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")))
 
 
-def _in_units(number: float, step: int, units: tuple[str, ...]) -> tuple[str, str]:
-    """Three digits and the unit in which they are below a thousand, or the largest there is."""
+def _in_units(
+    number: float, step: int, units: tuple[str, ...], digits: int = 3
+) -> tuple[str, str]:
+    """The digits and the unit in which they are below a thousand, or the largest there is."""
     for unit in units[:-1]:
-        if number < 999.5:
-            return f"{number:.3g}", unit
+        if number < 1000 - 0.5 * 10 ** (3 - digits):  # else rounding makes a thousand of it
+            return f"{number:.{digits}g}", unit
         number /= step
-    return f"{number:.3g}", units[-1]
+    return f"{number:.{digits}g}", units[-1]
 
 
 def duration(seconds: float) -> str:

@@ -62,14 +62,23 @@ def save(
 
 
 def newest_usable(trial: Storage) -> Manifest | None:
+    """`newest_intact`, for the writer of the trial: newer checkpoints that are damaged lose their
+    manifests, so that no reader rests on them either."""
+    manifest = newest_intact(trial)
+    if manifest is not None:
+        for step in committed_steps(trial.list("checkpoints")):
+            if step > manifest.step:
+                trial.delete(manifest_key(step))
+    return manifest
+
+
+def newest_intact(trial: Storage) -> Manifest | None:
     """The newest committed checkpoint whose files match its manifest; None if none was made.
 
-    Newer ones that do not match lose their manifest, so that no reader rests on them either.
-    Raises NoUsableCheckpointError if all are damaged, and then leaves them: the next attempt must
-    not take the trial for one that has no checkpoint.
+    Raises NoUsableCheckpointError if all are damaged: whoever goes on must not take the trial for
+    one that has no checkpoint.
     """
     steps = committed_steps(trial.list("checkpoints"))
-    damaged: list[int] = []
     for step in reversed(steps):
         try:
             manifest = Manifest.from_json(trial.get(manifest_key(step)))
@@ -77,11 +86,8 @@ def newest_usable(trial: Storage) -> Manifest | None:
         except ValueError as error:
             broken = str(error)
         if broken is None:
-            for newer in damaged:
-                trial.delete(manifest_key(newer))
             return manifest
         logger.warning("%s: checkpoint %d is not usable: %s", trial.url, step, broken)
-        damaged.append(step)
     if steps:
         raise NoUsableCheckpointError(
             f"{trial.url}: none of the checkpoints of steps {steps} is intact; "

@@ -68,7 +68,7 @@ class Ranks:
             dist.barrier()
 
 
-def _import_deepspeed(device: str) -> Any:
+def import_deepspeed(device: str) -> Any:
     """DeepSpeed, quickly and quietly.
 
     Its autotuner pulls in mlflow where that is installed: a second of start-up, and a library a
@@ -114,7 +114,7 @@ def start_ranks(device: str) -> Ranks:
 
     Raises RuntimeError if CUDA is asked for and absent.
     """
-    deepspeed = _import_deepspeed(device)
+    deepspeed = import_deepspeed(device)
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it, alone too
     rank = int(os.environ.get("RANK", 0))
     world_size = int(os.environ.get("WORLD_SIZE", 1))
@@ -147,7 +147,7 @@ class Engine:
     """One model under DeepSpeed, in the five verbs that the training loop needs."""
 
     def __init__(self, model: Decoder, spec: TrialSpec, ranks: Ranks) -> None:
-        deepspeed = _import_deepspeed(ranks.device.type)
+        deepspeed = import_deepspeed(ranks.device.type)
         zero_stage = spec.layout.zero_stage
         self._clipping = spec.training.gradient_clipping
         # Stage 0 keeps no gradient norm of its own: measure and clip in one place here.

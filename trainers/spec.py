@@ -29,7 +29,6 @@ from trainers.models.placements import PLACEMENTS
 SEMANTICS_VERSION = 1
 
 
-
 def _known_placement(name: str) -> str:
     if name not in PLACEMENTS:
         raise ValueError(f"{name!r} should be one of {', '.join(PLACEMENTS)}")

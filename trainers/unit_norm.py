@@ -77,6 +77,8 @@ def keep_unit_norms(
     `dims` maps a parameter's name to the dimension along which its vectors have norm 1.
     """
     by_master = _fragments(engine, dims)
+    found = sum(map(len, by_master.values()))
+    assert found == len(dims), f"ZeRO holds {found} of the {len(dims)} matrices"
 
     def after_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
         # ZeRO steps one group at a time and shows only that one's master weights.

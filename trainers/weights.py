@@ -19,8 +19,8 @@ from analysis.errors import InputError
 from analysis.records import Manifest, checkpoint_folder
 from analysis.storage import LocalStorage, Storage
 from trainers import own_block
-from trainers.checkpoint import newest_usable
-from trainers.engine import _import_deepspeed
+from trainers.checkpoint import newest_intact
+from trainers.engine import import_deepspeed
 from trainers.models.build import configuration
 from trainers.models.decoder import Decoder
 from trainers.spec import TrialSpec
@@ -53,15 +53,20 @@ def trained_model(trial: Storage) -> Trained:
     spec = read_spec(trial)
     if spec.model.block is not None:
         own_block.check(spec.model.block)
-    manifest = newest_usable(trial)
+    manifest = newest_intact(trial)
     if manifest is None:
         raise InputError(
-            f"{trial.url} has no checkpoint: none has been made yet, or `widthlab gc` removed "
-            "it; train the trial to its first checkpoint"
+            f"{trial.url} has no checkpoint: train the trial at least to its first one"
         )
     model = Decoder(configuration(spec.model))
     with tempfile.TemporaryDirectory(prefix="widthlab-weights-") as folder:
-        local = _fetch(trial, manifest, Path(folder))
+        try:
+            local = _fetch(trial, manifest, Path(folder))
+        except FileNotFoundError as error:  # newer ones came while it was being copied
+            raise InputError(
+                f"{trial.url} is training and has just dropped its checkpoint of step "
+                f"{manifest.step}; try again, or when it has ended"
+            ) from error
         try:
             model.load_state_dict(read_weights(local))
         except UNREADABLE as error:
@@ -78,7 +83,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Tensors may be mapped from the files, which must outlive them. What DeepSpeed ships for this
     does not read what it writes of bf16 at stage 1, and does not refuse code.
     """
-    _import_deepspeed("cpu")  # which allows what its files hold beside tensors, and no more
+    import_deepspeed("cpu")  # which allows what its files hold beside tensors, and no more
     ranks = sorted(folder.glob("*_optim_states.pt"), key=_rank)
     if not ranks:  # stage 0: whole, and in float32 in bf16 training too
         weights: dict[str, Tensor] = _load(folder / MODEL_STATES)["module"]

@@ -84,9 +84,7 @@ class TrialWriter:
             if not key.startswith(kept):
                 self._trial.delete(key)
 
-    def finish(
-        self, result: dict[str, Any], branch_points: Iterable[int] = ()
-    ) -> dict[str, Any]:
+    def finish(self, result: dict[str, Any], branch_points: Iterable[int] = ()) -> dict[str, Any]:
         """Compact the tables, write the result, drop the parts. Returns the stored result."""
         self.flush()
         tables = records.compact(self._trial, self._lease.attempt, self._parts)
