@@ -217,7 +217,9 @@ def _sized(
 ) -> ModelSpec:
     shared = base.model_dump(include=set(ModelSpec.model_fields) - {"block"})
     block = _own_block(base.block) if base.block else None
-    return ModelSpec(**shared, block=block, ffn_widths=widths, post_layers=post_layers, vocab_size=vocab_size)
+    return ModelSpec(
+        **shared, block=block, ffn_widths=widths, post_layers=post_layers, vocab_size=vocab_size
+    )
 
 
 @cache

@@ -149,9 +149,7 @@ def _bytes(number: float) -> str:
     return " ".join(_in_units(number, 1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")))
 
 
-def _in_units(
-    number: float, step: int, units: tuple[str, ...], digits: int = 3
-) -> tuple[str, str]:
+def _in_units(number: float, step: int, units: tuple[str, ...], digits: int = 3) -> tuple[str, str]:
     """The digits and the unit in which they are below a thousand, or the largest there is."""
     for unit in units[:-1]:
         if number < 1000 - 0.5 * 10 ** (3 - digits):  # else rounding makes a thousand of it

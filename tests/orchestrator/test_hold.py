@@ -3,7 +3,7 @@
 from math import log
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from orchestrator.hold import FAR, NEAR, WIDTH_FACTOR, HeldCell, Missed, budget_of, hold_budget
