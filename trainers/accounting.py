@@ -143,17 +143,19 @@ def training_memory_bytes(spec: TrialSpec) -> int:
     """
     model, layout = spec.model, spec.layout
     stage, workers = layout.zero_stage, layout.workers
-    bf16 = spec.training.precision == "bf16"
-    autocast = bf16 and stage == 0  # over float32 weights
-    element = BF16_BYTES if bf16 else FP32_BYTES
-    stored = FP32_BYTES if autocast else element  # of weights and of the residual stream
+    element = BF16_BYTES if spec.training.precision == "bf16" else FP32_BYTES
+    stored = FP32_BYTES if spec.autocast else element  # of weights and of the residual stream
+    counts = parameters(model)
 
     weights = stored / (workers if stage >= 3 else 1)
     gradients = FP32_BYTES / (workers if stage >= 2 else 1)
     master = FP32_BYTES if stage >= 1 else 0
     optimizer = (ADAM_MOMENT_BYTES + master) / (workers if stage >= 1 else 1)
-    cast = BF16_BYTES if autocast else 0
-    state = parameters(model).total * (weights + gradients + optimizer + cast)
+    cast = BF16_BYTES if spec.autocast else 0
+    state = counts.total * (weights + gradients + optimizer + cast)
+    if spec.training.optimizer == "muon":
+        second = (counts.attention + counts.ffn) * ADAM_MOMENT_BYTES / 2
+        state -= second / (workers if stage >= 1 else 1)
     state += element * _derived_weights(model)
 
     sequences = layout.micro_batch or spec.sequences // workers

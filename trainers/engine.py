@@ -270,15 +270,12 @@ def _configuration(spec: TrialSpec) -> dict[str, Any]:
     }
     if spec.training.optimizer == "muon" and stage == 3:
         config["zero_optimization"]["reduce_scatter"] = False  # Muon needs whole gradients
-    if spec.training.precision == "bf16":
-        if stage == 0 or (stage == 2 and spec.training.optimizer == "muon"):
-            # DeepSpeed's bf16 takes a step on zero gradients at stage 0, and at stage 2 keeps
-            # Muon's momentum in bf16, which is off by 3 %; autocast does neither.
-            config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-        else:
-            config["bf16"] = {"enabled": True}
-            config["data_types"] = {"grad_accum_dtype": "fp32"}
-            config["communication_data_type"] = "fp32"
+    if spec.autocast:
+        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    elif spec.training.precision == "bf16":
+        config["bf16"] = {"enabled": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+        config["communication_data_type"] = "fp32"
     return config
 
 

@@ -436,6 +436,17 @@ class TrialSpec(Frozen):
         return self.training.batch_tokens // self.model.context
 
     @property
+    def autocast(self) -> bool:
+        """Whether bf16 is autocast over float32 weights: where DeepSpeed's own bf16 goes wrong.
+
+        At ZeRO 0 it takes a step on zero gradients at the start; at stage 2 it keeps Muon's
+        momentum in bf16, which is off by 3 %.
+        """
+        training, stage = self.training, self.layout.zero_stage
+        wrong = stage == 0 or (stage == 2 and training.optimizer == "muon")
+        return training.precision == "bf16" and wrong
+
+    @property
     def id(self) -> str:
         """Twelve hexadecimal digits of the SHA-256 of `canonical_json`."""
         return hashlib.sha256(canonical_json(self).encode()).hexdigest()[:12]

@@ -329,7 +329,7 @@ def test_a_trial_without_a_checkpoint_is_refused(make_spec, trial, tmp_path) -> 
     with pytest.raises(InputError, match=r"is no trial directory: it has no spec\.json"):
         export(trial, str(tmp_path / "out"))
     trial.put(records.SPEC, make_spec().to_json())
-    with pytest.raises(InputError, match="has no checkpoint: none has been made yet"):
+    with pytest.raises(InputError, match="has no checkpoint: train the trial"):
         export(trial, str(tmp_path / "out"))
     assert left_behind(tmp_path) == []
 

@@ -69,12 +69,11 @@ class SpectralNormLinear(nn.Linear):
         self.left.copy_(left)
 
     def effective_weight(self) -> Tensor:
-        """W, in float32. The gradient takes both singular vectors as constants."""
+        """W, in float32. The gradient takes both singular vectors as constants: sigma is
+        ||v^T left||, at its largest over all right vectors, where theirs vanishes."""
         weight = self.weight.float()
-        with torch.no_grad():
-            left = F.normalize(self.left.float(), dim=0)
-            right = F.normalize(weight.T @ left, dim=0)
-        sigma = torch.dot(left, weight @ right)
+        left = F.normalize(self.left.float(), dim=0)  # the buffer may be bf16
+        sigma: Tensor = torch.linalg.vector_norm(weight.T @ left)
         return weight / sigma
 
     def forward(self, x: Tensor) -> Tensor:
