@@ -24,10 +24,12 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from trainers import accounting, hardware
+from trainers.data.sources import DataSpec
 from trainers.engine import Engine, Ranks, start_ranks
+from trainers.model_spec import ModelSpec
 from trainers.models.build import build, token_loss
 from trainers.schedule import learning_rate
-from trainers.spec import DataSpec, Layout, ModelSpec, TrainingSpec, TrialSpec
+from trainers.spec import Layout, TrainingSpec, TrialSpec
 from trainers.train import _update
 
 VOCABULARY = 512

@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple, TypeVar
 
 from orchestrator.sweep_config import ModelSection, TrainingSection
-from trainers.spec import NGPT_FIXES, OWN_ACTIVATION
+from trainers.model_spec import NGPT_FIXES, OWN_ACTIVATION
 
 Section = TypeVar("Section", ModelSection, TrainingSection)
 

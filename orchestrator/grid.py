@@ -22,7 +22,9 @@ from orchestrator.cell import Axes, Cell, cells, resolved
 from orchestrator.hold import HeldCell, Missed, hold_budget
 from orchestrator.sweep_config import ModelSection, SweepConfig
 from trainers.accounting import training_flops_per_token
-from trainers.spec import BlockSpec, DataSpec, Layout, ModelSpec, TrainingSpec, TrialSpec
+from trainers.data.sources import DataSpec
+from trainers.model_spec import BlockSpec, ModelSpec
+from trainers.spec import Layout, TrainingSpec, TrialSpec
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from math import log
 from typing import Literal
 
 from trainers.accounting import parameters, training_flops_per_token
-from trainers.spec import MAX_HEAD_DIM, MAX_WIDTH, ModelSpec
+from trainers.model_spec import ModelSpec
+from trainers.strict import MAX_HEAD_DIM, MAX_WIDTH
 
 Budget = Literal["params", "flops"]
 

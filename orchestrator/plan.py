@@ -20,7 +20,8 @@ from trainers.accounting import (
     training_flops_per_token,
     training_memory_bytes,
 )
-from trainers.spec import SEMANTICS_VERSION, DataSpec
+from trainers.data.sources import DataSpec
+from trainers.spec import SEMANTICS_VERSION
 
 
 @dataclass(frozen=True)

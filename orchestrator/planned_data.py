@@ -12,7 +12,7 @@ from orchestrator.ledger import resolved_sweep
 from orchestrator.sweep_config import SweepConfig
 from trainers.data.at_hand import resolve
 from trainers.data.hub import is_commit
-from trainers.spec import DataSource, DataSpec, HubDataset, PretrainedTokenizer
+from trainers.data.sources import DataSource, DataSpec, HubDataset, PretrainedTokenizer
 
 #: In the place of tokens that are not known yet: equal for all trials of a plan.
 NOT_FETCHED = DataSpec(corpus_fingerprint="not fetched", tokenizer_hash="not fetched")

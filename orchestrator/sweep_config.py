@@ -12,30 +12,20 @@ from pydantic import (
     model_validator,
 )
 
-from trainers.spec import (
-    MAX_CONTEXT,
-    MAX_DEPTH,
-    MAX_HEAD_DIM,
-    MAX_WIDTH,
-    Activation,
-    Architecture,
+from trainers.data.sources import (
     BPETokenizer,
     BytesTokenizer,
     Corpus,
     DataSource,
-    EvaluationSpec,
-    FFNWeight,
-    Frozen,
     HubDataset,
-    Initialisation,
-    NormPlacement,
     PretrainedTokenizer,
     PythonSource,
-    SpectraSpec,
     TextFiles,
     Tokenizer,
-    TrainingSpec,
 )
+from trainers.model_spec import Activation, Architecture, FFNWeight, Initialisation, NormPlacement
+from trainers.spec import EvaluationSpec, SpectraSpec, TrainingSpec
+from trainers.strict import MAX_CONTEXT, MAX_DEPTH, MAX_HEAD_DIM, MAX_WIDTH, Frozen
 
 Hold = Literal["none", "params", "flops"]
 Multiplier = Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)]

@@ -6,8 +6,9 @@ not a matrix multiplication. Memory is an estimate, good enough to refuse what c
 
 from dataclasses import dataclass
 
+from trainers.model_spec import ModelSpec
 from trainers.models.placements import PLACEMENTS
-from trainers.spec import ModelSpec, TrialSpec
+from trainers.spec import TrialSpec
 
 #: Forward 2, backward 4 FLOPs per weight and token (arXiv 2001.08361, section 2.1).
 FLOPS_PER_WEIGHT = 6

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainers.engine import versions
-from trainers.spec import ModelSpec, TrialSpec
+from trainers.model_spec import ModelSpec
+from trainers.spec import TrialSpec
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from analysis.errors import InputError
+from trainers.model_spec import BlockSpec, ModelSpec
 from trainers.models.build import configuration, feed_forwards
 from trainers.models.decoder import Attention, Decoder
 from trainers.models.own_block import REPLACEABLE, block_class, replaces_whole_block
-from trainers.spec import BlockSpec, ModelSpec
 
 #: What counts as a norm.
 NORMS = (nn.LayerNorm, nn.RMSNorm)

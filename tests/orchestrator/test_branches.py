@@ -9,7 +9,7 @@ from orchestrator.grid import PlannedTrial, expand
 from orchestrator.plan import Plan, make_plan, plan_json
 from orchestrator.plan_cost import START_SECONDS, measurements
 from orchestrator.sweep import parse_sweep
-from trainers.spec import DataSpec
+from trainers.data.sources import DataSpec
 
 DATA = DataSpec(corpus_fingerprint="0123456789abcdef", tokenizer_hash="fedcba9876543210")
 

@@ -12,7 +12,7 @@ from orchestrator.grid import Grid, PlannedTrial, expand
 from orchestrator.plan import make_plan, plan_json
 from orchestrator.plan_view import render_plan
 from orchestrator.sweep import parse_sweep
-from trainers.spec import DataSpec
+from trainers.data.sources import DataSpec
 
 DATA = DataSpec(corpus_fingerprint="0123456789abcdef", tokenizer_hash="fedcba9876543210")
 

@@ -5,7 +5,9 @@ import pytest
 from analysis.errors import InputError
 from orchestrator.execute import slots, trials_at_once
 from orchestrator.trainable import resources, worker_resources
-from trainers.spec import DataSpec, Layout, ModelSpec, TrainingSpec, TrialSpec
+from trainers.data.sources import DataSpec
+from trainers.model_spec import ModelSpec
+from trainers.spec import Layout, TrainingSpec, TrialSpec
 
 
 def trial(**layout: object) -> TrialSpec:

@@ -10,7 +10,8 @@ from analysis.errors import InputError
 from orchestrator.grid import Grid, expand
 from orchestrator.sweep import parse_sweep
 from trainers.accounting import parameters
-from trainers.spec import DataSpec, TrialSpec
+from trainers.data.sources import DataSpec
+from trainers.spec import TrialSpec
 
 DATA = DataSpec(corpus_fingerprint="0123456789abcdef", tokenizer_hash="fedcba9876543210")
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from orchestrator.hold import FAR, NEAR, WIDTH_FACTOR, HeldCell, Missed, budget_of, hold_budget
 from trainers.accounting import parameters, training_flops_per_token
-from trainers.spec import ModelSpec
+from trainers.model_spec import ModelSpec
 
 BUDGETS = ["params", "flops"]
 

@@ -6,7 +6,7 @@ from analysis.errors import InputError
 from orchestrator.grid import Grid, expand
 from orchestrator.plan import make_plan, plan_json
 from orchestrator.sweep import parse_sweep
-from trainers.spec import DataSpec
+from trainers.data.sources import DataSpec
 
 DATA = DataSpec(corpus_fingerprint="0123456789abcdef", tokenizer_hash="fedcba9876543210")
 

@@ -20,7 +20,8 @@ from orchestrator.plan import (
 from orchestrator.plan_view import duration, render_plan
 from orchestrator.sweep import SweepConfig, parse_sweep
 from trainers.accounting import parameters, training_flops_per_token, training_memory_bytes
-from trainers.spec import SEMANTICS_VERSION, DataSpec
+from trainers.data.sources import DataSpec
+from trainers.spec import SEMANTICS_VERSION
 
 DATA = DataSpec(corpus_fingerprint="0123456789abcdef", tokenizer_hash="fedcba9876543210")
 

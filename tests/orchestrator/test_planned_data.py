@@ -14,7 +14,7 @@ from orchestrator.grid import expand
 from orchestrator.plan import resolved_yaml
 from orchestrator.planned_data import NOT_FETCHED, planned_data
 from orchestrator.sweep import parse_sweep
-from trainers.spec import DataSpec
+from trainers.data.sources import DataSpec
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DATA = DataSpec(corpus_fingerprint="0123456789abcdef", tokenizer_hash="fedcba9876543210")

@@ -10,7 +10,7 @@ from analysis.errors import InputError
 from orchestrator.strict_yaml import dump
 from orchestrator.sweep import SweepConfig, load_sweep, parse_sweep
 from orchestrator.sweep_config import AXES, GRID_ONLY
-from trainers.spec import BPETokenizer, PythonSource, TextFiles
+from trainers.data.sources import BPETokenizer, PythonSource, TextFiles
 
 SHIPPED = sorted((Path(__file__).parents[2] / "orchestrator" / "sweeps").glob("*.yaml"))
 

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from analysis import records
 from analysis.storage import LocalStorage
+from trainers.data.sources import BytesTokenizer, DataSource, TextFiles
 from trainers.data.store import open_store
 from trainers.engine import start_ranks
+from trainers.model_spec import ModelSpec
 from trainers.models.build import build
 from trainers.models.decoder import Decoder
-from trainers.spec import BytesTokenizer, DataSource, ModelSpec, TextFiles, TrialSpec
+from trainers.spec import TrialSpec
 
 #: Columns that depend on the clock; all others of a resumed trial are equal bit for bit.
 CLOCK_COLUMNS = ["time_ms", "tokens_per_s", "mfu"]

@@ -17,19 +17,12 @@ from trainers.accounting import (
     training_flops_per_token,
     training_memory_bytes,
 )
+from trainers.data.sources import DataSpec
+from trainers.model_spec import Activation, FFNWeight, Initialisation, ModelSpec
 from trainers.models.build import build, configuration, token_loss
 from trainers.models.decoder import Decoder
 from trainers.models.placements import PLACEMENTS
-from trainers.spec import (
-    Activation,
-    DataSpec,
-    FFNWeight,
-    Initialisation,
-    Layout,
-    ModelSpec,
-    TrainingSpec,
-    TrialSpec,
-)
+from trainers.spec import Layout, TrainingSpec, TrialSpec
 
 #: What a tiny spec does not say.
 SMALL: dict[str, Any] = {

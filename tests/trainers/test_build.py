@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from trainers.model_spec import ModelSpec
 from trainers.models.build import (
     INITIAL_STD,
     build,
@@ -13,7 +14,6 @@ from trainers.models.build import (
     initialise,
 )
 from trainers.models.linear import GEOMETRIES
-from trainers.spec import ModelSpec
 
 ARCHITECTURES = ["gpt2", "llama", "ngpt"]
 

@@ -15,7 +15,13 @@ from trainers.data.corpus import open_corpus
 from trainers.data.documents import Split
 from trainers.data.hub import pin, resolve_revision
 from trainers.data.hub_corpus import HubCorpus
-from trainers.spec import BytesTokenizer, DataSource, HubDataset, PretrainedTokenizer, PythonSource
+from trainers.data.sources import (
+    BytesTokenizer,
+    DataSource,
+    HubDataset,
+    PretrainedTokenizer,
+    PythonSource,
+)
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TEXTS = [f"document {number}" for number in range(600)]

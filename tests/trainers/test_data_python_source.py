@@ -19,7 +19,7 @@ from trainers.data.python_source import (
     held_out_modules,
     module_of,
 )
-from trainers.spec import PythonSource
+from trainers.data.sources import PythonSource
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ from trainers.data import split_writer
 from trainers.data import store as store_module
 from trainers.data.at_hand import resolve
 from trainers.data.corpus import Corpus, open_corpus
+from trainers.data.sources import BPETokenizer, BytesTokenizer, DataSource, DataSpec, TextFiles
 from trainers.data.split_writer import entropy
 from trainers.data.store import cache_root, expect, open_store
 from trainers.data.tokenizer import ByteTokenizer, Tokenizer
-from trainers.spec import BPETokenizer, BytesTokenizer, DataSource, DataSpec, TextFiles
 
 TEXTS = [f"text {number} \u00e9\n" * (1 + number % 7) for number in range(60)]
 

@@ -15,8 +15,8 @@ from analysis.errors import InputError
 from trainers.data.corpus import Corpus, open_corpus
 from trainers.data.documents import content_digest, held_out_cut, split_of
 from trainers.data.hub import pin
+from trainers.data.sources import DataSource, TextFiles
 from trainers.data.tokenizer import pieces
-from trainers.spec import DataSource, TextFiles
 
 TEXTS = [f"document {number}: " + "word " * number for number in range(40)]
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from analysis.errors import InputError
 from trainers.data import tokenizer as module
 from trainers.data.documents import Corpus, Document, Split
+from trainers.data.sources import BPETokenizer, BytesTokenizer, PretrainedTokenizer
 from trainers.data.tokenizer import (
     SEPARATOR,
     ByteTokenizer,
@@ -23,7 +24,6 @@ from trainers.data.tokenizer import (
     sample,
     train_bpe,
 )
-from trainers.spec import BPETokenizer, BytesTokenizer, PretrainedTokenizer
 
 SOURCE = Path(module.__file__).read_text()
 AWKWARD = f"h\u00e9llo {SEPARATOR}\r\n\t \u4e2d\U0001f600\x00\x7f\u00ad end"

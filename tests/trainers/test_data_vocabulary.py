@@ -7,9 +7,9 @@ import pytest
 
 from analysis.errors import InputError
 from trainers.data.at_hand import resolve
+from trainers.data.sources import BPETokenizer, DataSource, PretrainedTokenizer, TextFiles
 from trainers.data.store import open_store
 from trainers.data.tokenizer import ByteTokenizer
-from trainers.spec import BPETokenizer, DataSource, PretrainedTokenizer, TextFiles
 
 
 @pytest.fixture

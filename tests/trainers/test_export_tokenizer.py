@@ -10,10 +10,16 @@ from tokenizers import models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from analysis.errors import InputError
+from trainers.data.sources import (
+    BPETokenizer,
+    BytesTokenizer,
+    DataSource,
+    PretrainedTokenizer,
+    TextFiles,
+)
 from trainers.data.store import find_store, open_store
 from trainers.export import export
 from trainers.export_tokenizer import write_tokenizer
-from trainers.spec import BPETokenizer, BytesTokenizer, DataSource, PretrainedTokenizer, TextFiles
 from trainers.train import train
 
 TEXT = "ten green bottles, and one should fall\n"

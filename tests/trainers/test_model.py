@@ -17,10 +17,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from trainers.model_spec import ModelSpec
 from trainers.models.build import build, feed_forwards, token_loss
 from trainers.models.decoder import FFN, Decoder, DecoderConfig, rotary, rotate
 from trainers.models.placements import PLACEMENTS
-from trainers.spec import ModelSpec
 
 #: Our gated activations and what transformers calls the non-linearity of their gate.
 GATED = {"swiglu": "silu", "geglu": "gelu_pytorch_tanh"}

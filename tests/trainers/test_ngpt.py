@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from trainers.model_spec import ModelSpec
 from trainers.models.build import build
 from trainers.models.decoder import Decoder
 from trainers.models.ngpt import LearnedScale
-from trainers.spec import ModelSpec
 
 
 def unit(x: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ from analysis.records import SPECTRA, read_records
 from analysis.storage import LocalStorage
 from trainers import accounting, own_block
 from trainers.__main__ import main
+from trainers.model_spec import BlockSpec
 from trainers.models.build import build, feed_forwards
-from trainers.spec import BlockSpec, TrialSpec
+from trainers.spec import TrialSpec
 from trainers.train import train
 
 REPOSITORY = Path(__file__).parents[2]

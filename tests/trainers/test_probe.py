@@ -17,6 +17,7 @@ from analysis.records import SPECTRA, SPECTRA_SCHEMA, put_part, read_records
 from analysis.spectrum import js_divergence, measure
 from analysis.storage import LocalStorage
 from trainers.engine import Ranks
+from trainers.model_spec import ModelSpec
 from trainers.models.build import build, feed_forwards
 from trainers.models.decoder import Decoder
 from trainers.probe import (
@@ -26,7 +27,6 @@ from trainers.probe import (
     spectra_rows,
     taps,
 )
-from trainers.spec import ModelSpec
 
 ALONE = Ranks(0, 1, 0, torch.device("cpu"))
 

@@ -9,20 +9,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from analysis.errors import InputError
+from trainers.data.sources import BytesTokenizer, DataSource, DataSpec, TextFiles
+from trainers.model_spec import Activation, FFNWeight, ModelSpec
 from trainers.models.placements import PLACEMENTS
 from trainers.spec import (
     OUTSIDE_IDENTITY,
-    Activation,
-    BytesTokenizer,
-    DataSource,
-    DataSpec,
     EvaluationSpec,
-    FFNWeight,
     Layout,
-    ModelSpec,
     Schedule,
     SpectraSpec,
-    TextFiles,
     TrainingSpec,
     TrialSpec,
     canonical_json,

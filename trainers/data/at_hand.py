@@ -3,9 +3,17 @@
 from pathlib import Path
 
 from analysis.errors import InputError
-from trainers import spec
+from trainers.data import sources
 from trainers.data.corpus import Corpus, open_corpus
 from trainers.data.hub import is_commit, local_folder
+from trainers.data.sources import (
+    BPETokenizer,
+    BytesTokenizer,
+    DataSource,
+    DataSpec,
+    HubDataset,
+    PretrainedTokenizer,
+)
 from trainers.data.store import cache_root, stated_vocabulary, writable
 from trainers.data.tokenizer import (
     ByteTokenizer,
@@ -13,14 +21,6 @@ from trainers.data.tokenizer import (
     kept_bpe,
     open_tokenizer,
     pretrained_at_hand,
-)
-from trainers.spec import (
-    BPETokenizer,
-    BytesTokenizer,
-    DataSource,
-    DataSpec,
-    HubDataset,
-    PretrainedTokenizer,
 )
 
 
@@ -55,12 +55,12 @@ def resolve(source: DataSource, cache: Path | None = None) -> tuple[DataSpec | N
     return data, vocab_size
 
 
-def _is_streamed(corpus: spec.Corpus) -> bool:
+def _is_streamed(corpus: sources.Corpus) -> bool:
     """Whether documents come from the hub, and not from this machine."""
     return isinstance(corpus, HubDataset) and local_folder("corpus hub", corpus.dataset) is None
 
 
-def _corpus_at_hand(config: spec.Corpus) -> Corpus | None:
+def _corpus_at_hand(config: sources.Corpus) -> Corpus | None:
     """The corpus, where the hub need not be asked for its fingerprint."""
     if isinstance(config, HubDataset) and _is_streamed(config) and not is_commit(config.revision):
         return None

@@ -5,33 +5,33 @@ from pathlib import Path
 from typing import Any, Literal
 
 from analysis.errors import InputError
-from trainers import spec
+from trainers.data import sources
 from trainers.data.paths import user_path
 
 
-def pin(source: spec.DataSource) -> spec.DataSource:
+def pin(source: sources.DataSource) -> sources.DataSource:
     """The same source with hub revisions resolved to commits and local paths made absolute.
 
     A sweep pins once and stores the result, so that its trials need no network to agree.
     Raises InputError where the hub does not know the name or cannot be reached.
     """
     corpus, tokenizer = source.corpus, source.tokenizer
-    if isinstance(corpus, spec.TextFiles):
+    if isinstance(corpus, sources.TextFiles):
         paths = [str(user_path("corpus text", path).absolute()) for path in corpus.paths]
         corpus = corpus.model_copy(update={"paths": paths})
-    elif isinstance(corpus, spec.HubDataset):
+    elif isinstance(corpus, sources.HubDataset):
         if folder := local_folder("corpus hub", corpus.dataset):
             corpus = corpus.model_copy(update={"dataset": str(folder)})
         else:
             revision = resolve_revision("dataset", corpus.dataset, corpus.revision)
             corpus = corpus.model_copy(update={"revision": revision})
-    if isinstance(tokenizer, spec.PretrainedTokenizer):
+    if isinstance(tokenizer, sources.PretrainedTokenizer):
         if folder := local_folder("tokenizer pretrained", tokenizer.path):
             tokenizer = tokenizer.model_copy(update={"path": str(folder)})
         else:
             revision = resolve_revision("model", tokenizer.path, tokenizer.revision)
             tokenizer = tokenizer.model_copy(update={"revision": revision})
-    return spec.DataSource(corpus=corpus, tokenizer=tokenizer)
+    return sources.DataSource(corpus=corpus, tokenizer=tokenizer)
 
 
 def local_folder(what: str, name: str) -> Path | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import InputError
-from trainers import spec
+from trainers.data import sources
 from trainers.data.documents import (
     Corpus,
     Document,
@@ -33,7 +33,7 @@ FIRST_DOCUMENTS = 256
 class HubCorpus(Corpus):
     """The first `documents` of one split of a data set, in the order in which it streams."""
 
-    def __init__(self, config: spec.HubDataset) -> None:
+    def __init__(self, config: sources.HubDataset) -> None:
         """Resolves the revision. Raises InputError where the data set cannot be found."""
         self._folder = local_folder("corpus hub", config.dataset)
         if self._folder is None:

@@ -28,12 +28,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from analysis.errors import InputError
-from trainers import spec
+from trainers.data import sources
 from trainers.data.corpus import Corpus, Split, open_corpus
 from trainers.data.paths import user_path
+from trainers.data.sources import BytesTokenizer, DataSource, DataSpec
 from trainers.data.split_writer import SplitMeta, SplitWriter, entropy, sync
 from trainers.data.tokenizer import Tokenizer, open_tokenizer
-from trainers.spec import BytesTokenizer, DataSource, DataSpec
 
 log = logging.getLogger(__name__)
 
@@ -184,12 +184,12 @@ def _open_kept(folder: Path) -> TokenStore | None:
     return TokenStore(folder, meta, train, heldout, meta.vocab_size)
 
 
-def stated_vocabulary(tokenizer: spec.Tokenizer) -> int | None:
+def stated_vocabulary(tokenizer: sources.Tokenizer) -> int | None:
     """The vocabulary size that a tokenizer's section states, if it does."""
     return None if isinstance(tokenizer, BytesTokenizer) else tokenizer.vocab_size
 
 
-def _with_stated(store: TokenStore, tokenizer: spec.Tokenizer) -> TokenStore:
+def _with_stated(store: TokenStore, tokenizer: sources.Tokenizer) -> TokenStore:
     """The store with the rows of the embedding that the sweep states. Raises InputError where an
     id of the data would have none."""
     stated = stated_vocabulary(tokenizer)

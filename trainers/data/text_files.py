@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from analysis.errors import InputError
-from trainers import spec
+from trainers.data import sources
 from trainers.data.documents import (
     HELD_OUT_SHARE,
     Corpus,
@@ -43,7 +43,7 @@ UNREADABLE_ZIP = (
 class TextCorpus(Corpus):
     """Documents in the order of the configured paths, and of names within a folder or zip."""
 
-    def __init__(self, config: spec.TextFiles) -> None:
+    def __init__(self, config: sources.TextFiles) -> None:
         """Reads everything once. Raises InputError for what cannot be read or split."""
         self._column = config.column
         self._files = tuple(find_files(config.paths))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from analysis.errors import InputError
-from trainers import spec
+from trainers.data import sources
 from trainers.data.documents import Corpus
 from trainers.data.hub import local_folder
 
@@ -94,14 +94,14 @@ class ByteTokenizer(Tokenizer):
         return [np.frombuffer(text.encode(), np.uint8).astype(np.uint32) for text in texts]
 
 
-def open_tokenizer(config: spec.Tokenizer, corpus: Corpus, cache: Path) -> Tokenizer:
+def open_tokenizer(config: sources.Tokenizer, corpus: Corpus, cache: Path) -> Tokenizer:
     """The tokenizer; one that is trained on the corpus is kept below `cache`. Raises InputError."""
     match config:
-        case spec.BytesTokenizer():
+        case sources.BytesTokenizer():
             return ByteTokenizer()
-        case spec.BPETokenizer():
+        case sources.BPETokenizer():
             return _open_bpe(config.vocab_size, corpus, cache)
-        case spec.PretrainedTokenizer():
+        case sources.PretrainedTokenizer():
             return _open_pretrained(config)
 
 
@@ -230,7 +230,7 @@ def _content_hash(text: str, separator: int) -> str:
 # --- published tokenizers ------------------------------------------------------------------
 
 
-def pretrained_at_hand(config: spec.PretrainedTokenizer) -> Tokenizer | None:
+def pretrained_at_hand(config: sources.PretrainedTokenizer) -> Tokenizer | None:
     """A published tokenizer from its folder or from what the hub's client keeps on this machine;
     None where that would have to ask the hub. Raises InputError for one that cannot be used."""
     if local_folder("tokenizer pretrained", config.path):
@@ -249,7 +249,7 @@ def pretrained_at_hand(config: spec.PretrainedTokenizer) -> Tokenizer | None:
     return _open_pretrained(config.model_copy(update={"path": str(folder), "revision": None}))
 
 
-def _open_pretrained(config: spec.PretrainedTokenizer) -> Tokenizer:
+def _open_pretrained(config: sources.PretrainedTokenizer) -> Tokenizer:
     folder = local_folder("tokenizer pretrained", config.path)
     from transformers import AutoTokenizer
 
