@@ -11,7 +11,7 @@ import yaml
 
 from analysis.equal_budget import BudgetEvidence
 from analysis.loss_optimum import WIDTHS_WITH_ONE_REPLICATE, LossCurve, Unfitted
-from analysis.wording import duration, flops, plural
+from analysis.wording import axis_of, duration, flops, plural
 
 #: Replicates worth having: with fewer there is no interval over replicates.
 REPLICATES = 3
@@ -205,9 +205,5 @@ def _typed(trials: pd.DataFrame) -> list[float]:
 def _grid(
     group: Mapping[str, Any], widths: Sequence[float], seeds: Sequence[int]
 ) -> dict[str, list[Any]]:
-    axes = {
-        name.replace("base_d_model", "d_model"): [value]
-        for name, value in group.items()
-        if value is not None
-    }
+    axes = {axis_of(name): [value] for name, value in group.items() if value is not None}
     return {**axes, "width_multiplier": list(widths), "seed": list(seeds)}

@@ -20,7 +20,7 @@ from analysis.laws import PowerLaw, Refusal, is_shown
 from analysis.recommend import GroupVerdict, Recommendation
 from analysis.summary import headline, shared_caveats
 from analysis.table import SweepTables
-from analysis.wording import bracketed, duration, large, multiple, plural
+from analysis.wording import bracketed, duration, group_label, large, multiple, plural
 
 CAPTIONS = {
     "loss-optimum": "Final held-out loss of the completed runs, the fitted quadratic in "
@@ -199,13 +199,10 @@ def _trials(tables: SweepTables) -> str:
     }
     rows = []
     for _, trial in tables.trials.iterrows():
-        axes = ", ".join(
-            str(trial[axis]) if isinstance(trial[axis], str) else f"{axis} {trial[axis]}"
-            for axis in tables.group_axes
-        )
+        group = group_label({axis: trial[axis] for axis in tables.group_axes})
         held = "+".join(trial["holds"])
         cells = [_cell(name, trial[name]) for name in columns]
-        rows.append([axes, multiple(trial["width_multiplier"]), held, *cells, str(trial["id"])])
+        rows.append([group, multiple(trial["width_multiplier"]), held, *cells, str(trial["id"])])
     broken = tables.trials[tables.trials["reason"].notna()]
     reasons = [
         f"{trial['id']} {trial['state']}: {trial['reason']}" for _, trial in broken.iterrows()

@@ -51,9 +51,11 @@ def _laws(recommendation: Recommendation) -> Iterator[str]:
     label_width = min(label_width, 34)
 
     def row(label: str, *cells: str) -> str:
-        short = textwrap.shorten(label, label_width, placeholder="...")
+        above = ""
+        if len(label) > label_width:  # on lines of its own: its end may be what tells it apart
+            above, label = "\n".join(_wrapped(label, "  ", "    ")) + "\n", ""
         columns = "  ".join(f"{cell:<17}" for cell in cells)
-        return f"  {short:<{label_width}}  {columns}".rstrip()
+        return above + f"  {label:<{label_width}}  {columns}".rstrip()
 
     yield row("group", "soft rank", "hard rank", "soft - hard")
     for verdict in recommendation.groups:

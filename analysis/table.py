@@ -21,6 +21,7 @@ from analysis import records
 from analysis.errors import InputError
 from analysis.records import METRICS, SPECTRA, SPECTRUM_COLUMNS
 from analysis.storage import Storage
+from analysis.wording import AXIS_PREFIX
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +199,7 @@ def _axes(cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Column by axis. An axis called like a measured quantity gets a prefix."""
     taken = {*_MEASURED, *_LOSSES, *SPECTRUM_COLUMNS}
     names = dict.fromkeys(name for cell in cells for name in cell["axes"])
-    return {name: f"axis_{name}" if name in taken else name for name in names}
+    return {name: f"{AXIS_PREFIX}{name}" if name in taken else name for name in names}
 
 
 def _by_size(

@@ -7,12 +7,20 @@ import numpy as np
 
 from analysis.replicates import Interval
 
+#: Before the name of an axis that is called like a measured quantity, as a column of `trials`.
+AXIS_PREFIX = "axis_"
+
+
+def axis_of(column: str) -> str:
+    """The axis, as a sweep file calls it, whose values a column of `trials` holds."""
+    return column.removeprefix(AXIS_PREFIX).replace("base_d_model", "d_model")
+
 
 def group_label(group: Mapping[str, Any]) -> str:
     """A group in a few words: `gpt2, pre, depth 2`. An axis that means nothing in the group (the
     alpha of Mix-LN in Pre-LN) is left out."""
     words = [
-        value if isinstance(value, str) else f"{axis.replace('_', ' ')} {value}"
+        value if isinstance(value, str) else f"{axis_of(axis).replace('_', ' ')} {value}"
         for axis, value in group.items()
         if value is not None
     ]

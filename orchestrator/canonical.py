@@ -45,10 +45,20 @@ class Canonical:
         """The axes of this cell with the values that they came to: equal in equal cells."""
         came_to = {change.key: change.after for change in self.changes}
         model = self.model
-        came_to["activation"] = model.activation or OWN_ACTIVATION[model.architecture]
-        if _all_heads(model):
-            came_to["kv_heads"] = None
-        return cell | {axis: value for axis, value in came_to.items() if axis in cell}
+        came_to = {"activation": model.activation, "kv_heads": model.kv_heads} | came_to
+        return cell | {
+            axis: self.name_of(axis, value) for axis, value in came_to.items() if axis in cell
+        }
+
+    def name_of(self, axis: str, value: Any) -> Any:
+        """A value of an axis as this cell would name it: none given is the architecture's own
+        activation, and all heads are no kv_heads."""
+        model = self.model
+        if axis == "activation" and value is None:
+            return OWN_ACTIVATION[model.architecture]
+        if axis == "kv_heads" and value == model.d_model // model.head_dim:
+            return None
+        return value
 
 
 def post_layers(alpha: float, depth: int) -> int:
@@ -157,7 +167,3 @@ def _no_choice_in_training(model: ModelSection, training: TrainingSection) -> It
     if training.warmup_steps is not None:
         why = "warmup_steps say how long the warm-up is"
         yield Rule("warmup_fraction", default["warmup_fraction"], why, means=False)
-
-
-def _all_heads(model: ModelSection) -> bool:
-    return model.kv_heads == model.d_model // model.head_dim

@@ -53,11 +53,15 @@ def matching(config: SweepConfig, typed: Axes) -> list[int]:
     if not config.overrides:
         return []
     base = _with_values(config, typed)
-    came_to = canonical(base.model, base.training, config.grid).named(typed)
+    found = canonical(base.model, base.training, config.grid)
+    came_to = found.named(typed)
     return [
         number
         for number, override in enumerate(config.overrides)
-        if all(came_to[axis] in values for axis, values in override.when.items())
+        if all(
+            came_to[axis] in [found.name_of(axis, value) for value in values]
+            for axis, values in override.when.items()
+        )
     ]
 
 

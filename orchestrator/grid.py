@@ -218,7 +218,7 @@ def _sized(
     base: ModelSection, widths: tuple[int, ...], post_layers: int, vocab_size: int
 ) -> ModelSpec:
     shared = base.model_dump(include=set(ModelSpec.model_fields) - {"block"})
-    block = _own_block(base.block) if base.block else None
+    block = _own_block(base.block) if base.block is not None else None
     return ModelSpec(
         **shared, block=block, ffn_widths=widths, post_layers=post_layers, vocab_size=vocab_size
     )

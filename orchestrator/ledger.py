@@ -118,7 +118,7 @@ def _is_resolved(content: Any) -> bool:
 def read_ledger(sweep: Storage) -> Ledger:
     """The ledger of a sweep's directory. Raises InputError if it is none."""
     content = resolved_sweep(sweep)
-    steps = content["training"].get("steps", 0)  # an axis where it is not there
+    steps = content["training"].get("steps", 0)
     return Ledger(
         content["name"],
         tuple(
@@ -126,7 +126,8 @@ def read_ledger(sweep: Storage) -> Ledger:
                 trial_storage(sweep, cell["id"]),
                 cell["id"],
                 cell["axes"],
-                cell["axes"].get("steps", steps),
+                # Sweeps of earlier versions do not say it of each cell.
+                cell.get("steps", cell["axes"].get("steps", steps)),
             )
             for cell in content["resolved"]["trials"]
         ),

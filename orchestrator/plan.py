@@ -270,6 +270,7 @@ def resolved_yaml(
                 "holds": list(trial.holds),
                 "axes": strict_yaml.Inline(trial.axes),
                 "parameters": strict_yaml.Inline(asdict(parameters(trial.spec.model))),
+                "steps": trial.spec.training.steps,
                 "flops": trial.flops,
             }
             for trial in grid.trials

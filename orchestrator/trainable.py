@@ -64,7 +64,7 @@ def run_trial(config: dict[str, Any]) -> None:
         return
     spec = parse_spec(config["spec"], "trial")
     if config["branch"] is not None:
-        _branch_off(sweep, spec.id, **config["branch"])
+        _branch_off(sweep, spec, **config["branch"])
     try:
         outcome = _alone(config) if spec.layout.workers == 1 else _over_workers(config, spec)
     except InputError as error:  # trying again cannot mend it
@@ -73,11 +73,11 @@ def run_trial(config: dict[str, Any]) -> None:
     tune.report({"outcome": outcome or UNFINISHED})
 
 
-def _branch_off(sweep: Storage, trial_id: str, trunk: str, step: int) -> None:
+def _branch_off(sweep: Storage, spec: TrialSpec, trunk: str, step: int) -> None:
     """Begin the trial with what another has done already, where that is there."""
     from trainers.branch import fork
 
-    fork(trial_storage(sweep, trunk), trial_storage(sweep, trial_id), trial_id, step)
+    fork(trial_storage(sweep, trunk), trial_storage(sweep, spec.id), spec, step)
 
 
 def _alone(config: dict[str, Any]) -> str | None:

@@ -8,25 +8,31 @@ its records up to there become those of the branch, which goes on as after any i
 import logging
 from dataclasses import replace
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis import records
+from analysis.errors import InputError
 from analysis.records import SCHEMAS, Manifest, Part, checkpoint_folder, manifest_key
 from analysis.storage import Storage
 from trainers.checkpoint import damage
-from trainers.spec import Layout
+from trainers.spec import Layout, TrialSpec
 
 logger = logging.getLogger(__name__)
 
 #: Whoever trains a trial counts attempts from 1: what a branch inherits is of none of them.
 INHERITED = 0
+#: What a checkpoint is cut and placed by: nobody can go on from it in another layout.
+FIXED = ("device", "workers", "zero_stage")
 
 
-def fork(trunk: Storage, branch: Storage, branch_id: str, step: int) -> bool:
-    """Begin `branch` as `trunk` was after `step` updates; whether that could be done.
+def fork(trunk: Storage, branch: Storage, spec: TrialSpec, step: int) -> bool:
+    """Begin `branch`, the trial `spec`, as `trunk` was after `step` updates; whether that could
+    be done.
 
     Nothing is done for a branch that has begun, or where the trunk has no whole checkpoint of
-    that step: the branch then trains from its own beginning, to the same end.
+    that step in the branch's layout, or no readable records: the branch then trains from its own
+    beginning, to the same end.
     """
     if records.committed_steps(branch.list("checkpoints")) or records.RESULT in branch.list():
         return False
@@ -39,9 +45,18 @@ def fork(trunk: Storage, branch: Storage, branch_id: str, step: int) -> bool:
     if broken is not None:
         logger.warning("%s: checkpoint %d is not usable: %s", trunk.url, step, broken)
         return False
+    stored = Layout.model_validate(manifest.layout)
+    unlike = [name for name in FIXED if getattr(stored, name) != getattr(spec.layout, name)]
+    if unlike:
+        logger.warning("%s was trained with another %s", trunk.url, " and ".join(unlike))
+        return False
+    try:
+        tables = {table: records.read_records(trunk, table) for table in SCHEMAS}
+    except (InputError, OSError, pa.ArrowException) as error:
+        logger.warning("%s: its records cannot be read: %s", trunk.url, error)
+        return False
     inherited = []
-    for table in SCHEMAS:
-        rows = records.read_records(trunk, table)
+    for table, rows in tables.items():
         rows = rows.filter(pc.field("step") <= step)
         if rows.num_rows:
             steps = rows.column("step")
@@ -50,13 +65,12 @@ def fork(trunk: Storage, branch: Storage, branch_id: str, step: int) -> bool:
     for name in manifest.files:
         key = f"{checkpoint_folder(step)}/{name}"
         branch.put(key, trunk.get(key))
-    layout = Layout.model_validate(manifest.layout).model_copy(update={"branch_points": ()})
     own = replace(
         manifest,
-        trial_id=branch_id,
+        trial_id=spec.id,
         attempt=INHERITED,
         records=inherited,
-        layout=layout.model_dump(mode="json"),
+        layout=spec.layout.model_dump(mode="json"),
     )
     branch.put(manifest_key(step), own.to_json())
     return True

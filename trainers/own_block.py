@@ -76,7 +76,7 @@ def source_file(path: str) -> Path:
 def _import(path: str, module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         absent = error.name if isinstance(error, ModuleNotFoundError) else None
         if absent is not None and f"{module}.".startswith(f"{absent}."):
             raise InputError(
@@ -173,7 +173,13 @@ def layer_matrices(model: ModelSpec) -> int:
             matrices -= sum(p.numel() for p in own if p.ndim >= 2)
     config = configuration(model)
     for width in model.ffn_widths:
-        weights = stated(config, width)
+        try:
+            weights = stated(config, width)
+        except Exception as error:  # the user's code may raise anything
+            raise InputError(
+                f"model.block: {model.block.path}.matrix_weights fails for D {width}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         if not isinstance(weights, int) or weights < 0:
             raise InputError(
                 f"model.block: {model.block.path}.matrix_weights gives {weights!r} for D {width}; "

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from analysis.errors import InputError
-from analysis.records import Manifest, checkpoint_folder
+from analysis.records import Manifest, checkpoint_folder, get_result
 from analysis.storage import LocalStorage, Storage
 from trainers import own_block
 from trainers.checkpoint import newest_intact
@@ -55,9 +55,13 @@ def trained_model(trial: Storage) -> Trained:
         own_block.check(spec.model.block)
     manifest = newest_intact(trial)
     if manifest is None:
-        raise InputError(
-            f"{trial.url} has no checkpoint: train the trial at least to its first one"
+        result = get_result(trial)
+        why = (
+            f"it {result['outcome']} at step {result['step']}, before its first one"
+            if result
+            else "train the trial at least to its first one"
         )
+        raise InputError(f"{trial.url} has no checkpoint: {why}")
     model = Decoder(configuration(spec.model))
     with tempfile.TemporaryDirectory(prefix="widthlab-weights-") as folder:
         try:

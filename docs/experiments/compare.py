@@ -34,7 +34,9 @@ def main() -> None:
     ended = trials.groupby(keys, dropna=False)["ended"].agg("sum")
     print(means.assign(loss_range=spread, completed=ended).to_string(float_format="%.4g"))
     print()
-    others = [key for key in keys if key != options.by]
+    # An axis that has one value for each of these (nGPT its own norm) tells no cells apart.
+    varies = trials.groupby(options.by)[keys].nunique(dropna=False).max()
+    others = [key for key in keys if key != options.by and varies[key] > 1]
     for value in sorted(set(trials[options.by]) - {options.baseline}):
         for metric, relative in (
             ("val_loss", False),

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
+import yaml
 
 from analysis.errors import InputError
 from analysis.pipeline import analyse
@@ -168,3 +169,32 @@ def test_a_sweep_without_any_result_is_refused(build_sweep: Build) -> None:
     with pytest.raises(InputError, match=r"none of 13 trials has a result yet .*2 failed"):
         analyse(sweep)
     assert not sweep.list("report")
+
+
+def test_axes_are_called_as_the_sweep_file_calls_them(build_sweep: Build) -> None:
+    """The frames have `axis_steps`, for `steps` is measured too; what is to be pasted into a
+    sweep file, and what people read, say steps. An axis that means nothing is not named."""
+    sweep = build_sweep(multipliers=[1, 2], holds=("none",))
+    content = yaml.safe_load(sweep.get("sweep.yaml"))
+    for cell in content["resolved"]["trials"]:
+        cell["axes"] |= {"steps": 250, "block": None}
+    sweep.put("sweep.yaml", yaml.safe_dump(content).encode())
+    done = analyse(sweep)
+    (group,) = done.recommendation["groups"]
+    assert group["run_next"][0]["grid"]["steps"] == [250]
+    for text in (done.summary, sweep.get("report/report.html").decode()):
+        assert "steps 250" in text
+        assert "axis" + "_steps" not in text
+        assert "block None" not in text
+
+
+def test_a_group_is_named_in_full_where_its_name_is_long(build_sweep: Build) -> None:
+    sweep = build_sweep(multipliers=[1, 2], holds=("none",))
+    content = yaml.safe_load(sweep.get("sweep.yaml"))
+    block = "my_package.my_blocks:ParallelAttentionBlock"
+    for cell in content["resolved"]["trials"]:
+        cell["axes"]["block"] = block
+    sweep.put("sweep.yaml", yaml.safe_dump(content, sort_keys=False).encode())
+    laws = analyse(sweep).summary.partition("Exponents")[2].split("\n\n")[0]
+    assert f"  gpt2, pre, depth 2, {block}\n" in laws
+    assert all(len(line) <= 96 for line in laws.splitlines())

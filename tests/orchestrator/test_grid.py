@@ -330,3 +330,8 @@ def test_the_grid_is_the_same_every_time():
 def test_the_device_is_that_of_the_file_or_of_this_place(written, here, meant):
     found = grid(f"device={written}", device=here)
     assert {trial.spec.layout.device for trial in found.trials} == {meant}
+
+
+def test_a_block_of_no_name_is_not_no_block():
+    with pytest.raises(InputError, match=r"block: '' must be written package\.module:Class"):
+        grid("block=''")

@@ -134,3 +134,12 @@ def test_a_silent_driver_of_another_machine_is_waited_for_a_minute(tmp_path: Pat
     assert is_driven(sweep)
     sweep.put(DRIVER, encode_json({**away, "heartbeat_ms": now_ms(120)}))
     assert not is_driven(sweep)
+
+
+def test_a_waiting_trial_has_the_steps_of_its_own_cell(tmp_path: Path):
+    sweep = LocalStorage(tmp_path)
+    cells = [{"id": "0123", "axes": {}, "steps": 40}, {"id": "4567", "axes": {"steps": 30}}]
+    cells += [{"id": "89ab", "axes": {}}]
+    content = {"name": "s", "training": {"steps": 20}, "resolved": {"trials": cells}}
+    sweep.put("sweep.yaml", encode_json(content))
+    assert [trial.steps for trial in ledger.read_ledger(sweep).trials] == [40, 30, 20]

@@ -187,3 +187,23 @@ def test_widths_that_differ_in_more_than_their_width_are_warned_of():
     config = parse_sweep(BASE + text, "mini.yaml")
     warnings = make_plan(config, expand(config, DATA, 512)).warnings
     assert any(text.startswith("learning_rate set for some widths") for text in warnings)
+
+
+@pytest.mark.parametrize("axis", ["activation: [null, relu]", "kv_heads: [null, 2]"])
+def test_null_on_an_axis_is_matched_as_what_it_stands_for(axis):
+    name = axis.partition(":")[0]
+    text = BASE.replace("architecture: [gpt2, ngpt]", f"architecture: [gpt2]\n  {axis}")
+    only = f"overrides: [{{when: {{{name}: null}}, set: {{learning_rate: 5e-4}}}}]\n"
+    taken = {
+        (t.spec.model.activation, t.spec.model.kv_heads): t.spec.training.learning_rate
+        for t in grid(text + only).trials
+    }
+    assert taken.pop((None, None)) == 5e-4
+    assert list(taken.values()) == [1e-3]
+
+
+def test_all_heads_are_matched_by_their_number():
+    text = BASE.replace("architecture: [gpt2, ngpt]", "architecture: [gpt2]\n  kv_heads: [4, 2]")
+    only = "overrides: [{when: {kv_heads: 4}, set: {learning_rate: 5e-4}}]\n"
+    taken = {t.spec.model.kv_heads: t.spec.training.learning_rate for t in grid(text + only).trials}
+    assert taken == {None: 5e-4, 2: 1e-3}

@@ -216,6 +216,7 @@ def test_the_resolved_section_says_what_the_grid_came_to():
         assert written["holds"] == list(trial.holds)
         assert written["axes"] == trial.axes
         assert written["flops"] == trial.flops
+        assert written["steps"] == trial.spec.training.steps
         assert written["parameters"]["total"] == parameters(trial.spec.model).total
     assert [cell["axes"]["width_multiplier"] for cell in found["dropped"]] == [1000.0] * 2
     assert {cell["into"] for cell in found["merged"]} <= {trial.id for trial in grid.trials}

@@ -45,7 +45,7 @@ def test_a_branch_ends_with_the_bits_of_the_same_trial_run_alone(
     make_wsd, trunk, trial, tmp_path, diary, bits
 ) -> None:
     spec = make_wsd(BRANCH)
-    assert fork(trunk, trial, spec.id, STEP)
+    assert fork(trunk, trial, spec, STEP)
     assert read_records(trial, METRICS)["step"].to_pylist()[-1] == STEP
     log = diary()
     train(spec, trial, log)
@@ -60,7 +60,7 @@ def test_a_trial_that_has_begun_is_not_begun_again(make_wsd, trunk, trial, diary
     spec = make_wsd(BRANCH)
     train(spec, trial, diary())
     before = {key: trial.get(key) for key in trial.list()}
-    assert not fork(trunk, trial, spec.id, STEP)
+    assert not fork(trunk, trial, spec, STEP)
     assert {key: trial.get(key) for key in trial.list()} == before
 
 
@@ -73,5 +73,21 @@ def test_without_a_whole_checkpoint_to_branch_off_from_nothing_is_written(
         trunk.delete(key)
     else:
         trunk.put(key, trunk.get(key)[:-1] + b"?")
-    assert not fork(trunk, trial, make_wsd(BRANCH).id, STEP)
+    assert not fork(trunk, trial, make_wsd(BRANCH), STEP)
+    assert trial.list() == []
+
+
+def test_where_the_trunks_records_cannot_be_read_nothing_is_written(make_wsd, trunk, trial) -> None:
+    for key in trunk.list(METRICS):
+        trunk.put(key, b"not Parquet")
+    assert not fork(trunk, trial, make_wsd(BRANCH), STEP)
+    assert trial.list() == []
+
+
+@pytest.mark.parametrize("other", [{"device": "cuda"}, {"workers": 2}, {"zero_stage": 1}])
+def test_a_checkpoint_of_another_layout_is_left_alone(make_wsd, trunk, trial, other) -> None:
+    """The branch trains from its beginning in the layout that is asked for; a checkpoint would
+    hold it to that of the trunk."""
+    spec = make_wsd(BRANCH, **{f"layout__{name}": value for name, value in other.items()})
+    assert not fork(trunk, trial, spec, STEP)
     assert trial.list() == []

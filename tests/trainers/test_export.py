@@ -331,6 +331,10 @@ def test_a_trial_without_a_checkpoint_is_refused(make_spec, trial, tmp_path) -> 
     trial.put(records.SPEC, make_spec().to_json())
     with pytest.raises(InputError, match="has no checkpoint: train the trial"):
         export(trial, str(tmp_path / "out"))
+    ended = {"outcome": "diverged", "step": 1, "steps": 20, "final": {}, "records": {}}
+    trial.put(records.RESULT, records.encode_json(ended))
+    with pytest.raises(InputError, match="it diverged at step 1, before its first one"):
+        export(trial, str(tmp_path / "out"))
     assert left_behind(tmp_path) == []
 
 

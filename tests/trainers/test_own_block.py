@@ -184,6 +184,12 @@ def test_what_is_no_number_of_weights_is_refused(with_block, value) -> None:
         accounting.training_flops_per_token(with_block("SwiGLU", source).model)
 
 
+def test_a_count_that_fails_is_an_input_error(with_block) -> None:
+    source = SAME + "\n    @staticmethod\n    def matrix_weights(*_):\n        return {}[24]\n"
+    with pytest.raises(InputError, match="matrix_weights fails for D 24: KeyError: 24"):
+        accounting.training_flops_per_token(with_block("SwiGLU", source).model)
+
+
 # --- initialised ---------------------------------------------------------------------------
 
 
@@ -276,6 +282,7 @@ def test_a_path_to_nothing_is_an_input_error(user_module, path, message) -> None
     [
         ("import no_such_dependency", "fails when it is imported: ModuleNotFoundError"),
         ("def f(:", "fails when it is imported: SyntaxError"),
+        ("raise SystemExit(3)", "fails when it is imported: SystemExit: 3"),
         ("1 / 0", "fails when it is imported: ZeroDivisionError: division by zero"),
         (SAME.replace("width):\n", "width):\n        replaces\n"), "NameError"),
         (SAME.replace("nonlinearity_input", "other"), "cannot be made .* no attribute 'nonlin"),
