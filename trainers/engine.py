@@ -162,6 +162,8 @@ class Engine:
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda update: learning_rate(spec.training, update) / peak
         )
+        # ZeRO 3 puts a function of its own in this one's place, for the whole process.
+        self._linear = nn.functional.linear
         with _quiet():
             self._engine, *_ = deepspeed.initialize(
                 model=model,
@@ -250,6 +252,7 @@ class Engine:
     def close(self) -> None:
         """Release what DeepSpeed holds in this process: the next trial may run in it."""
         self._engine.destroy()
+        nn.functional.linear = self._linear  # the next trial computes with its own
         # The engine is part of cycles, and its device memory is wanted at once.
         del self._engine, self._optimizer, self._schedule
         gc.collect()

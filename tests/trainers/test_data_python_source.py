@@ -81,7 +81,8 @@ def test_every_document_is_in_one_split_and_in_order(corpus: PythonSourceCorpus)
 
 def test_another_process_finds_the_same_fingerprint(corpus: PythonSourceCorpus) -> None:
     program = (
-        "from trainers.data.corpus import open_corpus; from trainers.spec import PythonSource;"
+        "from trainers.data.corpus import open_corpus;"
+        "from trainers.data.sources import PythonSource;"
         "print(open_corpus(PythonSource()).fingerprint)"
     )
     answer = subprocess.run(

@@ -143,7 +143,7 @@ def test_a_second_opening_reads_what_the_first_made(source: DataSource, cache: P
 
 def test_four_processes_at_once_make_one_store(source: DataSource, cache: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from trainers.spec import DataSource;"
+        "import sys; from pathlib import Path; from trainers.data.sources import DataSource;"
         "from trainers.data.store import open_store; import hashlib, os;"
         "source = DataSource.model_validate_json(sys.argv[1]); sys.stdin.readline();"
         "store = open_store(source, Path(sys.argv[2]));"

@@ -285,3 +285,13 @@ def test_nothing_is_printed_to_stdout_and_no_tracking_library_is_imported() -> N
 
 def test_versions_are_of_what_is_installed() -> None:
     assert versions()["torch"] == torch.__version__
+
+
+def test_a_closed_engine_leaves_torch_as_it_was(make_spec) -> None:
+    """ZeRO 3 replaces torch's linear: a trial that comes next in the process must not notice."""
+    before = nn.functional.linear
+    spec = make_spec(layout__zero_stage=3)
+    engine = Engine(build(spec.model, 0), spec, start_ranks("cpu"))
+    assert nn.functional.linear is not before
+    engine.close()
+    assert nn.functional.linear is before
