@@ -108,7 +108,9 @@ def _of_learning_rate(tables: SweepTables) -> str:
             "suits it best."
         )
     rate = (tables.config.get("training") or {}).get("learning_rate")
-    given = f" ({rate:g} for all)" if isinstance(rate, int | float) else ""
+    overrides = tables.config.get("overrides") or ()
+    one = not any("learning_rate" in (override.get("set") or {}) for override in overrides)
+    given = f" ({rate:g} for all)" if one and isinstance(rate, int | float) else ""
     return f"The learning rate was not tuned per width{given}."
 
 

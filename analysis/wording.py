@@ -18,13 +18,13 @@ def axis_of(column: str) -> str:
 
 def group_label(group: Mapping[str, Any]) -> str:
     """A group in a few words: `gpt2, pre, depth 2`. An axis that means nothing in the group (the
-    alpha of Mix-LN in Pre-LN) is left out."""
+    alpha of Mix-LN in Pre-LN) is left out, and nGPT's norm, ngpt, is not said twice."""
     words = [
         value if isinstance(value, str) else f"{axis_of(axis).replace('_', ' ')} {value}"
         for axis, value in group.items()
         if value is not None
     ]
-    return ", ".join(words) or "all trials"
+    return ", ".join(dict.fromkeys(words)) or "all trials"
 
 
 def multiple(multiplier: float) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -169,6 +170,14 @@ def test_caveats_say_what_the_verdict_rests_on(build_sweep: Build) -> None:
     assert "learning rate was not tuned per width (0.006 for all)" in said
     assert "one replicate" in said
     assert "undersampled" in said
+
+
+def test_no_one_learning_rate_is_named_where_an_override_sets_another(build_sweep: Build) -> None:
+    sweep = load_sweep(build_sweep())
+    override = {"when": {"norm": ["post"]}, "set": {"learning_rate": 1e-3}}
+    config = {**sweep.config, "overrides": [override]}
+    (verdict,) = recommend(replace(sweep, config=config)).groups
+    assert "The learning rate was not tuned per width." in verdict.caveats
 
 
 def test_mixed_versions_and_layouts_are_said(build_sweep: Build) -> None:

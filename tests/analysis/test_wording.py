@@ -32,6 +32,7 @@ def test_a_group_is_named_by_its_values_and_what_they_are() -> None:
     group = {"architecture": "gpt2", "norm": "pre", "depth": 2, "learning_rate": 0.006}
     assert group_label(group) == "gpt2, pre, depth 2, learning rate 0.006"
     assert group_label({}) == "all trials"
+    assert group_label({"architecture": "ngpt", "norm": "ngpt", "mix_alpha": None}) == "ngpt"
 
 
 def test_labels_are_moved_apart_as_little_as_needed_and_keep_their_order() -> None:
