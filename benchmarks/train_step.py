@@ -21,16 +21,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from trainers import accounting, hardware
 from trainers.data.sources import DataSpec
 from trainers.engine import Engine, Ranks, start_ranks
+from trainers.export_stock import as_stock
 from trainers.model_spec import ModelSpec
 from trainers.models.build import build, token_loss
 from trainers.schedule import learning_rate
 from trainers.spec import Layout, TrainingSpec, TrialSpec
-from trainers.train import _update
+from trainers.train import update
 
 VOCABULARY = 512
 DEPTH = 4
@@ -67,36 +67,9 @@ def spec_of(architecture: str, d_model: int, device: str, precision: str, stage:
 
 
 def transformers_model(model: ModelSpec) -> torch.nn.Module:
-    """The stock class of the same shape, without dropout."""
-    if model.architecture == "gpt2":
-        made: Any = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=model.vocab_size,
-                n_positions=model.context,
-                n_embd=model.d_model,
-                n_layer=model.depth,
-                n_head=model.heads,
-                n_inner=model.ffn_widths[0],
-                resid_pdrop=0.0,
-                embd_pdrop=0.0,
-                attn_pdrop=0.0,
-                use_cache=False,
-                tie_word_embeddings=False,
-            )
-        )
-    else:
-        made = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=model.vocab_size,
-                hidden_size=model.d_model,
-                intermediate_size=model.ffn_widths[0],
-                num_hidden_layers=model.depth,
-                num_attention_heads=model.heads,
-                max_position_embeddings=model.context,
-                use_cache=False,
-                tie_word_embeddings=False,
-            )
-        )
+    """The stock class of the same shape and weights, without dropout."""
+    made: Any = as_stock(build(model, 0))
+    made.config.use_cache = False  # it would keep keys and values of every step
     # What the engine asks of widthlab's own models.
     made.begin_update = lambda: None
     made.unit_norm_dims = {}
@@ -113,7 +86,7 @@ def engine_step(spec: TrialSpec, model: torch.nn.Module, ranks: Ranks) -> tuple[
     engine = Engine(model, spec, ranks)
     store: Any = SimpleNamespace(train=tokens())
     count = iter(range(spec.training.steps))
-    return lambda: void(_update(engine, spec, store, ranks, next(count))), engine
+    return lambda: void(update(engine, spec, store, ranks, next(count))), engine
 
 
 def void(_: object) -> None:

@@ -172,7 +172,7 @@ def _train(
 
             began = time.perf_counter()
             with clock("training"):
-                loss, norm = _update(engine, spec, store, ranks, step)
+                loss, norm = update(engine, spec, store, ranks, step)
             step += 1
             if writer is not None and lease is not None:
                 rate = spec.training.batch_tokens / (time.perf_counter() - began)
@@ -192,7 +192,7 @@ def _train(
     return TrialEnd(outcome, step, ranks.broadcast(result))
 
 
-def _update(
+def update(
     engine: Engine, spec: TrialSpec, store: TokenStore, ranks: Ranks, step: int
 ) -> tuple[float, float | None]:
     """One optimiser update from `step` to step + 1: the mean loss over the batch, in nats, and
