@@ -15,7 +15,8 @@ from orchestrator.plan_warnings import WIDTH_AND_SEED
 WORDS = ("trial", "hold")
 #: What the columns are.
 LEGEND = """\
-hold: equal across widths (none: d_model; params: N; flops: FLOPs per token)
+hold: equal across widths (none: d_model; params: N; flops: FLOPs per token;
+  all: the trial serves every half)
 D/d: D / d_model as it came to be, near the multiplier that was asked for
 params: all parameters; N: those outside embedding and head
 memory: of one worker, beside Python and torch"""
@@ -67,10 +68,11 @@ def _rows(plan: Plan) -> list[Text]:
         return (group, not_none, width, row.trial.axes["seed"])
 
     ordered = sorted(plan.rows, key=place)
+    halves = {hold for row in plan.rows for hold in row.trial.holds}
     cells = {
         row.trial.id: {
             name: text
-            for name, text in _columns(row).items()
+            for name, text in _columns(row, halves).items()
             if name not in common and (plan.ids_known or name != "trial")
         }
         for row in ordered
@@ -99,11 +101,11 @@ def _rows(plan: Plan) -> list[Text]:
     return lines
 
 
-def _columns(row: PlanRow) -> dict[str, str]:
-    axes, model = row.trial.axes, row.trial.spec.model
+def _columns(row: PlanRow, halves: set[str]) -> dict[str, str]:
+    axes, model, holds = row.trial.axes, row.trial.spec.model, row.trial.holds
     return {
         "trial": row.trial.id,
-        "hold": "+".join(row.trial.holds),
+        "hold": "all" if len(halves) > 1 and halves == set(holds) else "+".join(holds),
         "seed": str(axes["seed"]),
         "D/d": f"{sum(model.ffn_widths) / model.depth / model.d_model:.4g}",
         "d_model": str(model.d_model),
@@ -145,8 +147,8 @@ def _scaled(number: float, digits: int = 3) -> str:
 
 
 def _bytes(number: float) -> str:
-    """Three digits and a binary unit: 25.2 MiB."""
-    return " ".join(_in_units(number, 1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")))
+    """Three digits and a binary unit: 25.2MiB."""
+    return "".join(_in_units(number, 1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")))
 
 
 def _in_units(number: float, step: int, units: tuple[str, ...], digits: int = 3) -> tuple[str, str]:

@@ -243,6 +243,17 @@ def test_the_terminal_says_what_was_left_out_and_what_to_mend():
     assert "assumed, for nothing was measured yet" in text
 
 
+def test_a_trial_of_both_halves_says_so_briefly():
+    shown = plan("width_multiplier=[1, 1.5, 2, 4]", "grid.seed=[0, 1, 2]", "batch_tokens=32768")
+    both = [row for row in shown.rows if row.trial.holds == ("none", "params")]
+    text = rendered(shown)
+    assert both
+    for row in both:
+        (line,) = (line for line in text.splitlines() if line.startswith(row.trial.id))
+        assert line.split()[1] == "all"
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+
+
 def test_the_columns_are_explained_above_them():
     lines = rendered(plan()).splitlines()
     header = next(number for number, line in enumerate(lines) if line.startswith("trial "))
