@@ -16,7 +16,7 @@ WORDS = ("trial", "hold")
 #: What the columns are.
 LEGEND = """\
 hold: equal across widths (none: d_model; params: N; flops: FLOPs per token;
-  all: the trial serves every half)
+  all: in every half of the grid)
 D/d: D / d_model as it came to be, near the multiplier that was asked for
 params: all parameters; N: those outside embedding and head
 memory: of one worker, beside Python and torch"""

@@ -31,16 +31,21 @@ class PlannedData:
 def planned_data(config: SweepConfig, sweep: Storage) -> PlannedData:
     """What this machine and the sweep's own directory tell. Raises InputError where not even the
     vocabulary is known."""
-    before: dict[str, Any] = {}
-    with contextlib.suppress(InputError):
-        before = resolved_sweep(sweep)
-    source = _as_pinned(config.source, before)
+    before = last_run(sweep)
+    source = as_pinned(config.source, before)
     data, vocab_size = resolve(source)
     known = data or _of_the_last_run(source, before)
     return PlannedData(known or NOT_FETCHED, vocab_size, known=known is not None)
 
 
-def _as_pinned(source: DataSource, before: dict[str, Any]) -> DataSource:
+def last_run(sweep: Storage) -> dict[str, Any]:
+    """The sweep.yaml of the last run of a sweep; empty where there was none."""
+    with contextlib.suppress(InputError):
+        return resolved_sweep(sweep)
+    return {}
+
+
+def as_pinned(source: DataSource, before: dict[str, Any]) -> DataSource:
     """The source with the hub revisions that a run of the sweep took, if the rest is the same."""
     sections: dict[str, Any] = {}
     for section, typed in (("corpus", source.corpus), ("tokenizer", source.tokenizer)):

@@ -25,6 +25,7 @@ from orchestrator.grid import Grid, PlannedTrial, expand
 from orchestrator.ledger import Ledger, give_up, read_ledger, trial_storage
 from orchestrator.mirror import start_mirror
 from orchestrator.plan import resolved_yaml
+from orchestrator.planned_data import as_pinned, last_run
 from orchestrator.progress import Progress
 from orchestrator.stopping import (
     forget_stop,
@@ -123,16 +124,7 @@ def run_sweep(
 
 def _pinned(config: SweepConfig, sweep: Storage) -> SweepConfig:
     """The config with hub revisions resolved: once, by the first run of the sweep."""
-    before: dict[str, Any] = {}
-    with contextlib.suppress(InputError):
-        before = ledger.resolved_sweep(sweep)
-    source = config.source
-    sections = {}
-    for section, typed in (("corpus", source.corpus), ("tokenizer", source.tokenizer)):
-        kept = before.get(section)
-        if kept is not None and typed.model_dump(mode="json") == {**kept, "revision": None}:
-            sections[section] = type(typed).model_validate(kept)
-    pinned = pin(source.model_copy(update=sections))
+    pinned = pin(as_pinned(config.source, last_run(sweep)))
     return config.model_copy(update={"corpus": pinned.corpus, "tokenizer": pinned.tokenizer})
 
 
