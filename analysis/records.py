@@ -1,6 +1,7 @@
 """What a trial leaves behind: tables in Parquet parts, a manifest per checkpoint, a result.
 
     spec.json                                 the trial, complete
+    collapse.json                             since when its layers are collapsed; none if healthy
     lease.json                                attempt and heartbeat of the one writer
     metrics/part-<attempt>-<first>-<last>.parquet
     spectra/part-<attempt>-<first>-<last>.parquet
@@ -30,6 +31,7 @@ SPEC = "spec.json"
 LEASE = "lease.json"
 RESULT = "result.json"
 FAILURE = "failure.json"
+COLLAPSE = "collapse.json"
 MANIFEST_NAME = "manifest.json"
 
 METRICS = "metrics"
@@ -70,9 +72,16 @@ SPECTRUM_COLUMNS = (
     "total_variance",
 )
 
+#: A bucket is the part of the tokens that a spectrum is of: all, or the share of the most frequent,
+#: middling and rare ones (equal shares of occurrences), where the trial tells them apart.
+ALL_TOKENS = "all"
+BUCKETS = ("head", "mid", "tail")
+
 #: site is "pre" or "post" of the non-linearity, layer counts from 0, D is the FFN width, N the
 #: samples. method says how the metrics were found: "exact" carries all D eigenvalues in
-#: descending order; another method carries quadrature nodes and weights instead.
+#: descending order; "lanczos" carries quadrature nodes and weights instead: how many of the D
+#: eigenvalues lie at each node. error_estimate bounds the relative error of soft rank,
+#: concentration and eDim in 95 of 100 cases; it is 0 for exact ones.
 #: js_divergence (nats) is of pre against post and null where only one site is recorded.
 SPECTRA_SCHEMA = pa.schema(
     [
@@ -81,6 +90,7 @@ SPECTRA_SCHEMA = pa.schema(
         pa.field("time_ms", pa.int64(), nullable=False),
         pa.field("site", pa.string(), nullable=False),
         pa.field("layer", pa.int32(), nullable=False),
+        pa.field("bucket", pa.string(), nullable=False),
         pa.field("D", pa.int32(), nullable=False),
         pa.field("N", pa.int64(), nullable=False),
         ("n_over_d", pa.float64()),
@@ -97,7 +107,9 @@ SPECTRA_SCHEMA = pa.schema(
 
 SCHEMAS = {METRICS: METRICS_SCHEMA, SPECTRA: SPECTRA_SCHEMA}
 #: What makes a row one of a kind, and the order of a table.
-ROW_KEYS = {METRICS: ("step", "kind"), SPECTRA: ("step", "site", "layer")}
+ROW_KEYS = {METRICS: ("step", "kind"), SPECTRA: ("step", "site", "layer", "bucket")}
+#: What a column holds in parts that were written before there was such a column.
+BEFORE_THE_COLUMN = {"bucket": ALL_TOKENS}
 
 Row = Mapping[str, Any]
 
@@ -290,11 +302,7 @@ def read_parts(
     """`read_records` of those among `parts` that belong to the table."""
     schema, keys = SCHEMAS[table], ROW_KEYS[table]
     wanted = None if columns is None else list(dict.fromkeys([*keys, *columns]))
-    tables = [
-        pq.read_table(io.BytesIO(trial.get(part)), columns=wanted)
-        for part in parts
-        if part.startswith(f"{table}/")
-    ]
+    tables = [read_part(trial, part, wanted) for part in parts if part.startswith(f"{table}/")]
     if not tables:
         empty = schema.empty_table()
         return empty if wanted is None else empty.select(wanted)
@@ -302,6 +310,21 @@ def read_parts(
     identity = list(zip(*(merged.column(key).to_pylist() for key in keys), strict=True))
     once = [i for i, row in enumerate(identity) if i == 0 or row != identity[i - 1]]
     return merged if len(once) == merged.num_rows else merged.take(once)
+
+
+def read_part(trial: Storage, key: str, columns: list[str] | None = None) -> pa.Table:
+    """One part in the schema of its table, whatever columns there were when it was written."""
+    schema = SCHEMAS[key.partition("/")[0]]
+    part = pq.ParquetFile(io.BytesIO(trial.get(key)))
+    names = schema.names if columns is None else columns
+    stored = part.read(columns=[name for name in names if name in part.schema_arrow.names])
+    filled = [
+        stored.column(name)
+        if name in stored.column_names
+        else pa.repeat(pa.scalar(BEFORE_THE_COLUMN.get(name), schema.field(name).type), len(stored))
+        for name in names
+    ]
+    return pa.table(filled, schema=pa.schema([schema.field(name) for name in names]))
 
 
 def put_table(trial: Storage, part: Part, rows: pa.Table) -> str:

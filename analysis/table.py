@@ -19,7 +19,7 @@ import yaml
 
 from analysis import records
 from analysis.errors import InputError
-from analysis.records import METRICS, SPECTRA, SPECTRUM_COLUMNS
+from analysis.records import ALL_TOKENS, METRICS, SPECTRA, SPECTRUM_COLUMNS
 from analysis.storage import Storage
 from analysis.wording import AXIS_PREFIX
 
@@ -98,6 +98,7 @@ def load_sweep(sweep: Storage) -> SweepTables:
             logger.warning("left out: %s", error)
             result, snapshots, curve = None, _none(SPECTRA), _none(METRICS)
             row = _trial_row(None, cell, axes, {}) | {"state": "failed", "reason": str(error)}
+        snapshots = snapshots.filter(pc.field("bucket") == ALL_TOKENS)
         light = snapshots.drop_columns(list(_HEAVY))
         rows.append(row | summarise(light.to_pandas(), last))
         spectra.append(light)

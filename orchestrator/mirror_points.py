@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from analysis.records import METRICS, SPECTRA
+from analysis.records import ALL_TOKENS, METRICS, SPECTRA
 from orchestrator.tracking import METRICS_PER_CALL, Point
 
 #: Column of the metrics table -> metric, by the kind of row.
@@ -45,7 +45,7 @@ MEDIAN_METRICS = (*LAYER_METRICS, "sui", "n_over_d")
 
 COLUMNS = {
     METRICS: ["step", "time_ms", "kind", *(c for names in METRIC_NAMES.values() for c in names)],
-    SPECTRA: ["step", "time_ms", "site", "layer", *MEDIAN_METRICS],
+    SPECTRA: ["step", "time_ms", "site", "layer", "bucket", *MEDIAN_METRICS],
 }
 
 Row = Mapping[str, Any]
@@ -95,22 +95,23 @@ def _metrics(rows: Sequence[Row]) -> Iterator[_Value]:
 
 
 def _spectra(rows: Sequence[Row]) -> Iterator[_Value]:
-    ordered = sorted(rows, key=lambda row: (row["site"], row["layer"]))
-    for site, of_site in groupby(ordered, key=lambda row: row["site"]):
-        layers = list(of_site)
+    ordered = sorted(rows, key=lambda row: (row["site"], row["bucket"], row["layer"]))
+    for (site, bucket), alike in groupby(ordered, key=lambda row: (row["site"], row["bucket"])):
+        layers = list(alike)
+        within = "" if bucket == ALL_TOKENS else f"{bucket}/"
         for row in layers:
-            place = f"spectra/{site}/L{row['layer']:02d}"
+            place = f"spectra/{site}/L{row['layer']:02d}/{within}"
             for name in LAYER_METRICS:
-                yield _Value(f"{place}/{name}", row[name], row["time_ms"])
-        yield from _medians(site, layers)
+                yield _Value(f"{place}{name}", row[name], row["time_ms"])
+        yield from _medians(f"spectra/{site}/median/{within}", layers)
 
 
-def _medians(site: str, layers: Sequence[Row]) -> Iterator[_Value]:
+def _medians(place: str, layers: Sequence[Row]) -> Iterator[_Value]:
     time_ms = max(row["time_ms"] for row in layers)
     for name in MEDIAN_METRICS:
         known = [row[name] for row in layers if row[name] is not None and math.isfinite(row[name])]
         if known:  # otherwise every layer has been counted already
-            yield _Value(f"spectra/{site}/median/{name}", statistics.median(known), time_ms)
+            yield _Value(f"{place}{name}", statistics.median(known), time_ms)
 
 
 def batches(

@@ -1,12 +1,10 @@
 """What a trial directory holds that MLflow has not seen: cheap to ask again and again."""
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from analysis.records import (
     FAILURE,
@@ -20,6 +18,7 @@ from analysis.records import (
     current_parts,
     get_json,
     get_result,
+    read_part,
 )
 from analysis.storage import Storage
 from orchestrator.mirror_points import COLUMNS, Row, StepPoints, step_points
@@ -66,7 +65,7 @@ def started_ms(trial: Storage, seen: TrialView) -> int | None:
     first = next((part for part in seen.parts if part.startswith(f"{METRICS}/")), None)
     if first is None:
         return None
-    times = pq.read_table(io.BytesIO(trial.get(first)), columns=["time_ms"]).column("time_ms")
+    times = read_part(trial, first, ["time_ms"]).column("time_ms")
     earliest: int = pc.min(times).as_py()
     return earliest
 
@@ -109,7 +108,7 @@ def _rows(trial: Storage, table: str, keys: list[str], beyond: int) -> Iterator[
         part = Part.parse(key)
         if part is None or part.table != table or part.last <= beyond:
             continue
-        rows = pq.read_table(io.BytesIO(trial.get(key)), columns=COLUMNS[table])
+        rows = read_part(trial, key, COLUMNS[table])
         for row in rows.filter(pc.greater(rows.column("step"), beyond)).to_pylist():
             found.setdefault(tuple(row[name] for name in ROW_KEYS[table]), row)
     yield from (found[identity] for identity in sorted(found))

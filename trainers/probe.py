@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from analysis.records import SPECTRUM_COLUMNS, Row
+from analysis.records import ALL_TOKENS, SPECTRUM_COLUMNS, Row
 from analysis.spectrum import js_divergence, measure, sampling_status
 from trainers.engine import Ranks
 from trainers.models.build import feed_forwards
@@ -160,6 +160,7 @@ def spectra_rows(
                 "time_ms": time_ms,
                 "site": tap.site,
                 "layer": tap.layer,
+                "bucket": ALL_TOKENS,
                 "D": tap.width,
                 "N": covariance.count,
                 "n_over_d": covariance.count / tap.width,

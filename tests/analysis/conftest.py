@@ -128,6 +128,7 @@ def spectra_rows(
                     "time_ms": 1_000 + step,
                     "site": "post",
                     "layer": layer,
+                    "bucket": "all",
                     "D": cell.width,
                     "N": samples,
                     "n_over_d": samples / cell.width,

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
+from analysis import records
 from analysis.records import (
     METRICS,
     METRICS_SCHEMA,
@@ -57,6 +58,7 @@ def spectrum(step: int, site: str = "post", layer: int = 0) -> Row:
         "time_ms": 5,
         "site": site,
         "layer": layer,
+        "bucket": "all",
         "D": 2,
         "N": 20,
         "eigenvalues": [2.0, 1.0],
@@ -367,3 +369,16 @@ def check(history: History) -> None:
     assert read == history.rows
     assert [step for step, _ in read] == list(range(1, history.step + 1))
     assert steps(history.trial, SPECTRA) == list(range(2, history.step + 1, 2))
+
+
+def test_parts_of_before_there_were_buckets_are_of_all_tokens(tmp_path: Path) -> None:
+    """A trial that was begun then goes on, and is read as one table."""
+    trial = LocalStorage(tmp_path)
+    rows = [spectrum(0)]
+    older = pa.Table.from_pylist(rows, schema=SPECTRA_SCHEMA).drop_columns(["bucket"])
+    records.put_table(trial, Part(SPECTRA, 1, 0, 0), older)
+    put_part(trial, SPECTRA, 1, [spectrum(5)])
+    table = read_records(trial, SPECTRA)
+    assert table.schema == SPECTRA_SCHEMA
+    assert table["bucket"].to_pylist() == ["all", "all"]
+    assert read_records(trial, SPECTRA, ["hard_rank"])["step"].to_pylist() == [0, 5]

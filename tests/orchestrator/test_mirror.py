@@ -108,6 +108,7 @@ def snapshot(step: int, shift_ms: int = 0) -> list[dict[str, Any]]:
             "time_ms": START_MS + step * 100 + 60 + shift_ms,
             "site": "post",
             "layer": layer,
+            "bucket": "all",
             "D": WIDTH,
             "N": 8192,
             "n_over_d": 8192 / WIDTH,

@@ -51,7 +51,8 @@ def metric(step: int) -> records.Row:
 
 def spectrum(step: int) -> records.Row:
     return {
-        "step": step, "tokens": step, "time_ms": 0, "site": "post", "layer": 0, "D": 2, "N": 20,
+        "step": step, "tokens": step, "time_ms": 0, "site": "post", "layer": 0, "bucket": "all",
+        "D": 2, "N": 20,
     }  # fmt: skip
 
 
