@@ -140,7 +140,7 @@ def training_memory_bytes(spec: TrialSpec) -> int:
     weights. Activations are those kept for the backward pass (arXiv 2205.05198, section 4.1,
     without dropout and without stored attention scores). At its peak, the begin of that pass,
     there are three numbers per logit in float32: the log-probabilities, their gradient and the
-    logits'.
+    logits'. The scatter matrices of a snapshot may still be there when the next update begins.
     """
     model, layout = spec.model, spec.layout
     stage, workers = layout.zero_stage, layout.workers
@@ -161,7 +161,14 @@ def training_memory_bytes(spec: TrialSpec) -> int:
 
     sequences = layout.micro_batch or spec.sequences // workers
     kept = stored * _kept_of_stream(model) + element * _kept_within(model)
-    return round(state + sequences * model.context * (kept + 3 * FP32_BYTES * model.vocab_size))
+    activations = sequences * model.context * (kept + 3 * FP32_BYTES * model.vocab_size)
+    return round(state + activations + _scatter_bytes(spec))
+
+
+def _scatter_bytes(spec: TrialSpec) -> int:
+    spectra = spec.spectra
+    wanted = sum(map(spectra.matrix_bytes, spec.model.ffn_widths)) * len(spectra.sites)
+    return min(wanted, spectra.memory_mb * 2**20)
 
 
 def _derived_weights(model: ModelSpec) -> int:

@@ -13,8 +13,9 @@ from trainers.data.store import TokenStore
 from trainers.engine import Engine, Ranks
 from trainers.models.build import token_loss
 from trainers.outcome import DivergenceError
-from trainers.probe import NonFiniteActivationsError, covariances, spectra_rows
 from trainers.spec import TrialSpec
+from trainers.spectra.buckets import token_buckets, token_counts
+from trainers.spectra.snapshots import NonFiniteActivationsError, Snapshots
 from trainers.writer import stamp
 
 
@@ -29,6 +30,10 @@ class Heldout:
         )
         self._spectra = self._mine(heldout_windows(store.heldout, spec.spectra.tokens, context))
         self._tokens_per_byte = len(store.heldout) / store.heldout_bytes
+        self._buckets: Tensor | None = None  # of every id
+        if spec.spectra.buckets:
+            counts = token_counts(store.train, store.vocab_size)
+            self._buckets = torch.from_numpy(token_buckets(counts)).to(ranks.device)
 
     def _mine(self, windows: np.ndarray) -> Tensor:
         each = len(windows) // self._ranks.world_size
@@ -59,16 +64,16 @@ class Heldout:
             "val_bits_per_byte": loss * self._tokens_per_byte / math.log(2),
         }
 
-    def spectra(self, engine: Engine, step: int) -> list[Row]:
-        """A row per layer and site."""
+    def measure_spectra(self, engine: Engine, snapshots: Snapshots, step: int, final: bool) -> None:
+        """Have a snapshot taken of every layer and site. Raises DivergenceError."""
         engine.eval()
-        inputs = (batch[:, :-1] for batch in self._batches(self._spectra))
+
+        def batches() -> Iterator[tuple[Tensor, Tensor | None]]:
+            for batch in self._batches(self._spectra):
+                tokens = batch[:, :-1]
+                yield tokens, None if self._buckets is None else self._buckets[tokens]
+
         try:
-            collected = covariances(
-                engine.module, engine.forward, inputs, self._spec.spectra.sites, self._ranks
-            )
+            snapshots.take(engine.module, engine.forward, batches, stamp(self._spec, step), final)
         except NonFiniteActivationsError as error:
-            raise DivergenceError(f"{error} at step {step}") from error
-        if not self._ranks.is_first:
-            return []
-        return spectra_rows(collected, **stamp(self._spec, step))
+            raise DivergenceError(str(error)) from error

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from analysis.errors import InputError
+from analysis.records import BUCKETS
 from trainers.data.sources import DataSource, DataSpec
 from trainers.model_spec import ModelSpec
 from trainers.strict import MAX_STEPS, MAX_TOKENS, Frozen
@@ -24,6 +25,7 @@ Optimizer = Literal["adamw", "muon"]
 Schedule = Literal["cosine", "linear", "wsd"]
 Precision = Literal["fp32", "bf16"]
 Site = Literal["pre", "post"]
+SpectrumMethod = Literal["auto", "exact", "lanczos"]
 
 
 class TrainingSpec(Frozen):
@@ -44,6 +46,8 @@ class TrainingSpec(Frozen):
     decay_fraction: float = Field(default=0.2, gt=0, le=1)  # of the steps; of wsd
     final_fraction: float = Field(default=0.1, ge=0, le=1)  # of the peak rate
     precision: Precision = "fp32"
+    # End a trial whose layers have collapsed (analysis.collapse); otherwise it is only marked.
+    stop_on_collapse: bool = False
 
     @property
     def warmup(self) -> int:
@@ -104,6 +108,23 @@ class SpectraSpec(Frozen):
     every: int = Field(default=100, ge=1)
     tokens: int = Field(default=8192, ge=2, le=MAX_TOKENS)  # N of every snapshot
     sites: tuple[Site, ...] = Field(default=("post",), min_length=1, strict=False)
+    # How the metrics are found: from all eigenvalues, by stochastic Lanczos quadrature, or by the
+    # cheaper. The last snapshot of a trial is exact in any case.
+    method: SpectrumMethod = "auto"
+    # Spectra of frequent, middling and rare tokens too, each a third of all occurrences.
+    buckets: bool = False
+    # What the scatter matrices of a worker may take together, in MiB: where all layers need more,
+    # they are measured in groups, each with forward passes of its own. Never part of the id.
+    memory_mb: int = Field(default=2048, ge=1)
+
+    @property
+    def parts(self) -> int:
+        """Scatter matrices of every layer and site."""
+        return len(BUCKETS) if self.buckets else 1
+
+    def matrix_bytes(self, width: int) -> int:
+        """What one layer takes at one site."""
+        return 4 * width**2 * self.parts
 
     @model_validator(mode="after")
     def _check_sites(self) -> "SpectraSpec":
@@ -186,6 +207,16 @@ class TrialSpec(Frozen):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _check_memory(self) -> "TrialSpec":
+        needed = -(-self.spectra.matrix_bytes(max(self.model.ffn_widths)) // 2**20)
+        if needed > self.spectra.memory_mb:
+            raise ValueError(
+                f"spectra.memory_mb {self.spectra.memory_mb} is less than the {needed} that one "
+                f"layer of width {max(self.model.ffn_widths)} takes; give at least that"
+            )
+        return self
+
     @property
     def sequences(self) -> int:
         """Sequences per optimiser update, over all workers."""
@@ -218,6 +249,9 @@ OUTSIDE_IDENTITY = frozenset({"source", "layout", "axes"})
 
 def canonical_json(spec: TrialSpec) -> str:
     """The identity of a trial: sorted keys, no spaces, values at their defaults left out."""
+    memory = SpectraSpec.model_fields["memory_mb"].default  # how it is measured, not what
+    spectra = spec.spectra.model_copy(update={"memory_mb": memory})
+    spec = spec.model_copy(update={"spectra": spectra})
     identity = spec.model_dump(mode="json", exclude=set(OUTSIDE_IDENTITY), exclude_defaults=True)
     identity["semantics_version"] = SEMANTICS_VERSION
     return json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)

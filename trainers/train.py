@@ -28,6 +28,7 @@ from trainers.models.build import build, token_loss
 from trainers.outcome import Clock, DivergenceError, leave_failure, result_of
 from trainers.schedule import learning_rate
 from trainers.spec import Layout, TrialSpec, parse_spec
+from trainers.spectra.snapshots import Snapshots
 from trainers.writer import TrialWriter, stamp
 
 
@@ -133,6 +134,8 @@ def _train(
             if writer is not None:
                 writer.resume(manifest)
         heldout = Heldout(spec, store, ranks)
+        snapshots = Snapshots(spec.spectra, spec.id, ranks)
+        stack.callback(snapshots.close)
     if lease is not None:
         log.started(spec.id, lease.attempt, step, spec.training.steps)
 
@@ -149,16 +152,19 @@ def _train(
                         writer.add(METRICS, [row])
                 if last or step % spec.spectra.every == 0:
                     with clock("spectra"):
-                        rows = heldout.spectra(engine, step)
-                    if writer is not None:
-                        writer.add(SPECTRA, rows)
+                        heldout.measure_spectra(engine, snapshots, step, final=last)
                 stopping = _any_rank(
                     stop.is_set() or (lease is not None and lease.stop_requested), ranks
                 )
                 due = step > 0 and (
                     step % spec.layout.checkpoint_every == 0 or step in spec.layout.branch_points
                 )
-                if last or due or (stopping and step > 0):
+                saving = last or due or (stopping and step > 0)
+                with clock("spectra"):
+                    rows = snapshots.drain() if saving else snapshots.ready()
+                if writer is not None:
+                    writer.add(SPECTRA, rows)
+                if saving:
                     with clock("checkpoints"):
                         _save(engine, trial, writer, ranks, step, clock, spec.layout)
                     if writer is not None:
@@ -185,6 +191,8 @@ def _train(
     outcome = "completed" if reason is None else "diverged"
     result: dict[str, Any] | None = None
     if writer is not None:
+        with clock("spectra"):
+            writer.add(SPECTRA, snapshots.drain())
         writer.flush()
         result = result_of(spec, writer, outcome, reason, step, clock)
         result = writer.finish(result, spec.layout.branch_points)

@@ -204,7 +204,7 @@ def test_the_resolved_file_reads_back_as_the_same_sweep(overrides):
 
 
 def test_the_resolved_section_says_what_the_grid_came_to():
-    chosen = config("width_multiplier=[1.5, 2, 4, 1000]")
+    chosen = config("width_multiplier=[1.5, 2, 4, 1000]", "memory_mb=20000")
     grid = expand(chosen, DATA, 512)
     found = yaml.safe_load(resolved_yaml(chosen, grid, DATA, 512))["resolved"]
     assert found["semantics_version"] == SEMANTICS_VERSION
@@ -293,7 +293,7 @@ def test_one_of_a_thing_is_singular():
     ],
 )
 def test_the_largest_numbers_there_are_can_be_planned_and_shown(overrides):
-    shown = plan(*overrides)
+    shown = plan(*overrides, "memory_mb=1000000000")
     assert len(rendered(shown).splitlines()) > len(shown.rows)
     json.dumps(plan_json(shown), allow_nan=False)
 

@@ -249,8 +249,8 @@ def test_a_mistake_is_named_with_its_line_key_value_and_way_out(old, new, messag
         ("hold: {none: params}", "hold: {'none': 'params'} should be a list"),
         ("hold: memory", "hold.0: 'memory' should be 'none', 'params' or 'flops'"),
         (
-            "spectra: {memory_mb: 2048}",
-            "spectra.memory_mb: unknown key; known are every, tokens, sites",
+            "spectra: {memory: 2048}",
+            "spectra.memory: unknown key; did you mean memory_mb?",
         ),
         ("spectra:", "spectra: nothing is not a mapping; its keys are every, tokens, sites"),
         ("resources: [1]", "resources: [1] is not a mapping; its keys are workers, "),

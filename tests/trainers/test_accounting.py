@@ -22,7 +22,7 @@ from trainers.model_spec import Activation, FFNWeight, Initialisation, ModelSpec
 from trainers.models.build import build, configuration, token_loss
 from trainers.models.decoder import Decoder
 from trainers.models.placements import PLACEMENTS
-from trainers.spec import Layout, TrainingSpec, TrialSpec
+from trainers.spec import Layout, SpectraSpec, TrainingSpec, TrialSpec
 
 #: What a tiny spec does not say.
 SMALL: dict[str, Any] = {
@@ -249,8 +249,25 @@ def test_zero_divides_the_state_of_the_model(precision, stage, bytes_per_paramet
     one = trial(precision, workers=2, zero_stage=stage, micro_batch=1)
     two = trial(precision, workers=2, zero_stage=stage, micro_batch=2)
     activations = training_memory_bytes(two) - training_memory_bytes(one)
-    state = training_memory_bytes(one) - activations
+    matrices = sum(4 * width**2 for width in one.model.ffn_widths)
+    state = training_memory_bytes(one) - activations - matrices
     assert state == pytest.approx(parameters(one.model).total * bytes_per_parameter, abs=2)
+
+
+def test_scatter_matrices_take_no_more_than_they_may() -> None:
+    """Two layers of width 1024: 4 MiB each, at every site and for every bucket."""
+    shape = trial().model.model_copy(update={"ffn_widths": (1024, 1024)})
+
+    def memory(**spectra: object) -> float:
+        chosen = SpectraSpec.model_validate(spectra)
+        changes = {"model": shape, "spectra": chosen}
+        return training_memory_bytes(trial().model_copy(update=changes)) / 2**20
+
+    least = memory(memory_mb=4)
+    assert memory(memory_mb=5) - least == 1
+    assert memory() - least == 4
+    assert memory(sites=["pre", "post"]) - least == 12
+    assert memory(sites=["pre", "post"], buckets=True) - least == 44
 
 
 def test_activations_grow_with_the_micro_batch_alone():

@@ -84,6 +84,7 @@ CHANGES: dict[str, Any] = {
     "training__warmup_fraction": 0.0,
     "training__final_fraction": 0.0,
     "training__precision": "bf16",
+    "training__stop_on_collapse": True,
     "data__corpus_fingerprint": "0123456789abcdee",
     "data__tokenizer_hash": "fedcba9876543211",
     "replicate": 1,
@@ -92,6 +93,8 @@ CHANGES: dict[str, Any] = {
     "spectra__every": 50,
     "spectra__tokens": 4096,
     "spectra__sites": ["pre", "post"],
+    "spectra__method": "lanczos",
+    "spectra__buckets": True,
     "parent": "0123456789ab",
 }
 #: What a field needs beside it to be allowed at all.
@@ -104,6 +107,8 @@ COMPANIONS: dict[str, dict[str, Any]] = {
 }
 #: Fields that have one value only, so far.
 SINGLE = {"kind"}
+#: How a trial is measured, not what: of all sections' fields the only one outside the identity.
+HOW = {"spectra__memory_mb"}
 
 
 def identity_fields() -> set[str]:
@@ -140,7 +145,23 @@ def test_the_canonical_form_holds_what_is_not_at_its_default():
 
 
 def test_every_identity_field_is_tried_below():
-    assert set(CHANGES) | SINGLE == identity_fields()
+    assert set(CHANGES) | SINGLE | HOW == identity_fields()
+
+
+def test_the_memory_of_a_snapshot_changes_no_id():
+    assert spec(spectra__memory_mb=7).id == spec().id
+    beside = spec(spectra__memory_mb=7, spectra__every=50)
+    assert beside.id == spec(spectra__every=50).id != spec().id
+
+
+@pytest.mark.parametrize(("buckets", "needed"), [(False, 4), (True, 12)])
+def test_memory_for_less_than_one_layer_is_refused(buckets, needed):
+    """A matrix of 1000 x 1000 numbers in float32 takes 3.8 MiB."""
+    wide = {"model__ffn_widths": [256, 1000], "spectra__buckets": buckets}
+    assert spec(**wide, spectra__memory_mb=needed).spectra.memory_mb == needed
+    less = f"memory_mb {needed - 1} is less than the {needed} that one layer of width 1000 takes"
+    with pytest.raises(ValidationError, match=less):
+        spec(**wide, spectra__memory_mb=needed - 1)
 
 
 @pytest.mark.parametrize(("field", "value"), CHANGES.items())

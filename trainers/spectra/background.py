@@ -1,0 +1,90 @@
+"""Eigenwork beside training: in order, on one thread, with a bounded backlog, nothing lost."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class _Job(Generic[Result]):
+    nbytes: int
+    future: Future[Result]
+
+
+class Background(Generic[Result]):
+    """Jobs that hold memory until they are done. On CUDA they run on a stream of their own.
+
+    What a job raises is raised by whoever asks next: in `ready`, `drain` or `reserve`.
+    """
+
+    def __init__(self, limit: int, device: torch.device) -> None:
+        """`limit` is of the bytes that jobs may hold together."""
+        self._limit = limit
+        self._device = device
+        self._stream = _stream_on(device)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="eigenwork")
+        self._jobs: deque[_Job[Result]] = deque()
+        self._done: list[Result] = []
+        self.seconds = 0.0  # that jobs have taken
+
+    def reserve(self, nbytes: int) -> None:
+        """Wait until that many bytes more are within the limit, or no job is left."""
+        while self._jobs and sum(job.nbytes for job in self._jobs) + nbytes > self._limit:
+            self._collect()
+
+    def submit(self, nbytes: int, work: Callable[[], Result]) -> None:
+        """Do `work` after everything submitted before. It holds `nbytes` until then."""
+        reached = None
+        if self._stream is not None:
+            reached = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            reached.record(torch.cuda.current_stream(self._device))
+        self._jobs.append(_Job(nbytes, self._pool.submit(self._do, reached, work)))
+
+    def ready(self) -> list[Result]:
+        """Results since the last call, in order, without waiting."""
+        while self._jobs and self._jobs[0].future.done():
+            self._collect()
+        done, self._done = self._done, []
+        return done
+
+    def drain(self) -> list[Result]:
+        """Results since the last call, when everything submitted is done."""
+        while self._jobs:
+            self._collect()
+        done, self._done = self._done, []
+        return done
+
+    def close(self) -> None:
+        """End the thread; what has not begun is not begun."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _collect(self) -> None:
+        job = self._jobs.popleft()
+        self._done.append(job.future.result())
+
+    def _do(self, reached: torch.cuda.Event | None, work: Callable[[], Result]) -> Result:
+        began = time.perf_counter()
+        try:
+            if reached is None or self._stream is None:
+                return work()
+            with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+                self._stream.wait_event(reached)
+                try:
+                    return work()
+                finally:
+                    # The matrices go back to the training's stream when the job is over: by then
+                    # nothing here may still read them.
+                    self._stream.synchronize()
+        finally:
+            self.seconds += time.perf_counter() - began
+
+
+def _stream_on(device: torch.device) -> torch.cuda.Stream | None:
+    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]

@@ -1,0 +1,113 @@
+"""The probe: covariances of what passes through chosen modules of any torch model.
+
+    with Probe({"post": Tap(model.h[0].mlp.c_proj, "input")}) as probe, torch.no_grad():
+        model(tokens)
+    print(measure(probe["post"].eigenvalues()))
+
+Activations [..., D] are samples [N, D]. See `analysis.spectrum` for what is made of them.
+"""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Generic, Literal, Self, TypeVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from trainers.spectra.covariance import Covariance
+
+Key = TypeVar("Key", bound=Hashable)
+
+#: The label of a token that is no sample, such as padding.
+IGNORED = -1
+
+
+@dataclass(frozen=True)
+class Tap:
+    """What is watched: a module's output or its first input."""
+
+    module: nn.Module
+    of: Literal["input", "output"]
+
+
+class Probe(Generic[Key]):
+    """Watches taps while it is entered; leaves no hook and no graph behind.
+
+    What has been collected stays readable afterwards, and entering again goes on collecting.
+    """
+
+    def __init__(self, taps: Mapping[Key, Tap], groups: int = 1) -> None:
+        """With several `groups`, every token is a sample of the one that `label` names."""
+        self._taps = dict(taps)
+        self._groups = groups
+        self._labels: Tensor | None = None
+        self._collected: dict[Key, list[Covariance]] = {}
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        self._hooks = [self._hook(key, tap) for key, tap in self._taps.items()]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def label(self, labels: Int[Tensor, "..."] | None) -> None:
+        """Of the following forward passes: the group of every token, negative for none.
+
+        A mask of padding is `torch.where(attention_mask.bool(), 0, IGNORED)`. None makes all
+        tokens samples of the first group.
+        """
+        self._labels = labels
+
+    def __getitem__(self, key: Key) -> Covariance:
+        """All samples of one tap. Raises KeyError where nothing has passed it."""
+        groups = self.groups(key)
+        if len(groups) == 1:
+            return groups[0]
+        whole = Covariance(groups[0].width, groups[0].mean.device)
+        for group in groups:
+            whole.merge(group)
+        return whole
+
+    def groups(self, key: Key) -> list[Covariance]:
+        """The samples of one tap by group. Raises KeyError where nothing has passed it."""
+        return self._collected[key]
+
+    def _hook(self, key: Key, tap: Tap) -> torch.utils.hooks.RemovableHandle:
+        if tap.of == "input":
+
+            def before(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                self._take(key, inputs[0])
+
+            return tap.module.register_forward_pre_hook(before)
+
+        def after(_: nn.Module, __: Any, output: Any) -> None:
+            self._take(key, output[0] if isinstance(output, tuple) else output)
+
+        return tap.module.register_forward_hook(after)
+
+    def _take(self, key: Key, activations: Tensor) -> None:
+        width, device = activations.shape[-1], activations.device
+        if key not in self._collected:
+            self._collected[key] = [Covariance(width, device) for _ in range(self._groups)]
+        groups = self._collected[key]
+        if self._labels is None:
+            groups[0].add(activations)
+            return
+        if self._labels.shape != activations.shape[:-1]:
+            raise ValueError(
+                f"labels {list(self._labels.shape)} of tokens do not fit activations "
+                f"{list(activations.shape)} of {key}"
+            )
+        labels = self._labels.to(device)
+        for number, group in enumerate(groups):
+            group.add(activations[labels == number])
