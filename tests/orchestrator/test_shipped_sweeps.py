@@ -70,7 +70,7 @@ def test_snapshots_see_ten_tokens_per_unit_of_the_widest(name):
     config = config_of(name)
     widest = max(trial["axes"]["D"] for trial in plan_of(name)["trials"])
     assert config.spectra.tokens >= 10 * widest
-    assert config.spectra.sites == ("post",)
+    assert config.spectra.sites == ("pre", "post")
     assert config.spectra.every == 200
 
 
