@@ -1,5 +1,6 @@
 """What is killed in mid-sweep is continued by the same command, bit for bit."""
 
+import contextlib
 import json
 import os
 import signal
@@ -18,7 +19,9 @@ SWEEP = Path(__file__).parents[2] / "orchestrator" / "sweeps" / "tiny.yaml"
 STEPS = 300
 #: Wall-clock columns: no two runs share them.
 CLOCK = ["time_ms", "tokens_per_s", "mfu"]
-PATIENCE_S = 120
+PATIENCE_S = 200
+#: Between two looks, so that looking does not take the core that the driver needs.
+LOOK_S = 0.05
 
 
 OVERRIDES = [
@@ -52,7 +55,9 @@ def wait_for_a_running_trial(storage: Path, driver: subprocess.Popen, but_not: s
     """The id of a trial that has a committed checkpoint and is not over yet."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
-        assert driver.poll() is None, driver.communicate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            driver.wait(LOOK_S)
+        assert driver.returncode is None, driver.communicate()
         for folder in sorted((storage / "tiny" / "trials").glob("*")):
             keys = trial(storage, folder.name).list()
             if folder.name not in but_not and "result.json" not in keys and committed_steps(keys):
