@@ -16,7 +16,8 @@ H is the unigram entropy of the corpus, and losses are held-out ones, in nats pe
   as any rule on the loss alone with these thresholds could say so.
 
 A collapse is late where the loss had been below 0.97 H. A lead is the steps from the alarm to where
-the loss shows it, as median and range. Limits are Clopper-Pearson, 95 %. Trials that diverged or did not end are left out and counted.
+the loss shows it, as median and range. Limits are Clopper-Pearson, 95 %. Trials that diverged or
+did not end are left out and counted.
 """
 
 import argparse
