@@ -7,19 +7,20 @@ from trainers.spec import TrialSpec
 #: (bf16, a third of an A100's peak) reach in training, where nothing better is known.
 DEFAULT_RATES = {"cpu": 4e10, "cuda": 1e14}
 #: A snapshot's eigenvalues cost about this times D^3 FLOPs, at the rate of training (0.2 s at
-#: D = 2048 on two cores).
+#: D = 2048 on two cores). Where Lanczos takes their place it is a tenth or less.
 EIGENVALUE_FLOPS = 2.0
 #: Starting a trial and ending it, seconds.
 START_SECONDS = 4.0
 
 
 def measuring_flops(spec: TrialSpec, begin: int) -> float:
-    """FLOPs of evaluations and snapshots after update `begin`: forward passes, covariances
-    2 N D^2, eigenvalues."""
+    """FLOPs of evaluations and snapshots after update `begin`: forward passes, covariances N D^2
+    (one half of a symmetric matrix), eigenvalues. What a GPU does beside training is left out."""
     steps, forward = spec.training.steps, inference_flops_per_token(spec.model)
     evaluation, spectra = spec.evaluation, spec.spectra
+    beside = EIGENVALUE_FLOPS if spec.layout.device == "cpu" else 0.0
     snapshot = sum(
-        2 * spectra.tokens * D**2 + EIGENVALUE_FLOPS * D**3 for D in spec.model.ffn_widths
+        spectra.tokens * D**2 + spectra.parts * beside * D**3 for D in spec.model.ffn_widths
     ) * len(spectra.sites)
     evaluations = measurements(steps, evaluation.every, begin)
     snapshots = measurements(steps, spectra.every, begin)

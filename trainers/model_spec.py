@@ -75,6 +75,11 @@ class ModelSpec(Frozen):
         return len(self.ffn_widths)
 
     @property
+    def is_post_ln(self) -> bool:
+        """Whether every layer is Post-LN."""
+        return self.norm == "post" or self.post_layers == self.depth
+
+    @property
     def heads(self) -> int:
         """Number of attention heads."""
         return self.d_model // self.head_dim

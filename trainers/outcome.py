@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from analysis import records
+from analysis.collapse import Collapse
 from analysis.records import METRICS
 from analysis.storage import Storage
 from trainers import accounting, hardware
@@ -50,9 +51,15 @@ class Clock:
 
 
 def result_of(
-    spec: TrialSpec, writer: TrialWriter, outcome: str, reason: str | None, step: int, clock: Clock
+    spec: TrialSpec,
+    writer: TrialWriter,
+    outcome: str,
+    reason: str | None,
+    collapse: Collapse | None,
+    step: int,
+    clock: Clock,
 ) -> dict[str, Any]:
-    """The final numbers, all taken from the records."""
+    """The final numbers, all taken from the records. `collapse` is where it began, if it did."""
     columns = ["train_loss", "val_loss", "val_perplexity", "val_bits_per_byte"]
     table = writer.read(METRICS, columns)
     trained = [loss for loss in table.column("train_loss").to_pylist() if loss is not None]
@@ -66,6 +73,7 @@ def result_of(
         "trial_id": spec.id,
         "outcome": outcome,
         "reason": reason,
+        "collapse": None if collapse is None else asdict(collapse),
         "step": step,
         "steps": spec.training.steps,
         "tokens": step * spec.training.batch_tokens,

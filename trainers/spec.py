@@ -208,6 +208,15 @@ class TrialSpec(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _check_collapse(self) -> "TrialSpec":
+        if self.training.stop_on_collapse and "post" not in self.spectra.sites:
+            raise ValueError(
+                f"stop_on_collapse needs spectra.sites {list(self.spectra.sites)} to have post: "
+                "collapse is judged by the ranks there"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_memory(self) -> "TrialSpec":
         needed = -(-self.spectra.matrix_bytes(max(self.model.ffn_widths)) // 2**20)
         if needed > self.spectra.memory_mb:

@@ -19,6 +19,7 @@ from analysis.errors import InputError
 from analysis.records import METRICS, SPECTRA, Manifest, Row
 from analysis.storage import Storage
 from trainers import accounting, checkpoint, hardware, own_block
+from trainers.collapse_watch import CollapseWatch
 from trainers.data.batches import training_batch
 from trainers.data.store import TokenStore, open_store
 from trainers.engine import Engine, Ranks, start_ranks
@@ -139,17 +140,32 @@ def _train(
     if lease is not None:
         log.started(spec.id, lease.attempt, step, spec.training.steps)
 
+    watch = None if writer is None else CollapseWatch(spec, writer, store.unigram_entropy)
+
+    def record(table: str, rows: list[Row]) -> None:
+        if writer is not None and watch is not None:
+            writer.add(table, rows)
+            watch.add(rows)
+
+    def stops_here(step: int) -> bool:
+        """Whether the layers had collapsed by the snapshot before this one."""
+        if not spec.training.stop_on_collapse or step % spec.spectra.every:
+            return False
+        with clock("spectra"):
+            record(SPECTRA, snapshots.drain())
+        return _any_rank(watch is not None and watch.before(step) is not None, ranks)
+
     resumed_at = step if manifest is not None else None
-    reason = None
+    stopped, reason = False, None
     try:
         while True:
+            stopped = stops_here(step)
+            last = stopped or step == spec.training.steps
             if step != resumed_at:  # the checkpoint's own step has been measured and committed
-                last = step == spec.training.steps
                 if last or step % spec.evaluation.every == 0:
                     with clock("evaluation"):
                         row = heldout.evaluate(engine, step)
-                    if writer is not None:
-                        writer.add(METRICS, [row])
+                    record(METRICS, [row])
                 if last or step % spec.spectra.every == 0:
                     with clock("spectra"):
                         heldout.measure_spectra(engine, snapshots, step, final=last)
@@ -161,9 +177,7 @@ def _train(
                 )
                 saving = last or due or (stopping and step > 0)
                 with clock("spectra"):
-                    rows = snapshots.drain() if saving else snapshots.ready()
-                if writer is not None:
-                    writer.add(SPECTRA, rows)
+                    record(SPECTRA, snapshots.drain() if saving else snapshots.ready())
                 if saving:
                     with clock("checkpoints"):
                         _save(engine, trial, writer, ranks, step, clock, spec.layout)
@@ -173,7 +187,7 @@ def _train(
                     writer.flush_if_due()
                 if stopping and not last:
                     return TrialEnd(None, step, None)
-            if step == spec.training.steps:
+            if last:
                 break
 
             began = time.perf_counter()
@@ -182,7 +196,7 @@ def _train(
             step += 1
             if writer is not None and lease is not None:
                 rate = spec.training.batch_tokens / (time.perf_counter() - began)
-                writer.add(METRICS, [_train_row(spec, step, loss, norm, rate, ranks)])
+                record(METRICS, [_train_row(spec, step, loss, norm, rate, ranks)])
                 lease.progress(step, loss, rate)
                 log.progress(step, spec.training.steps, loss, rate)
     except DivergenceError as error:
@@ -190,14 +204,18 @@ def _train(
 
     outcome = "completed" if reason is None else "diverged"
     result: dict[str, Any] | None = None
-    if writer is not None:
+    if writer is not None and watch is not None:
         with clock("spectra"):
-            writer.add(SPECTRA, snapshots.drain())
+            record(SPECTRA, snapshots.drain())
+        collapse = watch.before(step) if stopped else watch.since
+        if reason is None and collapse is not None:
+            outcome, reason = "collapsed", collapse.reason
         writer.flush()
-        result = result_of(spec, writer, outcome, reason, step, clock)
+        result = result_of(spec, writer, outcome, reason, collapse, step, clock)
         result = writer.finish(result, spec.layout.branch_points)
     ranks.barrier()
-    return TrialEnd(outcome, step, ranks.broadcast(result))
+    result = ranks.broadcast(result)
+    return TrialEnd(result["outcome"], step, result)
 
 
 def update(

@@ -51,6 +51,14 @@ class TrialWriter:
                 rows.clear()
         self._flushed = time.monotonic()
 
+    def mark_collapse(self, collapse: dict[str, Any] | None) -> None:
+        """Tell whoever looks that the trial's layers are collapsed, and since when, or are not."""
+        self._lease.check()
+        if collapse is None:
+            self._trial.delete(records.COLLAPSE)
+        else:
+            self._trial.put(records.COLLAPSE, records.encode_json(collapse))
+
     def read(self, table: str, columns: list[str]) -> pa.Table:
         """The durable rows that this attempt rests on, and none that an earlier one lost."""
         return records.read_parts(self._trial, table, self._parts, columns)

@@ -268,7 +268,7 @@ def test_the_last_line_says_how_to_run_the_sweep():
     assert "widthlab run FILE" in rendered(plan()).splitlines()[-1]
 
 
-@pytest.mark.parametrize(("steps", "total"), [(1, " FLOPs, 5 s\n"), (10**6, "device-hours (")])
+@pytest.mark.parametrize(("steps", "total"), [(1, " FLOPs, 4 s\n"), (10**6, "device-hours (")])
 def test_hours_are_given_where_there_are_any(steps, total):
     shown = rendered(plan(f"steps={steps}", "width_multiplier=4", "norm=pre", "hold=none"))
     assert total in "\n".join(line.rstrip() for line in shown.splitlines())
