@@ -12,6 +12,8 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
     FixedLocator,
@@ -22,6 +24,7 @@ from matplotlib.ticker import (
     NullFormatter,
     NullLocator,
 )
+from numpy.typing import NDArray
 
 from analysis.wording import large
 
@@ -79,6 +82,17 @@ def render(figure: Figure) -> dict[str, bytes]:
     return files
 
 
+def pixels(figure: Figure, dpi: float) -> NDArray[np.uint8]:
+    """The figure on white, as [height, width, 3]: red, green, blue."""
+    with mpl.rc_context(_RC):
+        figure.set_dpi(dpi)
+        figure.set_facecolor("white")
+        canvas: Any = FigureCanvasAgg(figure)
+        canvas.draw()
+    image: NDArray[np.uint8] = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return image
+
+
 def title(axes: Axes, text: str) -> None:
     """A title over the left edge, where a reader starts."""
     axes.set_title(text, loc="left", fontsize=10, fontweight="bold", color=INK)
@@ -103,20 +117,25 @@ def widths_axis(axes: Axes, values: Sequence[float], label: str, suffix: str = "
 def log_ranks(axes: Axes, label: str) -> None:
     """A logarithmic y axis with round ticks, at least three. Call it when the data are drawn."""
     axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    shown = [tick for tick in _round_ticks((1, 2, 5)) if low <= tick <= high]
-    if len(shown) < 3:
-        shown = [tick for tick in _round_ticks((1, 1.5, 2, 3, 5, 7)) if low <= tick <= high]
-    if len(shown) < 3:
-        shown = [tick for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
-    axes.yaxis.set_major_locator(FixedLocator(shown))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_minor_locator(NullLocator())
+    log_ticks(axes.yaxis, *axes.get_ylim())
     axes.set_ylabel(label)
 
 
-def _round_ticks(steps: tuple[float, ...]) -> list[float]:
+def log_ticks(axis: Axis, low: float, high: float) -> None:
+    """Round ticks, at least three, on a logarithmic axis from `low` to `high`."""
+    shown = [tick for tick in round_ticks((1, 2, 5)) if low <= tick <= high]
+    if len(shown) < 3:
+        shown = [tick for tick in round_ticks((1, 1.5, 2, 3, 5, 7)) if low <= tick <= high]
+    if len(shown) < 3:
+        shown = [tick for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
+    axis.set_major_locator(FixedLocator(shown))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
+
+
+def round_ticks(steps: tuple[float, ...]) -> list[float]:
+    """The round numbers from 1e-9 to 1e9 in ascending order: `steps` of every decade."""
     return [step * 10.0**exponent for exponent in range(-9, 10) for step in steps]
 
 

@@ -56,6 +56,7 @@ TrackingOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object to stdout")]
 
 DEFAULT_STORAGE = "widthlab-runs"
+WIDEST = 500  # columns
 
 
 @app.command()
@@ -173,8 +174,13 @@ def status(
     for trial in read.trials:
         loss = "" if trial.loss is None else f"{trial.loss:.4f}"
         step = f"{trial.step}/{trial.steps}"
-        table.add_row(trial.id, cell_name(trial.axes), trial.state, step, loss)
-    _console(stderr=False).print(table, markup=False)
+        table.add_row(trial.id, cell_name(trial.axes), trial.state_text, step, loss)
+    console = _console(stderr=False)
+    # As wide as it must be: an id that is cut short to fit 80 columns is none.
+    console.width = max(
+        console.width, console.measure(table, options=console.options.update(width=WIDEST)).maximum
+    )
+    console.print(table, markup=False)
     for trial in read.trials:
         if trial.message:
             _say(f"{trial.id}: {trial.message}")

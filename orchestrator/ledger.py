@@ -41,11 +41,19 @@ class TrialStatus:
     loss: float | None  # nats per token: the final held-out loss, or the last training loss
     tokens_per_s: float | None = None
     message: str | None = None  # why it failed or diverged
+    collapsed_since: int | None = None  # the step from which its layers are marked as collapsed
 
     @property
     def over(self) -> bool:
         """Whether a run has nothing left to do for it."""
         return self.state in records.OUTCOMES or self.state == "failed"
+
+    @property
+    def state_text(self) -> str:
+        """The state, and of a trial that is not over whether its layers have collapsed."""
+        if self.over or self.collapsed_since is None:
+            return self.state
+        return f"{self.state}, collapsed since {self.collapsed_since}"
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,7 @@ class Ledger:
                     "steps": trial.steps,
                     "loss": trial.loss,
                     "message": trial.message,
+                    "collapsed_since": trial.collapsed_since,
                 }
                 for trial in self.trials
             ],
@@ -160,7 +169,9 @@ def _status(trial: Storage, trial_id: str, axes: dict[str, Any], steps: int) -> 
             result["steps"],
             result["final"].get("val_loss"),
             message=result.get("reason"),
+            collapsed_since=collapsed_since(trial) if result["outcome"] == "collapsed" else None,
         )
+    since = collapsed_since(trial)
     lease = records.get_json(trial, records.LEASE, needs=("attempt", "step", "steps", "loss"))
     failure = records.get_json(trial, records.FAILURE)
     step, loss, rate = 0, None, None
@@ -168,12 +179,26 @@ def _status(trial: Storage, trial_id: str, axes: dict[str, Any], steps: int) -> 
         step, loss, rate = lease["step"], lease["loss"], lease.get("tokens_per_s")
         steps = lease["steps"]
     if is_fresh(lease, time.time() * 1000):
-        return TrialStatus(trial_id, axes, "running", step, steps, loss, rate)
+        return TrialStatus(trial_id, axes, "running", step, steps, loss, rate, None, since)
     if failure is not None and failure.get("gave_up"):
         message = failure.get("message")
-        return TrialStatus(trial_id, axes, "failed", step, steps, loss, message=message)
+        return TrialStatus(trial_id, axes, "failed", step, steps, loss, None, message, since)
     state = "waiting" if lease is None or lease.get("released") or failure else "stale"
-    return TrialStatus(trial_id, axes, state, step, steps, loss)
+    return TrialStatus(trial_id, axes, state, step, steps, loss, collapsed_since=since)
+
+
+def collapsed_since(trial: Storage) -> int | None:
+    """The step since which a trial's layers are marked as collapsed, None where there is no mark.
+
+    Raises BrokenRecordError for a mark without a step.
+    """
+    mark = records.get_json(trial, records.COLLAPSE, needs=("step",))
+    if mark is None:
+        return None
+    step = mark["step"]
+    if type(step) is not int or step < 0:  # true is an int, and no step
+        raise BrokenRecordError(f"{trial.url}/{records.COLLAPSE} says step {step!r}; it is none")
+    return step
 
 
 def give_up(trial: Storage, message: str) -> None:

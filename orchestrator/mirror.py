@@ -24,6 +24,7 @@ from typing import Literal, TextIO
 
 from analysis.errors import InputError
 from analysis.storage import LocalStorage, Storage, open_storage
+from orchestrator.mirror_images import DRAWING_S
 from orchestrator.mirror_sweep import Mirror, SyncReport, forget_trial
 from orchestrator.tracking import URI_VARIABLE, embedded_uri, redacted, storage_of, tracking_uri
 
@@ -158,7 +159,7 @@ def mirror_until_told(sweep: Storage, uri: str, every: float, orders: Orders) ->
             if order == "finish":
                 fcntl.flock(lock, fcntl.LOCK_EX)  # the driver has set a limit to this
                 break
-        mirror = Mirror(sweep, uri)
+        mirror = Mirror(sweep, uri, DRAWING_S)
         misses = 0
         while True:
             misses = misses + 1 if mirror.sync_once().away else 0

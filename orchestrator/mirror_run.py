@@ -14,6 +14,8 @@ from typing import Any
 
 from analysis.records import RESULT, SPEC, get_json
 from analysis.storage import Storage
+from orchestrator.artifacts import Artifacts
+from orchestrator.mirror_images import DrawingTime, TrialImages
 from orchestrator.mirror_points import (
     StepPoints,
     axis_texts,
@@ -24,12 +26,13 @@ from orchestrator.mirror_points import (
     table_of,
 )
 from orchestrator.mirror_trial import NOTHING_SENT, TrialView, ended_ms, started_ms, unsent
-from orchestrator.tracking import Artifacts, Run, Tracking
+from orchestrator.tracking import Run, Tracking
 
 SWEEP_TAG = "widthlab.sweep"
 WATERMARK_TAG = "widthlab.watermark"
 NONFINITE_TAG = "widthlab.nonfinite_points"
 FINISHED_TAG = "widthlab.finished_ms"
+COLLAPSED_TAG = "collapsed"
 TRIAL_TAG = "trial_id"
 PARENT_TAG = "mlflow.parentRunId"
 
@@ -53,7 +56,7 @@ class Sent:
 class TrialRun:
     """The run of a trial that is not over, and the little that must be remembered of it."""
 
-    def __init__(self, tracking: Tracking, run: Run, known: bool) -> None:
+    def __init__(self, tracking: Tracking, run: Run, known: bool, images: TrialImages) -> None:
         """`known` says that the server had the run before, and may be ahead of its watermark."""
         self._tracking = tracking
         self._run_id = run.run_id
@@ -65,15 +68,34 @@ class TrialRun:
         # and the steps of those that it has.
         self._ahead: dict[str, set[int]] = {}
         self._shown: TrialView | None = None
+        self._collapsed = run.tags.get(COLLAPSED_TAG)
+        self._images = images
+
+    @property
+    def drawn_at(self) -> float:
+        """When its images were last drawn, on the clock of `time.monotonic`."""
+        return self._images.drawn_at
 
     def shows(self, seen: TrialView) -> bool:
         """Whether the run has everything that this view of the trial holds."""
-        return self._shown == seen
+        return self._shown == seen and not self._images.due(seen)
 
-    def update(self, trial: Storage, seen: TrialView, artifacts: Artifacts) -> Sent:
-        """Send what is new: points, then the state, so that a run that is over is complete."""
+    def update(
+        self, trial: Storage, seen: TrialView, artifacts: Artifacts, drawing: DrawingTime
+    ) -> Sent:
+        """Send what is new: points, images, then the state: a run that is over is complete.
+
+        Where the time for drawing is used up, images wait for the next look, and with them the
+        state of a trial that is over.
+        """
         steps = unsent(trial, seen, self._watermark)
         sent = self._send(steps)
+        self._send_collapse(seen)
+        if self._images.due(seen):
+            if drawing.take():
+                self._images.update(trial, seen, artifacts)
+            elif seen.over:
+                return sent
         if self._shown is None or self._shown.outcome != seen.outcome:
             self._send_state(seen, steps, artifacts)
         self._shown = seen
@@ -116,6 +138,17 @@ class TrialRun:
         if self._nonfinite:
             tags[NONFINITE_TAG] = str(self._nonfinite)
         self._tracking.send_tags(self._run_id, tags)
+
+    def _send_collapse(self, seen: TrialView) -> None:
+        since = seen.collapsed_since
+        text = None if since is None else f"since step {since}"
+        if text == self._collapsed:
+            return
+        if text is None:  # it has recovered, or begins again before that step
+            self._tracking.remove_tag(self._run_id, COLLAPSED_TAG)
+        else:
+            self._tracking.send_tags(self._run_id, {COLLAPSED_TAG: text})
+        self._collapsed = text
 
     def _send_state(
         self, seen: TrialView, steps: Sequence[StepPoints], artifacts: Artifacts
@@ -176,7 +209,8 @@ def follow(
     params = spec_params(spec) | axes | flat(planned.get("parameters") or {}, "parameters.")
     # Params never change; a mirror that died may have sent only some.
     tracking.send_params(run.run_id, {k: v for k, v in params.items() if k not in run.params})
-    return TrialRun(tracking, run, known)
+    total = (spec.get("training") or {}).get("steps", 1)
+    return TrialRun(tracking, run, known, TrialImages(run.run_id, known, total))
 
 
 def status_of(outcome: str) -> str:

@@ -5,6 +5,7 @@ directory could not tell again, so a mirror may be killed, started again and lef
 """
 
 import logging
+import math
 import os
 import re
 import uuid
@@ -17,7 +18,9 @@ from typing import Any
 from analysis.errors import InputError
 from analysis.records import BrokenRecordError, encode_json, get_json
 from analysis.storage import Storage
+from orchestrator.artifacts import Artifacts
 from orchestrator.ledger import resolved_sweep, trial_storage
+from orchestrator.mirror_images import DrawingTime
 from orchestrator.mirror_points import flat, note, progress
 from orchestrator.mirror_run import (
     FINISHED_TAG,
@@ -30,7 +33,7 @@ from orchestrator.mirror_run import (
     now_ms,
 )
 from orchestrator.mirror_trial import started_ms, view
-from orchestrator.tracking import Artifacts, RefusedError, Run, ServerAwayError, Tracking, redacted
+from orchestrator.tracking import RefusedError, Run, ServerAwayError, Tracking, redacted
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +59,12 @@ class SyncReport:
 class Mirror:
     """Sends one sweep to one experiment. Never raises for a server that is away."""
 
-    def __init__(self, sweep: Storage, tracking_uri: str) -> None:
-        """Raises InputError where `sweep` is no sweep, or where its identity cannot be written."""
+    def __init__(self, sweep: Storage, tracking_uri: str, drawing_s: float = math.inf) -> None:
+        """`drawing_s` is what a look may spend on images: points of other trials wait for them.
+
+        Raises InputError where `sweep` is no sweep, or where its identity cannot be written.
+        """
+        self._drawing_s = drawing_s
         self._sweep = sweep
         self._uri = tracking_uri
         config = resolved_sweep(sweep)
@@ -96,7 +103,8 @@ class Mirror:
         try:
             tracking, parent, artifacts = self._contact()
             family = Family(parent.run_id, self._tags)
-            for trial_id in self._planned:
+            self._drawing = DrawingTime(math.inf if last else self._drawing_s)
+            for trial_id in sorted(self._planned, key=self._drawn_at):
                 if trial_id in self._complete:
                     continue
                 try:
@@ -193,11 +201,16 @@ class Mirror:
             self._complete.add(trial_id)
             return None
         self._followed[trial_id] = run
-        sent = run.update(trial, seen, artifacts)
-        if seen.over:
+        sent = run.update(trial, seen, artifacts, self._drawing)
+        if seen.over and run.shows(seen):
             self._complete.add(trial_id)
             del self._followed[trial_id]
         return sent
+
+    def _drawn_at(self, trial_id: str) -> float:
+        """Longest ago first, so that every trial gets its turn at drawing."""
+        run = self._followed.get(trial_id)
+        return -math.inf if run is None else run.drawn_at
 
     def _set_aside(self, trial_id: str, error: RefusedError) -> None:
         """Look for the run once more, for it may have been deleted; then give the trial up."""

@@ -21,6 +21,7 @@ from analysis.records import (
     read_part,
 )
 from analysis.storage import Storage
+from orchestrator.ledger import collapsed_since
 from orchestrator.mirror_points import COLUMNS, Row, StepPoints, step_points
 
 #: Table -> the last step that has been sent whole.
@@ -37,6 +38,7 @@ class TrialView:
     parts: tuple[str, ...]
     result: dict[str, Any] | None
     failure: dict[str, Any] | None
+    collapsed_since: int | None = None  # the step from which its layers are marked as collapsed
 
     @property
     def over(self) -> bool:
@@ -48,16 +50,19 @@ def view(trial: Storage) -> TrialView:
     """Read the state of a trial. Raises BrokenRecordError, or OSError where it cannot be read."""
     result = get_result(trial)
     if result is not None:
-        return TrialView(result["outcome"], tuple(sorted(result["records"].values())), result, None)
+        outcome, parts = result["outcome"], tuple(sorted(result["records"].values()))
+        since = collapsed_since(trial) if outcome == "collapsed" else None
+        return TrialView(outcome, parts, result, None, since)
     parts = tuple(current_parts(trial))
+    since = collapsed_since(trial)
     failure = get_json(trial, FAILURE)
     # A failure that is not given up is about to be retried; an attempt after it has begun to.
     if failure is not None and failure.get("gave_up"):
         lease = get_json(trial, LEASE) or {}
         if lease.get("attempt", 0) <= failure.get("attempt", 0):
-            return TrialView("failed", parts, None, failure)
+            return TrialView("failed", parts, None, failure, since)
     begun = bool(parts) or get_json(trial, SPEC) is not None
-    return TrialView("running" if begun else "waiting", parts, None, None)
+    return TrialView("running" if begun else "waiting", parts, None, None, since)
 
 
 def started_ms(trial: Storage, seen: TrialView) -> int | None:

@@ -104,8 +104,8 @@ class Progress:
 
     def _table(self) -> Group:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for column in ("trial", "cell", "", "step", "loss", "tokens/s"):
-            left = column in ("trial", "cell")
+        for column in ("trial", "cell", "", "step", "loss", "tokens/s", " "):
+            left = column in ("trial", "cell", " ")
             table.add_column(column, justify="left" if left else "right", no_wrap=True)
         for trial in self.running():
             table.add_row(
@@ -115,6 +115,7 @@ class Progress:
                 f"{trial.step}/{trial.steps}",
                 "" if trial.loss is None else f"{trial.loss:.3f}",
                 "" if trial.tokens_per_s is None else f"{trial.tokens_per_s:,.0f}",
+                "" if trial.collapsed_since is None else f"collapsed since {trial.collapsed_since}",
             )
         return Group(table, Text(self.line()))
 

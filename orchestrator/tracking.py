@@ -15,16 +15,21 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from analysis.errors import InputError
 from analysis.storage import LocalStorage, Storage, open_storage
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 log = logging.getLogger(__name__)
 
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
+IMAGE_FOLDER = "images"  # of a run's artifacts; MLflow's own name for it
 SQLITE = "sqlite:///"
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 
@@ -68,6 +73,16 @@ class Point(NamedTuple):
 
     key: str
     value: float
+    time_ms: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture of a run at a step; `pixels` [height, width, 3] in 0 to 255."""
+
+    key: str  # such as spectra/post/heat_map
+    pixels: "NDArray[np.uint8]"
     time_ms: int
     step: int
 
@@ -269,10 +284,39 @@ class Tracking:
             local.write_bytes(data)
             self._client.log_artifact(run_id, str(local), folder or None)
 
+    def send_image(self, run_id: str, image: Image) -> None:
+        """Store an image where MLflow shows a slider over the steps of one key."""
+        with _talking(f"sending {image.key}"):
+            self._client.log_image(
+                run_id,
+                image.pixels,
+                key=image.key,
+                step=image.step,
+                timestamp=image.time_ms,
+                synchronous=True,
+            )
+
+    def image_steps(self, run_id: str) -> dict[str, int]:
+        """The last step at which the server has a whole image, by key."""
+        with _talking(f"listing images of run {run_id}"):
+            files = self._client.list_artifacts(run_id, IMAGE_FOLDER)
+        reached: dict[str, int] = {}
+        for file in files:
+            # The small copy, which MLflow stores after the image itself.
+            if match := re.fullmatch(r"images/(.+?)[+%]step[+%](\d+)[+%].*\.webp", file.path):
+                key, step = match.group(1).replace("~", "/"), int(match.group(2))
+                reached[key] = max(reached.get(key, 0), step)
+        return reached
+
     def steps(self, run_id: str, key: str) -> set[int]:
         """The steps at which the server has a value of a metric."""
         with _talking(f"reading {key} of run {run_id}"):
             return {metric.step for metric in self._client.get_metric_history(run_id, key)}
+
+    def remove_tag(self, run_id: str, key: str) -> None:
+        """Remove a tag that the run has."""
+        with _talking(f"removing tag {key} of run {run_id}"):
+            self._client.delete_tag(run_id, key)
 
     def set_status(self, run_id: str, status: str, end_ms: int | None = None) -> None:
         """RUNNING, FINISHED or FAILED; the last two with the time of the end."""
@@ -288,25 +332,6 @@ class Tracking:
             self._client.delete_run(run_id)
 
 
-class Artifacts:
-    """Files of runs. A store that fails is told once and then left alone: the numbers go on."""
-
-    def __init__(self, tracking: Tracking) -> None:
-        self._tracking = tracking
-        self._failed = False
-
-    def send(self, run_id: str, path: str, data: bytes) -> bool:
-        """Whether the file is stored."""
-        if self._failed:
-            return False
-        try:
-            self._tracking.send_artifact(run_id, path, data)
-        except Exception as error:  # every store has its own client, with its own errors
-            self._failed = True
-            log.warning("artifacts are not sent: %s: %s", type(error).__name__, _first_line(error))
-        return not self._failed
-
-
 @contextlib.contextmanager
 def _talking(doing: str) -> Iterator[None]:
     """Turn whatever the client raises into ServerAwayError or RefusedError."""
@@ -317,12 +342,12 @@ def _talking(doing: str) -> Iterator[None]:
         yield
     except MlflowException as error:
         kind = RefusedError if error.get_http_status_code() in REFUSALS else ServerAwayError
-        raise kind(f"{doing}: {_first_line(error)}") from error
+        raise kind(f"{doing}: {first_line(error)}") from error
     except (OSError, SQLAlchemyError) as error:  # requests' errors are OSErrors
-        raise ServerAwayError(f"{doing}: {_first_line(error)}") from error
+        raise ServerAwayError(f"{doing}: {first_line(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """What an error says, for a message: short, and without the password of a URL in it."""
     first = str(error).partition("\n")[0]
     return re.sub(r"(?<=://)[^\s/]*@", "", first)[:300]

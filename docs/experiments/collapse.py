@@ -119,9 +119,14 @@ def main() -> None:
         report(trials)
         per_trial(trials)
         everything += trials
-    if len(options.sweeps) > 1:
-        print(f"## together\n\n{len(everything)} trials\n")
-        report(everything)
+    parts = {
+        "together": everything,
+        "Post-LN": [trial for trial in everything if trial.post_ln],
+        "other placements": [trial for trial in everything if not trial.post_ln],
+    }
+    for name, trials in parts.items():
+        print(f"## {name}\n\n{len(trials)} trials\n")
+        report(trials)
 
 
 def finished(sweep: Storage) -> tuple[str, int, list[Trial]]:

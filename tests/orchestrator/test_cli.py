@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from analysis.records import encode_json
+from analysis.storage import LocalStorage
 from orchestrator import cli
 
 SWEEPS = Path(cli.__file__).parent / "sweeps"
@@ -149,6 +151,29 @@ def test_a_tracking_uri_of_no_server(command: Command, tiny: dict):
 @pytest.mark.parametrize("name", ["status", "stop", "sync", "analyze"])
 def test_a_folder_that_is_no_sweep(command: Command, name: str):
     assert "no sweep" in command.refused([name, str(command.folder)])
+
+
+def test_status_marks_a_trial_whose_layers_have_collapsed_and_cuts_no_id_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    monkeypatch.setenv("COLUMNS", "40")
+    sweep, trial_id = LocalStorage(tmp_path), "0123456789ab"
+    axes = {"architecture": "gpt2", "norm": "pre", "depth": 2, "d_model": 64, "D": 256, "seed": 0}
+    cells = [{"id": trial_id, "axes": axes}]
+    content = {"name": "s", "training": {"steps": 90}, "resolved": {"trials": cells}}
+    sweep.put("sweep.yaml", encode_json(content))
+    lease = {"attempt": 1, "step": 50, "steps": 90, "loss": 5.4}
+    sweep.put(f"trials/{trial_id}/lease.json", encode_json({**lease, "heartbeat_ms": 0}))
+    sweep.put(f"trials/{trial_id}/collapse.json", encode_json({"step": 40, "reason": "rank"}))
+    cli.app(["status", str(tmp_path)], standalone_mode=False)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if trial_id in line]
+    assert line.split("  ")[:3] == [
+        trial_id, "gpt2 pre L2 d64 D256 seed 0", "stale, collapsed since 40",
+    ]  # fmt: skip
+    cli.app(["status", str(tmp_path), "--json"], standalone_mode=False)
+    told = json.loads(capsys.readouterr().out)
+    assert told["trials"][0]["collapsed_since"] == 40
+    assert told["counts"]["collapsed"] == 0
 
 
 def test_plan_prints_one_json_object(tmp_path: Path):

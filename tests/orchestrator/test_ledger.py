@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from analysis.errors import InputError
-from analysis.records import FAILURE, LEASE, RESULT, encode_json
+from analysis.records import COLLAPSE, FAILURE, LEASE, RESULT, encode_json
 from analysis.storage import LocalStorage
 from orchestrator import ledger
 from orchestrator.driver_lease import DRIVER, driving, is_driven
@@ -81,6 +81,34 @@ def test_a_trial_that_cannot_be_read_has_failed_and_says_how_to_go_on(
     assert status.state == "failed"
     assert f"{name}.json" in status.message
     assert "rerun" in status.message
+
+
+def test_a_running_trial_says_since_when_its_layers_have_collapsed(tmp_path: Path):
+    status = state(tmp_path, lease=lease(), collapse={"step": 40, "reason": "hard rank"})
+    assert (status.state, status.collapsed_since) == ("running", 40)
+    assert status.state_text == "running, collapsed since 40"
+    (told,) = ledger.Ledger("s", (status,)).to_json()["trials"]
+    assert (told["state"], told["collapsed_since"]) == ("running", 40)
+    assert ledger.Ledger("s", (status,)).counts["running"] == 1
+    LocalStorage(tmp_path).delete(COLLAPSE)
+    healthy = ledger.trial_status(LocalStorage(tmp_path), "0123", {}, 20)
+    assert (healthy.collapsed_since, healthy.state_text) == (None, "running")
+
+
+@pytest.mark.parametrize(("outcome", "since"), [("collapsed", 40), ("completed", None)])
+def test_the_mark_of_a_trial_that_is_over_counts_if_that_is_its_outcome(
+    tmp_path: Path, outcome: str, since: int | None
+):
+    result = {"outcome": outcome, "step": 20, "steps": 20, "final": {}, "records": {}}
+    status = state(tmp_path, result=result, collapse={"step": 40})
+    assert (status.state_text, status.collapsed_since) == (outcome, since)
+
+
+@pytest.mark.parametrize("step", ["40", None, -1, 1.5, True])
+def test_a_mark_without_a_step_is_a_broken_record(tmp_path: Path, step: object):
+    status = state(tmp_path, lease=lease(), collapse={"step": step})
+    assert status.state == "failed"
+    assert "collapse.json" in status.message
 
 
 def test_a_trial_is_found_by_how_its_id_begins_whatever_state_it_is_in(tmp_path: Path):

@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.errors import InputError
+from analysis.records import SPECTRA
 from analysis.storage import LocalStorage, open_storage
 from orchestrator.mirror_points import (
+    MEDIAN_METRICS,
     StepPoints,
     axis_texts,
     batches,
@@ -16,6 +18,8 @@ from orchestrator.mirror_points import (
     note,
     run_name,
     spec_params,
+    step_points,
+    table_of,
 )
 from orchestrator.mirror_run import status_of
 from orchestrator.tracking import METRICS_PER_CALL, Point, redacted, tracking_uri
@@ -44,6 +48,48 @@ def test_batches_lose_nothing_and_end_a_step_only_when_it_is_in(sizes: list[int]
         assert len(sent) >= sum(sizes[: len(ended)])
     assert ended == list(range(len(sizes)))
     assert sent == [point for step in steps(sizes) for point in step.points]
+
+
+def snapshot_row(layer: int, bucket: str, hard_rank: float, **changes: Any) -> dict[str, Any]:
+    measured = dict.fromkeys(MEDIAN_METRICS)
+    place = {"step": 20, "time_ms": 7, "site": "post", "layer": layer, "bucket": bucket}
+    return {**measured, **place, "hard_rank": hard_rank, **changes}
+
+
+def test_a_bucket_of_tokens_has_its_own_metrics_and_its_own_median() -> None:
+    rows = [
+        snapshot_row(layer, bucket, scale * (layer + 1))
+        for layer in (0, 1, 3)
+        for bucket, scale in (("all", 1.0), ("head", 10.0), ("tail", 100.0))
+    ]
+    (step,) = step_points(SPECTRA, rows)
+    ranks = {point.key: point.value for point in step.points}
+    assert ranks == {
+        "spectra/post/L00/hard_rank": 1.0,
+        "spectra/post/L01/hard_rank": 2.0,
+        "spectra/post/L03/hard_rank": 4.0,
+        "spectra/post/median/hard_rank": 2.0,
+        "spectra/post/L00/head/hard_rank": 10.0,
+        "spectra/post/L01/head/hard_rank": 20.0,
+        "spectra/post/L03/head/hard_rank": 40.0,
+        "spectra/post/median/head/hard_rank": 20.0,
+        "spectra/post/L00/tail/hard_rank": 100.0,
+        "spectra/post/L01/tail/hard_rank": 200.0,
+        "spectra/post/L03/tail/hard_rank": 400.0,
+        "spectra/post/median/tail/hard_rank": 200.0,
+    }
+    assert {table_of(key) for key in ranks} == {SPECTRA}
+    assert {(point.step, point.time_ms) for point in step.points} == {(20, 7)}
+
+
+def test_a_bucket_that_is_not_finite_is_counted_in_its_own_place() -> None:
+    rows = [snapshot_row(0, "all", 3.0), snapshot_row(0, "tail", float("nan"))]
+    (step,) = step_points(SPECTRA, rows)
+    assert [point.key for point in step.points] == [
+        "spectra/post/L00/hard_rank",
+        "spectra/post/median/hard_rank",
+    ]
+    assert step.nonfinite == 1
 
 
 def test_a_name_tells_the_cell_and_every_further_axis() -> None:

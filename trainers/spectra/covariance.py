@@ -4,14 +4,12 @@ Count, mean and scatter are kept in float32 on the device of the activations and
 (Chan, Golub & LeVeque, 1983). Only the upper half of the scatter is summed up.
 """
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from trainers.engine import Ranks
+from trainers.spectra.precision import products
 
 #: Columns of the scatter that are summed at a time: what lies below the block on the diagonal is
 #: not computed, which saves nearly half of the work at widths of several blocks.
@@ -41,7 +39,9 @@ class Covariance:
         if count == 0:
             return
         mean = x.mean(0, dtype=torch.float32)
-        with _products(x):
+        # Activations in bfloat16 have 8 significant bits. TF32 keeps 11 of every centred value, at
+        # an eighth of the time: what it adds in error is far below what is there.
+        with products(x.device, tf32=x.dtype in (torch.bfloat16, torch.float16)):
             centred = x - mean
             for start in range(0, self.width, BLOCK):
                 block = slice(start, start + BLOCK)
@@ -111,21 +111,3 @@ class Covariance:
         if self.count < 2:
             raise ValueError(f"{self.count} samples have no covariance; it takes two")
         return self.count - 1
-
-
-@contextlib.contextmanager
-def _products(x: Tensor) -> Iterator[None]:
-    """In float32, whatever autocast is on; on tensor cores where the activations are coarser.
-
-    Activations in bfloat16 have 8 significant bits. TF32 keeps 11 of every centred value, and
-    sums in float32: what it adds in error is far below what is there, at an eighth of the time.
-    """
-    tensor_cores = x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_tf32
-    matmul.allow_tf32 = before or tensor_cores
-    try:
-        with torch.autocast(x.device.type, enabled=False):
-            yield
-    finally:
-        matmul.allow_tf32 = before
