@@ -119,16 +119,17 @@ def judge_last(
         raise ValueError("hard_rank holds values that are not finite")
     if not unigram_entropy > 0:
         raise ValueError(f"unigram_entropy {unigram_entropy} must be positive, in nats per token")
-    known = np.isfinite(loss) & (evaluated <= at[-1:])  # of no snapshot, none
+    if len(at) < rule.snapshots:
+        return None
+    known = np.isfinite(loss) & (evaluated <= at[-1])
     evaluated, loss = evaluated[known], loss[known]
-    if not len(at) or at[-1] == 0 or not len(loss):
+    if not len(loss):
         return None
 
     lowest = ranks.min(axis=1)
-    peak = float(lowest.max())
+    peak = float(lowest.max())  # mostly that of the untrained weights
     low = _latest(at, at[-1], rule.span, rule.snapshots)
-    low &= at > 0  # untrained weights belong to the peak, not to a fall
-    if low.sum() < rule.snapshots or lowest[low].max() >= min(rule.hard_rank, rule.fall * peak):
+    if lowest[low].max() >= min(rule.hard_rank, rule.fall * peak):
         return None
 
     if post_ln:
@@ -138,8 +139,8 @@ def judge_last(
         why = f"above {bound:.2f}, {rule.near_unigram:.0%} of the unigram entropy"
     else:
         recent = _latest(evaluated, at[-1], rule.stall, rule.evaluations)
-        if recent.sum() < rule.evaluations or recent.all():
-            return None
+        if recent.all():
+            return None  # nothing earlier to hold them against
         learnt = loss[~recent].min() - rule.progress * unigram_entropy
         if loss[recent].min() < unigram_entropy or loss[recent].min() <= learnt:
             return None

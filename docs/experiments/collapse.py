@@ -32,7 +32,7 @@ from analysis.records import SPEC
 from analysis.storage import Storage, open_storage
 from analysis.table import LAW_SITE, load_sweep
 from trainers.data.store import open_store
-from trainers.spec import parse_spec
+from trainers.spec import TrialSpec, parse_spec
 
 NOTHING_LEARNT = 0.97  # of H
 IMPAIRED = 0.9  # of H
@@ -84,8 +84,10 @@ class Trial:
         return int(self.loss_steps[first]) if first < len(shows) else None
 
 
-def by_rule(trial: Trial, rule: CollapseRule | None = None, post_ln: bool | None = None):
-    """What a rule says of a trial: a Collapse or None."""
+def by_rule(
+    trial: Trial, rule: CollapseRule | None = None, post_ln: bool | None = None
+) -> Collapse | None:
+    """What a rule says of a trial, of whose placement it may be told another."""
     return judge(
         trial.steps,
         trial.hard_rank,
@@ -161,7 +163,7 @@ def finished(sweep: Storage) -> tuple[str, int, list[Trial]]:
     return tables.name, len(tables.trials), trials
 
 
-def unigram_entropy(spec) -> float:
+def unigram_entropy(spec: TrialSpec) -> float:
     return open_store(spec.source, expected=spec.data).unigram_entropy
 
 

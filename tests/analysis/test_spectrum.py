@@ -13,6 +13,7 @@ from scipy.spatial.distance import jensenshannon
 from analysis.records import SPECTRUM_COLUMNS
 from analysis.spectrum import (
     SpectrumMetrics,
+    expand,
     js_divergence,
     measure,
     normalised,
@@ -23,6 +24,23 @@ from analysis.spectrum import (
 # Values over fourteen orders of magnitude, and exact zeros.
 eigenvalue = st.one_of(st.just(0.0), st.floats(1e-7, 1e7))
 spectra = arrays(np.float64, st.integers(1, 60), elements=eigenvalue)
+
+
+@st.composite
+def blocks(
+    draw: st.DrawFn, multiplicities: st.SearchStrategy[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and as many multiplicities that add up to a direction or more."""
+    count = draw(st.integers(1, 12))
+    nodes = draw(arrays(np.float64, count, elements=eigenvalue))
+    weights = draw(
+        arrays(np.float64, count, elements=multiplicities).filter(lambda w: w.sum() >= 1)
+    )
+    return nodes, weights
+
+
+whole = st.integers(0, 9).map(float)
+fractional = st.floats(0, 9, allow_subnormal=False)
 
 
 def test_metrics_are_the_columns_of_the_record() -> None:
@@ -185,6 +203,136 @@ def test_a_non_finite_eigenvalue_is_refused(bad: float) -> None:
 def test_an_empty_spectrum_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one eigenvalue"):
         measure(np.empty((3, 0)))
+
+
+# --- nodes with multiplicities -------------------------------------------------------------
+
+
+@given(blocks(whole))
+def test_whole_multiplicities_are_repeated_eigenvalues(block: tuple[np.ndarray, ...]) -> None:
+    nodes, weights = block
+    repeated = np.repeat(nodes, weights.astype(int))
+    found, expected = measure(nodes, weights), measure(repeated)
+    for name in SPECTRUM_COLUMNS:
+        assert getattr(found, name) == pytest.approx(
+            float(getattr(expected, name)), rel=1e-9, abs=1e-9
+        ), name
+    for order in (0, 0.5, 1, 1.05, 2, 3, math.inf):
+        assert renyi_rank(nodes, order, weights) == pytest.approx(
+            float(renyi_rank(repeated, order)), rel=1e-9
+        )
+    np.testing.assert_allclose(expand(nodes, weights), np.sort(repeated)[::-1], rtol=1e-12)
+
+
+@given(spectra)
+def test_weights_of_one_are_no_weights(values: np.ndarray) -> None:
+    weighted, plain = measure(values, np.ones(len(values))), measure(values)
+    for name in SPECTRUM_COLUMNS:
+        assert getattr(weighted, name) == pytest.approx(
+            float(getattr(plain, name)), rel=1e-12, abs=1e-12
+        ), name
+
+
+@given(blocks(fractional), st.integers(0, 2**32 - 1), st.floats(1e-6, 1e6))
+def test_order_scale_and_splitting_of_blocks_change_nothing_but_the_variance(
+    block: tuple[np.ndarray, ...], seed: int, scale: float
+) -> None:
+    nodes, weights = block
+    rng = np.random.default_rng(seed)
+    part = rng.uniform(size=len(nodes))
+    order = rng.permutation(2 * len(nodes))
+    split = np.r_[nodes, nodes][order] * scale, np.r_[weights * part, weights * (1 - part)][order]
+    before, after = measure(nodes, weights), measure(*split)
+    for name in set(SPECTRUM_COLUMNS) - {"total_variance"}:
+        expected = float(getattr(before, name))
+        assert getattr(after, name) == pytest.approx(expected, rel=1e-8, abs=1e-9), name
+    assert after.total_variance == pytest.approx(scale * float(before.total_variance), rel=1e-9)
+
+
+@given(blocks(fractional))
+def test_bounds_hold_for_fractional_multiplicities(block: tuple[np.ndarray, ...]) -> None:
+    nodes, weights = block
+    found, width = measure(nodes, weights), weights.sum()
+    near = 1e-9
+    assert 1 <= found.hard_rank <= found.soft_rank <= width + near
+    assert 1 - near <= found.edim <= width + near
+    assert 0 <= found.concentration <= 1
+    assert 0 < found.top1_share <= found.top10_share <= 1
+    assert found.hard_utilisation * width == pytest.approx(float(found.hard_rank))
+
+
+def test_a_block_takes_part_in_the_top_share_as_far_as_it_is_needed() -> None:
+    # 2.5 directions of 4, then 20 of 1: the first ten are 2.5 of the one and 7.5 of the other
+    found = measure([1.0, 4.0], [20.0, 2.5])
+    assert found.top1_share == pytest.approx(4 / 30)
+    assert found.top10_share == pytest.approx((2.5 * 4 + 7.5) / 30)
+
+
+def test_concentration_between_blocks_is_gini_of_the_whole() -> None:
+    # Two values: Gini = share of the upper less its fraction of the directions.
+    found = measure([5.0, 1.0], [30.5, 69.5])
+    total = 30.5 * 5 + 69.5
+    assert found.concentration == pytest.approx(30.5 * 5 / total - 0.305)
+
+
+@pytest.mark.parametrize("nodes", [[0.0], [0.0, 0.0], [3.0, 0.0]])
+def test_a_weighted_spectrum_of_zeros_is_fully_collapsed(nodes: list[float]) -> None:
+    weights = [8.0] if len(nodes) == 1 else [0.0, 8.0]
+    found = measure(nodes, weights)
+    assert found.hard_rank == found.soft_rank == found.edim == 1
+    assert found.concentration == pytest.approx(7 / 8)
+    assert found.total_variance == 0
+    np.testing.assert_array_equal(expand(nodes, weights), np.zeros(8))
+
+
+def test_weighted_spectra_are_measured_one_by_one() -> None:
+    rng = np.random.default_rng(2)
+    nodes, weights = rng.gamma(0.5, size=7), rng.uniform(0, 5, size=(3, 2, 7))
+    nodes_of_each = rng.gamma(0.5, size=(3, 2, 7))
+    for given_nodes in (nodes, nodes_of_each):
+        together = measure(given_nodes, weights)
+        for index in np.ndindex(3, 2):
+            alone = measure(np.broadcast_to(given_nodes, (3, 2, 7))[index], weights[index])
+            for name in SPECTRUM_COLUMNS:
+                assert getattr(together, name)[index] == pytest.approx(float(getattr(alone, name)))
+
+
+@given(blocks(fractional))
+def test_expansion_keeps_number_order_and_trace(block: tuple[np.ndarray, ...]) -> None:
+    nodes, weights = block
+    values = expand(nodes, weights)
+    assert len(values) == round(weights.sum())
+    assert (np.diff(values) <= 0).all()
+    assert values.sum() == pytest.approx((nodes * weights).sum(), rel=1e-9) or values.sum() == 0
+
+
+def test_weighted_spectra_diverge_as_their_expansions() -> None:
+    nodes, weights = np.array([4.0, 1.0, 0.5]), np.array([2.0, 5.0, 3.0])
+    flat = np.ones(10)
+    repeated = np.repeat(nodes, weights.astype(int))
+    assert js_divergence(expand(nodes, weights), flat) == pytest.approx(
+        float(js_divergence(repeated, flat))
+    )
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0, -0.5], "weight -0.5 is no multiplicity"),
+        ([1.0, math.nan], "weight nan is no multiplicity"),
+        ([1.0, math.inf], "weight inf is no multiplicity"),
+        ([0.25, 0.25], "adding up to 0.5 are less than one direction"),
+        ([1.0], r"shape \(1,\) do not go with nodes of shape \(2,\)"),
+    ],
+)
+def test_weights_that_are_no_multiplicities_are_refused(weights: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        measure([2.0, 1.0], weights)
+
+
+def test_several_spectra_are_not_expanded_together() -> None:
+    with pytest.raises(ValueError, match="not one spectrum"):
+        expand(np.ones((2, 3)), np.ones((2, 3)))
 
 
 def test_sampling_is_enough_from_ten_samples_a_direction() -> None:

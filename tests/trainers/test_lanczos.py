@@ -77,7 +77,7 @@ def cases() -> list[tuple[str, float, float]]:
     for width in (400, 640):
         for kind, values in PLANTED.items():
             matrix, exact = matrix_of(values(width)), measure(values(width))
-            for seed in range(6):
+            for seed in range(4):
                 result = quadrature(matrix, seed)
                 found.append((kind, error(result, exact), result.error_estimate))
     return found
@@ -88,7 +88,7 @@ def test_metrics_are_within_a_half_per_cent(
     kind: str, cases: list[tuple[str, float, float]]
 ) -> None:
     errors = [case_error for name, case_error, _ in cases if name == kind]
-    assert len(errors) == 12
+    assert len(errors) == 8
     assert max(errors) < 0.005
 
 
@@ -298,19 +298,27 @@ def test_a_tilt_reaches_the_moments_and_keeps_weights_positive() -> None:
     weights /= weights.sum()
     mean = 1.1 * float(weights @ nodes)
     mean_square = 1.3 * float(weights @ nodes**2)
-    tilted, found = lanczos._tilted(weights, nodes, mean, mean_square)
-    assert found.all()
+    tilted = lanczos._tilted(weights, nodes, mean, mean_square)
     assert (tilted > 0).all()
     for order, moment in enumerate((1.0, mean, mean_square)):
-        assert tilted @ nodes**order == pytest.approx(moment, rel=1e-8)
+        assert tilted @ nodes**order == pytest.approx(moment, rel=1e-6)
+
+
+def test_two_clusters_get_the_one_proportion_that_they_can_have() -> None:
+    rng = np.random.default_rng(0)
+    nodes = np.r_[np.zeros(50), np.ones(50)] + 1e-7 * rng.standard_normal(100)
+    weights = np.full(100, 0.01)
+    tilted = lanczos._tilted(weights, nodes, 0.2, 0.2 + 1e-7)
+    assert tilted[50:].sum() == pytest.approx(0.2, rel=1e-5)
+    assert tilted[50:].max() < 1.1 * tilted[50:].min()
 
 
 @pytest.mark.parametrize("mean_square", [0.5, 40.0])
-def test_moments_that_no_weights_have_leave_the_trace_exact(mean_square: float) -> None:
+def test_moments_that_no_weights_have_leave_number_and_trace_exact(mean_square: float) -> None:
     nodes, weights = np.array([[0.5, 1.0, 2.0]]), np.array([[1.0, 1.0, 1.0]])
-    scaled, kept = lanczos._calibrated(
+    scaled, tilted = lanczos._calibrated(
         nodes, weights, np.ones(1), np.array([30.0, 30.0, 30 * mean_square])
     )
-    assert kept.sum() == pytest.approx(30)
-    assert kept @ scaled == pytest.approx(30)
-    np.testing.assert_allclose(scaled / nodes[0], scaled[0] / 0.5)
+    assert tilted.sum() == pytest.approx(30, rel=1e-12)
+    assert tilted @ scaled == pytest.approx(30, rel=1e-12)
+    assert (tilted >= 0).all()

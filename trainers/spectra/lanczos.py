@@ -10,8 +10,8 @@ eigenvalues, and for those a thousand products with vectors are enough, whatever
 3. the weights of the sampled nodes are tilted until their number, their sum and the sum of their
    squares are those of the matrix, all three of which are known exactly.
 
-Nothing of size [D, D] is made but one float32 working copy. Products must not be rounded to TF32,
-which torch does not do unless told to: the tail of a concentrated spectrum would drown in it.
+Nothing of size [D, D] is made but one float32 working copy. Products are not rounded to TF32: the
+tail of a concentrated spectrum would drown in it.
 How accurate it is, and what it costs: benchmarks/lanczos_accuracy.py.
 """
 
@@ -25,17 +25,19 @@ from scipy.stats import t as student_t
 from torch import Tensor
 
 from analysis.spectrum import NEGATIVE_TOLERANCE, measure
+from trainers.spectra.precision import products
 
 Floats = NDArray[np.float64]
 
 KRYLOV_BLOCK = 32  # columns of a product
 KRYLOV_STEPS = 12  # products; enough for the leading directions of trained layers
-#: A Krylov space as large as the matrix would be no saving: up to here all eigenvalues are found.
+#: A Krylov space as large as the matrix would save nothing: up to here all eigenvalues are found.
 EXACT_WIDTH = KRYLOV_BLOCK * KRYLOV_STEPS
 DEFLATED = 128  # directions taken out at most
 #: What a direction taken out may have in common with the rest, relative to its eigenvalue. It
 #: enters the eigenvalues squared; above a tenth it shows as bias, far below it costs directions.
 COUPLING = 1e-2
+FRESH = 1e-5  # relative to a product: how much of new random directions is added to it
 PROBES = 16
 STEPS = 40  # of Lanczos
 FEWER_STEPS = 30  # what these give otherwise is the allowance for stopping at STEPS
@@ -50,11 +52,16 @@ ROUNDING = 6e-8
 #: Concentrations below it have errors relative to it: that of a flat spectrum is 0.
 CONCENTRATION_FLOOR = 0.05
 CONFIDENCE = 0.95
+TINY = 1e-25  # in place of a length of 0, far from where float32 ends
 CHUNK_ROWS = 256  # rows reduced in float64 at a time
-NEWTON_STEPS = 50
+NEWTON_STEPS = 50  # of a calibration, each halved so often at most
 HALVINGS = 40
-#: Relative miss of the calibrated moments at which the tilt counts as found.
-CALIBRATED = 1e-9
+VALUE_ROUNDING = 1e-13  # of what a calibration minimises
+CALIBRATED = 1e-11  # of a gradient: how far off the moments may be
+RIDGE = 1e-7  # on a tilt; what it leaves the moments off is of the same order
+#: Relative deviation of nodes below which they count as one: float32 knows the mean square of
+#: which it is a part to about 1e-7.
+DISTINCT = 1e-3
 
 
 @dataclass(frozen=True)
@@ -90,14 +97,16 @@ def quadrature(covariance: Float[Tensor, "D D"], seed: int) -> Quadrature:
     if width <= EXACT_WIDTH:
         values = torch.linalg.eigvalsh(covariance.double()).flip(0).cpu().numpy()
         return Quadrature(_not_negative(values, values[0]), np.ones(width), hard_rank, 0.0)
-    with torch.autocast(covariance.device.type, enabled=False):  # it would round to bfloat16
+    with products(covariance.device):
         nodes, weights, error = _of_trace_one((covariance / trace).float(), seed)
-    return Quadrature(nodes * trace, weights, hard_rank, error)
+    # Next to nothing, unless no weights of the sampled nodes have the moments of the matrix.
+    missed = abs(float(measure(nodes, weights).hard_rank) / hard_rank - 1)
+    return Quadrature(nodes * trace, weights, hard_rank, error + missed)
 
 
 def _moments(matrix: Float[Tensor, "D D"]) -> tuple[float, float]:
     """Trace and squared Frobenius norm, summed in float64."""
-    squares = [rows.double().square().sum() for rows in matrix.split(CHUNK_ROWS)]
+    squares = [rows.double().square().sum() for rows in torch.split(matrix, CHUNK_ROWS)]
     return float(matrix.diagonal().double().sum()), float(torch.stack(squares).sum())
 
 
@@ -152,9 +161,13 @@ def _deflate(
     width = len(matrix)
     basis = torch.empty(width, EXACT_WIDTH, device=matrix.device)
     image = torch.empty_like(basis)
-    block = torch.randn(width, KRYLOV_BLOCK, generator=generator).to(matrix.device)
+    block = torch.zeros(width, KRYLOV_BLOCK, device=matrix.device)
     for start in range(0, EXACT_WIDTH, KRYLOV_BLOCK):
         before, columns = basis[:, :start], slice(start, start + KRYLOV_BLOCK)
+        # Where the space is whole, a product has nothing new but rounding: something else is put
+        # in its place. The first block is of that alone.
+        fresh = torch.randn(width, KRYLOV_BLOCK, generator=generator).to(matrix.device)
+        block += fresh * block.norm(dim=0).clamp_min(TINY) * (FRESH / width**0.5)
         for _ in range(2):  # the second time takes off what rounding left
             block = _orthonormal(block - before @ (before.T @ block))
         basis[:, columns] = block
@@ -187,16 +200,14 @@ def _orthonormal(block: Float[Tensor, "D k"]) -> Float[Tensor, "D k"]:
     gram = columns.T @ columns
     gram.diagonal().add_(torch.finfo(torch.float64).eps * 8 * len(gram))
     factor, _ = torch.linalg.cholesky_ex(gram)
-    orthonormal = torch.linalg.solve_triangular(factor.T, columns, upper=True, left=False)
+    orthonormal: Tensor = torch.linalg.solve_triangular(factor.T, columns, upper=True, left=False)
     return orthonormal.to(block.dtype)
 
 
 # --- the rest, sampled ---------------------------------------------------------------------
 
 
-def _probes(
-    basis: Float[Tensor, "D k"], generator: torch.Generator
-) -> Float[Tensor, "probes D"]:
+def _probes(basis: Float[Tensor, "D k"], generator: torch.Generator) -> Float[Tensor, "probes D"]:
     """Random signs without the directions taken out; drawn on the CPU for every device alike."""
     draws = torch.randint(2, (PROBES, len(basis)), generator=generator)
     signs = (2 * draws - 1).to(basis)
@@ -283,67 +294,64 @@ def _calibrated(
 ) -> tuple[Floats, Floats]:
     """Nodes and weights [..., probes * steps] whose moments of order 0, 1 and 2 are those given.
 
-    `used` [..., probes] is 1 for the probes that count and 0 for others. Where no tilt of the
-    weights has those moments, as when rounding alone tells the nodes apart, the nodes are scaled
-    to the first instead.
+    `used` [..., probes] is 1 for the probes that count and 0 for others. The first two moments
+    are exact to rounding, for the nodes are scaled by what the tilted weights miss, about 1e-8.
     """
     count, mean, mean_square = moments[0], moments[1] / moments[0], moments[2] / moments[0]
     nodes = nodes.ravel()
     weights = (used[..., None] * weights).reshape(*used.shape[:-1], -1)
-    weights = weights / weights.sum(axis=-1, keepdims=True)
-    sampled = np.sum(weights * nodes, axis=-1, keepdims=True)
-    tilted, found = _tilted(weights, nodes, mean, mean_square)
-    return (
-        np.where(found, nodes, nodes * (mean / sampled)),
-        count * np.where(found, tilted, weights),
-    )
+    weights = _tilted(weights / weights.sum(axis=-1, keepdims=True), nodes, mean, mean_square)
+    return nodes * (mean / np.sum(weights * nodes, axis=-1, keepdims=True)), count * weights
 
 
-def _tilted(
-    weights: Floats, nodes: Floats, mean: float, mean_square: float
-) -> tuple[Floats, NDArray[np.bool_]]:
-    """Weights w exp(c0 + c1 x + c2 x^2) [..., n] of those moments, and where [..., 1] there are.
+def _tilted(weights: Floats, nodes: Floats, mean: float, mean_square: float) -> Floats:
+    """Weights proportional to w exp(c1 z + c2 z^2) [..., n] that have those moments.
 
-    They are positive, and of all weights with those moments the nearest in relative entropy to
-    the given ones, which add up to 1. c minimises the convex sum(w exp(c . f)) - c . target, by
-    Newton's method with halved steps. The features f are 1, z and z^2 of the standardised nodes.
+    They add up to 1 and are, of all that have the moments, the nearest in relative entropy to the
+    given ones, w. z are the standardised nodes. With the features f = (z, z^2 / its size), c
+    minimises the convex ln sum(w exp(c . f)) - c . target + RIDGE |c|^2 / 2, by Newton's method
+    with halved steps. The ridge decides where there is no such tilt, or many: two clusters of
+    nodes have only one proportion to choose, and rounding makes two demands of it.
     """
     centre = np.sum(weights * nodes, axis=-1, keepdims=True)
     deviation = np.sqrt(np.sum(weights * (nodes - centre) ** 2, axis=-1, keepdims=True))
-    found = deviation > CALIBRATED * centre
-    deviation = np.where(found, deviation, 1.0)
+    deviation = np.maximum(deviation, DISTINCT * centre)
     z = (nodes - centre) / deviation
-    size = np.sqrt(np.sum(weights * z**4, axis=-1, keepdims=True))
-    size = np.where(found, size, 1.0)
-    features = np.stack([np.ones_like(z), z, z**2 / size], axis=-1)
+    size = np.maximum(np.sqrt(np.sum(weights * z**4, axis=-1, keepdims=True)), 1.0)
+    features = np.stack([z, z**2 / size], axis=-1)
     first = (mean - centre) / deviation
-    second = (mean_square - 2 * mean * centre + centre**2) / (deviation**2 * size)
-    target = np.concatenate([np.ones_like(first), first, second], axis=-1)
+    second = (mean_square - 2 * mean * centre + centre**2) / deviation**2
+    second = np.maximum(second, first**2) / size  # no weights have less
+    target = np.concatenate([first, second], axis=-1)
+    with np.errstate(divide="ignore"):
+        log_weights = np.log(weights)  # minus infinity stays out of everything
 
     def at(c: Floats) -> tuple[Floats, Floats]:
-        with np.errstate(over="ignore", invalid="ignore"):
-            tilted = weights * np.exp(np.einsum("...nk,...k->...n", features, c))
-            return tilted, np.sum(tilted, axis=-1) - np.sum(c * target, axis=-1)
+        exponent = log_weights + np.einsum("...nk,...k->...n", features, c)
+        largest = np.max(exponent, axis=-1, keepdims=True)
+        tilted = np.exp(exponent - largest)
+        total = np.sum(tilted, axis=-1, keepdims=True)
+        value = largest[..., 0] + np.log(total[..., 0]) + np.sum(c * (RIDGE * c / 2 - target), -1)
+        return tilted / total, value
 
     c = np.zeros_like(target)
     tilted, value = at(c)
     for _ in range(NEWTON_STEPS):
-        gradient = np.einsum("...n,...nk->...k", tilted, features) - target
-        if np.max(np.abs(gradient)) < CALIBRATED / 100:
+        found = np.einsum("...n,...nk->...k", tilted, features)
+        gradient = found - target + RIDGE * c
+        if np.max(np.abs(gradient)) < CALIBRATED:
             break
-        hessian = np.einsum("...n,...nk,...nl->...kl", tilted, features, features)
-        hessian += np.finfo(float).eps * 100 * np.trace(hessian, axis1=-2, axis2=-1)[
-            ..., None, None
-        ] * np.eye(3)
+        about = features - found[..., None, :]
+        hessian = np.einsum("...n,...nk,...nl->...kl", tilted, about, about) + RIDGE * np.eye(2)
         step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
         length = np.ones_like(value)
         for _ in range(HALVINGS):
-            trial, trial_value = at(c - length[..., None] * step)
-            rises = ~(trial_value <= value)
+            next_c = c - length[..., None] * step
+            tilted, next_value = at(next_c)
+            # Near the minimum a good step changes the value by less than its rounding.
+            rises = next_value > value + VALUE_ROUNDING * (1 + np.abs(value))
             if not rises.any():
                 break
             length = np.where(rises, length / 2, length)
-        c = c - np.where(rises, 0.0, length)[..., None] * step
-        tilted, value = at(c)
-    miss = np.einsum("...n,...nk->...k", tilted, features) - target
-    return tilted, found & (np.max(np.abs(miss), axis=-1, keepdims=True) < CALIBRATED)
+        c, value = next_c, next_value
+    return tilted

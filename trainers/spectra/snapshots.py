@@ -55,7 +55,6 @@ class Spectrum:
     method: Literal["exact", "lanczos"]
     values: Floats  # of the unbiased covariance, descending if exact
     weights: Floats | None
-    hard_rank: float | None  # where it is known better than from values and weights
     error_estimate: float
 
 
@@ -216,12 +215,10 @@ def spectrum_of(covariance: Covariance, method: str, seed: int) -> Spectrum:
     """
     cheap = covariance.width <= EXACT_UP_TO[covariance.mean.device.type]
     if method == "exact" or (method == "auto" and cheap):
-        return Spectrum("exact", covariance.eigenvalues().numpy(), None, None, 0.0)
+        return Spectrum("exact", covariance.eigenvalues().numpy(), None, 0.0)
     degrees = covariance.degrees_of_freedom
     found = quadrature(covariance.scatter, seed)
-    return Spectrum(
-        "lanczos", found.nodes / degrees, found.weights, found.hard_rank, found.error_estimate
-    )
+    return Spectrum("lanczos", found.nodes / degrees, found.weights, found.error_estimate)
 
 
 def described(spectrum: Spectrum, count: int) -> dict[str, Any]:
