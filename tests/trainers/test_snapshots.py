@@ -196,7 +196,7 @@ def test_what_is_sampled_agrees_with_all_eigenvalues_and_says_how_well(monkeypat
         assert other["js_divergence"] == pytest.approx(row["js_divergence"], abs=2e-3)
         assert other["error_estimate"] < 0.05
         # What enters the non-linearity has the rank of d_model: deflation leaves nothing to guess.
-        assert (other["error_estimate"] > 0) == (other["site"] == "post")
+        assert (other["error_estimate"] > 1e-4) == (other["site"] == "post")
         assert row["error_estimate"] == 0
         assert sum(other["weights"]) == pytest.approx(400)
         assert "eigenvalues" not in other
