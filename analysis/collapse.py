@@ -9,7 +9,7 @@ the rank and two for the loss:
 
 - the lowest hard rank of any layer stays below `hard_rank` and below `fall` of its own peak, over
   `snapshots` snapshots and a tenth of the training so far;
-- Post-LN: the loss is not below `near_unigram` of the unigram entropy. It may still be on its way
+- Post-LN: the loss since then is not below `near_unigram` of the unigram entropy. It may still be on its way
   there from the loss of an untrained model: that is what makes the rule early;
 - any other placement: the loss of the last third of the training so far is never below the unigram
   entropy, and not lower than before by more than `progress` of it.
@@ -134,8 +134,8 @@ def judge_last(
 
     if post_ln:
         bound = rule.near_unigram * unigram_entropy
-        if loss[-1] < bound:
-            return None
+        if evaluated[-1] < at[low][0] or loss[-1] < bound:
+            return None  # what it was before the rank fell says nothing
         why = f"above {bound:.2f}, {rule.near_unigram:.0%} of the unigram entropy"
     else:
         recent = _latest(evaluated, at[-1], rule.stall, rule.evaluations)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from analysis.collapse import CollapseRule
 from analysis.wording import plural
 from orchestrator.grid import PlannedTrial
 from orchestrator.plan_cost import measurements
@@ -54,6 +55,13 @@ def warnings(config: SweepConfig, trials: list[PlannedTrial]) -> Iterator[str]:
             f"{plural(snapshots, 'snapshot')} a trial, that at step 0 included, but a rank is "
             f"the median of the last {wanted} (analysis.aggregate_last): it reaches back to the "
             "untrained model; lower it or spectra.every"
+        )
+    stopping = any(trial.spec.training.stop_on_collapse for trial in trials)
+    if stopping and snapshots - 2 < CollapseRule().snapshots:
+        yield (
+            f"stop_on_collapse with {plural(snapshots, 'snapshot')} a trial stops nothing: the rule "
+            f"needs {CollapseRule().snapshots} after step 0, and one more to stop at; lower "
+            "spectra.every"
         )
     yield from _not_as_published(trials)
     yield from _nothing_shared(config, trials)

@@ -1,6 +1,9 @@
 """A trial's own record, judged by the collapse rule while it grows."""
 
+from bisect import bisect_right
 from dataclasses import asdict
+
+import numpy as np
 
 from analysis.collapse import Collapse, judge_last
 from analysis.records import ALL_TOKENS, METRICS, SPECTRA, Row
@@ -19,17 +22,14 @@ class CollapseWatch:
         self._post_ln = spec.model.is_post_ln
         self._writer = writer
         self._entropy = unigram_entropy
-        self._ranks: dict[int, dict[int, float]] = {}  # of every layer, by step
-        self._losses: dict[int, float] = {}
+        self._steps: list[int] = []  # of snapshots
+        self._ranks = np.empty((0, spec.model.depth))
+        self._evaluated: list[int] = []
+        self._losses: list[float] = []
         self._verdicts: dict[int, Collapse | None] = {}  # at every snapshot, in order of step
         self._take(writer.read(METRICS, ["val_loss"]).to_pylist())
         self._take(writer.read(SPECTRA, ["hard_rank"]).to_pylist())
         self._mark()
-
-    @property
-    def collapse(self) -> Collapse | None:
-        """The verdict on the record so far."""
-        return next(reversed(self._verdicts.values()), None)
 
     @property
     def since(self) -> Collapse | None:
@@ -58,25 +58,27 @@ class CollapseWatch:
         self._writer.mark_collapse(None if since is None else asdict(since))
 
     def _take(self, rows: list[Row]) -> None:
-        snapshots = []
+        found: dict[int, dict[int, float]] = {}
         for row in rows:
             if row.get("val_loss") is not None:
-                self._losses[row["step"]] = row["val_loss"]
+                self._evaluated.append(row["step"])
+                self._losses.append(row["val_loss"])
             elif row.get("site") == SITE and row["bucket"] == ALL_TOKENS:
-                self._ranks.setdefault(row["step"], {})[row["layer"]] = row["hard_rank"]
-                snapshots.append(row["step"])
-        for step in dict.fromkeys(snapshots):
+                found.setdefault(row["step"], {})[row["layer"]] = row["hard_rank"]
+        for step, ranks in found.items():
+            self._steps.append(step)
+            layers = [rank for _, rank in sorted(ranks.items())]
+            self._ranks = np.vstack([self._ranks, layers])
             self._verdicts[step] = self._judge(step)
 
     def _judge(self, step: int) -> Collapse | None:
-        """By what is known of the weights up to a step."""
-        steps = [at for at in self._ranks if at <= step]
-        evaluated = [at for at in self._losses if at <= step]
+        """By what is known of the weights up to a step: evaluations may be ahead of spectra."""
+        known = bisect_right(self._evaluated, step)
         return judge_last(
-            steps,
-            [[rank for _, rank in sorted(self._ranks[at].items())] for at in steps],
-            evaluated,
-            [self._losses[at] for at in evaluated],
+            self._steps,
+            self._ranks,
+            self._evaluated[:known],
+            self._losses[:known],
             self._entropy,
             post_ln=self._post_ln,
         )

@@ -91,15 +91,23 @@ def result_of(
 
 
 def leave_failure(trial: Storage, error: Exception) -> None:
-    """Record the exception that is being handled, for the scheduler and for people."""
+    """Record the exception that is being handled, for the scheduler and for people.
+
+    Of several ranks the first to fail says why: the others only lose their connection to it.
+    """
     try:
         lease = records.get_json(trial, records.LEASE) or {}
+        earlier = records.get_json(trial, records.FAILURE) or {}
+        if lease and earlier.get("attempt") == lease.get("attempt"):
+            return
         trial.put(
             records.FAILURE,
             records.encode_json(
                 {
                     "stage": "train",
-                    "message": f"{type(error).__name__}: {error}",
+                    "message": "; ".join(
+                        [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])]
+                    ),
                     "traceback": traceback.format_exc(),
                     "attempt": lease.get("attempt", 0),
                     "time_ms": time.time_ns() // 1_000_000,

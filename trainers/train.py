@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -204,12 +204,14 @@ def _train(
 
     outcome = "completed" if reason is None else "diverged"
     result: dict[str, Any] | None = None
+    with clock("spectra"):
+        record(SPECTRA, snapshots.drain())
     if writer is not None and watch is not None:
-        with clock("spectra"):
-            record(SPECTRA, snapshots.drain())
-        collapse = watch.before(step) if stopped else watch.since
+        ended_early = stopped and step < spec.training.steps
+        collapse = watch.before(step) if ended_early else watch.since
         if reason is None and collapse is not None:
             outcome, reason = "collapsed", collapse.reason
+            writer.mark_collapse(asdict(collapse))  # whatever the last snapshot made of it
         writer.flush()
         result = result_of(spec, writer, outcome, reason, collapse, step, clock)
         result = writer.finish(result, spec.layout.branch_points)

@@ -72,6 +72,21 @@ def test_without_knowing_the_placement_the_same_trials_are_found_later():
     assert late.step >= 110
 
 
+def test_a_loss_from_before_the_rank_fell_says_nothing():
+    """Snapshots more often than evaluations: the last loss may be that of an untrained model."""
+    layers = [[20.0], [3.0], [3.0], [3.0], [3.0]]
+    steps = [0, 10, 20, 30, 40]
+
+    def judged(loss_steps, losses):
+        return judge(steps, layers, loss_steps, losses, UNIGRAMS, post_ln=True)
+
+    assert judged([0], [5.55]) is None
+    assert judged([0, 30], [5.55, 4.6]) is None
+    found = judged([0, 30], [5.55, 5.4])
+    assert found is not None
+    assert found.step == 30
+
+
 @pytest.mark.parametrize("post_ln", [True, False])
 def test_a_slow_start_is_let_be(post_ln):
     assert rule_on(*recorded(SLOW_START), post_ln=post_ln) is None
@@ -174,7 +189,7 @@ def test_evaluations_rarer_than_snapshots_are_read_as_the_latest_known():
     layers, rare = ranks[:, None], STEPS % 40 == 0
     found = judge(STEPS, layers, STEPS[rare], losses[rare], UNIGRAMS, post_ln=True)
     assert found is not None
-    assert found.step == 70
+    assert found.step == 80  # the loss of step 40 is from before the rank fell
     assert found.loss == 6.2  # of step 40
 
 

@@ -275,6 +275,15 @@ def test_hours_are_given_where_there_are_any(steps, total):
     assert ("device-hours" in shown) == (steps > 1)
 
 
+def test_a_stop_that_can_never_come_is_warned_of():
+    def warned(*overrides):
+        warnings = plan("stop_on_collapse=true", *overrides).warnings
+        return [text for text in warnings if text.startswith("stop_on_collapse with")]
+
+    assert len(warned("steps=100", "spectra.every=30")) == 0  # 0, 30, 60, 90: stopped at the end
+    assert len(warned("steps=100", "spectra.every=40")) == 1
+
+
 def test_one_of_a_thing_is_singular():
     shown = plan("width_multiplier=4", "norm=pre", "hold=none", "spectra.every=100000")
     assert any(text.startswith("hold none: 1 width in some group") for text in shown.warnings)

@@ -57,6 +57,17 @@ def test_whoever_wants_more_memory_than_is_left_waits_for_the_oldest_job(beside)
     assert beside.drain() == [0, 1]  # what was waited for is not lost
 
 
+def test_patience_ends_and_nothing_is_lost(beside) -> None:
+    gate = threading.Event()
+    beside.submit(60, lambda: gate.wait(30) and 1)
+    assert not beside.reserve(60, patience_s=0.01)
+    assert not beside.finish(patience_s=0.01)
+    gate.set()
+    assert beside.finish(patience_s=30)
+    assert beside.reserve(60, patience_s=0.01)
+    assert beside.ready() == [1]
+
+
 def test_more_than_the_limit_is_let_through_alone(beside) -> None:
     beside.submit(1, lambda: 1)
     beside.reserve(1000)

@@ -100,6 +100,7 @@ def test_one_that_is_to_be_stopped_ends_at_the_next_snapshot_exactly_measured(
     end = train(stopping(make_spec), trial, Watcher(trial))
     assert (end.outcome, end.step) == ("collapsed", 6)
     assert end.result["reason"] == "collapsed at step 4"
+    assert get_json(trial, records.COLLAPSE)["step"] == end.result["collapse"]["step"] == 4
     rows = read_records(trial, SPECTRA).to_pylist()
     assert {row["method"] for row in rows if row["step"] == 6} == {"exact"}
     evaluated = read_records(trial, METRICS).to_pylist()[-1]
@@ -124,6 +125,16 @@ def test_where_it_stops_does_not_depend_on_attempts(
     assert bits(trial) == bits(whole)
 
 
+def test_one_that_recovers_by_its_last_step_has_not_collapsed(
+    make_spec, trial, collapsed_at
+) -> None:
+    """There is nothing left to be stopped."""
+    collapsed_at(10)
+    end = train(stopping(make_spec), trial, Watcher(trial))
+    assert (end.outcome, end.step, end.result["collapse"]) == ("completed", 12, None)
+    assert get_json(trial, records.COLLAPSE) is None
+
+
 def test_without_the_site_that_is_judged_nothing_can_be_stopped(make_spec) -> None:
     with pytest.raises(ValidationError, match=r"stop_on_collapse needs .* \['pre'\] to have post"):
         make_spec(training__stop_on_collapse=True, spectra__sites=["pre"])
@@ -146,7 +157,7 @@ class Writer:
 
 
 def watch_of(history) -> CollapseWatch:
-    spec = SimpleNamespace(model=SimpleNamespace(is_post_ln=True))
+    spec = SimpleNamespace(model=SimpleNamespace(is_post_ln=True, depth=2))
     return CollapseWatch(spec, Writer(history), 5.0)
 
 
@@ -185,6 +196,5 @@ def test_verdicts_are_those_of_the_whole_record_whenever_rows_arrive(
             post_ln=True,
         )
         assert watch.before(10 * i + 1) == expected
-    assert watch.collapse == watch.before(10 * len(ranks))
     marked = watch._writer.marks[-1]
     assert marked == (watch.since and watch.since.step)

@@ -244,6 +244,25 @@ def test_one_sample_has_no_covariance() -> None:
         collected.eigenvalues()
 
 
+def test_what_is_beyond_float32_is_refused_and_what_is_below_it_is_constant() -> None:
+    huge, tiny = Covariance(3), Covariance(3)
+    huge.add(samples(9, 3) * 1e25)
+    assert not huge.is_finite()
+    with pytest.raises(ValueError, match="squares in float32, are not finite"):
+        huge.eigenvalues()
+    tiny.add(samples(9, 3) * 1e-20)
+    assert tiny.is_constant()
+    assert measure(tiny.eigenvalues().numpy()).hard_rank == 1
+    assert not samples_covariance(1e-14).is_constant()
+    assert measure(samples_covariance(1e-14).eigenvalues().numpy()).hard_rank > 1.05
+
+
+def samples_covariance(scale: float) -> Covariance:
+    collected = Covariance(3)
+    collected.add(samples(9, 3) * scale)
+    return collected
+
+
 def test_adding_leaves_no_graph() -> None:
     weight = torch.ones(4, 4, requires_grad=True)
     collected = Covariance(4)

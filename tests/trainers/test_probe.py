@@ -1,6 +1,7 @@
 """The probe on modules of any model: what passes is collected, and nothing is left behind."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -109,18 +110,101 @@ def test_groups_are_told_apart_and_are_the_whole_together(ffn: Ffn, tokens: Tens
 
 def test_labels_of_other_tokens_are_refused(ffn: Ffn, tokens: Tensor) -> None:
     with Probe({"up": Tap(ffn.up, "output")}) as probe:
-        probe.label(torch.zeros(3, 6))
+        probe.label(torch.zeros(3, 6, dtype=torch.long))
         with pytest.raises(
             ValueError, match=r"labels \[3, 6\] .* do not fit .* \[3, 7, 10\] of up"
         ):
             ffn(tokens)
 
 
-def test_of_a_module_with_several_outputs_the_first_counts(tokens: Tensor) -> None:
-    attention = nn.MultiheadAttention(6, 2, batch_first=True)
-    with Probe({0: Tap(attention, "output")}) as probe:
-        attention(tokens, tokens, tokens)
-    assert probe[0].width == 6
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.ones(3, 7, dtype=torch.long), r"label 1 and 1 groups, .* torch.where\(mask.bool"),
+        (torch.ones(3, 7, dtype=torch.bool), r"labels of torch.bool .* torch.where\(mask, 0, IGN"),
+        (torch.ones(3, 7), r"labels of torch.float32"),
+    ],
+)
+def test_a_mask_that_is_no_labels_is_refused(ffn: Ffn, mask: Tensor, message: str) -> None:
+    """Taken as labels, the ones of an attention mask would choose nothing but padding."""
+    with pytest.raises(ValueError, match=message):
+        Probe({0: Tap(ffn.up, "output")}).label(mask)
+
+
+class Named(nn.Module):
+    """Takes its input by name and gives more than one thing back, in one way or another."""
+
+    def __init__(self, wrap) -> None:
+        super().__init__()
+        self.wrap = wrap
+
+    def forward(self, *, hidden: Tensor):
+        return self.wrap(hidden)
+
+
+@dataclass
+class Output:
+    loss: None
+    hidden: Tensor
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda x: (x, x[..., :2]),
+        lambda x: [None, x],
+        lambda x: {"loss": None, "hidden": x},
+        lambda x: Output(None, x),
+        lambda x: x.double(),
+    ],
+    ids=["tuple", "list", "mapping", "dataclass", "float64"],
+)
+def test_what_passes_is_the_first_tensor_of_whatever_is_taken_or_given(tokens, wrap) -> None:
+    module = Named(wrap)
+    with Probe({"in": Tap(module, "input"), "out": Tap(module, "output")}) as probe:
+        module(hidden=tokens)
+    for key in ("in", "out"):
+        np.testing.assert_allclose(cov(probe[key]), expected(tokens), atol=1e-5)
+
+
+def test_a_module_that_passes_no_activations_is_named() -> None:
+    module = Named(lambda x: None)
+    with Probe({"ffn 3": Tap(module, "output")}), pytest.raises(TypeError, match="passes ffn 3"):
+        module(hidden=torch.ones(2, 3))
+
+
+def test_one_vector_is_one_sample() -> None:
+    module = Named(lambda x: x)
+    with Probe({0: Tap(module, "output")}) as probe:
+        for vector in samples_of_two:
+            module(hidden=vector)
+    assert probe[0].count == 2
+    np.testing.assert_allclose(cov(probe[0]), [[2.0, -2.0], [-2.0, 2.0]])
+
+
+samples_of_two = (torch.tensor([1.0, 3.0]), torch.tensor([3.0, 1.0]))
+
+
+def test_what_was_collected_in_inference_mode_can_be_used_outside(ffn: Ffn, tokens) -> None:
+    with Probe({0: Tap(ffn.up, "output")}, groups=2) as probe:
+        probe.label(torch.arange(21).view(3, 7) % 2)
+        with torch.inference_mode():
+            ffn(tokens)
+        with torch.no_grad():
+            ffn(tokens * 2)
+    both = ffn.up(torch.cat([tokens, tokens * 2]))
+    np.testing.assert_allclose(cov(probe[0]), expected(both), atol=1e-5)
+    assert len(probe[0].eigenvalues()) == 10
+
+
+def test_a_probe_is_not_entered_twice(ffn: Ffn, tokens: Tensor) -> None:
+    probe = Probe({0: Tap(ffn.up, "output")})
+    with probe, pytest.raises(RuntimeError, match="watching already"):
+        probe.__enter__()
+    assert hooks_of(ffn) == 0
+    with probe:  # again, but not at the same time
+        ffn(tokens)
+    assert probe[0].count == 21
 
 
 def test_a_tap_that_nothing_passed_has_no_covariance(ffn: Ffn) -> None:

@@ -1,6 +1,7 @@
 """Snapshots of a model: where they tap, in which groups, by which method, and what they record."""
 
 import math
+import threading
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from analysis.errors import InputError
 from analysis.records import SPECTRA, SPECTRA_SCHEMA, SPECTRUM_COLUMNS, Row, put_part, read_records
 from analysis.spectrum import expand, js_divergence, measure
 from analysis.storage import LocalStorage
@@ -138,6 +140,87 @@ def test_what_is_no_covariance_is_named_by_layer_site_and_step(monkeypatch) -> N
     monkeypatch.setattr(snapshots.Covariance, "eigenvalues", lambda _: indefinite)
     with pytest.raises(SpectrumError, match=r"layer 0, site pre, all tokens at step 7: .*negative"):
         rows_of(make_model("gpt2"), make_batches())
+
+
+class Linked(torch.nn.Module):
+    """An FFN of one's own that does not use its modules as it says."""
+
+    def __init__(self, ffn, bypass: bool, narrow: int) -> None:
+        super().__init__()
+        self.up, self.down, self.bypass = ffn.up, ffn.down, bypass
+        self.nonlinearity_input, self.width = self.up, ffn.width - narrow
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.up(x))
+        return F.linear(hidden, self.down.weight) if self.bypass else self.down(hidden)
+
+
+@pytest.mark.parametrize(
+    ("bypass", "narrow", "message"),
+    [
+        (True, 0, "layer 1, site post: nothing passes the module that it is read from"),
+        (False, 3, "layer 1, site pre: activations of width 40 pass, and .* its width is 37"),
+    ],
+)
+def test_a_block_that_is_not_what_it_says_is_named(bypass, narrow, message) -> None:
+    model = make_model("gpt2")
+    model.layers[1].ffn = Linked(model.layers[1].ffn, bypass, narrow)
+    with pytest.raises(InputError, match=message):
+        rows_of(model, make_batches())
+
+
+@pytest.mark.parametrize("error", [RuntimeError("cuSOLVER"), MemoryError("no room")])
+def test_whatever_fails_beside_training_says_where(monkeypatch, error) -> None:
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(snapshots.Covariance, "eigenvalues", fail)
+    with pytest.raises(type(error)) as caught:
+        rows_of(make_model("gpt2"), make_batches())
+    assert caught.value.__notes__ == ["in the spectrum of layer 0, site pre, all tokens at step 7"]
+
+
+def test_eigenwork_that_nobody_waits_for_ends_at_the_next_matrix(monkeypatch) -> None:
+    begun, gate = [], threading.Event()
+
+    def slow(covariance):
+        begun.append(covariance)
+        assert gate.wait(30)
+        return torch.ones(covariance.width, dtype=torch.float64)
+
+    monkeypatch.setattr(snapshots.Covariance, "eigenvalues", slow)
+    model, batches = make_model("gpt2"), make_batches()
+    taken = Snapshots(SpectraSpec(sites=("pre", "post")), "trial", ALONE)
+    taken.take(model, model, lambda: ((batch, None) for batch in batches), WHEN, final=False)
+    taken._beside.closing.set()
+    gate.set()
+    taken.close()
+    assert len(begun) <= 1
+
+
+def test_ranks_meet_while_they_wait_for_the_first_ones_eigenwork(monkeypatch) -> None:
+    """No collective lasts longer than the patience, however long the eigenwork takes."""
+    met, gate = [], threading.Event()
+
+    class Meeting(Ranks):
+        def broadcast(self, value):
+            met.append(value)
+            if len(met) == 3:
+                gate.set()
+            return value
+
+    monkeypatch.setattr(snapshots, "IN_STEP_S", 0.01)
+    exact = snapshots.Covariance.eigenvalues
+    monkeypatch.setattr(
+        snapshots.Covariance, "eigenvalues", lambda self: gate.wait(30) and exact(self)
+    )
+    model, batches = make_model("gpt2"), make_batches()
+    taken = Snapshots(SpectraSpec(), "trial", Meeting(0, 1, 0, torch.device("cpu")))
+    taken.take(model, model, lambda: ((batch, None) for batch in batches), WHEN, final=False)
+    assert len(taken.drain()) == 2
+    taken.close()
+    assert met[-1] is True
+    assert met.count(False) >= 1
 
 
 # --- how -----------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from trainers import train as train_module
 from trainers import writer
 from trainers.lease import LeaseLostError
 from trainers.models.build import build
+from trainers.outcome import leave_failure
 from trainers.train import train
 
 # --- divergence is an outcome --------------------------------------------------------------
@@ -85,7 +86,9 @@ def test_activations_that_are_not_numbers_are_named(make_spec, trial, diary, poi
     log = diary({5: lambda: poison("layers.1.ffn.up.weight")})
     end = train(make_spec(), trial, log)
     assert (end.outcome, end.step) == ("diverged", 5)
-    assert end.result["reason"] == "layer 1, site pre: the activations are not finite at step 5"
+    assert end.result["reason"] == (
+        "layer 1, site pre: the activations, or their squares, are not finite at step 5"
+    )
     assert read_records(trial, METRICS)["step"].to_pylist()[-1] == 5
 
 
@@ -203,3 +206,24 @@ def test_a_lease_that_cannot_be_read_is_named(make_spec, trial, diary) -> None:
     trial.put(records.LEASE, b'{"attempt": ')
     with pytest.raises(ValueError, match=r"lease\.json is not JSON"):
         train(make_spec(), trial, diary())
+
+
+def test_of_several_ranks_the_first_to_fail_says_why(trial) -> None:
+    """The others only lose their connection to it. The next attempt may say something else."""
+
+    def fail(attempt: int, message: str) -> str:
+        trial.put(records.LEASE, encode_json({"attempt": attempt}))
+        leave_failure(trial, RuntimeError(message))
+        return records.get_json(trial, records.FAILURE)["message"]
+
+    assert fail(1, "layer 3") == "RuntimeError: layer 3"
+    assert fail(1, "connection closed by peer") == "RuntimeError: layer 3"
+    assert fail(2, "disk full") == "RuntimeError: disk full"
+
+
+def test_a_failure_says_what_was_noted_on_its_way(trial) -> None:
+    error = MemoryError("no room")
+    error.add_note("in the spectrum of layer 0")
+    leave_failure(trial, error)
+    message = records.get_json(trial, records.FAILURE)["message"]
+    assert message == "MemoryError: no room; in the spectrum of layer 0"

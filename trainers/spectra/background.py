@@ -1,9 +1,10 @@
 """Eigenwork beside training: in order, on one thread, with a bounded backlog, nothing lost."""
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -33,11 +34,16 @@ class Background(Generic[Result]):
         self._jobs: deque[_Job[Result]] = deque()
         self._done: list[Result] = []
         self.seconds = 0.0  # that jobs have taken
+        self.closing = threading.Event()  # for jobs to end early
 
-    def reserve(self, nbytes: int) -> None:
-        """Wait until that many bytes more are within the limit, or no job is left."""
-        while self._jobs and sum(job.nbytes for job in self._jobs) + nbytes > self._limit:
-            self._collect()
+    def reserve(self, nbytes: int, patience_s: float | None = None) -> bool:
+        """Wait until that many bytes more are within the limit, or no job is left.
+
+        Whether it came to that within `patience_s`.
+        """
+        return self._wait(
+            lambda: sum(job.nbytes for job in self._jobs) + nbytes <= self._limit, patience_s
+        )
 
     def submit(self, nbytes: int, work: Callable[[], Result]) -> None:
         """Do `work` after everything submitted before. It holds `nbytes` until then."""
@@ -54,16 +60,28 @@ class Background(Generic[Result]):
         done, self._done = self._done, []
         return done
 
+    def finish(self, patience_s: float | None = None) -> bool:
+        """Wait for everything submitted; whether it was done within `patience_s`."""
+        return self._wait(lambda: False, patience_s)
+
     def drain(self) -> list[Result]:
         """Results since the last call, when everything submitted is done."""
-        while self._jobs:
-            self._collect()
-        done, self._done = self._done, []
-        return done
+        self.finish()
+        return self.ready()
 
     def close(self) -> None:
         """End the thread; what has not begun is not begun."""
+        self.closing.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _wait(self, enough: Callable[[], bool], patience_s: float | None) -> bool:
+        until = None if patience_s is None else time.monotonic() + patience_s
+        while self._jobs and not enough():
+            left = None if until is None else max(0.0, until - time.monotonic())
+            if not wait([self._jobs[0].future], left).done:
+                return False
+            self._collect()
+        return True
 
     def _collect(self) -> None:
         job = self._jobs.popleft()

@@ -21,10 +21,11 @@ class Covariance:
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
         self.count = 0
-        self.mean = torch.zeros(width, device=device)
-        # Sum of outer products about the mean; what is below the diagonal's blocks means nothing
-        # until `scatter` is asked for.
-        self._upper = torch.zeros(width, width, device=device)
+        with torch.inference_mode(False):  # what is made within it could not be used outside
+            self.mean = torch.zeros(width, device=device)
+            # Sum of outer products about the mean; what is below the diagonal's blocks means
+            # nothing until `scatter` is asked for.
+            self._upper = torch.zeros(width, width, device=device)
 
     @property
     def width(self) -> int:
@@ -34,7 +35,7 @@ class Covariance:
     @torch.no_grad()
     def add(self, samples: Float[Tensor, "*samples D"]) -> None:
         """Take a batch of samples."""
-        x = samples.detach().flatten(0, -2)
+        x = samples.detach().reshape(-1, self.width)
         count = len(x)
         if count == 0:
             return
@@ -42,7 +43,7 @@ class Covariance:
         # Activations in bfloat16 have 8 significant bits. TF32 keeps 11 of every centred value, at
         # an eighth of the time: what it adds in error is far below what is there.
         with products(x.device, tf32=x.dtype in (torch.bfloat16, torch.float16)):
-            centred = x - mean
+            centred = (x - mean).float()
             for start in range(0, self.width, BLOCK):
                 block = slice(start, start + BLOCK)
                 self._upper[block, start:].addmm_(centred[:, block].T, centred[:, start:])
@@ -83,8 +84,13 @@ class Covariance:
         self.mean, self.count = mean.float(), int(counts)
 
     def is_finite(self) -> bool:
-        """Whether every sample was."""
+        """Whether every sample and its square was, in float32."""
         return bool(torch.isfinite(self._upper.diagonal()).all())
+
+    def is_constant(self) -> bool:
+        """Whether the samples are all the same, or differ by less than float32 can square."""
+        info = torch.finfo(torch.float32)
+        return bool((self._upper.diagonal() < info.tiny / info.eps).all())
 
     @property
     def scatter(self) -> Float[Tensor, "D D"]:
@@ -100,10 +106,15 @@ class Covariance:
         """Of the unbiased covariance, descending, in float64 on the CPU.
 
         Rounding may leave the smallest a little below 0. Raises ValueError for fewer than two
-        samples, which have no covariance.
+        samples, which have no covariance, and where samples or their squares are not finite.
         """
+        degrees = self.degrees_of_freedom
+        if not self.is_finite():
+            raise ValueError("the activations, or their squares in float32, are not finite")
+        if self.is_constant():
+            return torch.zeros(self.width, dtype=torch.float64)
         eigenvalues: Tensor = torch.linalg.eigvalsh(self.scatter.double())
-        return eigenvalues.flip(0).cpu() / self.degrees_of_freedom
+        return eigenvalues.flip(0).cpu() / degrees
 
     @property
     def degrees_of_freedom(self) -> int:

@@ -98,7 +98,9 @@ def quadrature(covariance: Float[Tensor, "D D"], seed: int) -> Quadrature:
         values = torch.linalg.eigvalsh(covariance.double()).flip(0).cpu().numpy()
         return Quadrature(_not_negative(values, values[0]), np.ones(width), hard_rank, 0.0)
     with products(covariance.device):
-        nodes, weights, error = _of_trace_one((covariance / trace).float(), seed)
+        # In two steps: a trace may be beyond float32 where no element is.
+        of_trace_one = (covariance.float() / (trace / width)).div_(width)
+        nodes, weights, error = _of_trace_one(of_trace_one, seed)
     # Next to nothing, unless no weights of the sampled nodes have the moments of the matrix.
     missed = abs(float(measure(nodes, weights).hard_rank) / hard_rank - 1)
     return Quadrature(nodes * trace, weights, hard_rank, error + missed)

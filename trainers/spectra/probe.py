@@ -8,7 +8,7 @@ Activations [..., D] are samples [N, D]. See `analysis.spectrum` for what is mad
 """
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar
 
@@ -35,7 +35,8 @@ class Tap:
 class Probe(Generic[Key]):
     """Watches taps while it is entered; leaves no hook and no graph behind.
 
-    What has been collected stays readable afterwards, and entering again goes on collecting.
+    What has been collected stays readable afterwards, and entering again goes on collecting. For
+    one thread.
     """
 
     def __init__(self, taps: Mapping[Key, Tap], groups: int = 1) -> None:
@@ -47,6 +48,9 @@ class Probe(Generic[Key]):
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> Self:
+        """Raises RuntimeError where it is entered already."""
+        if self._hooks:
+            raise RuntimeError("the probe is watching already: leave it before it is entered again")
         self._hooks = [self._hook(key, tap) for key, tap in self._taps.items()]
         return self
 
@@ -64,8 +68,20 @@ class Probe(Generic[Key]):
         """Of the following forward passes: the group of every token, negative for none.
 
         A mask of padding is `torch.where(attention_mask.bool(), 0, IGNORED)`. None makes all
-        tokens samples of the first group.
+        tokens samples of the first group. Raises ValueError for labels that are no integers or
+        name a group that the probe does not have.
         """
+        if labels is not None:
+            if labels.dtype == torch.bool or labels.is_floating_point():
+                raise ValueError(
+                    f"labels of {labels.dtype} are no numbers of groups; a mask becomes labels by "
+                    "torch.where(mask, 0, IGNORED)"
+                )
+            if labels.numel() and int(labels.max()) >= self._groups:
+                raise ValueError(
+                    f"label {int(labels.max())} and {self._groups} groups, counted from 0; a mask "
+                    "becomes labels by torch.where(mask.bool(), 0, IGNORED)"
+                )
         self._labels = labels
 
     def __getitem__(self, key: Key) -> Covariance:
@@ -85,17 +101,22 @@ class Probe(Generic[Key]):
     def _hook(self, key: Key, tap: Tap) -> torch.utils.hooks.RemovableHandle:
         if tap.of == "input":
 
-            def before(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                self._take(key, inputs[0])
+            def before(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+                self._take(key, (*inputs, *named.values()))
 
-            return tap.module.register_forward_pre_hook(before)
+            return tap.module.register_forward_pre_hook(before, with_kwargs=True)
 
         def after(_: nn.Module, __: Any, output: Any) -> None:
-            self._take(key, output[0] if isinstance(output, tuple) else output)
+            self._take(key, output)
 
         return tap.module.register_forward_hook(after)
 
-    def _take(self, key: Key, activations: Tensor) -> None:
+    def _take(self, key: Key, passed: Any) -> None:
+        activations = _first_tensor(passed)
+        if activations is None or activations.ndim == 0:
+            raise TypeError(
+                f"what passes {key} holds no activations [..., D]: {type(passed).__name__}"
+            )
         width, device = activations.shape[-1], activations.device
         if key not in self._collected:
             self._collected[key] = [Covariance(width, device) for _ in range(self._groups)]
@@ -111,3 +132,16 @@ class Probe(Generic[Key]):
         labels = self._labels.to(device)
         for number, group in enumerate(groups):
             group.add(activations[labels == number])
+
+
+def _first_tensor(passed: Any) -> Tensor | None:
+    """The first tensor among what a module takes or gives, in order."""
+    if isinstance(passed, Tensor):
+        return passed
+    if isinstance(passed, Mapping):
+        passed = tuple(passed.values())
+    elif is_dataclass(passed):
+        passed = tuple(getattr(passed, field.name) for field in fields(passed))
+    if isinstance(passed, tuple | list):
+        return next((found for item in passed if (found := _first_tensor(item)) is not None), None)
+    return None

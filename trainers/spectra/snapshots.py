@@ -6,8 +6,10 @@ its weights have had.
 """
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from analysis.errors import InputError
 from analysis.records import ALL_TOKENS, BUCKETS, SPECTRUM_COLUMNS, Row
 from analysis.spectrum import expand, js_divergence, measure, sampling_status
 from trainers.engine import Ranks
@@ -31,6 +34,11 @@ Floats = NDArray[np.float64]
 #: Under `auto`, widths up to this are measured by all eigenvalues: on a CPU Lanczos is then no
 #: cheaper, on a GPU eigenvalues cost more than the step itself from about here on.
 EXACT_UP_TO = {"cpu": 2048, "cuda": 512}
+
+
+#: Seconds after which ranks that wait for the first one's eigenwork meet again: far below what a
+#: collective is given to end.
+IN_STEP_S = 30.0
 
 
 class NonFiniteActivationsError(ValueError):
@@ -90,32 +98,54 @@ class Snapshots:
         snapshot = _Snapshot(self._spec, self._trial_id, when, final, len(places))
         for group in self._groups(places, [ffn.width for ffn in ffns]):
             nbytes = sum(self._spec.matrix_bytes(ffns[place.layer].width) for place in group)
-            self._beside.reserve(nbytes)
+            self._together(partial(self._beside.reserve, nbytes, IN_STEP_S))
             taps = {place: tap(ffns[place.layer], place.site) for place in group}
             probe = Probe(taps, self._spec.parts)
             with probe:
                 for tokens, buckets in batches():
                     probe.label(buckets)
                     forward(tokens)
-            collected = {place: probe.groups(place) for place in group}
-            for place, covariances in collected.items():
-                for covariance in covariances:
-                    covariance.merge_ranks(self._ranks)
-                    if not covariance.is_finite():
-                        raise NonFiniteActivationsError(
-                            f"layer {place.layer}, site {place.site}: the activations are not "
-                            f"finite at step {when['step']}"
-                        )
+            collected = {
+                place: self._merged(probe, place, ffns[place.layer].width, when["step"])
+                for place in group
+            }
             if self._ranks.is_first:
-                self._beside.submit(nbytes, snapshot.work(collected))
+                self._beside.submit(nbytes, snapshot.work(collected, self._beside.closing))
             del probe, collected  # what is left of them is the job's
+
+    def _merged(self, probe: Probe[Place], place: Place, width: int, step: int) -> list[Covariance]:
+        """What all ranks have seen at one place, by bucket."""
+        where = f"layer {place.layer}, site {place.site}"
+        try:
+            covariances = probe.groups(place)
+        except KeyError:
+            raise InputError(
+                f"{where}: nothing passes the module that it is read from; a block of one's own "
+                "has to call its `nonlinearity_input` and `down` (docs/own-block.md)"
+            ) from None
+        for covariance in covariances:
+            if covariance.width != width:
+                raise InputError(
+                    f"{where}: activations of width {covariance.width} pass, and the block says "
+                    f"that its width is {width}"
+                )
+            covariance.merge_ranks(self._ranks)
+            if not covariance.is_finite():
+                raise NonFiniteActivationsError(
+                    f"{where}: the activations, or their squares, are not finite at step {step}"
+                )
+        return covariances
 
     def ready(self) -> list[Row]:
         """Records of the snapshots that are done, in order. Raises SpectrumError."""
         return [row for rows in self._beside.ready() for row in rows]
 
     def drain(self) -> list[Row]:
-        """Records of every snapshot taken so far, when all are done. Raises SpectrumError."""
+        """Records of every snapshot taken so far, when all are done. Raises SpectrumError.
+
+        Collective.
+        """
+        self._together(partial(self._beside.finish, IN_STEP_S))
         return [row for rows in self._beside.drain() for row in rows]
 
     @property
@@ -126,6 +156,12 @@ class Snapshots:
     def close(self) -> None:
         """Give up what has not begun."""
         self._beside.close()
+
+    def _together(self, wait: Callable[[], bool]) -> None:
+        """Wait on the first rank, whose work it is, until it is done; others must not wait in one
+        collective for longer than it is allowed to take."""
+        while not self._ranks.broadcast(wait() if self._ranks.is_first else None):
+            pass
 
     def _groups(self, places: Sequence[Place], widths: Sequence[int]) -> Iterator[list[Place]]:
         """Places in order, as many at a time as the memory holds."""
@@ -153,11 +189,13 @@ class _Snapshot:
         self._missing = places
         self._found: dict[tuple[Place, str], tuple[Spectrum, dict[str, Any]]] = {}
 
-    def work(self, collected: dict[Place, list[Covariance]]) -> Callable[[], list[Row]]:
-        """What is left to do with the covariances of some places."""
+    def work(
+        self, collected: dict[Place, list[Covariance]], closing: threading.Event
+    ) -> Callable[[], list[Row]]:
+        """What is left to do with the covariances of some places, unless nobody waits for it."""
 
         def run() -> list[Row]:
-            while collected:
+            while collected and not closing.is_set():
                 place = next(iter(collected))
                 self._measure(place, collected.pop(place))  # its memory is free from here on
             return self._rows() if self._missing == 0 else []
@@ -177,15 +215,17 @@ class _Snapshot:
     def _keep(self, place: Place, bucket: str, covariance: Covariance) -> None:
         if bucket != ALL_TOKENS and covariance.count < 2:
             return  # a bucket of one token or none has no covariance
-        name = f"{self._trial_id}/{self._when['step']}/{place.layer}/{place.site}/{bucket}"
+        step = self._when["step"]
+        where = f"layer {place.layer}, site {place.site}, {bucket} tokens at step {step}"
+        name = f"{self._trial_id}/{step}/{place.layer}/{place.site}/{bucket}"
         try:
             spectrum = spectrum_of(covariance, self._method, seed_of(name))
             row = described(spectrum, covariance.count)
         except ValueError as error:
-            raise SpectrumError(
-                f"layer {place.layer}, site {place.site}, {bucket} tokens at step "
-                f"{self._when['step']}: {error}"
-            ) from error
+            raise SpectrumError(f"{where}: {error}") from error
+        except Exception as error:
+            error.add_note(f"in the spectrum of {where}")
+            raise
         self._found[place, bucket] = spectrum, row
 
     def _rows(self) -> list[Row]:
@@ -213,6 +253,8 @@ def spectrum_of(covariance: Covariance, method: str, seed: int) -> Spectrum:
 
     Raises ValueError for fewer than two samples or materially negative eigenvalues.
     """
+    if covariance.is_constant():
+        return Spectrum("exact", np.zeros(covariance.width), None, 0.0)
     cheap = covariance.width <= EXACT_UP_TO[covariance.mean.device.type]
     if method == "exact" or (method == "auto" and cheap):
         return Spectrum("exact", covariance.eigenvalues().numpy(), None, 0.0)
