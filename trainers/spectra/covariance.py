@@ -13,7 +13,7 @@ from trainers.spectra.precision import products
 
 #: Columns of the scatter that are summed at a time: what lies below the block on the diagonal is
 #: not computed, which saves nearly half of the work at widths of several blocks.
-BLOCK = 256
+BLOCK = 512
 
 
 class Covariance:
