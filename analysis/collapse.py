@@ -9,8 +9,8 @@ the rank and two for the loss:
 
 - the lowest hard rank of any layer stays below `hard_rank` and below `fall` of its own peak, over
   `snapshots` snapshots and a tenth of the training so far;
-- Post-LN: the loss since then is not below `near_unigram` of the unigram entropy. It may still be on its way
-  there from the loss of an untrained model: that is what makes the rule early;
+- Post-LN: the loss since then is not below `near_unigram` of the unigram entropy. It may still be
+  on its way there from the loss of an untrained model: that is what makes the rule early;
 - any other placement: the loss of the last third of the training so far is never below the unigram
   entropy, and not lower than before by more than `progress` of it.
 

@@ -59,8 +59,8 @@ def warnings(config: SweepConfig, trials: list[PlannedTrial]) -> Iterator[str]:
     stopping = any(trial.spec.training.stop_on_collapse for trial in trials)
     if stopping and snapshots - 2 < CollapseRule().snapshots:
         yield (
-            f"stop_on_collapse with {plural(snapshots, 'snapshot')} a trial stops nothing: the rule "
-            f"needs {CollapseRule().snapshots} after step 0, and one more to stop at; lower "
+            f"stop_on_collapse with {plural(snapshots, 'snapshot')} a trial stops nothing: the "
+            f"rule needs {CollapseRule().snapshots} after step 0, and one more to stop at; lower "
             "spectra.every"
         )
     yield from _not_as_published(trials)
