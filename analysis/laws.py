@@ -1,26 +1,28 @@
-"""Power laws of a rank against the width, y = exp(intercept) * D^beta, with honest intervals.
+"""Power laws against the width, y = exp(intercept) * D^beta, with honest intervals.
 
-Least squares of ln y on ln D over width means. The interval of the exponent is Student's over
-the width means (W - 2 degrees of freedom), whatever the number of replicates: it covers 89-91 %
-at nominal 90 %, where a bootstrap over three seeds covers 77 %, because widths scatter around
-the law by more than seeds do. With three or more replicates that ran at every width there is
-also the t-interval over their own exponents; the wider of the two is reported and named.
+Least squares of ln y on ln D over width means. Where the error of the exponent comes from is
+judged in `analysis.law_errors`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 
+from analysis.law_errors import (
+    LARGEST_DESIGN,
+    ErrorTerm,
+    errors_of,
+    half_width,
+    too_large,
+    usable_cells,
+)
 from analysis.replicates import CONFIDENCE, Floats, Interval, WidthMeans, width_means
 
 #: A straight line through two points says nothing about its own error.
 MINIMUM_WIDTHS = 3
-#: Replicates needed for an interval over their exponents.
-MINIMUM_REPLICATES = 3
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,16 @@ class PowerLaw:
     objective: float  # sum of squares of the residuals of ln y, over width means
     r_squared: float  # over width means; NaN where y is the same at every width
     lack_of_fit_p: float | None  # F-test against the replicates' noise; None without replicates
+    leave_one_out: Interval | None  # least and largest exponent with one width left out
     widths: int
     points: int
     replicates: int
     x_range: Interval
     mean_log_x: float
     spread_log_x: float  # sum of squares about the mean
+    beta_errors: tuple[ErrorTerm, ...]
+    replicate_error: ErrorTerm | None  # of the exponent from the replicates' own; None without
+    level_error: ErrorTerm  # of ln y on the law at the mean of ln D
     excluded: Mapping[str, int] = field(default_factory=dict)  # reason -> points left out
 
     def predict(self, x: ArrayLike) -> Floats:
@@ -49,12 +55,17 @@ class PowerLaw:
 
     def band(self, x: ArrayLike) -> tuple[Floats, Floats]:
         """The 90 % band of the law itself (not of single measurements) at x."""
-        log_x = np.log(np.asarray(x, float))
-        scale = np.sqrt(self.objective / (self.widths - 2))
-        leverage = 1 / self.widths + (log_x - self.mean_log_x) ** 2 / self.spread_log_x
-        half = _quantile(self.widths - 2) * scale * np.sqrt(leverage)
+        away = np.log(np.asarray(x, float)) - self.mean_log_x
+        slope = half_width(self.beta_errors, CONFIDENCE)
+        half = np.hypot(self.level_error.half_width(CONFIDENCE), away * slope)
         centre = self.predict(x)
         return centre * np.exp(-half), centre * np.exp(half)
+
+    @property
+    def width_error(self) -> ErrorTerm:
+        """Of the exponent, from the scatter of the width means."""
+        df = self.widths - 2
+        return ErrorTerm(self.objective / df / self.spread_log_x, df)
 
 
 @dataclass(frozen=True)
@@ -70,54 +81,58 @@ def fit_power_law(
 ) -> PowerLaw | Refusal:
     """Fit y = exp(intercept) * x^beta to [n] points; `replicate` labels the paired replicates.
 
-    Points that have no logarithm are left out and counted. Fewer than three widths are refused.
+    Points that have no logarithm or no label are left out and counted; several points of one x
+    and one replicate are one cell and enter as their mean, the surplus counted. Without labels,
+    points of one x are repeats that nothing pairs. Fewer than three widths are refused.
     """
-    xs, ys = np.asarray(x, float), np.asarray(y, float)
-    labels = np.zeros(len(xs)) if replicate is None else np.asarray(replicate)
-    usable, excluded = _usable(xs, ys)
-    xs, ys, labels = xs[usable], ys[usable], labels[usable]
-    found = len(np.unique(xs))
+    cells = usable_cells(x, y, replicate)
+    found = len(np.unique(cells.x))
     if found < MINIMUM_WIDTHS:
         return Refusal(
-            f"a law needs at least {MINIMUM_WIDTHS} widths and there are {found}", excluded
+            f"a law needs at least {MINIMUM_WIDTHS} widths and there are {found}", cells.excluded
         )
-    means = width_means(np.log(xs), np.log(ys), labels)
-    centred = means.x - means.x.mean()
+    means = None
+    at, mean = np.sort(cells.x), cells.y[np.argsort(cells.x)]
+    if found < len(cells.x):
+        if len(cells.x) * (found + cells.replicates) > LARGEST_DESIGN:
+            return Refusal(too_large(cells, found), cells.excluded)
+        means = width_means(cells.x, cells.y, cells.replicate)
+        at, mean = means.x, means.mean
+    centred = at - at.mean()
     spread = float(centred @ centred)
-    beta = float(centred @ means.mean / spread)
-    intercept = float(means.mean.mean() - beta * means.x.mean())
-    residual = means.mean - intercept - beta * means.x
+    beta = float(centred @ mean / spread)
+    intercept = float(mean.mean() - beta * at.mean())
+    residual = mean - intercept - beta * at
     objective = float(residual @ residual)
-    total = float(np.sum((means.mean - means.mean.mean()) ** 2))
-
-    df = means.widths - 2
-    error = np.sqrt(objective / df)
-    half = _quantile(df) * error / np.sqrt(spread)
-    interval, method = (beta - half, beta + half), f"Student-t over {means.widths} width means"
-    paired = _replicate_exponents(np.log(xs), np.log(ys), labels, means)
-    if len(paired) >= MINIMUM_REPLICATES:
-        middle = float(paired.mean())
-        own = _quantile(len(paired) - 1) * float(paired.std(ddof=1)) / np.sqrt(len(paired))
-        if own > half:
-            interval = (middle - own, middle + own)
-            method = f"Student-t over the exponents of {len(paired)} replicates"
-    around = _quantile(df) * error * np.sqrt(1 / means.widths + means.x.mean() ** 2 / spread)
+    total = float(np.sum((mean - mean.mean()) ** 2))
+    # What a width's own value does not fix of the law there: the exponent without that width.
+    left = 1 - 1 / found - centred**2 / spread
+    without = beta - centred * residual / spread / left
+    errors = errors_of(cells, means, centred, objective)
+    half = half_width(errors.beta, CONFIDENCE)
+    around = float(np.hypot(errors.level.half_width(CONFIDENCE), at.mean() * half))
     return PowerLaw(
         beta=beta,
         intercept=intercept,
-        beta_interval=(float(interval[0]), float(interval[1])),
-        intercept_interval=(float(intercept - around), float(intercept + around)),
-        interval_method=method,
+        beta_interval=(beta - half, beta + half),
+        intercept_interval=(intercept - around, intercept + around),
+        interval_method=errors.method,
         objective=objective,
         r_squared=1 - objective / total if total > 0 else float("nan"),
-        lack_of_fit_p=lack_of_fit(means, np.vander(centred, 2)),
-        widths=means.widths,
-        points=len(xs),
-        replicates=means.replicates,
-        x_range=(float(xs.min()), float(xs.max())),
-        mean_log_x=float(means.x.mean()),
+        lack_of_fit_p=errors.lack_of_fit_p,
+        leave_one_out=(
+            (float(without.min()), float(without.max())) if found > MINIMUM_WIDTHS else None
+        ),
+        widths=found,
+        points=len(cells.x),
+        replicates=cells.replicates,
+        x_range=cells.x_range,
+        mean_log_x=float(at.mean()),
         spread_log_x=spread,
-        excluded=excluded,
+        beta_errors=errors.beta,
+        replicate_error=errors.over_replicates,
+        level_error=errors.level,
+        excluded=cells.excluded,
     )
 
 
@@ -132,6 +147,24 @@ def fit_asymmetry(
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.asarray(soft_rank, float) / np.asarray(hard_rank, float)
     return fit_power_law(width, ratio, replicate)
+
+
+def per_width(law: PowerLaw) -> PowerLaw:
+    """The law of y / D: the exponent of a utilisation is that of its rank less one, exactly.
+
+    The residuals are the same, so every interval shifts; only the share explained is another.
+    """
+    beta = law.beta - 1
+    low, high = law.beta_interval
+    outer = law.leave_one_out
+    total = beta**2 * law.spread_log_x + law.objective
+    return replace(
+        law,
+        beta=beta,
+        beta_interval=(low - 1, high - 1),
+        leave_one_out=None if outer is None else (outer[0] - 1, outer[1] - 1),
+        r_squared=1 - law.objective / total if total > 0 else float("nan"),
+    )
 
 
 def is_shown(law: PowerLaw) -> bool:
@@ -184,13 +217,13 @@ def local_elasticity(
     97 % (the scatter is in the steps too), the one at the top 90 %. The value at the top is the
     slope of that quadratic at the largest D, or that of the last step with fewer than five widths.
     """
-    xs, ys = np.asarray(x, float), np.asarray(y, float)
-    labels = np.zeros(len(xs)) if replicate is None else np.asarray(replicate)
-    usable, excluded = _usable(xs, ys)
-    xs, ys, labels = xs[usable], ys[usable], labels[usable]
-    if len(np.unique(xs)) < 2:
-        return Refusal("an elasticity needs at least 2 widths", excluded)
-    means = width_means(np.log(xs), np.log(ys), labels)
+    cells = usable_cells(x, y, replicate)
+    found = len(np.unique(cells.x))
+    if found < 2:
+        return Refusal("an elasticity needs at least 2 widths", cells.excluded)
+    if len(cells.x) * (found + cells.replicates) > LARGEST_DESIGN:
+        return Refusal(too_large(cells, found), cells.excluded)
+    means = width_means(cells.x, cells.y, cells.replicate)
     curve = np.vander(means.x - means.x[-1], 3)
     spare = means.widths - 3
     solve = np.linalg.pinv(curve)
@@ -210,7 +243,9 @@ def local_elasticity(
         if noise is None:
             return Elasticity(low, high, value, None)
         variance, df, covariance = noise
-        half = _quantile(df) * float(np.sqrt(variance * (weights @ covariance @ weights)))
+        half = ErrorTerm(variance * float(weights @ covariance @ weights), df).half_width(
+            CONFIDENCE
+        )
         return Elasticity(low, high, value, (value - half, value + half))
 
     at = np.exp(means.x)
@@ -221,27 +256,3 @@ def local_elasticity(
         steps.append(along(weights / (means.x[i + 1] - means.x[i]), at[i], at[i + 1]))
     top = along(solve[1], at[-1], at[-1]) if scatter is not None else steps[-1]
     return LocalElasticity(tuple(steps), top, noise_from)
-
-
-def _usable(x: Floats, y: Floats) -> tuple[NDArray[np.bool_], dict[str, int]]:
-    """Which points have logarithms, and why the others have not."""
-    finite = np.isfinite(x) & np.isfinite(y)
-    positive = finite & (np.where(finite, x, 1) > 0) & (np.where(finite, y, 1) > 0)
-    counts = {"not finite": int(np.sum(~finite)), "not positive": int(np.sum(finite & ~positive))}
-    return positive, {reason: count for reason, count in counts.items() if count}
-
-
-def _replicate_exponents(x: Floats, y: Floats, labels: NDArray[Any], means: WidthMeans) -> Floats:
-    """Exponents of the replicates that ran at every width, each from its own points."""
-    exponents = []
-    for label in np.unique(labels):
-        own = labels == label
-        if len(np.unique(x[own])) == means.widths:
-            centred = x[own] - x[own].mean()
-            exponents.append(float(centred @ y[own] / (centred @ centred)))
-    return np.asarray(exponents, float)
-
-
-def _quantile(df: int) -> float:
-    """Student's t that leaves 5 % on either side."""
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, df))

@@ -2,6 +2,8 @@
 
 Only cells with nothing held equal enter (the same d_model, depth and settings while D grows),
 and of these only runs that completed: a collapsed layer follows no law, and is counted instead.
+The loss of the same cells has a law too, the width law: how much a model gains by its FFN alone,
+parameters growing with it. It has no floor, so its exponent is that of the widths measured.
 """
 
 from collections import Counter
@@ -19,7 +21,9 @@ from analysis.laws import (
     fit_asymmetry,
     fit_power_law,
     local_elasticity,
+    per_width,
 )
+from analysis.saturation import Saturation, Untestable, judge_saturation
 from analysis.table import holding
 
 #: Ranks with a law of their own.
@@ -55,6 +59,8 @@ class SpectralEvidence:
     used: pd.DataFrame  # rows of `SweepTables.trials` that the laws rest on
     left_out: pd.DataFrame  # completed or not, with a column `why`
     laws: Mapping[str, PowerLaw | Refusal]  # by RANKS, and "asymmetry"
+    width_law: PowerLaw | Refusal  # of the final held-out loss; its exponent is negative
+    saturation: Mapping[str, Saturation | Untestable]  # by RANKS, and "val_loss"
     elasticity: Mapping[str, LocalElasticity | Refusal]  # of edim and hard_rank
     stop: SpectralStop
 
@@ -63,11 +69,23 @@ class SpectralEvidence:
         """Cells left out, by reason."""
         return dict(Counter(self.left_out["why"]))
 
+    @property
+    def utilisation(self) -> dict[str, PowerLaw | Refusal]:
+        """The laws of soft and hard rank over D."""
+        laws = {name: self.laws[name] for name in ("soft_rank", "hard_rank")}
+        return {
+            name.replace("rank", "utilisation"): per_width(law)
+            if isinstance(law, PowerLaw)
+            else law
+            for name, law in laws.items()
+        }
+
 
 def judge_spectra(trials: pd.DataFrame) -> SpectralEvidence:
     """Fit the laws of one group of `SweepTables.trials`."""
     free = holding(trials, "none")
-    free = free.assign(why=[_why_not(trial) for _, trial in free.iterrows()])
+    d_model = _d_model(free)
+    free = free.assign(why=[_why_not(trial, d_model) for _, trial in free.iterrows()])
     used, left_out = free[free["why"] == ""], free[free["why"] != ""]
     laws: dict[str, PowerLaw | Refusal] = {
         name: fit_power_law(used["D"], used[name], used["replicate"]) for name in RANKS
@@ -75,15 +93,32 @@ def judge_spectra(trials: pd.DataFrame) -> SpectralEvidence:
     laws["asymmetry"] = fit_asymmetry(
         used["D"], used["soft_rank"], used["hard_rank"], used["replicate"]
     )
+    saturation = {
+        name: judge_saturation(used["D"], used[name], used["replicate"])
+        for name in (*RANKS, "val_loss")
+    }
     elasticity = {
         name: local_elasticity(used["D"], used[name], used["replicate"])
         for name in ("edim", "hard_rank")
     }
-    d_model = float(used["d_model"].median()) if len(used) else float("nan")
-    return SpectralEvidence(used, left_out, laws, elasticity, _stop(elasticity, d_model))
+    return SpectralEvidence(
+        used=used,
+        left_out=left_out,
+        laws=laws,
+        width_law=fit_power_law(used["D"], used["val_loss"], used["replicate"]),
+        saturation=saturation,
+        elasticity=elasticity,
+        stop=_stop(elasticity, d_model),
+    )
 
 
-def _why_not(trial: "pd.Series[Any]") -> str:
+def _d_model(free: pd.DataFrame) -> float:
+    """The d_model that most of the cells have, the smallest of several; NaN without cells."""
+    usual = free["d_model"].mode()
+    return float(usual.iloc[0]) if len(usual) else float("nan")
+
+
+def _why_not(trial: "pd.Series[Any]", d_model: float) -> str:
     """Why a cell cannot enter a law; empty where it does."""
     if trial["state"] != "completed":
         return str(trial["state"])
@@ -91,6 +126,8 @@ def _why_not(trial: "pd.Series[Any]") -> str:
         return "layers of different width"
     if not trial["snapshots"]:
         return "no spectra"
+    if trial["d_model"] != d_model:
+        return f"d_model is not {d_model:g}"
     return ""
 
 

@@ -55,6 +55,12 @@ TrackingOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object to stdout")]
 
+
+def _column(what: str) -> Any:
+    """An option that names a column of a table."""
+    return typer.Option(metavar="COLUMN", help=f"column {what}")
+
+
 DEFAULT_STORAGE = "widthlab-runs"
 WIDEST = 500  # columns
 
@@ -256,6 +262,62 @@ def analyze(
     refused = any(group["verdict"] == "refused" for group in done.recommendation["groups"])
     if require_verdict and refused:
         raise typer.Exit(1)
+
+
+@app.command()
+def fit(
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="a .csv, .tsv or .parquet file")],
+    law: Annotated[
+        Literal["power", "saturating", "kaplan", "chinchilla", "width-depth"],
+        typer.Option(help="the law to fit"),
+    ],
+    x: Annotated[str | None, _column("of power, saturating")] = None,
+    y: Annotated[str | None, _column("of power, saturating")] = None,
+    params: Annotated[str | None, _column("of kaplan, chinchilla: parameters N")] = None,
+    tokens: Annotated[str | None, _column("of kaplan, chinchilla, width-depth: tokens D")] = None,
+    width: Annotated[str | None, _column("of width-depth")] = None,
+    depth: Annotated[str | None, _column("of width-depth")] = None,
+    loss: Annotated[str | None, _column("of kaplan, chinchilla, width-depth")] = None,
+    replicate: Annotated[str | None, _column("that labels paired replicates")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN=VALUE", help="only such rows; repeatable"),
+    ] = None,
+    group: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="a fit per value; repeatable")
+    ] = None,
+    bootstrap: Annotated[
+        int, typer.Option(metavar="N", help="resamples for intervals of loss laws; 0: none")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(help="of the resamples")] = 0,
+    figure: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="draw to a .svg or .png file")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit a law to any tidy table, with intervals and what the data cannot tell."""
+    from analysis.fit_table import Request
+    from orchestrator.fit import as_text, assignments
+    from orchestrator.fit import fit as fit_file
+
+    roles = {
+        "x": x, "y": y, "params": params, "tokens": tokens, "width": width, "depth": depth,
+        "loss": loss,
+    }  # fmt: skip
+    request = Request(
+        law=law,
+        columns={role: column for role, column in roles.items() if column is not None},  # type: ignore[misc]
+        where=assignments(where or []),
+        group=tuple(group or []),
+        replicate=replicate,
+        resamples=bootstrap,
+        seed=seed,
+    )
+    fitted = fit_file(table, request, figure)
+    if as_json:
+        _print_json(fitted.to_json())
+    else:
+        _say(as_text(fitted))
 
 
 @app.command()

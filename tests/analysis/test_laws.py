@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -14,6 +14,7 @@ from analysis.laws import (
     fit_power_law,
     is_shown,
     local_elasticity,
+    per_width,
 )
 
 WIDTHS = np.array([64.0, 96, 128, 168, 256, 344, 512])
@@ -25,13 +26,21 @@ def fitted(found: PowerLaw | Refusal) -> PowerLaw:
 
 
 def study(
-    replicates: int, scatter: float, noise: float, rng: np.random.Generator, beta: float = 0.6
+    replicates: int,
+    scatter: float,
+    noise: float,
+    rng: np.random.Generator,
+    beta: float = 0.6,
+    slopes: float = 0.0,
 ) -> tuple[np.ndarray, ...]:
-    """D, rank, replicate: scatter of whole widths about the law, and noise of single runs."""
+    """D, rank, replicate: scatter of whole widths about the law, noise of single runs, and
+    exponents that differ between replicates."""
     x = np.repeat(WIDTHS, replicates)
     r = np.tile(np.arange(replicates), len(WIDTHS))
     wobble = np.repeat(scatter * rng.standard_normal(len(WIDTHS)), replicates)
     luck = 0.05 * rng.standard_normal(replicates)[r]
+    if slopes:
+        luck += slopes * rng.standard_normal(replicates)[r] * np.log(x / 180)
     log_y = 0.3 + beta * np.log(x) + wobble + luck + noise * rng.standard_normal(len(x))
     return x, np.exp(log_y), r
 
@@ -68,19 +77,75 @@ def test_one_replicate_agrees_with_linear_regression() -> None:
     assert found.lack_of_fit_p is None
 
 
-@pytest.mark.parametrize(("replicates", "scatter"), [(1, 0.0), (1, 0.1), (3, 0.1), (3, 0.0)])
-def test_nine_of_ten_intervals_cover_the_planted_exponent(replicates: int, scatter: float) -> None:
+@pytest.mark.parametrize(
+    ("replicates", "scatter", "slopes"),
+    [
+        *[(1, 0.0, 0.0), (2, 0.0, 0.0), (3, 0.0, 0.0), (5, 0.0, 0.0)],
+        *[(1, 0.1, 0.0), (2, 0.1, 0.0), (3, 0.03, 0.0), (3, 0.1, 0.0)],
+        *[(3, 0.0, 0.03), (3, 0.0, 0.1), (5, 0.0, 0.1)],
+    ],
+)
+def test_nine_of_ten_intervals_cover_the_planted_exponent(
+    replicates: int, scatter: float, slopes: float
+) -> None:
     rng = np.random.default_rng(11)
     studies = 300
     covered = 0
     for _ in range(studies):
-        low, high = fitted(fit_power_law(*study(replicates, scatter, 0.03, rng))).beta_interval
+        x, y, r = study(replicates, scatter, 0.03, rng, slopes=slopes)
+        low, high = fitted(fit_power_law(x, y, r)).beta_interval
         covered += low <= 0.6 <= high
-    # Three standard deviations of a binomial below 90 %. Where the wider of two intervals is
-    # taken and widths do not scatter, more than 90 % may be covered, never less.
-    assert covered / studies > 0.90 - 3 * np.sqrt(0.09 / studies)
-    if scatter > 0:
-        assert covered / studies < 0.90 + 3 * np.sqrt(0.09 / studies)
+    # 85 to 95 % are claimed (benchmarks/law_coverage.py); two standard errors of 300 studies more.
+    assert 0.85 - 0.041 < covered / studies < 0.95 + 0.025
+
+
+def test_a_fifth_of_the_cells_may_be_missing() -> None:
+    rng = np.random.default_rng(12)
+    covered = 0
+    for _ in range(300):
+        x, y, r = study(3, 0.05, 0.03, rng)
+        keep = rng.permutation(len(x)) >= len(x) // 5
+        low, high = fitted(fit_power_law(x[keep], y[keep], r[keep])).beta_interval
+        covered += low <= 0.6 <= high
+    assert 0.85 - 0.041 < covered / 300 < 0.95 + 0.025
+
+
+def test_where_only_runs_scatter_their_noise_is_pooled() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):  # until the preliminary tests are silent
+        x, y, r = study(3, 0.0, 0.03, rng)
+        found = fitted(fit_power_law(x, y, r))
+        if "runs" in found.interval_method:
+            break
+    assert found.interval_method == "Student-t over 21 runs"
+    # The reference: least squares on ln x and a level for every replicate.
+    design = np.column_stack([np.log(x), np.eye(3)[r]])
+    _, residual, _, _ = np.linalg.lstsq(design, np.log(y))
+    variance = residual[0] / (21 - 4) * np.linalg.inv(design.T @ design)[0, 0]
+    half = stats.t.ppf(0.95, 17) * np.sqrt(variance)
+    assert found.beta_interval == pytest.approx((found.beta - half, found.beta + half))
+
+
+def test_where_widths_scatter_replicates_do_not_shrink_the_interval() -> None:
+    x, y, r = study(3, 0.2, 0.001, np.random.default_rng(1))
+    found = fitted(fit_power_law(x, y, r))
+    means = np.log(y).reshape(7, 3).mean(axis=1)
+    reference = stats.linregress(np.log(WIDTHS), means)
+    assert found.interval_method == "Student-t over 7 width means"
+    assert found.beta_interval[1] - found.beta == pytest.approx(
+        stats.t.ppf(0.95, 5) * reference.stderr
+    )
+
+
+def test_where_widths_scatter_and_replicates_disagree_both_errors_count() -> None:
+    x, y, r = study(3, 0.2, 0.001, np.random.default_rng(1), slopes=0.3)
+    found = fitted(fit_power_law(x, y, r))
+    assert found.interval_method.endswith("their errors added")
+    assert found.replicate_error is not None
+    half = found.beta_interval[1] - found.beta
+    assert half == pytest.approx(
+        np.hypot(found.width_error.half_width(0.9), found.replicate_error.half_width(0.9))
+    )
 
 
 def test_the_wider_interval_is_reported_and_named() -> None:
@@ -134,6 +199,59 @@ def test_points_without_a_logarithm_are_left_out_and_counted() -> None:
     assert found.beta == pytest.approx(0.5)
     assert found.excluded == {"not finite": 1, "not positive": 2}
     assert found.x_range == (64, 512)
+
+
+def test_leaving_a_width_out_gives_the_range_of_the_refits() -> None:
+    x, y, r = study(3, 0.1, 0.05, np.random.default_rng(4))
+    refits = [fitted(fit_power_law(x[x != d], y[x != d], r[x != d])).beta for d in WIDTHS]
+    found = fitted(fit_power_law(x, y, r))
+    assert found.leave_one_out == pytest.approx((min(refits), max(refits)))
+    assert fitted(fit_power_law(WIDTHS[:3], WIDTHS[:3])).leave_one_out is None
+
+
+@settings(max_examples=25)
+@given(st.floats(-1, 2), st.integers(0, 1000))
+def test_the_law_of_a_utilisation_is_that_of_its_rank_less_one(beta: float, seed: int) -> None:
+    x, y, r = study(2, 0.05, 0.05, np.random.default_rng(seed), beta=beta)
+    shifted, direct = (
+        per_width(fitted(fit_power_law(x, y, r))),
+        fitted(fit_power_law(x, y / x, r)),
+    )
+    assert shifted.beta == pytest.approx(direct.beta, abs=1e-9)
+    assert shifted.beta_interval == pytest.approx(direct.beta_interval, abs=1e-9)
+    assert shifted.leave_one_out == pytest.approx(direct.leave_one_out, abs=1e-9)
+    assert shifted.r_squared == pytest.approx(direct.r_squared, abs=1e-6)
+    assert shifted.predict(300) == pytest.approx(direct.predict(300))
+
+
+def test_repeats_of_a_cell_count_once_and_are_counted() -> None:
+    x, y, r = study(3, 0.0, 0.05, np.random.default_rng(6))
+    once = fitted(fit_power_law(x, y, r))
+    twice = fitted(fit_power_law(np.tile(x, 2), np.tile(y, 2), np.tile(r, 2)))
+    assert twice.beta_interval == pytest.approx(once.beta_interval)
+    assert twice.points == 21
+    assert twice.excluded == {"repeats of a cell, averaged": 21}
+
+
+def test_points_without_a_label_are_left_out_and_counted() -> None:
+    x, y, r = study(2, 0.0, 0.05, np.random.default_rng(6))
+    found = fitted(fit_power_law([*x, 100.0], [*y, 1e6], [*map(str, r), None]))
+    assert found.beta == pytest.approx(fitted(fit_power_law(x, y, r)).beta)
+    assert found.excluded == {"no replicate label": 1}
+
+
+def test_a_hundred_thousand_points_are_fitted_or_refused_in_words() -> None:
+    rng = np.random.default_rng(8)
+    x = np.exp(rng.uniform(0, 10, 100_000))
+    y = x**0.5 * np.exp(0.1 * rng.standard_normal(len(x)))
+    found = fitted(fit_power_law(x, y))
+    assert found.beta_interval[0] < 0.5 < found.beta_interval[1]
+    assert found.beta == pytest.approx(stats.linregress(np.log(x), np.log(y)).slope)
+    rounded = np.round(x) + 1.0
+    refused = fit_power_law(rounded, y)
+    assert isinstance(refused, Refusal)
+    assert "100000 points" in refused.reason
+    assert isinstance(local_elasticity(rounded, y), Refusal)
 
 
 def test_two_widths_are_refused_with_the_number_there_is() -> None:

@@ -1,0 +1,163 @@
+"""Claims about the spectral evidence of a group: what enters a law, what does not, and why."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.laws import LocalElasticity, PowerLaw, Refusal
+from analysis.saturation import Saturation, Untestable
+from analysis.spectral import judge_spectra
+
+MULTIPLIERS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+
+
+def trials(
+    replicates: int = 3,
+    multipliers: tuple[float, ...] = MULTIPLIERS,
+    onset: float = np.inf,
+    noise: float = 0.01,
+) -> pd.DataFrame:
+    """Rows of `SweepTables.trials`: soft rank ~ D^0.9, hard rank ~ D^0.5, loss ~ D^-0.05."""
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    for replicate in range(replicates):
+        for m in multipliers:
+            width = 64 * m
+            end = min(width, onset)
+            error = noise * rng.standard_normal(4)
+            rows.append(
+                {
+                    "id": f"{replicate}-{m}",
+                    "state": "completed",
+                    "holds": ("none",),
+                    "replicate": replicate,
+                    "D": width,
+                    "d_model": 64.0,
+                    "uniform_width": True,
+                    "snapshots": 5,
+                    "soft_rank": end**0.9 * np.exp(error[0]),
+                    "hard_rank": end**0.5 * np.exp(error[1]),
+                    "edim": end**0.7 * np.exp(error[2]),
+                    "val_loss": 4 * width**-0.05 * np.exp(0.1 * error[3]),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def change(frame: pd.DataFrame, index: int, **values: Any) -> pd.DataFrame:
+    changed = frame.copy()
+    for name, value in values.items():
+        changed.loc[index, name] = value
+    return changed
+
+
+def law(found: PowerLaw | Refusal) -> PowerLaw:
+    assert isinstance(found, PowerLaw)
+    return found
+
+
+def test_planted_exponents_are_found_and_the_asymmetry_is_their_difference() -> None:
+    found = judge_spectra(trials())
+    for name, beta in (("soft_rank", 0.9), ("hard_rank", 0.5), ("edim", 0.7), ("asymmetry", 0.4)):
+        low, high = law(found.laws[name]).beta_interval
+        assert low < beta < high
+        assert high - low < 0.05
+    assert law(found.width_law).beta == pytest.approx(-0.05, abs=0.005)
+
+
+def test_utilisation_exponents_are_those_of_the_ranks_less_one() -> None:
+    found = judge_spectra(trials())
+    for rank in ("soft", "hard"):
+        of_rank = law(found.laws[f"{rank}_rank"])
+        of_share = law(found.utilisation[f"{rank}_utilisation"])
+        assert of_share.beta == of_rank.beta - 1
+        assert of_share.beta_interval == tuple(b - 1 for b in of_rank.beta_interval)
+
+
+def test_a_plateau_of_the_ranks_is_found_and_the_loss_has_none() -> None:
+    found = judge_spectra(trials(onset=192.0))
+    for name in ("soft_rank", "hard_rank", "edim"):
+        test = found.saturation[name]
+        assert isinstance(test, Saturation)
+        assert test.saturates
+        assert test.onset_interval[0] <= 192 <= test.onset_interval[1]
+    of_loss = found.saturation["val_loss"]
+    assert isinstance(of_loss, Saturation)
+    assert not of_loss.saturates
+    assert found.stop.multiplier == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"state": "collapsed"}, "collapsed"),
+        ({"state": "diverged"}, "diverged"),
+        ({"state": "waiting"}, "waiting"),
+        ({"snapshots": 0, "soft_rank": np.nan, "hard_rank": np.nan}, "no spectra"),
+        ({"uniform_width": False}, "layers of different width"),
+        ({"d_model": 96.0}, "d_model is not 64"),
+    ],
+)
+def test_a_cell_that_cannot_enter_is_counted_with_its_reason(
+    values: dict[str, Any], why: str
+) -> None:
+    found = judge_spectra(change(trials(), 3, **values))
+    assert found.excluded == {why: 1}
+    assert len(found.used) == 20
+    assert law(found.laws["soft_rank"]).beta == pytest.approx(0.9, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("rank", "why"), [(np.nan, "not finite"), (0.0, "not positive"), (-2.0, "not positive")]
+)
+def test_a_rank_without_a_logarithm_is_counted_by_the_laws_it_would_enter(
+    rank: float, why: str
+) -> None:
+    found = judge_spectra(change(trials(), 3, hard_rank=rank))
+    assert law(found.laws["hard_rank"]).excluded == {why: 1}
+    assert sum(law(found.laws["asymmetry"]).excluded.values()) == 1
+    assert law(found.laws["soft_rank"]).excluded == {}
+    assert law(found.laws["hard_rank"]).beta == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_missing_loss_is_counted_by_the_width_law() -> None:
+    found = judge_spectra(change(trials(), 3, val_loss=np.nan))
+    assert law(found.width_law).excluded == {"not finite": 1}
+    assert law(found.width_law).points == 20
+
+
+def test_a_missing_replicate_does_not_shift_a_law() -> None:
+    whole, part = trials(noise=0.0), trials(noise=0.0).drop(index=[0, 8])
+    part.loc[part["replicate"] == 1, "soft_rank"] *= 1.3  # its luck, at every width
+    whole.loc[whole["replicate"] == 1, "soft_rank"] *= 1.3
+    of_part, of_whole = (law(judge_spectra(frame).laws["soft_rank"]) for frame in (part, whole))
+    assert of_part.beta == pytest.approx(of_whole.beta, abs=1e-9)
+
+
+def test_the_same_cell_twice_counts_once() -> None:
+    once, twice = trials(), pd.concat([trials(), trials()], ignore_index=True)
+    one, two = (law(judge_spectra(frame).laws["soft_rank"]) for frame in (once, twice))
+    assert two.beta_interval == pytest.approx(one.beta_interval)
+    assert two.excluded == {"repeats of a cell, averaged": 21}
+
+
+def test_one_width_and_no_cells_are_refused_in_words() -> None:
+    for frame in (trials(multipliers=(4.0,)), trials().iloc[:0]):
+        found = judge_spectra(frame)
+        for refusal in (*found.laws.values(), found.width_law):
+            assert isinstance(refusal, Refusal)
+            assert "at least 3 widths" in refusal.reason
+        assert all(isinstance(test, Untestable) for test in found.saturation.values())
+        assert not found.stop.measured
+        assert found.stop.multiplier is None
+
+
+def test_five_widths_have_laws_but_no_saturation_test() -> None:
+    found = judge_spectra(trials(multipliers=MULTIPLIERS[:5]))
+    assert isinstance(found.elasticity["edim"], LocalElasticity)
+    law(found.laws["edim"])
+    test = found.saturation["edim"]
+    assert isinstance(test, Untestable)
+    assert "not testable" in test.reason

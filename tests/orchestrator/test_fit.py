@@ -1,0 +1,148 @@
+"""Claims about `widthlab fit`: published objectives, one clear message, only JSON on stdout."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from orchestrator import cli
+
+GADRE = Path(__file__).parents[1] / "data" / "gadre_models_losses.csv"
+LOSSES = ["--law", "chinchilla", "--params", "params", "--tokens", "tokens", "--loss", "loss"]
+POWER = ["--law", "power", "--x", "D", "--y", "rank"]
+#: Objectives published for these data, and the exponents beside them (arXiv 2403.08540's models,
+#: fitted as in arXiv 2203.15556).
+PUBLISHED = {
+    "c4_original": (5.2995e-4, 0.2526, 0.2622),
+    "rpj": (4.2651e-4, 0.2431, 0.2730),
+    "rw_original": (4.7573e-4, 0.2226, 0.2898),
+}
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys):
+    """Runs `widthlab fit` and returns exit code, stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["widthlab", "fit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        output = capsys.readouterr()
+        return int(stopped.value.code or 0), output.out, output.err
+
+    return call
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Path:
+    width = np.repeat([64, 96, 128, 192, 256], 2)
+    table = pd.DataFrame({"D": width, "rank": 3 * width**0.7, "norm": ["pre", "post"] * 5})
+    table.to_csv(tmp_path / "ranks.csv", index=False)
+    return tmp_path / "ranks.csv"
+
+
+def test_published_objectives_are_reached_from_the_command_line(run) -> None:
+    code, out, _ = run(
+        GADRE, *LOSSES, "--where", "val_data=c4_val", "--group", "dataset", "--json",
+        "--bootstrap", "100",
+    )  # fmt: skip
+    assert code == 0
+    found = json.loads(out)
+    assert found["law"] == "chinchilla"
+    assert [group["group"]["dataset"] for group in found["groups"]] == list(PUBLISHED)
+    for group in found["groups"]:
+        objective, alpha, beta = PUBLISHED[group["group"]["dataset"]]
+        assert group["objective"] <= objective + 0.5e-8  # published to five digits
+        assert group["parameters"]["alpha"] == pytest.approx(alpha, abs=1e-3)
+        assert group["parameters"]["beta"] == pytest.approx(beta, abs=1e-3)
+        assert group["starts"] == 4500
+        assert group["starts_at_best"] > 0.4
+        low, high = group["identifiability"]["ranges"]["E"]
+        assert high - low > 0.1  # the valley is flat
+        assert group["intervals"]["allocation"][0] < group["allocation_exponent"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
+def test_every_kind_of_table_is_read_alike(run, ranks: Path, kind: str) -> None:
+    frame, path = pd.read_csv(ranks), ranks.with_suffix(f".{kind}")
+    if kind == "parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_csv(path, sep="\t" if kind == "tsv" else ",", index=False)
+    code, out, err = run(path, *POWER, "--json")
+    assert (code, err) == (0, "")
+    (group,) = json.loads(out)["groups"]
+    assert group["parameters"]["beta"] == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".png"])
+def test_a_figure_is_written(run, ranks: Path, suffix: str) -> None:
+    figure = ranks.parent / f"law{suffix}"
+    assert run(ranks, *POWER, "--group", "norm", "--figure", figure)[0] == 0
+    assert figure.read_bytes()[:5] in (b"<?xml", b"\x89PNG\r")
+
+
+def test_a_figure_of_a_loss_law_is_written(run, tmp_path: Path) -> None:
+    figure = tmp_path / "law.svg"
+    code, out, _ = run(
+        GADRE, "--law", "kaplan", "--params", "params", "--tokens", "tokens", "--loss", "loss",
+        "--where", "dataset=rpj", "--bootstrap", "100", "--figure", figure,
+    )  # fmt: skip
+    assert code == 0
+    assert "Measured above the law" in figure.read_text()
+    assert "alpha_N" in out
+    assert "BCa" in out
+
+
+def test_the_text_says_what_was_left_out_and_warns(run, ranks: Path) -> None:
+    ranks.write_text(ranks.read_text() + "512,nan,pre\n")
+    code, out, _ = run(ranks, "--law", "saturating", "--x", "D", "--y", "rank")
+    assert code == 0
+    assert "1 left out (1 not finite)" in out
+    assert "warning: " in out
+
+
+BROKEN = {
+    "empty.csv": (b"", "empty"),
+    "twice.csv": (b"D,rank,D\n1,2,3\n", "'D' more than once"),
+    "header.csv": (b"D,rank\n", "no rows"),
+    "text.csv": (b"D,rank\n64,high\n", "'high'"),
+    "column.csv": (b"D,loss\n64,3\n", "'rank'"),
+    "ragged.csv": (b"D,rank\n64,3\n96,4,5\n", "not a table"),
+    "more.csv": (b"D,rank\n64,3,1\n96,4,5\n", "more fields"),
+    "binary.csv": (b"\xff\xfe\x00\x01\xc3\x28", "not a table"),
+    "nul.csv": (b"\x00\x00\x00", "no column"),
+    "broken.parquet": (b"PAR1 but no more", "not a table"),
+    "notes.txt": (b"D,rank\n64,3\n", ".csv, .tsv or .parquet"),
+    "few.csv": (b"D,rank\n64,3\n96,4\n", "at least 3"),
+    "nan.csv": (b"D,rank\n64,nan\n96,nan\n128,nan\n", "empty in every row"),
+    "zero.csv": (b"D,rank\n64,0\n96,-4\n128,0\n", "3 not positive"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_no_table_is_refused_with_one_message(run, tmp_path: Path, name: str) -> None:
+    content, expected = BROKEN[name]
+    (tmp_path / name).write_bytes(content)
+    code, out, err = run(tmp_path / name, *POWER, "--json")
+    assert (code, out) == (2, "")
+    assert expected in err
+    assert err.count("error: ") == 1
+    assert "Traceback" not in err
+
+
+def test_a_directory_a_missing_file_and_bad_options_are_refused(run, ranks: Path) -> None:
+    for arguments, expected in (
+        ([ranks.parent, *POWER], "directory"),
+        ([ranks.parent / "no.csv", *POWER], "no file"),
+        ([ranks, *POWER, "--where", "norm"], "column=value"),
+        ([ranks, *POWER, "--figure", "law.gif"], ".svg"),
+        ([ranks, *POWER, "--figure", ranks.parent / "no" / "law.svg"], "no directory"),
+        ([ranks, *POWER[:-2]], "--y"),
+    ):
+        code, out, err = run(*arguments)
+        assert (code, out) == (2, "")
+        assert expected in err
