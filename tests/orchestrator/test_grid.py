@@ -262,7 +262,7 @@ def test_widths_that_round_to_one_d_are_merged():
 
 
 def test_a_width_without_a_model_of_the_budget_is_dropped_with_the_reason():
-    found = grid("hold=[none, params]", "norm=pre", "width_multiplier=[4, 1000]")
+    found = grid("hold=[none, params]", "norm=pre", "width_multiplier=[4, 1000]", "memory_mb=20000")
     assert {cell.hold for cell in found.dropped} == {"params"}
     assert {cell.axes["width_multiplier"] for cell in found.dropped} == {1000.0}
     assert all("non-embedding parameters" in cell.why for cell in found.dropped)
