@@ -63,9 +63,14 @@ def test_wsd_of_several_lengths_is_one_run_until_the_shorter_decays(
     """That is what makes a branch of one run as good as a run of its own."""
     shorter, longer = sorted(lengths)
     same = {"schedule": "wsd", "warmup_steps": warmup, "decay_fraction": decay}
-    end = TrainingSpec(steps=shorter, batch_tokens=2, learning_rate=PEAK, **same).stable_end
+    end, later = (
+        TrainingSpec(steps=steps, batch_tokens=2, learning_rate=PEAK, **same).stable_end
+        for steps in (shorter, longer)
+    )
     assert rates(shorter, **same)[:end] == rates(longer, **same)[:end]
-    assert rates(shorter, **same)[end] < rates(longer, **same)[end] == PEAK
+    assert rates(shorter, **same)[end] < PEAK
+    # 53 and 54 updates, half of them decay: both begin to after 27.
+    assert later == end or rates(longer, **same)[end] == PEAK
 
 
 @given(
