@@ -1,24 +1,26 @@
 """From a sweep's directory to its report: read, judge, draw, write."""
 
-import io
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
-from analysis import figures
 from analysis.errors import InputError
-from analysis.figure_style import render
-from analysis.laws import PowerLaw, Refusal
-from analysis.recommend import Recommendation, recommend
+from analysis.figures import rank_figures
+from analysis.figures import verdict_figures as figures
+from analysis.figures.style import render
 from analysis.records import encode_json
-from analysis.report import build_report
+from analysis.report.build import build_report
+from analysis.report.tables import report_tables, written
 from analysis.storage import Storage
-from analysis.summary import summarise
-from analysis.table import SweepTables, load_sweep
+from analysis.tables.sweep_tables import SweepTables, load_sweep
+from analysis.verdict.layer_verdict import LayerVerdict, judge_layers, representative
+from analysis.verdict.recommend import Recommendation, recommend
+from analysis.verdict.summary import summarise
 
 REPORT = "report"
+#: Heat maps beside those in the report, one of every width, until there are so many.
+MOST_HEAT_MAPS = 16
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,21 @@ class Analysis:
     report_url: str
 
 
-def analyse(sweep: Storage) -> Analysis:
+def analyse(
+    sweep: Storage,
+    *,
+    links: Mapping[str, str] | None = None,
+    aggregate_last: int | None = None,
+    aggregate_layers: str | None = None,
+) -> Analysis:
     """Judge a sweep and write report/ into its directory, in place of an earlier one.
 
-    Raises InputError where the directory is no sweep, or no trial of it has finished.
+    `links` are the pages of trials on an MLflow server, by trial id; `aggregate_*` go before what
+    the sweep file says. Raises InputError where the directory is no sweep, or no trial of it has
+    finished.
     """
-    tables = load_sweep(sweep)
-    unfinished = tables.trials["state"].isin(["failed", "unfinished", "waiting"])
+    tables = load_sweep(sweep, aggregate_last, aggregate_layers)
+    unfinished = tables.trials["state"].isin(["failed", "unfinished", "waiting", "duplicate"])
     if unfinished.all():
         counts = tables.trials["state"].value_counts().to_dict()
         raise InputError(
@@ -45,87 +55,54 @@ def analyse(sweep: Storage) -> Analysis:
             "let `widthlab run` finish at least one"
         )
     recommendation = recommend(tables)
+    layers = {verdict.slug: judge_layers(verdict, tables) for verdict in recommendation.groups}
     judgement = recommendation.to_dict()
-    text = summarise(tables, recommendation)
-    written = dict(_figures(tables, recommendation))
-    svgs = {name: data for name, data in written.items() if name.endswith(".svg")}
-    written |= dict(_tables(tables, recommendation))
-    written["recommendation.json"] = encode_json(judgement)
-    # Last: whoever sees a report finds everything it names.
-    written["report.html"] = build_report(tables, recommendation, svgs).encode()
+    for verdict, group in zip(recommendation.groups, judgement["groups"], strict=True):
+        group["layers"] = layers[verdict.slug].to_dict()
+    frames = report_tables(tables, recommendation, layers)
+    files = dict(_figures(tables, recommendation, layers))
+    svgs = {key: data for key, data in files.items() if key.endswith(".svg")}
+    page = build_report(tables, recommendation, layers, svgs, frames, links or {})
+    files |= dict(written(frames))
+    files["recommendation.json"] = encode_json(judgement)
+    files["report.html"] = page.encode()  # last: whoever sees it finds everything it names
     report = sweep.child(REPORT)
-    for key, data in written.items():
+    for key, data in files.items():
         report.put(key, data)
     for key in report.list():
-        if key not in written and key.startswith(("figures/", "tables/")):
+        if key not in files and key.startswith(("figures/", "tables/")):
             report.delete(key)  # of an earlier analysis with other groups
-    return Analysis(judgement, text, f"{report.url}/report.html")
+    return Analysis(judgement, summarise(tables, recommendation), f"{report.url}/report.html")
 
 
-def _figures(tables: SweepTables, recommendation: Recommendation) -> Iterator[tuple[str, bytes]]:
+def _figures(
+    tables: SweepTables, recommendation: Recommendation, layers: Mapping[str, LayerVerdict]
+) -> Iterator[tuple[str, bytes]]:
     """Key and bytes of every figure, as SVG and PNG."""
-    overview = figures.exponents(recommendation)
-    drawn = {} if overview is None else {"exponents": overview}
-    for verdict in recommendation.groups:
-        for name, figure in figures.figures_of(verdict, tables).items():
-            drawn[f"{verdict.slug}-{name}"] = figure
-    for name, figure in drawn.items():
+
+    def all_of_them() -> Iterator[tuple[str, Any]]:
+        overview = figures.exponents(recommendation)
+        if overview is not None:
+            yield "exponents", overview
+        for verdict in recommendation.groups:
+            advice = layers[verdict.slug].advice
+            for name, figure in figures.figures_of(verdict, tables, advice):
+                yield f"{verdict.slug}-{name}", figure
+        yield from itertools.islice(_heat_maps(tables, recommendation), MOST_HEAT_MAPS)
+
+    for name, figure in all_of_them():
         for kind, data in render(figure).items():
             yield f"figures/{name}.{kind}", data
 
 
-def _tables(tables: SweepTables, recommendation: Recommendation) -> Iterator[tuple[str, bytes]]:
-    """Key and bytes of every table; those with a row per step as Parquet only."""
-    trials = tables.trials.assign(holds=tables.trials["holds"].map("+".join))
-    for name, frame in {
-        "trials": trials,
-        "laws": _laws(recommendation),
-        "widths": _widths(recommendation),
-    }.items():
-        if len(frame.columns):
-            yield f"tables/{name}.csv", frame.to_csv(index=False).encode()
-            yield f"tables/{name}.parquet", _parquet(frame)
-    yield "tables/spectra.parquet", _parquet(tables.spectra)
-    yield "tables/curves.parquet", _parquet(tables.curves)
-
-
-def _laws(recommendation: Recommendation) -> pd.DataFrame:
-    """A row per group and law."""
-    rows = []
+def _heat_maps(tables: SweepTables, recommendation: Recommendation) -> Iterator[tuple[str, Any]]:
+    """Ranks by layer and step at every width of a group, but for the one that the report shows."""
     for verdict in recommendation.groups:
-        for name, law in verdict.spectral.laws.items():
-            row = {**verdict.group, "quantity": name, "excluded": sum(law.excluded.values())}
-            if isinstance(law, Refusal):
-                row |= {"refused": law.reason}
-            if isinstance(law, PowerLaw):
-                row |= {
-                    "beta": law.beta,
-                    "beta_low": law.beta_interval[0],
-                    "beta_high": law.beta_interval[1],
-                    "intercept": law.intercept,
-                    "intercept_low": law.intercept_interval[0],
-                    "intercept_high": law.intercept_interval[1],
-                    "interval_method": law.interval_method,
-                    "r_squared": law.r_squared,
-                    "lack_of_fit_p": law.lack_of_fit_p,
-                    "widths": law.widths,
-                    "points": law.points,
-                }
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _widths(recommendation: Recommendation) -> pd.DataFrame:
-    """A row per group and width of the deciding budget."""
-    rows = [
-        {**verdict.group, **alternative}
-        for verdict in recommendation.groups
-        for alternative in verdict.alternatives
-    ]
-    return pd.DataFrame(rows)
-
-
-def _parquet(frame: pd.DataFrame) -> bytes:
-    sink = io.BytesIO()
-    frame.to_parquet(sink, index=False)
-    return sink.getvalue()
+        shown = representative(verdict)
+        first = verdict.spectral.used.sort_values(["D", "replicate"]).drop_duplicates("D")
+        for trial_id in first["id"]:
+            if shown is None or trial_id == shown["id"]:
+                continue
+            figure = rank_figures.heat_map(str(trial_id), tables)
+            if figure is not None:
+                yield f"layer-ranks/{trial_id}", figure

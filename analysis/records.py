@@ -227,6 +227,8 @@ def get_result(trial: Storage) -> dict[str, Any] | None:
     for name in ("final", "records"):
         if not isinstance(result[name], dict):
             raise BrokenRecordError(f"{trial.url}/{RESULT}: {name} is not an object")
+    if not all(isinstance(key, str) for key in result["records"].values()):
+        raise BrokenRecordError(f"{trial.url}/{RESULT}: records does not name parts")
     return result
 
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.batched_minimise import minimise
-from analysis.fit_resamples import Resamples, resample
+from analysis.fit.batched_minimise import minimise
+from analysis.fit.resamples import Resamples, resample
+from analysis.fit.scaling_fit import intervals_of_form
+from analysis.fit.scaling_laws import DELTA, Form, LossLaw, Variable, form_of, variables_array
 from analysis.replicates import Floats
-from analysis.scaling_fit import intervals_of_form
-from analysis.scaling_laws import DELTA, Form, LossLaw, Variable, form_of, variables_array
 
 NOISE = 0.01
 REPORTED, OTHER = "reported", "the other"

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from scipy import optimize
 
-from analysis.batched_minimise import huber, minimise
-from analysis.fit_resamples import resample
-from analysis.log_sum_exp import LogSumExp
+from analysis.fit.batched_minimise import huber, minimise
+from analysis.fit.log_sum_exp import LogSumExp
+from analysis.fit.resamples import resample
+from analysis.fit.scaling_fit import REACHED, ROUGHLY
+from analysis.fit.scaling_laws import DELTA, form_of
 from analysis.replicates import Floats
-from analysis.scaling_fit import REACHED, ROUGHLY
-from analysis.scaling_laws import DELTA, form_of
 
 RESAMPLES = 1000
 #: Goals, seconds on two cores.

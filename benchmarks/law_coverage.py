@@ -23,9 +23,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.laws import PowerLaw, fit_asymmetry, fit_power_law
-from analysis.layers import LayerAdvice, advise_layers
-from analysis.saturation import Saturation, judge_saturation
+from analysis.laws.layers import LayerAdvice, advise_layers
+from analysis.laws.power_law import PowerLaw, fit_asymmetry, fit_power_law
+from analysis.laws.saturation import Saturation, judge_saturation
 
 Floats = NDArray[np.float64]
 

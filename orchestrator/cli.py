@@ -244,7 +244,28 @@ def rerun(
 
 @app.command()
 def analyze(
-    directory: Annotated[str, typer.Argument(metavar="DIR", help="a sweep's directory")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR", help="a sweep's directory; with --from-mlflow also a run or experiment"
+        ),
+    ],
+    from_mlflow: Annotated[
+        bool, typer.Option("--from-mlflow", help="read MLflow and not the trial directories")
+    ] = False,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="what --from-mlflow writes (default: NAME-from-mlflow)"),
+    ] = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+    tracking_uri: TrackingOption = None,
+    aggregate_last: Annotated[
+        int | None, typer.Option(metavar="K", help="a layer's rank: median of its last K snapshots")
+    ] = None,
+    aggregate_layers: Annotated[
+        Literal["median", "mean", "first", "deepest"] | None,
+        typer.Option(help="a trial's rank of those of its layers (default: as its sweep says)"),
+    ] = None,
     require_verdict: Annotated[
         bool, typer.Option("--require-verdict", help="exit 1 where the analysis refuses")
     ] = False,
@@ -253,7 +274,22 @@ def analyze(
     """Fit the laws, judge, and write figures and report from a sweep's directory."""
     from analysis.pipeline import analyse
 
-    done = analyse(_open(directory))
+    links = None
+    if from_mlflow:
+        from orchestrator.from_mlflow import identity_of, rebuild
+        from orchestrator.tracking import storage_of
+        from orchestrator.tracking import tracking_uri as tracking_of
+
+        beside = _open(storage) if identity_of(source) is None else storage_of(_open(source))
+        rebuilt = rebuild(source, tracking_of(beside, tracking_uri), out)
+        directory, links = rebuilt.sweep, rebuilt.links
+    elif out is not None:
+        raise InputError("--out is where --from-mlflow writes; a sweep's report lies in its own")
+    else:
+        directory = _open(source)
+    done = analyse(
+        directory, links=links, aggregate_last=aggregate_last, aggregate_layers=aggregate_layers
+    )
     if as_json:
         _print_json(done.recommendation)
     else:
@@ -296,7 +332,7 @@ def fit(
     as_json: JsonOption = False,
 ) -> None:
     """Fit a law to any tidy table, with intervals and what the data cannot tell."""
-    from analysis.fit_table import Request
+    from analysis.fit.fit_table import Request
     from orchestrator.fit import as_text, assignments
     from orchestrator.fit import fit as fit_file
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.errors import InputError
-from analysis.fit_table import (
+from analysis.fit.fit_table import (
     GroupFit,
     Request,
     TableFit,
@@ -19,9 +19,9 @@ from analysis.fit_table import (
     parameters_of,
     warnings_of,
 )
-from analysis.laws import PowerLaw, Refusal
-from analysis.saturating_law import SaturatingLaw
-from analysis.scaling_fit import FLAT_WITHIN, ScalingLaw
+from analysis.fit.saturating_law import SaturatingLaw
+from analysis.fit.scaling_fit import FLAT_WITHIN, ScalingLaw
+from analysis.laws.power_law import PowerLaw, Refusal
 from analysis.wording import percent, plural
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -34,8 +34,8 @@ def fit(path: Path, request: Request, figure: Path | None) -> TableFit:
         _check_figure(figure)
     fitted = fit_table(read_table(path), request)
     if figure is not None:
-        from analysis.figure_style import render
-        from analysis.fit_figure import fit_figure
+        from analysis.figures.fit_figure import fit_figure
+        from analysis.figures.style import render
 
         drawn = render(fit_figure(fitted, request.columns))
         try:

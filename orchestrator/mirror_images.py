@@ -19,7 +19,7 @@ from orchestrator.mirror_trial import NOTHING_SENT, TrialView
 from orchestrator.tracking import Image
 
 if TYPE_CHECKING:
-    from analysis.spectrum_figures import LayerSnapshot
+    from analysis.figures.spectrum_figures import LayerSnapshot
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class TrialImages:
 
     def _read(self, trial: Storage, seen: TrialView) -> None:
         """Read the parts that are new; those of an attempt that was cut off are forgotten."""
-        from analysis.spectrum_figures import COLUMNS, layer_snapshots
+        from analysis.figures.spectrum_figures import COLUMNS, layer_snapshots
 
         parts: dict[str, _PartSpectra] = {}
         for part in _parts(seen):
@@ -126,8 +126,8 @@ class TrialImages:
         self._parts = parts
 
     def _images(self) -> Iterator[Image]:
-        from analysis.figure_style import pixels
-        from analysis.spectrum_figures import rank_heat_map, spectrum_over_training
+        from analysis.figures.spectrum_figures import rank_heat_map, spectrum_over_training
+        from analysis.figures.style import pixels
 
         pictures = (("heat_map", rank_heat_map), ("spectrum", spectrum_over_training))
         by_site: dict[str, dict[tuple[int, int], LayerSnapshot]] = {}

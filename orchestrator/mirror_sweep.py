@@ -19,7 +19,7 @@ from analysis.errors import InputError
 from analysis.records import BrokenRecordError, encode_json, get_json
 from analysis.storage import Storage
 from orchestrator.artifacts import Artifacts
-from orchestrator.ledger import resolved_sweep, trial_storage
+from orchestrator.ledger import SWEEP_FILE, resolved_sweep, trial_storage
 from orchestrator.mirror_images import DrawingTime
 from orchestrator.mirror_points import flat, note, progress
 from orchestrator.mirror_run import (
@@ -42,6 +42,7 @@ IDENTITY_FILE = "mirror.json"
 REPORT = "report"
 RECOMMENDATION = "report/recommendation.json"
 REPORT_TAG = "widthlab.report"
+SWEEP_FILE_TAG = "widthlab.sweep_file"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Mirror:
         self._uri = tracking_uri
         config = resolved_sweep(sweep)
         self._config = config
+        self._file = sweep.get(SWEEP_FILE)
         self._name = str(config["name"])
         self._planned = {str(trial["id"]): trial for trial in config["resolved"]["trials"]}
         self._identity = _identity(sweep, self._name)
@@ -139,6 +141,7 @@ class Mirror:
         self._followed: dict[str, TrialRun] = {}
         self._note = ""
         self._report = ""  # digest of what the parent run has of the report
+        self._sweep_file = ""  # digest of what it has as sweep.yaml
         self._glance = ""  # the same, cheap to find
 
     def _contact(self) -> tuple[Tracking, Run, Artifacts]:
@@ -155,6 +158,7 @@ class Mirror:
                     parent = parent or run
             self._parent = parent or self._create_parent(self._tracking)
             self._report = self._parent.tags.get(REPORT_TAG, "")
+            self._sweep_file = self._parent.tags.get(SWEEP_FILE_TAG, "")
         return self._tracking, self._parent, self._artifacts
 
     def _create_parent(self, tracking: Tracking) -> Run:
@@ -242,6 +246,7 @@ class Mirror:
             self._say(REPORT, f"cannot be read: {type(error).__name__}: {error}")
         counts = Counter(self._outcomes.values())
         try:
+            self._send_sweep_file(tracking, parent, artifacts)
             self._send_note(tracking, parent, counts)
             if last:
                 status = "FAILED" if counts["failed"] else "FINISHED"
@@ -252,6 +257,13 @@ class Mirror:
         except RefusedError as error:
             self._say("sweep", str(error))
             self._forget()  # deleted on the server: the next look makes another
+
+    def _send_sweep_file(self, tracking: Tracking, parent: Run, artifacts: Artifacts) -> None:
+        """Send the resolved sweep.yaml, which says what was planned, to whoever has no more."""
+        digest = sha256(self._file).hexdigest()
+        if digest != self._sweep_file and artifacts.send(parent.run_id, SWEEP_FILE, self._file):
+            tracking.send_tags(parent.run_id, {SWEEP_FILE_TAG: digest})
+            self._sweep_file = digest
 
     def _send_note(self, tracking: Tracking, parent: Run, counts: Counter[str]) -> None:
         try:

@@ -112,7 +112,7 @@ def run_sweep(
             reached = read_ledger(sweep)
             # A request that came after the last trial has stopped nothing.
             stopped = stop_requested(sweep) and not all(trial.over for trial in reached.trials)
-            judged = _judge(sweep, reached, console)
+            judged = _judge(sweep, reached, tracking, console)
         except BaseException:
             mirror.leave(timeout=10)
             raise
@@ -199,14 +199,15 @@ def _train(
                 give_up(trial_storage(sweep, trial_id), message)
 
 
-def _judge(sweep: Storage, reached: Ledger, console: Console) -> dict[str, Any]:
+def _judge(sweep: Storage, reached: Ledger, tracking: str, console: Console) -> dict[str, Any]:
     """The analysis of what there is; nothing where no trial has ended yet."""
     if not any(trial.state in records.OUTCOMES for trial in reached.trials):
         return {}
     from analysis.pipeline import analyse
+    from orchestrator.run_links import run_links
 
     console.print("fitting laws and writing the report", highlight=False)
-    done = analyse(sweep)
+    done = analyse(sweep, links=run_links(sweep, tracking))
     return {
         "summary": done.summary,
         "recommendation": done.recommendation,

@@ -12,6 +12,7 @@ from pydantic import (
     model_validator,
 )
 
+from analysis.tables.aggregate import LayerStatistic
 from trainers.data.sources import (
     BPETokenizer,
     BytesTokenizer,
@@ -80,11 +81,27 @@ class ResourcesSection(Frozen):
     price_per_device_hour: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
 
+class Target(Frozen):
+    """The model that the verdict is wanted for, beyond those that are trained."""
+
+    params: float = Field(gt=0, allow_inf_nan=False)  # non-embedding
+    tokens: float = Field(gt=0, allow_inf_nan=False)  # of its training
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_keys(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or set(value) != {"params", "tokens"}:
+            raise ValueError(f"{value!r} should be {{params: 1e9, tokens: 2e10}}, with these keys")
+        return value
+
+
 class AnalysisSection(Frozen):
     """What the judgement takes as given."""
 
     tolerance_nats: float = Field(default=0.01, gt=0, allow_inf_nan=False)
-    aggregate_last: int = Field(default=5, ge=1)  # a trial's rank: median of its last snapshots
+    aggregate_last: int = Field(default=5, ge=1)  # a layer's rank: median of its last snapshots
+    aggregate_layers: LayerStatistic = "median"  # of these, a trial's rank
+    target: Target | None = None  # extrapolated to from three model sizes or more
 
 
 def _as_tuple(value: Any) -> Any:

@@ -23,6 +23,7 @@ from analysis.storage import LocalStorage, Storage, open_storage
 
 if TYPE_CHECKING:
     import numpy as np
+    from mlflow.tracking import MlflowClient
     from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
@@ -138,7 +139,7 @@ def redacted(uri: str) -> str:
 
 
 def _checked(uri: str, place: str) -> str:
-    database = _sqlite_path(uri)
+    database = sqlite_path(uri)
     if database is not None:
         if uri in (SQLITE, f"{SQLITE}:memory:") or uri.endswith("/") or database.is_dir():
             raise InputError(
@@ -163,10 +164,6 @@ def _has_host(uri: str) -> bool:
         return False
 
 
-def _sqlite_path(uri: str) -> Path | None:
-    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
-
-
 def git_state(folder: Path) -> dict[str, str | bool]:
     """Commit and dirty flag of the checkout that holds `folder`; empty where there is none."""
 
@@ -182,7 +179,25 @@ def git_state(folder: Path) -> dict[str, str | bool]:
     return {"commit": commit, "dirty": bool(changes)}
 
 
+def sqlite_path(uri: str) -> Path | None:
+    """The file of an SQLite URI, None for any other."""
+    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+
 # --- the connection ------------------------------------------------------------------------
+
+
+def client_of(uri: str) -> "MlflowClient":
+    """MLflow's own client, told to be quiet and not too patient."""
+    for name, value in CLIENT_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow.tracking import MlflowClient
+
+    # A new database reports every step of its migrations, a lost connection every retry.
+    for chatty in ("mlflow.store.db.utils", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    return MlflowClient(uri)
 
 
 class Tracking:
@@ -192,17 +207,9 @@ class Tracking:
     """
 
     def __init__(self, uri: str, experiment: str) -> None:
-        for name, value in CLIENT_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        from mlflow.tracking import MlflowClient
-
-        # A new database reports every step of its migrations, a lost connection every retry.
-        for chatty in ("mlflow.store.db.utils", "alembic"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         try:
-            with _talking(f"connecting to {redacted(uri)}"), _alone(uri):
-                self._client = MlflowClient(uri)
+            with talking(f"connecting to {redacted(uri)}"), _alone(uri):
+                self._client = client_of(uri)
                 found = self._client.get_experiment_by_name(experiment)
                 self._experiment = (
                     found.experiment_id
@@ -223,7 +230,7 @@ class Tracking:
         """The experiment's runs, oldest first, that carry a tag."""
         token = None
         while True:
-            with _talking("looking for runs"):
+            with talking("looking for runs"):
                 page = self._client.search_runs(
                     [self._experiment],
                     f"tags.`{tag}` = '{value}'",
@@ -238,13 +245,13 @@ class Tracking:
 
     def run(self, run_id: str) -> Run:
         """The run now, with the names of its params and metrics."""
-        with _talking(f"reading run {run_id}"):
+        with talking(f"reading run {run_id}"):
             return _run(self._client.get_run(run_id))
 
     def create(self, name: str, tags: Mapping[str, str], start_ms: int) -> Run:
         """A new run with the state RUNNING."""
         about = {"mlflow.user": _user(), "mlflow.source.name": "widthlab", **_cut(tags)}
-        with _talking(f"creating run {name!r}"):
+        with talking(f"creating run {name!r}"):
             return _run(
                 self._client.create_run(
                     self._experiment, start_time=start_ms, tags=about, run_name=name
@@ -257,7 +264,7 @@ class Tracking:
 
         items = [Param(key, _storable(value, PARAM_LENGTH)) for key, value in params.items()]
         for first in range(0, len(items), PARAMS_PER_CALL):
-            with _talking(f"sending params of run {run_id}"):
+            with talking(f"sending params of run {run_id}"):
                 self._client.log_batch(run_id, params=items[first : first + PARAMS_PER_CALL])
 
     def send_points(self, run_id: str, points: Sequence[Point]) -> None:
@@ -265,7 +272,7 @@ class Tracking:
         from mlflow.entities import Metric
 
         metrics = [Metric(p.key, p.value, p.time_ms, p.step) for p in points]
-        with _talking(f"sending metrics of run {run_id}"):
+        with talking(f"sending metrics of run {run_id}"):
             self._client.log_batch(run_id, metrics=metrics)
 
     def send_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
@@ -273,20 +280,20 @@ class Tracking:
         from mlflow.entities import RunTag
 
         items = [RunTag(key, value) for key, value in _cut(tags).items()]
-        with _talking(f"tagging run {run_id}"):
+        with talking(f"tagging run {run_id}"):
             self._client.log_batch(run_id, tags=items)
 
     def send_artifact(self, run_id: str, path: str, data: bytes) -> None:
         """Store an object under a relative path such as ``report/figures/loss.svg``."""
         folder, _, name = path.rpartition("/")
-        with tempfile.TemporaryDirectory() as temporary, _talking(f"sending {path}"):
+        with tempfile.TemporaryDirectory() as temporary, talking(f"sending {path}"):
             local = Path(temporary, name)
             local.write_bytes(data)
             self._client.log_artifact(run_id, str(local), folder or None)
 
     def send_image(self, run_id: str, image: Image) -> None:
         """Store an image where MLflow shows a slider over the steps of one key."""
-        with _talking(f"sending {image.key}"):
+        with talking(f"sending {image.key}"):
             self._client.log_image(
                 run_id,
                 image.pixels,
@@ -298,7 +305,7 @@ class Tracking:
 
     def image_steps(self, run_id: str) -> dict[str, int]:
         """The last step at which the server has a whole image, by key."""
-        with _talking(f"listing images of run {run_id}"):
+        with talking(f"listing images of run {run_id}"):
             files = self._client.list_artifacts(run_id, IMAGE_FOLDER)
         reached: dict[str, int] = {}
         for file in files:
@@ -310,17 +317,17 @@ class Tracking:
 
     def steps(self, run_id: str, key: str) -> set[int]:
         """The steps at which the server has a value of a metric."""
-        with _talking(f"reading {key} of run {run_id}"):
+        with talking(f"reading {key} of run {run_id}"):
             return {metric.step for metric in self._client.get_metric_history(run_id, key)}
 
     def remove_tag(self, run_id: str, key: str) -> None:
         """Remove a tag that the run has."""
-        with _talking(f"removing tag {key} of run {run_id}"):
+        with talking(f"removing tag {key} of run {run_id}"):
             self._client.delete_tag(run_id, key)
 
     def set_status(self, run_id: str, status: str, end_ms: int | None = None) -> None:
         """RUNNING, FINISHED or FAILED; the last two with the time of the end."""
-        with _talking(f"setting run {run_id} to {status}"):
+        with talking(f"setting run {run_id} to {status}"):
             if end_ms is None:
                 self._client.update_run(run_id, status)
             else:
@@ -328,12 +335,12 @@ class Tracking:
 
     def delete(self, run_id: str) -> None:
         """Move a run to the experiment's deleted runs, from where it can be restored."""
-        with _talking(f"deleting run {run_id}"):
+        with talking(f"deleting run {run_id}"):
             self._client.delete_run(run_id)
 
 
 @contextlib.contextmanager
-def _talking(doing: str) -> Iterator[None]:
+def talking(doing: str) -> Iterator[None]:
     """Turn whatever the client raises into ServerAwayError or RefusedError."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -356,7 +363,7 @@ def first_line(error: Exception) -> str:
 @contextlib.contextmanager
 def _alone(uri: str) -> Iterator[None]:
     """One process at a time makes the schema of an SQLite file; two break it."""
-    database = _sqlite_path(uri)
+    database = sqlite_path(uri)
     if database is None:
         yield
         return
@@ -368,7 +375,7 @@ def _alone(uri: str) -> Iterator[None]:
 
 def _artifact_location(uri: str) -> str | None:
     """Beside an SQLite file, absolute; a server decides for itself."""
-    database = _sqlite_path(uri)
+    database = sqlite_path(uri)
     return None if database is None else (database.parent / ARTIFACTS).absolute().as_uri()
 
 

@@ -30,7 +30,7 @@ from scipy import stats
 from analysis.collapse import Collapse, CollapseRule, judge
 from analysis.records import SPEC
 from analysis.storage import Storage, open_storage
-from analysis.table import LAW_SITE, load_sweep
+from analysis.tables.sweep_tables import LAW_SITE, load_sweep
 from trainers.data.store import open_store
 from trainers.spec import TrialSpec, parse_spec
 

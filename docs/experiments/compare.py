@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis.storage import open_storage
-from analysis.table import load_sweep
+from analysis.tables.sweep_tables import load_sweep
 
 SHOWN = ["val_loss", "hard_rank", "hard_utilisation", "soft_rank", "concentration"]
 

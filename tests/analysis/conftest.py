@@ -1,7 +1,8 @@
 """A sweep's directory, made up: spectra and losses with a planted truth, as a run leaves them."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class Truth:
     floor: float = 3.4
     noise: float = 0.002  # nats, of one run
     decay: float = 1.2  # eigenvalue k is k^-decay: the ranks follow
+    directions: float = np.inf  # eigenvalues beyond this many fall away: the ranks level off
     jitter: float = 0.02  # of the eigenvalues' decay, from trial to trial
 
 
@@ -119,7 +121,9 @@ def spectra_rows(
         for layer in range(DEPTH):
             decay = decays[layer] * (1 - np.exp(-step / 60)) + 0.02 * rng.standard_normal()
             k = np.arange(1.0, cell.width + 1)
-            eigenvalues = np.sort(k**-decay * np.exp(0.1 * rng.standard_normal(cell.width)))[::-1]
+            noise = np.exp(0.1 * rng.standard_normal(cell.width))
+            planted = k**-decay * np.exp(-((k / truth.directions) ** 2))
+            eigenvalues = np.sort(planted * noise)[::-1]
             found = measure(eigenvalues)
             rows.append(
                 {
@@ -211,12 +215,13 @@ def hash_of(text: str) -> int:
     return int.from_bytes(text.encode()) % (2**61 - 1)
 
 
-@pytest.fixture
-def build_sweep(tmp_path: Path) -> Callable[..., LocalStorage]:
-    """Writes a sweep and returns its storage."""
+@pytest.fixture(scope="session")
+def build_sweep_in() -> Callable[..., LocalStorage]:
+    """Writes a sweep into a folder and returns its storage."""
 
     def build(
-        groups: Mapping[tuple[str, str], Truth] | None = None,
+        folder: Path,
+        groups: Mapping[tuple[str, str], Truth | Mapping[str, Any]] | None = None,
         *,
         multipliers: Iterable[float] = MULTIPLIERS,
         seeds: Iterable[int] = (0,),
@@ -226,12 +231,21 @@ def build_sweep(tmp_path: Path) -> Callable[..., LocalStorage]:
         name: str = "made-up",
         cells: list[Cell] | None = None,
         analysis: Mapping[str, Any] | None = None,
-        grid: Mapping[str, Any] | None = None,
+        rates: Sequence[float] = (),
     ) -> LocalStorage:
-        truths = groups or {("gpt2", "pre"): Truth()}
+        truths = {
+            group: Truth(**planted) if isinstance(planted, Mapping) else planted
+            for group, planted in (groups or {("gpt2", "pre"): Truth()}).items()
+        }
         multipliers, seeds = list(multipliers), list(seeds)
-        planned = cells or grid_cells(truths, multipliers, seeds, holds)
-        sweep = LocalStorage(tmp_path / name)
+        planned = cells or [
+            cell
+            for rate in rates or [None]
+            for cell in grid_cells(
+                truths, multipliers, seeds, holds, (("learning_rate", rate),) if rate else ()
+            )
+        ]
+        sweep = LocalStorage(folder / name)
         luck = np.random.default_rng(5).normal(0, 0.02, 1 + max(cell.seed for cell in planned))
         for cell in planned:
             write_trial(
@@ -242,10 +256,15 @@ def build_sweep(tmp_path: Path) -> Callable[..., LocalStorage]:
                 samples,
                 float(luck[cell.seed]),
             )
+        axis = {"learning_rate": list(rates)} if rates else {}
         content = {
             "name": name,
             "model": {"d_model": D_MODEL, "head_dim": D_MODEL // HEADS},
-            "grid": {"width_multiplier": multipliers, "seed": seeds, **(grid or {})},
+            "grid": {
+                "width_multiplier": multipliers,
+                "seed": seeds,
+                **axis,
+            },
             "hold": list(holds),
             "training": {"steps": STEPS, "batch_tokens": BATCH, "learning_rate": 6e-3},
             "analysis": dict(analysis or {"tolerance_nats": 0.01, "aggregate_last": 5}),
@@ -272,3 +291,11 @@ def build_sweep(tmp_path: Path) -> Callable[..., LocalStorage]:
         return sweep
 
     return build
+
+
+@pytest.fixture
+def build_sweep(
+    build_sweep_in: Callable[..., LocalStorage], tmp_path: Path
+) -> Callable[..., LocalStorage]:
+    """Writes a sweep and returns its storage."""
+    return functools.partial(build_sweep_in, tmp_path)

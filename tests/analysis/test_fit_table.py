@@ -8,7 +8,7 @@ import pytest
 
 from analysis import records
 from analysis.errors import InputError
-from analysis.fit_table import Request, fit_table
+from analysis.fit.fit_table import Request, fit_table
 
 CONTRACT = {
     "group", "n", "excluded", "parameters", "intervals", "interval_method", "objective",

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis.laws import (
+from analysis.laws.power_law import (
     LocalElasticity,
     PowerLaw,
     Refusal,

@@ -10,8 +10,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.laws import Refusal
-from analysis.layers import LARGEST_SHIFT, LayerAdvice, advise_layers
+from analysis.laws.layers import LARGEST_SHIFT, LayerAdvice, advise_layers
+from analysis.laws.power_law import Refusal
 from orchestrator.sweep import parse_sweep
 
 WIDTHS = (128, 192, 256, 384, 512, 768)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.laws import PowerLaw
-from analysis.recommend import GroupVerdict, recommend
+from analysis.laws.power_law import PowerLaw
+from analysis.laws.spectral import SpectralStop
 from analysis.records import encode_json
-from analysis.spectral import SpectralStop
 from analysis.storage import LocalStorage
-from analysis.table import load_sweep
+from analysis.tables.sweep_tables import load_sweep
+from analysis.verdict.recommend import GroupVerdict, recommend
 
 Build = Callable[..., LocalStorage]
 KEYS = {
@@ -26,10 +26,9 @@ def verdicts(sweep: LocalStorage) -> list[GroupVerdict]:
     return list(recommend(load_sweep(sweep)).groups)
 
 
-def planted(build_sweep: Build, **truth: Any) -> dict[tuple[str, str], Any]:
+def planted(**truth: Any) -> dict[tuple[str, str], Any]:
     """One group with a truth that differs from the default in what is named."""
-    conftest_truth = build_sweep.__globals__["Truth"]
-    return {("gpt2", "pre"): conftest_truth(**truth)}
+    return {("gpt2", "pre"): truth}
 
 
 def test_a_clear_optimum_is_recommended_with_the_planted_place_in_its_interval(
@@ -53,7 +52,7 @@ def test_the_spectral_laws_rest_only_on_cells_of_equal_d_model(build_sweep: Buil
 
 
 def test_each_combination_of_the_other_axes_is_judged_by_itself(build_sweep: Build) -> None:
-    one, other = planted(build_sweep), planted(build_sweep, best=4.2)
+    one, other = planted(), planted(best=4.2)
     groups = {**one, ("gpt2", "post"): other["gpt2", "pre"]}
     found = {verdict.group["norm"]: verdict for verdict in verdicts(build_sweep(groups))}
     assert found["post"].interval is not None
@@ -93,7 +92,7 @@ def test_a_width_with_a_diverged_replicate_is_passed_over_and_counted(build_swee
 
 
 def test_a_flat_loss_is_refused_with_replicates_to_run_next(build_sweep: Build) -> None:
-    (verdict,) = verdicts(build_sweep(planted(build_sweep, curvature=0.0, noise=0.02)))
+    (verdict,) = verdicts(build_sweep(planted(curvature=0.0, noise=0.02)))
     assert verdict.verdict == "refused"
     assert verdict.width_multiplier is None
     assert verdict.interval is None
@@ -104,7 +103,7 @@ def test_a_flat_loss_is_refused_with_replicates_to_run_next(build_sweep: Build) 
 
 
 def test_a_falling_loss_is_refused_with_wider_layers_to_run_next(build_sweep: Build) -> None:
-    (verdict,) = verdicts(build_sweep(planted(build_sweep, curvature=0.0, slope=-0.05)))
+    (verdict,) = verdicts(build_sweep(planted(curvature=0.0, slope=-0.05)))
     assert verdict.verdict == "refused"
     assert "still falls at the largest width" in verdict.rule
     (wider,) = verdict.run_next
@@ -113,7 +112,7 @@ def test_a_falling_loss_is_refused_with_wider_layers_to_run_next(build_sweep: Bu
 
 
 def test_the_cost_of_what_to_run_next_follows_from_what_has_run(build_sweep: Build) -> None:
-    (verdict,) = verdicts(build_sweep(planted(build_sweep, curvature=0.0, slope=-0.05)))
+    (verdict,) = verdicts(build_sweep(planted(curvature=0.0, slope=-0.05)))
     (wider,) = verdict.run_next
     done = verdict.losses[0].planned
     assert wider.flops == pytest.approx(
@@ -217,10 +216,98 @@ def test_the_spectral_stop_agrees_within_half_a_width(
 
 def test_a_plateau_of_the_ranks_is_found_where_it_begins(build_sweep: Build) -> None:
     # Eigenvalues that fall as k^-2.5: beyond a few directions nothing is added by more width.
-    truth = planted(build_sweep, decay=2.5, jitter=0.0)
+    truth = planted(decay=2.5, jitter=0.0)
     (verdict,) = verdicts(build_sweep(truth, seeds=[0, 1, 2]))
     stop = verdict.spectral.stop
     assert stop.measured
     assert stop.multiplier is not None
     assert stop.multiplier < 8
     assert np.isfinite(stop.multiplier)
+
+
+def test_the_choices_for_quality_and_efficiency_say_what_they_cost_and_save(
+    build_sweep: Build,
+) -> None:
+    (verdict,) = verdicts(build_sweep(seeds=[0, 1, 2]))
+    quality, efficiency = verdict.choices
+    bounds = {a["width_multiplier"]: a["excess_upper_nats"] for a in verdict.alternatives}
+    assert bounds[quality.width_multiplier] == min(bounds.values())
+    assert efficiency.width_multiplier is not None
+    assert bounds[efficiency.width_multiplier] < 0.03
+    # At equal parameters a wider FFN has a smaller d_model, and so a cheaper head.
+    assert verdict.width_multiplier is not None
+    assert efficiency.width_multiplier > verdict.width_multiplier
+    assert efficiency.inference_flops_change is not None
+    assert efficiency.inference_flops_change < 0
+    assert "fewer inference FLOPs" in efficiency.sentence
+    content = verdict.to_dict()["choices"]
+    assert content["efficiency"]["sentence"] == efficiency.sentence
+
+
+def test_a_refusal_offers_no_choices(build_sweep: Build) -> None:
+    (verdict,) = verdicts(build_sweep(planted(curvature=0.0, noise=0.02)))
+    assert verdict.choices == ()
+
+
+def test_budgets_that_were_not_held_are_said_to_be_unknown(build_sweep: Build) -> None:
+    (verdict,) = verdicts(build_sweep())
+    found = verdict.to_dict()["at_equal"]
+    assert list(found) == ["params", "flops", "seconds", "inference"]
+    assert found["params"]["optimum"] == verdict.losses[0].optimum.optimum
+    assert found["params"]["source"] == "cells of equal budget"
+    assert found["seconds"]["optimum"] is None
+    assert "cannot be told" in found["seconds"]["sentence"]
+
+
+def test_a_target_beyond_one_size_is_refused_with_what_it_needs(build_sweep: Build) -> None:
+    target = {"params": 1e9, "tokens": 2e10}
+    sweep = build_sweep(seeds=[0, 1, 2], analysis={"tolerance_nats": 0.01, "target": target})
+    recommendation = recommend(load_sweep(sweep))
+    (found,) = recommendation.transfers
+    assert found.width_multiplier is None
+    assert "there are 1 (0 more" in found.sentence
+    assert len(found.sizes) == 1
+    assert recommendation.to_dict()["transfer"][0]["target"] == target
+
+
+def tunable(build_sweep: Build, rates: list[float], **options: Any) -> LocalStorage:
+    """A sweep with learning rates whose losses are made up to be alike."""
+    return build_sweep(seeds=[0, 1], rates=rates, **options)
+
+
+def test_three_learning_rates_give_a_verdict_with_each_width_at_its_own(
+    build_sweep: Build,
+) -> None:
+    tuned, *each = verdicts(tunable(build_sweep, [2e-3, 4e-3, 8e-3]))
+    assert tuned.group["learning_rate"] == "tuned per width"
+    assert tuned.interval is not None
+    assert tuned.interval[0] < 2.8 < tuned.interval[1]
+    assert [verdict.group["learning_rate"] for verdict in each] == [2e-3, 4e-3, 8e-3]
+    assert any("its own learning rate" in caveat for caveat in tuned.caveats)
+    assert all("tuned per width" in " ".join(verdict.caveats) for verdict in each)
+    assert set(tuned.spectral.used["learning_rate"]) == {tuned.tuned.common_rate}
+    assert len(tuned.to_dict()["learning_rates"]) == 7
+    edges = tuned.tuned.edges
+    asked = [cells for cells in tuned.run_next if "learning rate" in cells.why]
+    assert bool(edges) == bool(asked)
+    for cells in asked:
+        assert cells.grid["learning_rate"][0] in (1e-3, 16e-3)
+
+
+def test_two_learning_rates_are_not_tuned(build_sweep: Build) -> None:
+    found = verdicts(tunable(build_sweep, [2e-3, 4e-3]))
+    assert [verdict.group["learning_rate"] for verdict in found] == [2e-3, 4e-3]
+    assert all(verdict.tuned is None for verdict in found)
+
+
+def test_a_loss_that_is_not_finite_is_left_out_and_counted(build_sweep: Build) -> None:
+    tables = load_sweep(build_sweep(seeds=[0, 1, 2]))
+    trials = tables.trials.copy()
+    held = trials.index[["params" in holds for holds in trials["holds"]]]
+    trials.loc[held[4], "val_loss"] = np.nan
+    (verdict,) = recommend(replace(tables, trials=trials)).groups
+    assert verdict.losses[0].left_out == {"loss not finite": 1}
+    assert any("without a finite final loss: 1" in caveat for caveat in verdict.caveats)
+    assert verdict.verdict == "recommended"
+    planned, used = verdict.losses[0].planned, verdict.losses[0].used
+    assert len(planned) == len(used) + 1

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.laws import Refusal
-from analysis.saturating_law import SaturatingLaw, fit_saturating_law
+from analysis.fit.saturating_law import SaturatingLaw, fit_saturating_law
+from analysis.laws.power_law import Refusal
 
 WIDTHS = np.array([64.0, 96, 128, 168, 256, 344, 512, 768])
 

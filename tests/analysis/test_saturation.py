@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analysis.saturation import Saturation, Untestable, judge_saturation
+from analysis.laws.saturation import Saturation, Untestable, judge_saturation
 
 WIDTHS = np.geomspace(256, 2048, 8)
 

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, special, stats
 
-from analysis.batched_minimise import huber, minimise, objective_of
-from analysis.fit_resamples import MOST_ROWS, bca_interval, resample
-from analysis.laws import Refusal
-from analysis.likelihood_profile import profile_ranges
-from analysis.scaling_fit import ScalingLaw, fit_scaling_law
-from analysis.scaling_laws import DELTA, Form, allocation_exponent, form_of
+from analysis.fit.batched_minimise import huber, minimise, objective_of
+from analysis.fit.likelihood_profile import profile_ranges
+from analysis.fit.resamples import MOST_ROWS, bca_interval, resample
+from analysis.fit.scaling_fit import ScalingLaw, fit_scaling_law
+from analysis.fit.scaling_laws import DELTA, Form, allocation_exponent, form_of
+from analysis.laws.power_law import Refusal
 
 N_C, D_C = np.log(8.8e13), np.log(5.4e13)
 #: A truth of published size for every form, as the fitted vector.

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.laws import LocalElasticity, PowerLaw, Refusal
-from analysis.saturation import Saturation, Untestable
-from analysis.spectral import judge_spectra
+from analysis.laws.power_law import LocalElasticity, PowerLaw, Refusal
+from analysis.laws.saturation import Saturation, Untestable
+from analysis.laws.spectral import judge_spectra
 
 MULTIPLIERS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 

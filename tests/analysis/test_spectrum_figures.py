@@ -13,10 +13,7 @@ from matplotlib import _pylab_helpers
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
-from analysis.figure_style import pixels
-from analysis.records import SPECTRA_SCHEMA
-from analysis.spectrum import measure
-from analysis.spectrum_figures import (
+from analysis.figures.spectrum_figures import (
     COLUMNS,
     CURVE_POINTS,
     LEAST_SHARE,
@@ -29,6 +26,9 @@ from analysis.spectrum_figures import (
     shown_layers,
     spectrum_over_training,
 )
+from analysis.figures.style import pixels
+from analysis.records import SPECTRA_SCHEMA
+from analysis.spectrum import measure
 
 D = 64
 

@@ -1,18 +1,21 @@
 """Claims about reading a sweep's directory: every cell is a row, and nothing missing crashes."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
 from analysis import records
 from analysis.errors import InputError
-from analysis.records import encode_json
+from analysis.records import SPECTRUM_COLUMNS, encode_json
 from analysis.storage import LocalStorage
-from analysis.table import load_sweep
+from analysis.tables.aggregate import Aggregation, aggregate
+from analysis.tables.sweep_tables import load_sweep
 
 Build = Callable[..., LocalStorage]
 
@@ -193,3 +196,162 @@ def test_a_trial_that_cannot_be_read_is_left_out_and_named(build_sweep: Build) -
     }
     assert "result.json is not JSON" in trials.loc["gpt2-pre-64-128-0", "reason"]
     assert "the records of spectra" in trials.loc["gpt2-pre-64-64-0", "reason"]
+
+
+def test_the_aggregation_is_the_files_unless_another_is_chosen_and_is_named(
+    build_sweep: Build,
+) -> None:
+    sweep = build_sweep(
+        multipliers=[1, 2], holds=("none",), analysis={"aggregate_layers": "deepest"}
+    )
+    tables = load_sweep(sweep)
+    assert tables.aggregation.text.endswith("then the deepest layer alone")
+    deepest = tables.spectra[(tables.spectra["layer"] == 1) & (tables.spectra["step"] > 0)]
+    expected = deepest.groupby("id")["soft_rank"].median()
+    assert tables.trials.set_index("id")["soft_rank"].to_dict() == expected.to_dict()
+    chosen = load_sweep(sweep, aggregate_last=1, aggregate_layers="mean")
+    last = tables.spectra[tables.spectra["step"] == 250]
+    assert chosen.trials.set_index("id")["soft_rank"].to_dict() == pytest.approx(
+        last.groupby("id")["soft_rank"].mean().to_dict()
+    )
+
+
+def test_a_trial_that_is_listed_twice_is_one_trial_of_both_halves(
+    build_sweep: Build, caplog: pytest.LogCaptureFixture
+) -> None:
+    sweep = build_sweep(multipliers=[1, 2, 4], holds=("none",))
+    content = resolved(sweep)
+    cells = content["resolved"]["trials"]
+    content["resolved"]["trials"] = [*cells, {**cells[0], "holds": ["params"]}]
+    sweep.put("sweep.yaml", yaml.safe_dump(content).encode())
+    trials = load_sweep(sweep).trials
+    assert len(trials) == 3
+    assert trials["holds"].tolist()[0] == ("none", "params")
+    assert "lists trial gpt2-pre-64-64-0 twice; it counts once" in caplog.text
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_of_two_trials_of_one_cell_a_completed_one_counts_and_the_other_says_so(
+    build_sweep: Build, broken: bool
+) -> None:
+    sweep = build_sweep(multipliers=[1, 2, 4], holds=("none",))
+    content = resolved(sweep)
+    cells = content["resolved"]["trials"]
+    content["resolved"]["trials"] = [*cells, {**cells[0], "id": "again"}]
+    sweep.put("sweep.yaml", yaml.safe_dump(content).encode())
+    first = cells[0]["id"]
+    for key in sweep.child(f"trials/{first}").list():
+        sweep.put(f"trials/again/{key}", sweep.get(f"trials/{first}/{key}"))
+    if broken:
+        sweep.delete(f"trials/{first}/result.json")
+    trials = load_sweep(sweep).trials.set_index("id")
+    counts, beside = ("again", first) if broken else (first, "again")
+    assert trials["state"].value_counts().to_dict() == {"completed": 3, "duplicate": 1}
+    assert trials.loc[beside, "state"] == "duplicate"
+    assert trials.loc[beside, "reason"] == (
+        f"the same cell as trial {counts}, which counts in its place"
+    )
+
+
+def test_lists_of_widths_with_the_same_mean_are_different_cells(build_sweep: Build) -> None:
+    sweep = build_sweep(multipliers=[1, 2], holds=("none",))
+    content = resolved(sweep)
+    for cell, widths in zip(content["resolved"]["trials"], ([64, 128], [128, 64]), strict=True):
+        cell["axes"] |= {"D": widths, "width_multiplier": 1.5}
+    sweep.put("sweep.yaml", yaml.safe_dump(content).encode())
+    assert load_sweep(sweep).trials["state"].tolist() == ["completed", "completed"]
+
+
+@pytest.mark.parametrize(("name", "width"), [("D", 0), ("D", []), ("d_model", -8), ("D", "wide")])
+def test_a_width_that_is_none_is_refused_by_trial_and_value(
+    build_sweep: Build, name: str, width: object
+) -> None:
+    sweep = build_sweep(multipliers=[1, 2], holds=("none",))
+    content = resolved(sweep)
+    content["resolved"]["trials"][1]["axes"][name] = width
+    sweep.put("sweep.yaml", yaml.safe_dump(content).encode())
+    with pytest.raises(InputError, match=f"gpt2-pre-64-128-0 has {name} .* above 0"):
+        load_sweep(sweep)
+
+
+def test_ranks_that_no_spectrum_has_are_left_out_counted_and_said(
+    build_sweep: Build, caplog: pytest.LogCaptureFixture
+) -> None:
+    sweep = build_sweep(multipliers=[1, 2, 4], holds=("none",))
+    trial = sweep.child("trials/gpt2-pre-64-128-0")
+    rows = records.read_records(trial, "spectra").to_pylist()
+    for row in rows:
+        if row["step"] == 150:
+            row |= {"soft_rank": -1.0} if row["layer"] == 0 else {"hard_rank": float("nan")}
+    records.put_part(trial, "spectra", 1, rows)
+    trials = load_sweep(sweep).trials.set_index("id")
+    assert trials["invalid_spectra"].tolist() == [0, 2, 0]
+    assert 1 < trials.loc["gpt2-pre-64-128-0", "soft_rank"] < 128
+    assert "2 spectra have a rank that is missing, infinite or below 1" in caplog.text
+
+
+def test_a_completed_trial_with_a_loss_that_is_no_number_is_a_row_with_none(
+    build_sweep: Build,
+) -> None:
+    sweep = build_sweep(multipliers=[1, 2], holds=("none",))
+    key = "trials/gpt2-pre-64-64-0/result.json"
+    content = json.loads(sweep.get(key))
+    content["final"]["val_loss"] = "NaN"
+    sweep.put(key, encode_json(content))
+    trials = load_sweep(sweep).trials.set_index("id")
+    assert trials["state"].tolist() == ["completed", "completed"]
+    assert np.isnan(trials.loc["gpt2-pre-64-64-0", "val_loss"])
+
+
+def test_a_result_that_names_no_parts_is_a_failed_trial(build_sweep: Build) -> None:
+    sweep = build_sweep(multipliers=[1, 2], holds=("none",))
+    key = "trials/gpt2-pre-64-64-0/result.json"
+    content = json.loads(sweep.get(key))
+    content["records"] = {"spectra": 5}
+    sweep.put(key, encode_json(content))
+    trial = load_sweep(sweep).trials.iloc[0]
+    assert trial["state"] == "failed"
+    assert "records does not name parts" in trial["reason"]
+
+
+def test_mixed_layouts_are_told_apart_whatever_the_order_of_their_keys(build_sweep: Build) -> None:
+    sweep = build_sweep(multipliers=[1, 2, 4], holds=("none",))
+    layouts = [{"workers": 1, "device": "cpu"}, {"device": "cpu", "workers": 1}, {"workers": 2}]
+    for width, layout in zip((64, 128, 256), layouts, strict=True):
+        key = f"trials/gpt2-pre-64-{width}-0/result.json"
+        content = json.loads(sweep.get(key))
+        sweep.put(key, encode_json({**content, "layout": layout}))
+    assert load_sweep(sweep).trials["layout"].nunique() == 2
+
+
+def test_a_row_of_a_snapshot_can_say_what_its_trial_is(build_sweep: Build) -> None:
+    tables = load_sweep(build_sweep(multipliers=[1, 4]))
+    rows = tables.with_axes(tables.spectra)
+    assert len(rows) == len(tables.spectra)
+    assert not any(isinstance(value, tuple | list) for value in rows.iloc[0])
+    at = rows[rows["D"] == 256].iloc[0]
+    assert at[["architecture", "norm", "depth", "replicate"]].tolist() == ["gpt2", "pre", 2, 0]
+    assert at["holds"] == "none+params"
+    assert at["width_multiplier"] == 4.0
+
+
+def test_a_hundred_thousand_snapshots_of_layers_are_summed_up_exactly() -> None:
+    steps, layers, trials = 100, 20, 50
+    rng = np.random.default_rng(0)
+    ranks = rng.uniform(1, 500, (trials, layers, steps))
+    trial, layer, step = np.indices(ranks.shape)
+    rows = pd.DataFrame(
+        {
+            "id": trial.ravel().astype(str),
+            "layer": layer.ravel(),
+            "step": 10 * (1 + step.ravel()),
+            "site": "post",
+            "status": "well sampled",
+            "n_over_d": 20.0,
+            **{name: ranks.ravel() for name in SPECTRUM_COLUMNS},
+        }
+    )
+    assert len(rows) == 100_000
+    found = aggregate(rows, Aggregation()).loc[[str(i) for i in range(trials)], "soft_rank"]
+    expected = np.median(np.median(ranks[:, :, -5:], axis=2), axis=1)
+    np.testing.assert_array_equal(found, expected)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from analysis.figure_style import spread_apart
+from analysis.figures.style import spread_apart
 from analysis.wording import duration, flops, group_label, large, percent, plural
 
 

@@ -1,0 +1,275 @@
+"""The figures of a report: each shows one claim of the verdict, with its doubt.
+
+A figure that has nothing to show is None. `figures_of` names and orders them; those of the ranks
+are drawn in `analysis.figures.rank_figures`.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.figures import rank_figures
+from analysis.figures.spectrum_figures import evenly
+from analysis.figures.style import (
+    DASHES,
+    EDIM,
+    FAINT,
+    HARD,
+    INK,
+    LOSS,
+    SOFT,
+    crosses,
+    end_labels,
+    panels,
+    title,
+    tokens_axis,
+    width_colours,
+    widths_axis,
+)
+from analysis.laws.layers import LayerAdvice
+from analysis.laws.power_law import PowerLaw, Refusal
+from analysis.tables.sweep_tables import SweepTables
+from analysis.verdict.budgets import CURRENCIES
+from analysis.verdict.equal_budget import BUDGETS
+from analysis.verdict.loss_optimum import LossCurve
+from analysis.verdict.recommend import GroupVerdict, Recommendation
+from analysis.wording import interval, multiple
+
+#: Of the lines of the loss at other budgets, in the order of CURRENCIES.
+BUDGET_COLOURS = dict(zip(CURRENCIES, (LOSS, HARD, EDIM, "#cc79a7"), strict=True))
+#: Room over the data for the crosses of what broke, as a share of the axis.
+HEADROOM = 0.12
+#: Labels beside lines that a figure has room for.
+MOST_LABELS = 14
+
+
+def figures_of(
+    verdict: GroupVerdict, tables: SweepTables, layers: LayerAdvice | Refusal
+) -> Iterator[tuple[str, Figure]]:
+    """Name and figure of what one group has to show, in the order in which they argue."""
+    for name, figure in (
+        ("loss-optimum", loss_optimum(verdict)),
+        ("loss-at-budgets", loss_at_budgets(verdict)),
+        ("rank-laws", rank_figures.rank_laws(verdict)),
+        ("effective-dimension", rank_figures.effective_dimension(verdict)),
+        ("final-spectra", rank_figures.final_spectra(verdict, tables)),
+        ("width-law", width_law(verdict)),
+        ("layer-growth", rank_figures.layer_growth(layers)),
+        ("layer-ranks", rank_figures.layer_ranks(verdict, tables)),
+        ("training-curves", training_curves(verdict, tables)),
+    ):
+        if figure is not None:
+            yield name, figure
+
+
+def exponents(recommendation: Recommendation) -> Figure | None:
+    """Soft and hard exponents of every group with their 90 % intervals, side by side."""
+    rows = [
+        (verdict.label, {name: verdict.spectral.laws[name] for name in ("soft_rank", "hard_rank")})
+        for verdict in recommendation.groups
+    ]
+    rows = [row for row in rows if any(isinstance(law, PowerLaw) for law in row[1].values())]
+    if not rows:
+        return None
+    figure, (axes,) = panels(size=(5.8, 1.1 + 0.42 * len(rows)))
+    named: set[str] = set()
+    for place, (_, laws) in enumerate(rows):
+        for (name, law), colour, shift in zip(
+            laws.items(), (SOFT, HARD), (-0.13, 0.13), strict=True
+        ):
+            if not isinstance(law, PowerLaw):
+                continue
+            axes.plot(law.beta_interval, [place + shift] * 2, color=colour, linewidth=2)
+            axes.plot(law.beta, place + shift, "o", color=colour, markersize=5)
+            if name not in named:
+                named.add(name)
+                axes.annotate(
+                    name.replace("_", " "),
+                    (law.beta, place + shift),
+                    xytext=(0, 7 if shift < 0 else -14),
+                    textcoords="offset points",
+                    ha="center",
+                    color=colour,
+                    fontsize=9,
+                )
+    axes.set_yticks(range(len(rows)), [label for label, _ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.75)
+    axes.grid(False, axis="y")
+    axes.set_xlabel("exponent of the rank against D, 90 % interval")
+    return figure
+
+
+def loss_optimum(verdict: GroupVerdict) -> Figure | None:
+    """Final loss against the width at every equal budget."""
+    judged = [evidence for evidence in verdict.losses if len(evidence.used)]
+    if not judged:
+        return None
+    figure, grid = panels(rows=len(judged))
+    for axes, evidence in zip(grid, judged, strict=True):
+        used, curve = evidence.used, evidence.optimum
+        multipliers = evidence.planned["width_multiplier"]
+        axes.plot(used["width_multiplier"], used["val_loss"], "o", color=LOSS, markersize=4.5)
+        if isinstance(curve, LossCurve):
+            _draw_curve(axes, curve, chosen=evidence is verdict.deciding)
+        if evidence.inadmissible:
+            _broken(axes, evidence.inadmissible)
+        if isinstance(curve, LossCurve) and curve.recommended:
+            floor = float(curve.curve(curve.optimum)) + curve.tolerance
+            axes.axhline(floor, color=FAINT, linewidth=0.9, linestyle=DASHES)
+            end_labels(axes, [(floor, f"optimum\n+ {curve.tolerance:g} nats", FAINT)])
+        title(axes, f"Loss at equal {BUDGETS[evidence.hold][1]}")
+        widths_axis(axes, list(multipliers), "D / d_model", "x")
+        axes.set_ylabel("held-out loss (nats per token)")
+    return figure
+
+
+def _draw_curve(axes: Axes, curve: LossCurve, *, chosen: bool) -> None:
+    """The fit, its band, and where an optimum is established its interval and the choice."""
+    fine = np.geomspace(curve.multiplier[0], curve.multiplier[-1], 200)
+    axes.plot(fine, curve.curve(fine), color=LOSS, linewidth=1.4)
+    if curve.headline is None:
+        return
+    at = float(curve.curve(curve.multiplier[curve.headline]))
+    low, high = curve.over_headline.T
+    axes.fill_between(curve.multiplier, at + low, at + high, color=LOSS, alpha=0.13, linewidth=0)
+    if not curve.recommended:
+        return
+    axes.axvspan(*curve.interval, color=EDIM, alpha=0.13, linewidth=0)
+    if chosen:
+        _mark(axes, float(curve.multiplier[curve.headline]), at, left=curve.headline == 0)
+
+
+def _mark(axes: Axes, multiplier: float, loss: float, *, left: bool) -> None:
+    """A ring around the chosen width, and its name below."""
+    axes.plot(multiplier, loss, "o", markersize=11, markerfacecolor="none", color=INK)
+    side = 0.0 if left else 0.5  # of the label, on the line down to it
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.16 * (high - low), high)  # room for the label
+    axes.annotate(
+        f"{multiple(multiplier)} chosen",
+        (multiplier, loss),
+        xytext=(multiplier, 0.03),
+        textcoords=axes.get_xaxis_transform(),
+        arrowprops={
+            "arrowstyle": "-",
+            "color": INK,
+            "linewidth": 0.8,
+            "shrinkB": 6,
+            "relpos": (side, 1),
+        },
+        ha="left" if left else "center",
+        color=INK,
+        fontsize=9,
+        fontweight="bold",
+    )
+
+
+def _broken(axes: Axes, at: tuple[float, ...]) -> None:
+    """Crosses at the top for widths at which a replicate has no loss that counts."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + HEADROOM * (high - low))
+    crosses(
+        axes,
+        at,
+        [0.96] * len(at),
+        "collapsed or diverged",
+        transform=axes.get_xaxis_transform(),
+    )
+
+
+def loss_at_budgets(verdict: GroupVerdict) -> Figure | None:
+    """How far each width lies above the best, by what is held equal."""
+    curves = {
+        found.currency: found.found
+        for found in verdict.at_budgets
+        if isinstance(found.found, LossCurve)
+    }
+    if len(curves) < 2:
+        return None  # one curve is that of `loss_optimum`
+    figure, (axes,) = panels()
+    labels = []
+    for currency, curve in curves.items():
+        colour = BUDGET_COLOURS[currency]
+        fine = np.geomspace(curve.multiplier[0], curve.multiplier[-1], 200)
+        floor = float(curve.curve(fine).min())
+        axes.plot(fine, curve.curve(fine) - floor, color=colour, linewidth=1.4)
+        axes.plot(curve.multiplier, curve.loss - floor, "o", color=colour, markersize=4)
+        if curve.recommended:
+            axes.plot(*_point(curve, floor), "D", color=colour, markersize=6)
+        labels.append((float(curve.curve(fine[-1])) - floor, CURRENCIES[currency][1], colour))
+    widths_axis(
+        axes, [m for curve in curves.values() for m in curve.multiplier], "D / d_model", "x"
+    )
+    axes.set_ylabel("loss over the lowest (nats per token)")
+    end_labels(
+        axes, [(y, text.replace(" ", "\n", 1), colour) for y, text, colour in labels], gap=0.14
+    )
+    title(axes, "What is held equal")
+    return figure
+
+
+def _point(curve: LossCurve, floor: float) -> tuple[float, float]:
+    return curve.optimum, float(curve.curve(curve.optimum)) - floor
+
+
+def width_law(verdict: GroupVerdict) -> Figure | None:
+    """Final loss against D where nothing is held equal, and its power law."""
+    used, left_out = verdict.spectral.used, verdict.spectral.left_out
+    used = used[np.isfinite(used["val_loss"]) & (used["val_loss"] > 0)]
+    if used.empty:
+        return None
+    figure, (axes,) = panels()
+    axes.plot(used["D"], used["val_loss"], "o", color=LOSS, markersize=4.5)
+    law = verdict.spectral.width_law
+    if isinstance(law, PowerLaw):
+        fine = np.geomspace(*law.x_range, 100)
+        axes.plot(fine, law.predict(fine), color=LOSS, linewidth=1.4)
+        axes.fill_between(fine, *law.band(fine), color=LOSS, alpha=0.14, linewidth=0)
+        text = f"loss ~ D^{law.beta:.3f}\n{interval(law.beta_interval, 3)}"
+        end_labels(axes, [(float(law.predict(law.x_range[1])), text, LOSS)])
+    broken = left_out[left_out["why"].isin(["collapsed", "diverged"])]["D"].dropna()
+    if len(broken):
+        _broken(axes, tuple(sorted(set(broken))))
+    axes.set_ylabel("held-out loss (nats per token)")
+    widths_axis(axes, [*used["D"], *broken], "FFN width D, at a fixed d_model")
+    title(axes, "Width law, 90 % interval")
+    return figure
+
+
+def training_curves(verdict: GroupVerdict, tables: SweepTables) -> Figure | None:
+    """Held-out loss against tokens, a line a run, coloured by width."""
+    deciding = verdict.deciding
+    cells = verdict.trials if deciding is None else deciding.planned
+    rows = tables.of(tables.curves, cells)
+    rows = rows[(rows["kind"] == "evaluation") & (rows["tokens"] > 0)]
+    rows = rows[np.isfinite(rows["val_loss"].astype(float))]
+    if rows.empty:
+        return None
+    figure, (axes,) = panels()
+    curves = dict(iter(rows.groupby("id")))
+    cells = cells.drop_duplicates("id")
+    widths = sorted({float(m) for m in cells["width_multiplier"].dropna()})
+    colours = dict(zip(widths, width_colours(len(widths)), strict=True))
+    ends: dict[float, list[float]] = {}
+    for _, cell in cells.iterrows():
+        own = curves.get(cell["id"])
+        if own is None:
+            continue
+        multiplier = float(cell["width_multiplier"])
+        axes.plot(
+            own["tokens"],
+            own["val_loss"],
+            color=colours[multiplier],
+            linewidth=1.3,
+            linestyle="-" if cell["state"] == "completed" else (0, (2, 2)),
+        )
+        ends.setdefault(multiplier, []).append(float(own["val_loss"].iloc[-1]))
+    tokens_axis(axes)
+    axes.set_ylabel("held-out loss (nats per token)")
+    labels = [(float(np.median(ends[m])), multiple(m), colours[m]) for m in sorted(ends)]
+    end_labels(axes, [labels[i] for i in evenly(range(len(labels)), MOST_LABELS)])
+    budget = "all cells" if deciding is None else f"equal {BUDGETS[deciding.hold][1]}"
+    title(axes, f"Training, {budget}")
+    return figure

@@ -1,0 +1,114 @@
+"""The tables beside a report: CSV for people and spreadsheets, Parquet for programs."""
+
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+from pandas.api.types import is_object_dtype
+
+from analysis.laws.power_law import PowerLaw, Refusal
+from analysis.laws.saturation import Saturation, Untestable
+from analysis.tables.sweep_tables import SweepTables
+from analysis.verdict.layer_verdict import LayerVerdict, layer_rows
+from analysis.verdict.recommend import GroupVerdict, Recommendation
+
+#: Rows beyond which a table is written as Parquet only: spreadsheets end at 1,048,576.
+MOST_CSV_ROWS = 200_000
+#: Of a fitted law, the bounds of these go into columns of their own.
+_BOUNDS = ("beta", "intercept")
+
+
+def report_tables(
+    tables: SweepTables, recommendation: Recommendation, layers: Mapping[str, LayerVerdict]
+) -> dict[str, pd.DataFrame]:
+    """The tables by name; those without a column are left out."""
+    frames = {
+        "trials": tables.trials.assign(holds=tables.trials["holds"].map("+".join)),
+        "laws": _rows(recommendation, _law_rows),
+        "widths": _rows(recommendation, lambda verdict: verdict.alternatives),
+        "layers": _rows(recommendation, lambda verdict: _layer_rows(layers[verdict.slug])),
+        "spectra": tables.with_axes(tables.spectra),
+        "curves": tables.with_axes(tables.curves),
+    }
+    return {name: one_type(frame) for name, frame in frames.items() if len(frame.columns)}
+
+
+def one_type(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame, with columns of several types as text: Parquet has one type a column, and an
+    axis may have numbers in some groups and a word in others."""
+    mixed = [
+        name
+        for name in frame
+        if is_object_dtype(frame[name]) and frame[name].dropna().map(type).nunique() > 1
+    ]
+    return frame.assign(**{str(name): frame[name].map(str, na_action="ignore") for name in mixed})
+
+
+def written(frames: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, bytes]]:
+    """Key and bytes of every file."""
+    for name, frame in frames.items():
+        if has_csv(frame):
+            yield f"tables/{name}.csv", frame.to_csv(index=False).encode()
+        sink = io.BytesIO()
+        frame.to_parquet(sink, index=False)
+        yield f"tables/{name}.parquet", sink.getvalue()
+
+
+def has_csv(frame: pd.DataFrame) -> bool:
+    return len(frame) <= MOST_CSV_ROWS
+
+
+def all_laws(verdict: GroupVerdict) -> dict[str, PowerLaw | Refusal]:
+    """Every law of a group by quantity: ranks, asymmetry, utilisation, and the loss."""
+    spectral = verdict.spectral
+    return {**spectral.laws, **spectral.utilisation, "val_loss": spectral.width_law}
+
+
+def _rows(recommendation: Recommendation, of: Any) -> pd.DataFrame:
+    """The rows that each group has, under the group's axes."""
+    return pd.DataFrame(
+        [{**verdict.group, **row} for verdict in recommendation.groups for row in of(verdict)]
+    )
+
+
+def _law_rows(verdict: GroupVerdict) -> Iterator[dict[str, Any]]:
+    for name, law in all_laws(verdict).items():
+        row: dict[str, Any] = {"quantity": name, "excluded": sum(law.excluded.values())}
+        if isinstance(law, Refusal):
+            yield row | {"refused": law.reason}
+            continue
+        for parameter in _BOUNDS:
+            low, high = getattr(law, f"{parameter}_interval")
+            row |= {
+                parameter: getattr(law, parameter),
+                f"{parameter}_low": low,
+                f"{parameter}_high": high,
+            }
+        row |= {
+            "interval_method": law.interval_method,
+            "r_squared": law.r_squared,
+            "lack_of_fit_p": law.lack_of_fit_p,
+            "widths": law.widths,
+            "points": law.points,
+        }
+        if law.leave_one_out is not None:
+            row |= dict(
+                zip(("without_one_low", "without_one_high"), law.leave_one_out, strict=True)
+            )
+        yield row | _plateau(verdict.spectral.saturation.get(name))
+
+
+def _plateau(found: Saturation | Untestable | None) -> dict[str, Any]:
+    if not isinstance(found, Saturation):
+        return {}
+    return {
+        "plateau_p": found.p,
+        "plateau_from": found.onset,
+        "plateau_from_low": found.onset_interval[0],
+        "plateau_from_high": found.onset_interval[1],
+    }
+
+
+def _layer_rows(layers: LayerVerdict) -> list[dict[str, Any]]:
+    return [] if isinstance(layers.advice, Refusal) else layer_rows(layers.advice)

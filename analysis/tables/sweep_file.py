@@ -1,0 +1,86 @@
+"""The resolved sweep.yaml of a sweep's directory: which cells were planned, and how to judge."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from analysis.errors import InputError
+from analysis.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+SWEEP_FILE = "sweep.yaml"
+
+
+def read_sweep_file(sweep: Storage) -> dict[str, Any]:
+    """The file's content, with at least one cell in `resolved.trials`.
+
+    Raises InputError where there is no such file, or one that `widthlab run` did not write.
+    """
+    place = f"{sweep.url}/{SWEEP_FILE}"
+    # libyaml, where present, reads it ten times faster.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        config = yaml.load(sweep.get(SWEEP_FILE), Loader=loader)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(
+            f"{sweep.url} is no sweep: it has no {SWEEP_FILE}; give the directory that "
+            "`widthlab run` made, the one that holds trials/"
+        ) from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{place} is not YAML: {error}") from error
+    cells = section(config, "resolved").get("trials") if isinstance(config, dict) else None
+    if not isinstance(cells, list) or not cells:
+        raise InputError(
+            f"{place} does not list its trials (resolved.trials): it is a sweep as written, not "
+            "as run; give the directory that `widthlab run` made"
+        )
+    for cell in cells:
+        _check_cell(cell, place)
+    assert isinstance(config, dict)
+    return config
+
+
+def planned_cells(config: Mapping[str, Any], place: str) -> list[dict[str, Any]]:
+    """The cells, one of every id: a trial that is listed twice is one trial, in both halves."""
+    found: dict[str, dict[str, Any]] = {}
+    for cell in config["resolved"]["trials"]:
+        known = found.get(str(cell["id"]))
+        if known is None:
+            found[str(cell["id"])] = dict(cell)
+        else:
+            logger.warning("%s lists trial %s twice; it counts once", place, cell["id"])
+            known["holds"] = list(dict.fromkeys([*holds_of(known), *holds_of(cell)]))
+    return list(found.values())
+
+
+def holds_of(cell: Mapping[str, Any]) -> tuple[str, ...]:
+    """The halves of the grid that a cell belongs to."""
+    return tuple(cell.get("holds") or ("none",))
+
+
+def section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A mapping below a key; an empty one where there is none."""
+    found = config.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _check_cell(cell: Any, place: str) -> None:
+    if not isinstance(cell, dict) or not isinstance(cell.get("axes"), dict) or "id" not in cell:
+        raise InputError(f"{place}: resolved.trials holds {cell!r}, which has no id or axes")
+    for name in ("D", "d_model"):
+        given = cell["axes"].get(name, 1)
+        widths: Sequence[Any] = given if name == "D" and isinstance(given, list) else [given]
+        if not widths or not all(map(_is_width, widths)):
+            raise InputError(
+                f"{place}: trial {cell['id']} has {name} {given!r}; a width is a number above 0, "
+                "or for D a list of them"
+            )
+
+
+def _is_width(value: object) -> bool:
+    usable = isinstance(value, int | float) and not isinstance(value, bool)
+    return usable and math.isfinite(value) and value > 0  # type: ignore[arg-type, operator]

@@ -1,0 +1,148 @@
+"""A verdict's evidence as recommendation.json has it: plain values, every cell accounted for."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+
+from analysis.laws.power_law import LocalElasticity, PowerLaw, Refusal, is_shown
+from analysis.laws.saturation import Saturation, Untestable
+from analysis.laws.spectral import PLATEAU, SpectralEvidence
+from analysis.verdict.equal_budget import BUDGETS, BudgetEvidence
+from analysis.verdict.loss_optimum import REQUIRED_SUPPORT, Unfitted
+
+#: Fields of a law from which its band is drawn: they say nothing by themselves.
+_WORKINGS = ("mean_log_x", "spread_log_x", "beta_errors", "replicate_error", "level_error")
+
+
+def widths_of(evidence: BudgetEvidence) -> list[dict[str, Any]]:
+    """Every width of an equal budget, from the narrowest, with what it costs in loss."""
+    curve = evidence.optimum
+    if isinstance(curve, Unfitted):
+        return []
+    listed = []
+    for i, multiplier in enumerate(curve.multiplier):
+        cell = evidence.cell(float(multiplier))
+        listed.append(
+            {
+                "width_multiplier": float(multiplier),
+                "D": int(cell["D"]),
+                "d_model": int(cell["d_model"]),
+                "val_loss": float(curve.loss[i]),
+                "runs": int(curve.counts[i]),
+                "excess_nats": float(curve.excess[i]),
+                "excess_upper_nats": float(curve.excess_upper[i]),
+                "within_tolerance": bool(curve.excess_upper[i] < curve.tolerance),
+                "equivalent": bool(curve.equivalent[i]),
+                "admissible": bool(curve.admissible[i]),
+            }
+        )
+    return listed
+
+
+def evidence_of(
+    trials: pd.DataFrame,
+    spectral: SpectralEvidence,
+    losses: Sequence[BudgetEvidence],
+    agrees: bool | None,
+) -> dict[str, Any]:
+    """What one group's verdict rests on, in numbers: `evidence` of recommendation.json."""
+    deciding = losses[0] if losses else None
+    states = trials["state"].value_counts()
+    return {
+        "holds_for": _holds_for(trials, deciding),
+        "cells": {
+            "planned": len(trials),
+            "used_by_laws": len(spectral.used),
+            "used_by_loss": len(deciding.used) if deciding else 0,
+            "undersampled": int(trials["undersampled"].sum()),
+            **{
+                state: int(states.get(state, 0))
+                for state in (
+                    *("completed", "collapsed", "diverged", "stopped"),
+                    *("failed", "unfinished", "waiting", "duplicate"),
+                )
+            },
+        },
+        "invalid_spectra": int(trials["invalid_spectra"].sum()),
+        "replicates": int(trials["replicate"].nunique()),
+        "confidence": 0.9,
+        "laws": {
+            name: _law(law) for name, law in {**spectral.laws, **spectral.utilisation}.items()
+        },
+        "width_law": _law(spectral.width_law),
+        "saturation": {name: _saturation(found) for name, found in spectral.saturation.items()},
+        "laws_left_out": spectral.excluded,
+        "elasticity": {name: _elasticity(found) for name, found in spectral.elasticity.items()},
+        "spectral_stop": {
+            "width_multiplier": spectral.stop.multiplier,
+            "agrees": agrees,
+            "below": PLATEAU,
+            "sentence": spectral.stop.sentence,
+        },
+        "loss": {evidence.hold: _loss(evidence) for evidence in losses},
+    }
+
+
+def _holds_for(trials: pd.DataFrame, deciding: BudgetEvidence | None) -> dict[str, Any]:
+    """Size and tokens at which the verdict was found: another size may have another optimum."""
+    cells = trials if deciding is None else deciding.planned
+
+    def span(column: str) -> list[float] | None:
+        values = cells[column].dropna()
+        return None if values.empty else [float(values.min()), float(values.max())]
+
+    return {
+        "budget": None if deciding is None else BUDGETS[deciding.hold][1],
+        "non_embedding_parameters": span("parameters_non_embedding"),
+        "parameters": span("parameters_total"),
+        "flops": span("flops"),
+        "tokens": span("tokens"),
+        "d_model": span("d_model"),
+    }
+
+
+def _law(law: PowerLaw | Refusal) -> dict[str, Any]:
+    if isinstance(law, Refusal):
+        return {"fitted": False, "reason": law.reason, "excluded": dict(law.excluded)}
+    fields = asdict(law)
+    for name in _WORKINGS:
+        del fields[name]
+    return {"fitted": True, **fields, "shown": is_shown(law)}
+
+
+def _saturation(found: Saturation | Untestable) -> dict[str, Any]:
+    return {"tested": isinstance(found, Saturation), **asdict(found)}
+
+
+def _elasticity(found: LocalElasticity | Refusal) -> dict[str, Any]:
+    if isinstance(found, Refusal):
+        return {"measured": False, "reason": found.reason}
+    return {"measured": True, **asdict(found)}
+
+
+def _loss(evidence: BudgetEvidence) -> dict[str, Any]:
+    found = evidence.optimum
+    shared = {"budget": BUDGETS[evidence.hold][1], "span": list(evidence.budget)}
+    if isinstance(found, Unfitted):
+        return {**shared, "fitted": False, **asdict(found)}
+    return {
+        **shared,
+        "fitted": True,
+        "optimum": found.optimum,
+        "interval": found.interval,
+        "support": found.support,
+        "required_support": REQUIRED_SUPPORT,
+        "recommended": found.recommended,
+        "reason": found.reason,
+        "tolerance_nats": found.tolerance,
+        "shape": {"p": found.shape[0], "q": found.shape[1]},
+        "noise_sd_nats": found.noise_sd,
+        "noise_from": found.noise_from,
+        "lack_of_fit_p": found.lack_of_fit_p,
+        "widths": len(found.multiplier),
+        "replicates": found.replicates,
+        "inadmissible": list(evidence.inadmissible),
+        "left_out": dict(evidence.left_out),
+    }

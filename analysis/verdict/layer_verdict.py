@@ -1,0 +1,104 @@
+"""Which layers of a group to widen and to narrow, as report and recommendation.json say it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from analysis.laws.layers import LayerAdvice, advise_layers
+from analysis.laws.power_law import Refusal
+from analysis.tables.sweep_tables import SweepTables
+from analysis.verdict.recommend import GroupVerdict
+
+#: D is rounded to a multiple of it where the sweep file does not say.
+FFN_MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class LayerVerdict:
+    """The advice on the layers of one group, and the widths that follow from it."""
+
+    advice: LayerAdvice | Refusal
+    width: int | None  # the uniform D that the list stands beside
+    ffn_width: tuple[int, ...] | None  # one D per layer, of the same sum; None: nothing stands out
+
+    @property
+    def sentence(self) -> str:
+        if isinstance(self.advice, Refusal):
+            return f"nothing can be said layer by layer: {self.advice.reason}"
+        return self.advice.sentence
+
+    def to_yaml(self) -> str | None:
+        """The list beside the uniform width, as a piece of a sweep file."""
+        if self.ffn_width is None:
+            return None
+        content = {"hold": ["none"], "grid": {"ffn_width": [self.width, list(self.ffn_width)]}}
+        return str(yaml.safe_dump(content, default_flow_style=None, sort_keys=False, width=80))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `layers` in recommendation.json."""
+        advice = self.advice
+        if isinstance(advice, Refusal):
+            return {
+                "judged": False,
+                "sentence": self.sentence,
+                "left_out": dict(advice.excluded),
+            }
+        return {
+            "judged": True,
+            "sentence": self.sentence,
+            "mean_exponent": advice.mean.beta,
+            "mean_exponent_interval": advice.mean.beta_interval,
+            "widen": list(advice.widen),
+            "narrow": list(advice.narrow),
+            "width": self.width,
+            "ffn_width": None if self.ffn_width is None else list(self.ffn_width),
+            "trials": advice.trials,
+            "left_out": dict(advice.left_out),
+            "layers": layer_rows(advice),
+        }
+
+
+def layer_rows(advice: LayerAdvice) -> list[dict[str, Any]]:
+    """A row per layer, in plain values."""
+    return [
+        {
+            "layer": grown.layer,
+            "elasticity": grown.elasticity.beta,
+            "elasticity_low": grown.elasticity.beta_interval[0],
+            "elasticity_high": grown.elasticity.beta_interval[1],
+            "relative": grown.relative.beta,
+            "relative_low": grown.relative_interval[0],
+            "relative_high": grown.relative_interval[1],
+            "advice": grown.advice,
+        }
+        for grown in advice.layers
+    ]
+
+
+def judge_layers(verdict: GroupVerdict, tables: SweepTables) -> LayerVerdict:
+    """The layers of one group, over the cells that its rank laws rest on."""
+    used = verdict.spectral.used
+    spectra = tables.of(tables.spectra, used)
+    advice = advise_layers(spectra, used, tables.aggregation.last)
+    trial = representative(verdict)
+    if isinstance(advice, Refusal) or trial is None:
+        return LayerVerdict(advice, None, None)
+    model: Mapping[str, Any] = tables.config.get("model") or {}
+    width = int(trial["D"])
+    widths = advice.ffn_width(width, int(model.get("ffn_multiple") or FFN_MULTIPLE))
+    return LayerVerdict(advice, width, None if widths is None else tuple(widths))
+
+
+def representative(verdict: GroupVerdict) -> "pd.Series[Any] | None":
+    """The trial whose layers stand for the group: of the cells of the rank laws the one nearest
+    to the recommended width, or to the middle one where none is, with the first replicate."""
+    used = verdict.spectral.used
+    if used.empty:
+        return None
+    width = verdict.width_multiplier or float(used["width_multiplier"].median())
+    away = np.abs(np.log(used["width_multiplier"] / width)).round(6)
+    return used.assign(away=away).sort_values(["away", "replicate"]).iloc[0]

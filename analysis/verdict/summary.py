@@ -1,0 +1,106 @@
+"""The verdict as plain text, for a terminal of 96 columns."""
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterator
+
+from analysis.laws.power_law import PowerLaw, Refusal, is_shown
+from analysis.tables.sweep_tables import SweepTables
+from analysis.verdict.recommend import GroupVerdict, Recommendation
+from analysis.wording import bracketed, duration, flops, group_label, plural
+
+COLUMNS = 96
+
+
+def summarise(tables: SweepTables, recommendation: Recommendation) -> str:
+    """Counts, fitted exponents and the verdict of every group; ends with a newline."""
+    lines = [headline(tables), "", *_laws(recommendation), ""]
+    common = shared_caveats(recommendation)
+    for verdict in recommendation.groups:
+        lines += [*_verdict(verdict, common), ""]
+    for found in recommendation.transfers:
+        lines += [*_wrapped(f"{found.label}: {found.sentence}.", "", "  "), ""]
+    if common:
+        lines.append(
+            "Caveats that hold for all of these" if len(recommendation.groups) > 1 else "Caveats"
+        )
+        lines += [line for caveat in common for line in _wrapped(caveat, "  - ")]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def headline(tables: SweepTables) -> str:
+    """What was run, in one line."""
+    trials = tables.trials
+    states = Counter(trials["state"])
+    counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
+    line = f"{tables.name}: {plural(len(trials), 'trial')}, {counts}"
+    seconds = float(trials["seconds_total"].sum())
+    if seconds > 0:
+        spent = float(trials.loc[trials["tokens"].notna(), "flops"].sum())
+        line += f"; {duration(seconds)} of device time, {flops(spent)}"
+    return line
+
+
+def shared_caveats(recommendation: Recommendation) -> list[str]:
+    """Caveats that every group has, said once."""
+    first, *others = recommendation.groups
+    return [caveat for caveat in first.caveats if all(caveat in other.caveats for other in others)]
+
+
+def _laws(recommendation: Recommendation) -> Iterator[str]:
+    yield "Exponents of the rank against the FFN width D, with 90 % intervals"
+    label_width = max(len("group"), *(len(verdict.label) for verdict in recommendation.groups))
+    label_width = min(label_width, 34)
+
+    def row(label: str, *cells: str) -> str:
+        above = ""
+        if len(label) > label_width:  # on lines of its own: its end may be what tells it apart
+            above, label = "\n".join(_wrapped(label, "  ", "    ")) + "\n", ""
+        columns = "  ".join(f"{cell:<17}" for cell in cells)
+        return above + f"  {label:<{label_width}}  {columns}".rstrip()
+
+    yield from _wrapped(f"(a trial's rank: {recommendation.aggregation})", "")
+    yield row("group", "soft rank", "hard rank", "soft - hard")
+    for verdict in recommendation.groups:
+        laws = verdict.spectral.laws
+        gap = laws["asymmetry"]
+        soft = laws["soft_rank"]
+        if isinstance(soft, Refusal):
+            yield row(verdict.label, f"no law: {soft.reason}")
+            continue
+        cells = [_exponent(laws[name]) for name in ("soft_rank", "hard_rank", "asymmetry")]
+        if isinstance(gap, PowerLaw):
+            cells[2] += "" if is_shown(gap) else " not shown"
+        yield row(verdict.label, *cells)
+
+
+def _exponent(law: PowerLaw | Refusal) -> str:
+    if isinstance(law, Refusal):
+        return "no law"
+    return f"{law.beta:.2f} {bracketed(law.beta_interval)}"
+
+
+def _verdict(verdict: GroupVerdict, common: list[str]) -> Iterator[str]:
+    yield from _wrapped(f"{group_label(verdict.group)}: {verdict.sentence}.", "", "  ")
+    if verdict.width_multiplier is not None:
+        yield from _wrapped(f"rule: {verdict.rule}.", "  ")
+    for choice in verdict.choices:
+        yield from _wrapped(f"{choice.sentence}.", "  ")
+    for found in verdict.at_budgets:
+        if found.found is not None and found is not verdict.at_budgets[0]:
+            yield from _wrapped(f"{found.sentence}.", "  ")
+    agreement = {True: "agrees", False: "does not agree", None: "cannot be compared"}
+    yield from _wrapped(
+        f"spectrum: {agreement[verdict.agrees]} - {verdict.spectral.stop.sentence}.", "  "
+    )
+    for caveat in verdict.caveats:
+        if caveat not in common:
+            yield from _wrapped(caveat, "  - ")
+    for cells in verdict.run_next:
+        yield from _wrapped(f"run next: {cells.why} ({cells.cost}); add to the file:", "  ")
+        yield from textwrap.indent(cells.to_yaml(), "      ").splitlines()
+
+
+def _wrapped(text: str, first: str, later: str | None = None) -> list[str]:
+    rest = " " * len(first) if later is None else later
+    return textwrap.wrap(text, COLUMNS, initial_indent=first, subsequent_indent=rest)

@@ -1,0 +1,141 @@
+"""Each width at the learning rate that suits it, where the rate is an axis of the sweep.
+
+Per width, the mean loss over the replicates picks the best rate of the grid; a parabola in ln lr
+through it and its two neighbours gives the tuned rate, and each replicate's own parabola its loss
+there. The rate is chosen from the mean and not per replicate, so that the luck of one replicate
+is not taken for a better rate. A width whose best rate is the smallest or the largest enters with
+its loss there, and is flagged: its tuned loss may be lower. Not so where the width breaks down
+beyond it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from analysis.replicates import Floats
+from analysis.verdict.equal_budget import BUDGETS
+
+AXIS = "learning_rate"
+#: Rates needed: a parabola passes through three.
+MINIMUM_RATES = 3
+_CELL = ["D", "d_model", "base_d_model"]
+
+
+@dataclass(frozen=True)
+class TunedWidth:
+    """What tuning made of one width of a budget."""
+
+    width_multiplier: float
+    D: int
+    d_model: int
+    learning_rate: float
+    edge: Literal["smallest", "largest"] | None  # of the rates, where the best one is there
+    rates: tuple[float, ...]  # that every usable replicate completed
+    left_out: int  # runs that did not complete, or without a partner in another replicate
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class TunedTrials:
+    """Trials with the learning rate tuned away, for `judge_losses`."""
+
+    trials: pd.DataFrame  # a row per width and replicate of the equal budgets, val_loss tuned
+    widths: tuple[TunedWidth, ...]
+    common_rate: float  # of the grid, best for most widths: rank laws are fitted at one rate
+
+    @property
+    def edges(self) -> tuple[TunedWidth, ...]:
+        return tuple(width for width in self.widths if width.edge is not None)
+
+
+def is_tunable(trials: pd.DataFrame) -> bool:
+    """Whether some trials differ in nothing but three learning rates or more."""
+    return AXIS in trials and trials[AXIS].nunique() >= MINIMUM_RATES
+
+
+def tune(trials: pd.DataFrame) -> TunedTrials:
+    """`trials` are rows of `SweepTables.trials` of one group with several learning rates."""
+    held = trials[[any(hold in BUDGETS for hold in holds) for holds in trials["holds"]]]
+    rows: list[pd.DataFrame] = []
+    widths: list[TunedWidth] = []
+    for _, cells in held.groupby(_CELL, sort=True):
+        tuned, width = _tune_width(cells)
+        rows.append(tuned)
+        if width is not None:
+            widths.append(width)
+    every = pd.concat(rows, ignore_index=True) if rows else held
+    return TunedTrials(every, tuple(widths), _common_rate(trials, widths))
+
+
+def _tune_width(cells: pd.DataFrame) -> tuple[pd.DataFrame, TunedWidth | None]:
+    """All runs of one width: a row per replicate, and how it was tuned (None: nothing to tune)."""
+    usable = cells[(cells["state"] == "completed") & np.isfinite(cells["val_loss"])]
+    if usable.empty:
+        return cells.drop_duplicates("replicate"), None
+    table = usable.pivot_table(index="replicate", columns=AXIS, values="val_loss")
+    # A replicate that completed nothing stands aside; the others need the same rates.
+    table = table.sort_index(axis=1).dropna(axis="columns")
+    if table.empty:  # no rate that all replicates completed: those of the fullest one
+        table = usable.pivot_table(index="replicate", columns=AXIS, values="val_loss")
+        fullest = table.notna().sum(axis=1).idxmax()
+        table = table.loc[[fullest]].dropna(axis="columns")
+    rates = table.columns.to_numpy(float)
+    losses, rate, edge = _at_best(rates, table.to_numpy(float))
+    if edge is not None and _breaks_beyond(cells, rate, edge):
+        edge = None  # the grid did go further
+    nearest = rates[np.argmin(np.abs(np.log(rates / rate)))]
+    like = usable[(usable[AXIS] == nearest) & usable["replicate"].isin(table.index)]
+    like = like.drop_duplicates("replicate").set_index("replicate").loc[table.index]
+    tuned = like.assign(val_loss=losses).reset_index()[list(cells.columns)]
+    # A replicate that no rate brought to its end breaks the width; one cut off counts as missing.
+    ended = cells.groupby("replicate")["state"].agg(lambda states: "completed" in set(states))
+    lost = cells[~cells["replicate"].map(ended)].drop_duplicates("replicate")
+    width = TunedWidth(
+        width_multiplier=float(like["width_multiplier"].iloc[0]),
+        D=int(like["D"].iloc[0]),
+        d_model=int(like["d_model"].iloc[0]),
+        learning_rate=rate,
+        edge=edge,
+        rates=tuple(float(value) for value in rates),
+        left_out=len(cells) - table.size,
+    )
+    return pd.concat([tuned, lost]) if len(lost) else tuned, width
+
+
+def _at_best(
+    rates: Floats, losses: Floats
+) -> tuple[Floats, float, Literal["smallest", "largest"] | None]:
+    """Losses [R] of the replicates at the tuned rate, from [R, L] at ascending `rates` [L]."""
+    mean = losses.mean(axis=0)
+    best = int(np.argmin(mean))
+    if best == 0:
+        return losses[:, 0], float(rates[0]), "smallest"
+    if best == len(rates) - 1:
+        return losses[:, -1], float(rates[-1]), "largest"
+    near = slice(best - 1, best + 2)
+    x = np.log(rates[near] / rates[best])
+    solve = np.linalg.inv(np.vander(x, 3))
+    a, b, _ = solve @ mean[near]
+    vertex = float(-b / (2 * a)) if a > 0 else 0.0  # a = 0: three equal losses
+    each = losses[:, near] @ solve.T
+    return each @ np.array([vertex**2, vertex, 1.0]), float(rates[best] * np.exp(vertex)), None
+
+
+def _breaks_beyond(cells: pd.DataFrame, rate: float, edge: Literal["smallest", "largest"]) -> bool:
+    """Whether the width broke down at the rates beyond its best one."""
+    beyond = cells[AXIS] > rate if edge == "largest" else cells[AXIS] < rate
+    return bool(cells.loc[beyond, "state"].isin(["collapsed", "diverged"]).any())
+
+
+def _common_rate(trials: pd.DataFrame, widths: Sequence[TunedWidth]) -> float:
+    """The rate of the grid nearest to the median of the tuned ones."""
+    rates = np.sort(trials[AXIS].dropna().astype(float).unique())
+    if not widths:
+        return float(rates[len(rates) // 2])
+    middle = np.median(np.log([width.learning_rate for width in widths]))
+    return float(rates[np.argmin(np.abs(np.log(rates) - middle))])
