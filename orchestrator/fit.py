@@ -129,12 +129,13 @@ def _group_text(group: GroupFit) -> str:
         return "\n".join([*lines, f"  no law: {law.reason}"])
     parameters, intervals = parameters_of(law), intervals_of(law)
     if isinstance(law, ScalingLaw) and law.allocation is not None:
-        parameters["allocation"] = law.allocation
+        parameters["allocation_exponent"] = law.allocation
     for name, value in parameters.items():
         bounds = intervals.get(name)
         where = "" if bounds is None else f"   90 %: {bounds[0]:.4g} to {bounds[1]:.4g}"
-        what = "   (N_opt ~ C^allocation)" if name == "allocation" else ""
-        lines.append(f"  {name:<11}{value:>12.5g}{where}{what}")
+        what = "   (N_opt ~ C^allocation)" if name == "allocation_exponent" else ""
+        shown = name.removesuffix("_exponent")
+        lines.append(f"  {shown:<11}{value:>12.5g}{where}{what}")
     lines.append(f"  objective {law.objective:.6g}, R2 {law.r_squared:.4f}")
     if law.interval_method:
         lines.append(f"  intervals: {law.interval_method}")

@@ -214,7 +214,7 @@ def intervals_of_form(form: Form, theta: Floats, sampled: Resamples) -> dict[str
                 found[name] = (float(np.exp(low)), float(np.exp(high)))
     if has_allocation(form):
         share, *rest = (allocation_exponent(form, part) for part in (estimate, draws, left_out))
-        found["allocation"] = bca_interval(float(share[0]), *rest)
+        found["allocation_exponent"] = bca_interval(float(share[0]), *rest)
     return found
 
 

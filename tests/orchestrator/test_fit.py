@@ -62,7 +62,7 @@ def test_published_objectives_are_reached_from_the_command_line(run) -> None:
         assert group["starts_at_best"] > 0.4
         low, high = group["identifiability"]["ranges"]["E"]
         assert high - low > 0.1  # the valley is flat
-        assert group["intervals"]["allocation"][0] < group["allocation_exponent"]
+        assert group["intervals"]["allocation_exponent"][0] < group["allocation_exponent"]
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
