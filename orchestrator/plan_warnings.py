@@ -12,7 +12,7 @@ from orchestrator.sweep_config import SweepConfig
 #: Below this many tokens per unit of width every rank of a spectrum is biased downward.
 TOKENS_PER_WIDTH = 10
 WIDTHS_FOR_A_LAW = 3
-#: With one replicate the scatter about the quadratic is the only noise there is to see.
+#: With one replicate the scatter about the curve is the only noise there is to see.
 WIDTHS_WITHOUT_REPLICATES = 6
 #: The axes along which trials are compared; by the others they are grouped.
 WIDTH_AND_SEED = ("width_multiplier", "seed", "d_model", "D")

@@ -79,18 +79,20 @@ def missing_cells(trials: pd.DataFrame, group: Mapping[str, Any], rate: float) -
 def equal_budget_half(
     trials: pd.DataFrame, group: Mapping[str, Any], rate: float, reference: float
 ) -> list[NextCells]:
-    """The half of the grid that the loss needs, for a group that has none of it.
+    """The half of the grid that the loss needs, for a group that has none of it, at no fewer widths
+    than a verdict takes.
 
     Its cells cost what the cell of the `reference` multiplier costs, whose budget they share.
     """
     distance = np.abs(np.log(trials["width_multiplier"] / reference))
     widths, seeds = _typed(trials), sorted({int(r) for r in trials["replicate"]})
+    widths += _between(widths, WIDTHS_WITH_ONE_REPLICATE - len(widths))
     return [
         _priced(
             "the loss optimum needs cells of equal budget: add params to hold",
             ("params",),
             group,
-            widths,
+            sorted(widths),
             seeds,
             trials[distance == distance.min()],
             rate,

@@ -134,6 +134,17 @@ def test_without_equal_budgets_the_missing_half_is_named_and_priced(build_sweep:
     assert isinstance(verdict.spectral.laws["soft_rank"], PowerLaw)
 
 
+def test_the_missing_half_is_asked_for_at_the_widths_that_a_verdict_takes(
+    build_sweep: Build,
+) -> None:
+    (verdict,) = verdicts(build_sweep(multipliers=[2.67], holds=("none",)))
+    (asked,) = verdict.run_next
+    widths = asked.grid["width_multiplier"]
+    assert len(widths) == 6
+    assert 2.67 in widths
+    assert min(widths) < 2 < 4 < max(widths)
+
+
 def test_without_a_fixed_d_model_the_loss_is_judged_and_the_spectra_are_not(
     build_sweep: Build,
 ) -> None:

@@ -335,6 +335,13 @@ def test_a_row_of_a_snapshot_can_say_what_its_trial_is(build_sweep: Build) -> No
     assert at["width_multiplier"] == 4.0
 
 
+def test_an_axis_called_like_a_recorded_column_keeps_both(build_sweep: Build) -> None:
+    tables = load_sweep(build_sweep(multipliers=[1], rates=[1e-3, 2e-3]))
+    rows = tables.with_axes(tables.curves)
+    assert set(rows["axis_learning_rate"]) == {1e-3, 2e-3}  # of the cell
+    assert set(rows["learning_rate"].dropna()) == {6e-3}  # of the step
+
+
 def test_a_hundred_thousand_snapshots_of_layers_are_summed_up_exactly() -> None:
     steps, layers, trials = 100, 20, 50
     rng = np.random.default_rng(0)
