@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.errors import InputError
-from analysis.figures import rank_figures
+from analysis.figures import overview_figures, rank_figures
 from analysis.figures import verdict_figures as figures
 from analysis.figures.style import render
 from analysis.records import encode_json
@@ -81,9 +81,7 @@ def _figures(
     """Key and bytes of every figure, as SVG and PNG."""
 
     def all_of_them() -> Iterator[tuple[str, Any]]:
-        overview = figures.exponents(recommendation)
-        if overview is not None:
-            yield "exponents", overview
+        yield from overview_figures.overviews(recommendation)
         for verdict in recommendation.groups:
             advice = layers[verdict.slug].advice
             for name, figure in figures.figures_of(verdict, tables, advice):

@@ -71,7 +71,7 @@ def _loss_law(
     span = float(np.ptp(order)) or 1.0
 
     def colour(log_value: Floats | float) -> Any:
-        return mpl.colormaps["viridis"](0.3 + 0.56 * (log_value - order.min()) / span)
+        return mpl.colormaps["viridis"](0.02 + 0.64 * (log_value - order.min()) / span)
 
     miss = 100 * (loss / law.predict(rows) - 1)
     left.scatter(rows[along], loss, c=colour(order), s=18)

@@ -18,6 +18,7 @@ from analysis.figures.style import (
     EDIM,
     FAINT,
     HARD,
+    SIZE,
     SOFT,
     crosses,
     decades,
@@ -77,12 +78,12 @@ def effective_dimension(verdict: GroupVerdict) -> Figure | None:
     used, growth = verdict.spectral.used, verdict.spectral.elasticity["edim"]
     if used.empty or isinstance(growth, Refusal):
         return None
-    figure, (above, below) = panels(rows=2, size=(5.2, 2.7))
+    figure, (above, below) = panels(rows=2, size=(SIZE[0], 0.62 * SIZE[1]))
     means = used.groupby("D")["edim"].median()
     above.plot(used["D"], used["edim"], "o", color=EDIM, markersize=4.5)
     above.plot(means.index, means, color=EDIM, linewidth=1.2)
     log_ranks(above, "eDim (directions)")
-    widths_axis(above, list(used["D"]), "FFN width D")
+    widths_axis(above, list(used["D"]), "")  # as below
     title(above, "Effective dimension")
 
     for step in growth.steps:
@@ -95,7 +96,7 @@ def effective_dimension(verdict: GroupVerdict) -> Figure | None:
     widths_axis(below, list(used["D"]), "FFN width D")
     below.set_ylabel("d ln eDim / d ln D")
     end_labels(below, [(PLATEAU, f"plateau\nbelow {PLATEAU:g}", FAINT)])
-    title(below, "Local elasticity, 90 % interval")
+    title(below, "Its growth (elasticity), 90 % interval")
     return figure
 
 
@@ -147,7 +148,7 @@ def layer_growth(layers: LayerAdvice | Refusal) -> Figure | None:
     """How fast the eDim of each layer grows with D, less that of all layers."""
     if isinstance(layers, Refusal):
         return None
-    figure, (axes,) = panels(size=(5.2, 1.3 + 0.22 * len(layers.layers)))
+    figure, (axes,) = panels(size=(SIZE[0], 1.3 + 0.22 * len(layers.layers)))
     for grown in layers.layers:
         colour = {"widen": EDIM, "narrow": BROKEN, "keep": FAINT}[grown.advice]
         axes.plot(_excess(grown), [grown.layer] * 2, color=colour, linewidth=2)
@@ -156,11 +157,11 @@ def layer_growth(layers: LayerAdvice | Refusal) -> Figure | None:
             end_labels(axes, [(grown.layer, grown.advice, colour)])
     axes.axvline(0, color=FAINT, linewidth=0.8)
     axes.yaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
-    axes.set_ylim(len(layers.layers) - 0.4, -0.6)
+    axes.set_ylim(-0.6, len(layers.layers) - 0.4)  # the first below, as in the heat maps
     axes.grid(False, axis="y")
     axes.set_ylabel("layer")
     axes.set_xlabel("d ln eDim / d ln D less that of all layers")
-    title(axes, "Growth layer by layer, 90 % for all together")
+    title(axes, "Growth by layer, 90 % for all together")
     return figure
 
 

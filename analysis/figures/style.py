@@ -14,8 +14,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
+    FixedFormatter,
     FixedLocator,
     FuncFormatter,
     LogFormatterSciNotation,
@@ -31,11 +33,26 @@ from analysis.wording import large
 #: Text and axes, and the lines behind the data. The report turns both to its own colours.
 INK = "#222629"
 RULE = "#dcdfe3"
-FAINT = "#7d858c"
+FAINT = "#68717a"
 
 SOFT, HARD, EDIM, LOSS = "#0072b2", "#d55e00", "#009e73", "#0072b2"
+#: What is not established, and what broke.
+UNSURE = "#9a5b00"
 BROKEN = "#c23b22"
 DASHES = (0, (4, 3))
+
+#: Shades of what has an order, from the least: each as it stands out on white, and on black.
+SHADES = tuple(
+    (to_hex(mpl.colormaps["viridis"](on_white)), to_hex(mpl.colormaps["viridis"](on_black)))
+    for on_white, on_black in zip(
+        np.linspace(0.02, 0.66, 24), np.linspace(0.38, 0.96, 24), strict=True
+    )
+)
+#: Share of an axis that a letter of its tick labels takes, and the room between two of them.
+_LETTER, _BETWEEN = 0.029, 0.012
+
+#: Inches of a panel: on a phone, where a figure is as wide as the page, its text is 11 pixels.
+SIZE = (4.4, 3.1)
 
 #: What makes the files the same for the same numbers, and their text selectable.
 _RC: Any = {
@@ -55,7 +72,7 @@ _RC: Any = {
 
 
 def panels(
-    rows: int = 1, columns: int = 1, *, size: tuple[float, float] = (5.2, 3.5)
+    rows: int = 1, columns: int = 1, *, size: tuple[float, float] = SIZE
 ) -> tuple[Figure, list[Axes]]:
     """A figure of empty panels, `size` inches each, without boxes around them."""
     with mpl.rc_context(_RC):
@@ -99,19 +116,34 @@ def title(axes: Axes, text: str) -> None:
 
 
 def widths_axis(axes: Axes, values: Sequence[float], label: str, suffix: str = "") -> None:
-    """A logarithmic x axis that ticks at the widths themselves, thinned where they crowd."""
+    """A logarithmic x axis that ticks at the widths; labels thin out where they crowd."""
     values = sorted({float(value) for value in values})
+    texts = [f"{value:.3g}{suffix}" for value in values]
+    shown = _with_room(np.log(values), texts)
     axes.set_xscale("log")
-    shown: list[float] = []
-    span = np.log(values[-1] / values[0]) if len(values) > 1 else 1.0
-    for value in values:
-        if not shown or np.log(value / shown[-1]) > 0.075 * span:
-            shown.append(value)
-    axes.xaxis.set_major_locator(FixedLocator(shown))
+    axes.xaxis.set_major_locator(FixedLocator(values))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}{suffix}"))
+    axes.xaxis.set_major_formatter(
+        FixedFormatter([text if i in shown else "" for i, text in enumerate(texts)])
+    )
     axes.margins(x=0.08)
     axes.set_xlabel(label)
+
+
+def _with_room(places: NDArray[np.float64], texts: Sequence[str]) -> set[int]:
+    """Which texts can stand at their places: the first, the last, and those between that fit."""
+    span = float(places[-1] - places[0]) or 1.0
+
+    def fits(one: int, other: int) -> bool:
+        wide = _LETTER * (len(texts[one]) + len(texts[other])) / 2 + _BETWEEN
+        return bool((places[other] - places[one]) / span > wide)
+
+    last = len(texts) - 1
+    shown = [0]
+    for i in range(1, last):
+        if fits(shown[-1], i) and fits(i, last):
+            shown.append(i)
+    return {*shown, last}
 
 
 def log_ranks(axes: Axes, label: str) -> None:
@@ -140,11 +172,10 @@ def round_ticks(steps: tuple[float, ...]) -> list[float]:
 
 
 def tokens_axis(axes: Axes) -> None:
-    """A logarithmic x axis of training tokens: `100k`, `2M`."""
+    """A logarithmic x axis of training tokens: `100k`, `2M`. Call it when the data are drawn."""
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    log_ticks(axes.xaxis, *axes.get_xlim())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: large(value)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("training tokens")
 
 
@@ -171,10 +202,10 @@ def decades(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(LogFormatterSciNotation())
 
 
-def width_colours(count: int) -> list[tuple[float, float, float, float]]:
-    """Colours for widths in ascending order, legible on white and on black."""
-    shades = np.linspace(0.36, 0.86, max(count, 2))[:count]
-    return [tuple(map(float, mpl.colormaps["viridis"](shade))) for shade in shades]  # type: ignore[misc]
+def width_colours(count: int) -> list[str]:
+    """Colours for widths in ascending order, from `SHADES` on white."""
+    places = np.linspace(0, len(SHADES) - 1, max(count, 2))[:count]
+    return [SHADES[round(place)][0] for place in places]
 
 
 def end_labels(axes: Axes, labels: Sequence[tuple[float, str, Any]], *, gap: float = 0.06) -> None:

@@ -1,7 +1,8 @@
 """The figures of a report: each shows one claim of the verdict, with its doubt.
 
-A figure that has nothing to show is None. `figures_of` names and orders them; those of the ranks
-are drawn in `analysis.figures.rank_figures`.
+A figure that has nothing to show is None. `figures_of` names and orders those of one group; those
+of the ranks are drawn in `analysis.figures.rank_figures`, those of all groups together in
+`analysis.figures.overview_figures`.
 """
 
 from collections.abc import Iterator
@@ -19,7 +20,6 @@ from analysis.figures.style import (
     HARD,
     INK,
     LOSS,
-    SOFT,
     crosses,
     end_labels,
     panels,
@@ -34,7 +34,7 @@ from analysis.tables.sweep_tables import SweepTables
 from analysis.verdict.budgets import CURRENCIES
 from analysis.verdict.equal_budget import BUDGETS
 from analysis.verdict.loss_optimum import LossCurve
-from analysis.verdict.recommend import GroupVerdict, Recommendation
+from analysis.verdict.recommend import GroupVerdict
 from analysis.wording import interval, multiple
 
 #: Of the lines of the loss at other budgets, in the order of CURRENCIES.
@@ -62,43 +62,6 @@ def figures_of(
     ):
         if figure is not None:
             yield name, figure
-
-
-def exponents(recommendation: Recommendation) -> Figure | None:
-    """Soft and hard exponents of every group with their 90 % intervals, side by side."""
-    rows = [
-        (verdict.label, {name: verdict.spectral.laws[name] for name in ("soft_rank", "hard_rank")})
-        for verdict in recommendation.groups
-    ]
-    rows = [row for row in rows if any(isinstance(law, PowerLaw) for law in row[1].values())]
-    if not rows:
-        return None
-    figure, (axes,) = panels(size=(5.8, 1.1 + 0.42 * len(rows)))
-    named: set[str] = set()
-    for place, (_, laws) in enumerate(rows):
-        for (name, law), colour, shift in zip(
-            laws.items(), (SOFT, HARD), (-0.13, 0.13), strict=True
-        ):
-            if not isinstance(law, PowerLaw):
-                continue
-            axes.plot(law.beta_interval, [place + shift] * 2, color=colour, linewidth=2)
-            axes.plot(law.beta, place + shift, "o", color=colour, markersize=5)
-            if name not in named:
-                named.add(name)
-                axes.annotate(
-                    name.replace("_", " "),
-                    (law.beta, place + shift),
-                    xytext=(0, 7 if shift < 0 else -14),
-                    textcoords="offset points",
-                    ha="center",
-                    color=colour,
-                    fontsize=9,
-                )
-    axes.set_yticks(range(len(rows)), [label for label, _ in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.75)
-    axes.grid(False, axis="y")
-    axes.set_xlabel("exponent of the rank against D, 90 % interval")
-    return figure
 
 
 def loss_optimum(verdict: GroupVerdict) -> Figure | None:
@@ -262,7 +225,7 @@ def training_curves(verdict: GroupVerdict, tables: SweepTables) -> Figure | None
             own["tokens"],
             own["val_loss"],
             color=colours[multiplier],
-            linewidth=1.3,
+            linewidth=1.0,
             linestyle="-" if cell["state"] == "completed" else (0, (2, 2)),
         )
         ends.setdefault(multiplier, []).append(float(own["val_loss"].iloc[-1]))

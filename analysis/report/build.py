@@ -5,7 +5,7 @@ dark. The only links that lead out are those of trials to their MLflow runs, whe
 server.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -13,15 +13,15 @@ from string import Template
 import pandas as pd
 
 from analysis.laws.power_law import PowerLaw, Refusal, is_shown
+from analysis.report.front import front
 from analysis.report.group import group_section
-from analysis.report.page import bullets, figure, figures, paragraph, sentence, table, words
+from analysis.report.page import figure, figures, paragraph, shades, table, words
 from analysis.report.trials import reproduce, trials_section
 from analysis.tables.sweep_tables import SweepTables
 from analysis.verdict.layer_verdict import LayerVerdict
-from analysis.verdict.recommend import GroupVerdict, Recommendation
+from analysis.verdict.recommend import Recommendation
 from analysis.verdict.summary import headline, shared_caveats
-from analysis.verdict.transfer import Transfer
-from analysis.wording import bracketed, interval, large, multiple
+from analysis.wording import bracketed
 
 QUANTITIES = {
     "soft_rank": "soft rank",
@@ -29,7 +29,8 @@ QUANTITIES = {
     "edim": "eDim",
     "asymmetry": "soft - hard",
 }
-UTILISATION = {"soft_utilisation": "soft rank / D", "hard_utilisation": "hard rank / D"}
+
+EXPONENTS = "At 1 the ranks would grow in step with D; at 0 more width adds no directions."
 
 
 def build_report(
@@ -47,9 +48,8 @@ def build_report(
     """
     common = shared_caveats(recommendation)
     body = [
-        *(_verdict(verdict) for verdict in recommendation.groups),
-        *(_transfer(found) for found in recommendation.transfers),
-        *_overview(tables, recommendation, common, svgs),
+        *front(recommendation, common, svgs),
+        *_rank_laws(recommendation, svgs),
         *(
             group_section(verdict, layers[verdict.slug], common, svgs)
             for verdict in recommendation.groups
@@ -60,84 +60,43 @@ def build_report(
     template = Template(files("analysis.report").joinpath("report.html").read_text("utf-8"))
     return template.substitute(
         title=escape(f"{tables.name}: how wide should the feed-forward network be?"),
-        headline=escape(headline(tables)),
+        headline=words(headline(tables).removeprefix(f"{tables.name}: ")),
         body="\n".join(part for part in body if part),
+        shades_on_white=shades(on_white=True),
+        shades_on_black=shades(on_white=False),
     )
 
 
-def _verdict(verdict: GroupVerdict) -> str:
-    width = verdict.width_multiplier
-    short = "no recommendation" if width is None else multiple(width)
-    said = sentence(verdict.sentence.removeprefix("no recommendation: "))
-    return (
-        f'<div class="verdict {verdict.verdict}"><p>{escape(verdict.label)}: '
-        f'<span class="width">{short}</span></p><p>{words(said)} '
-        f'<a href="#{verdict.slug}">Why</a></p></div>'
-    )
-
-
-def _transfer(found: Transfer) -> str:
-    kind = "refused" if found.width_multiplier is None else "recommended"
-    sizes = [
-        [
-            large(size.parameters),
-            large(size.tokens),
-            f"{size.optimum:.2f}x",
-            interval(size.interval),
-        ]
-        for size in found.sizes
-    ]
-    names = ["non-embedding parameters", "tokens", "optimum", "90 % interval"]
-    return (
-        f'<div class="verdict {kind}"><p>{escape(found.label)}, at the target size</p>'
-        f"{paragraph(sentence(found.sentence))}{table(names, sizes) if sizes else ''}</div>"
-    )
-
-
-def _overview(
-    tables: SweepTables,
-    recommendation: Recommendation,
-    common: Sequence[str],
-    svgs: Mapping[str, bytes],
-) -> Iterator[str]:
-    if common:
-        yield "<h2>Before acting on it</h2>" + bullets(common)
+def _rank_laws(recommendation: Recommendation, svgs: Mapping[str, bytes]) -> Iterator[str]:
+    """What the ranks are, and the exponents of several groups: those of one are in its section."""
     yield "<h2>Rank laws</h2>"
+    text = paragraph(
+        "How many of its D directions a feed-forward layer uses, as D grows and d_model, depth "
+        "and training stay: rank ~ D^exponent. With p the eigenvalues of its activations' "
+        "covariance as shares of their sum, soft rank is exp(-sum p ln p), which also counts the "
+        "faint directions, and hard rank 1 / sum p^2, which counts the strong ones. eDim, the "
+        "effective dimension, combines both."
+    )
+    text += paragraph(f"A trial's rank: {recommendation.aggregation}.", "small faint")
+    drawn = svgs.get("figures/exponents.svg")
+    yield figures([figure("exponents", drawn, EXPONENTS), f"<div>{text}</div>"]) if drawn else text
+    laws = {verdict.label: verdict.spectral.laws for verdict in recommendation.groups}
+    if len(laws) == 1:
+        return
+    if not any(isinstance(law, PowerLaw) for own in laws.values() for law in own.values()):
+        yield paragraph("No group has enough widths with spectra for a law.")
+        return
+    rows = [[label, *(_law(own[name], name) for name in QUANTITIES)] for label, own in laws.items()]
+    yield table(["group", *QUANTITIES.values()], rows)
     yield paragraph(
-        "How many directions a feed-forward layer of width D uses: rank ~ D^exponent, with "
-        "d_model, depth and training fixed. Intervals are at 90 %. A gap between the exponents "
-        "whose interval includes 0 is reported as not shown. Of what it could use a layer uses "
-        "rank / D, whose exponent is below 0 where wider layers are used less."
+        "Exponents with 90 % intervals. Soft - hard is the difference of the exponents, not shown "
+        "where its interval includes 0.",
+        "small faint",
     )
-    rows, notes = [], []
-    for verdict in recommendation.groups:
-        spectral = verdict.spectral
-        laws = {**spectral.laws, **spectral.utilisation}
-        rows.append(
-            [verdict.label, *(_law(laws[name], name) for name in (*QUANTITIES, *UTILISATION))]
-        )
-        if spectral.excluded:
-            counts = ", ".join(f"{count} {why}" for why, count in spectral.excluded.items())
-            notes.append(f"{verdict.label}: left out {counts}.")
-    yield table(["group", *QUANTITIES.values(), *UTILISATION.values()], rows)
-    methods = sorted(
-        {
-            law.interval_method
-            for verdict in recommendation.groups
-            for law in verdict.spectral.laws.values()
-            if isinstance(law, PowerLaw)
-        }
-    )
-    notes += [f"Intervals: {'; '.join(methods)}."] if methods else []
-    notes.append(f"A trial's rank: {tables.aggregation.text}.")
-    yield paragraph(" ".join(notes), "small faint")
-    # One group's exponents are in its own figure.
-    if "figures/exponents.svg" in svgs and len(recommendation.groups) > 1:
-        yield figures([figure("exponents", svgs["figures/exponents.svg"], "")])
 
 
 def _law(law: PowerLaw | Refusal, name: str) -> str:
     if isinstance(law, Refusal):
         return "no law"
-    shown = "" if name != "asymmetry" else (" shown" if is_shown(law) else " not shown")
+    shown = "" if name != "asymmetry" or is_shown(law) else " not shown"
     return f"{law.beta:.2f} {bracketed(law.beta_interval)}{shown}"

@@ -1,50 +1,43 @@
 """One group's section of the report: why the verdict is what it is, as one would argue it."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
 from analysis.laws.power_law import PowerLaw, Refusal
 from analysis.laws.saturation import Saturation, Untestable
-from analysis.report.page import bullets, figure, figures, paragraph, sentence, table, words
-from analysis.report.tables import all_laws
+from analysis.report.captions import captions_of
+from analysis.report.page import (
+    bullets,
+    figure,
+    figures,
+    folded,
+    paragraph,
+    sentence,
+    table,
+    without_empty,
+    words,
+)
+from analysis.verdict.budgets import CURRENCIES
 from analysis.verdict.equal_budget import BUDGETS
-from analysis.verdict.layer_verdict import LayerVerdict, representative
+from analysis.verdict.layer_verdict import LayerVerdict
+from analysis.verdict.loss_optimum import LossCurve
 from analysis.verdict.recommend import GroupVerdict
 from analysis.verdict.tuned_rate import TunedTrials
-from analysis.wording import bracketed, interval, multiple
+from analysis.wording import bracketed, interval, multiple, plural
 
 LAWS = {
     "soft_rank": "soft rank",
     "hard_rank": "hard rank",
     "edim": "eDim",
     "asymmetry": "soft / hard rank",
-    "soft_utilisation": "soft rank / D",
-    "hard_utilisation": "hard rank / D",
-    "val_loss": "loss",
 }
+LOSS = "loss"
+UTILISATION = {"soft_utilisation": "soft rank / D", "hard_utilisation": "hard rank / D"}
 AGREEMENT = {
     True: "The spectral stop agrees: ",
     False: "The spectral stop does not agree: ",
     None: "The spectral stop cannot be compared: ",
-}
-CAPTIONS = {
-    "loss-optimum": "Final held-out loss of the completed runs and the mean of the fitted curves. "
-    "Blue: 90 % interval of the loss less that at the width where the band closes. Green, where an "
-    "optimum is established: its 90 % interval.",
-    "loss-at-budgets": "What is held equal decides which width looks best. Points are width means, "
-    "diamonds optima that are established.",
-    "rank-laws": "Lines are least squares in the logarithms, bands 90 % intervals of the law. "
-    "Dashed, where the test finds one: the width from which on a rank no longer grows.",
-    "effective-dimension": "Effective dimension, and its growth between neighbouring widths: where "
-    "it stays below the dashed line, more width adds little.",
-    "final-spectra": "Eigenvalues of the activations' covariance at the last snapshot, normalised, "
-    "geometric mean over layers.",
-    "width-law": "What a wider FFN buys when nothing is held equal: parameters and cost grow with "
-    "it, so this is no reason to choose a width.",
-    "layer-growth": "Right of 0 a layer's eDim grows faster with D than that of the others. "
-    "Coloured: known to, at 90 % for all layers together.",
-    "training-curves": "Held-out loss while training, a line a run, labelled with D / d_model. "
-    "Dashed: not completed.",
 }
 
 
@@ -52,15 +45,18 @@ def group_section(
     verdict: GroupVerdict, layers: LayerVerdict, common: Sequence[str], svgs: Mapping[str, bytes]
 ) -> str:
     """Everything about one group; `common` caveats are said elsewhere."""
-    shown = _Figures(verdict.slug, svgs)
+    shown = _Figures(verdict, svgs)
+    width = verdict.width_multiplier
+    short = "no recommendation" if width is None else multiple(width)
     parts = [
-        f'<section id="{verdict.slug}"><h2>{escape(verdict.label)}</h2>',
-        paragraph(sentence(verdict.sentence)),
+        f'<section id="{verdict.slug}" class="{verdict.verdict}"><h2>{escape(verdict.label)}: '
+        f'<span class="width">{short}</span></h2>',
         *_loss(verdict, shown),
+        *_caveats(verdict, common),
+        *_next(verdict),
         *_ranks(verdict, shown),
         *_layers(verdict, layers, shown),
         *_training(verdict.tuned, shown),
-        *_next(verdict, common),
         "</section>",
     ]
     return "\n".join(part for part in parts if part)
@@ -69,37 +65,39 @@ def group_section(
 class _Figures:
     """The figures of one group as HTML; those that were not drawn are nothing."""
 
-    def __init__(self, slug: str, svgs: Mapping[str, bytes]) -> None:
-        self._slug, self._svgs = slug, svgs
+    def __init__(self, verdict: GroupVerdict, svgs: Mapping[str, bytes]) -> None:
+        self._slug, self._svgs = verdict.slug, svgs
+        self._captions = captions_of(verdict)
 
-    def row(self, *names: str, **captions: str) -> str:
-        """Figures beside each other; `captions` by name with underscores, where not the usual."""
-        texts = CAPTIONS | {name.replace("_", "-"): text for name, text in captions.items()}
+    def row(self, *names: str, beside: str = "") -> str:
+        """Figures beside each other, and beside them what explains them."""
         drawn = []
         for name in names:
             svg = self._svgs.get(f"figures/{self._slug}-{name}.svg")
             if svg is not None:
-                drawn.append(figure(f"{self._slug}-{name}", svg, texts[name]))
-        return figures(drawn)
+                drawn.append(figure(f"{self._slug}-{name}", svg, self._captions[name]))
+        return figures([*drawn, f"<div>{beside}</div>"] if beside else drawn)
 
 
 def _loss(verdict: GroupVerdict, shown: _Figures) -> Iterator[str]:
-    if verdict.width_multiplier is not None:
-        yield paragraph(f"Rule: {sentence(verdict.rule, capital=False)}", "faint")
-    yield shown.row("loss-optimum", "loss-at-budgets")
-    yield _widths(verdict)
+    yield shown.row("loss-optimum", beside=_widths(verdict))
     if verdict.choices:
         yield "<h3>Other choices</h3>"
         yield bullets(sentence(choice.sentence) for choice in verdict.choices)
-    if verdict.at_budgets:
-        yield "<h3>The loss at other budgets</h3>"
-        yield bullets(sentence(found.sentence) for found in verdict.at_budgets)
+    others = _budgets(verdict)
+    if others:
+        yield "<h3>At other budgets</h3>"
+        yield shown.row("loss-at-budgets")
+        yield bullets(others)
 
 
 def _widths(verdict: GroupVerdict) -> str:
+    """The widths of the deciding budget, with what each costs in loss."""
     deciding = verdict.deciding
-    if deciding is None or not verdict.alternatives:
+    if deciding is None or not isinstance(deciding.optimum, LossCurve):
         return ""
+    digits = decimals(deciding.optimum.tolerance)
+    runs = {width["runs"] for width in verdict.alternatives}
     rows, chosen = [], None
     for i, width in enumerate(verdict.alternatives):
         note = "equivalent" if width["equivalent"] else ""
@@ -114,97 +112,162 @@ def _widths(verdict: GroupVerdict) -> str:
                 multiple(width["width_multiplier"]),
                 str(width["D"]),
                 str(width["d_model"]),
-                f"{width['val_loss']:.4f}",
-                str(width["runs"]),
-                f"{width['excess_nats']:.4f}",
-                f"{width['excess_upper_nats']:.4f}",
+                "" if len(runs) == 1 else str(width["runs"]),
+                *(
+                    f"{width[name]:.{digits}f}"
+                    for name in ("val_loss", "excess_nats", "excess_upper_nats")
+                ),
                 note,
             ]
         )
-    names = ["width", "D", "d_model", "loss", "runs", "excess", "upper 90 %", ""]
+    names, rows = without_empty(
+        ["width", "D", "d_model", "runs", "loss", "excess", "at most", ""], rows
+    )
+    each = f" ({plural(runs.pop(), 'run')} a width)" if len(runs) == 1 else ""
+    about = (
+        f"Loss: mean of the runs, in nats per token{each}. Excess: of the fitted curve over its "
+        "lowest point, with its upper 90 % bound."
+    )
+    if chosen is not None:
+        about += " Equivalent: cannot be told from the chosen width."
     return (
         f"<h3>Widths at equal {escape(BUDGETS[deciding.hold][1])}</h3>"
         + table(names, rows, chosen=chosen)
-        + paragraph(
-            "Excess: nats per token over the optimum of the fitted curve, with its one-sided "
-            "upper bound. Equivalent: cannot be told from the chosen width.",
-            "small faint",
+        + paragraph(about, "small faint")
+    )
+
+
+def decimals(tolerance: float) -> int:
+    """Decimals of a loss that tell apart what `tolerance` does, and one more."""
+    return max(2, 1 - math.floor(math.log10(tolerance)))
+
+
+def _budgets(verdict: GroupVerdict) -> list[str]:
+    """What is found where something else is held equal, said once where it is the same."""
+    alike: dict[str, list[str]] = {}
+    for found in verdict.at_budgets:
+        if verdict.deciding is None or found.currency != verdict.deciding.hold:
+            answer = found.sentence.partition(": ")[2]
+            alike.setdefault(answer, []).append(CURRENCIES[found.currency][1])
+    return [
+        f"At equal {', '.join(names)}: {sentence(said, capital=False)}"
+        for said, names in alike.items()
+    ]
+
+
+def _caveats(verdict: GroupVerdict, common: Sequence[str]) -> Iterator[str]:
+    own = [caveat for caveat in verdict.caveats if caveat not in common]
+    if own:
+        yield f'<h3 id="{verdict.slug}-caveats">Caveats of this group</h3>' + bullets(
+            map(sentence, own)
         )
+
+
+def _next(verdict: GroupVerdict) -> Iterator[str]:
+    if not verdict.run_next:
+        return
+    yield f'<h3 id="{verdict.slug}-next">What to run next</h3>'
+    yield paragraph(
+        "Add these values to those of the sweep file: what is finished is not trained again."
+    )
+    yield figures(
+        f'<div><p>{words(sentence(cells.why))} <span class="faint">'
+        f"{words(sentence(cells.cost))}</span></p><pre>{escape(cells.to_yaml())}</pre></div>"
+        for cells in verdict.run_next
     )
 
 
 def _ranks(verdict: GroupVerdict, shown: _Figures) -> Iterator[str]:
-    yield "<h3>What the layers use</h3>"
+    yield f'<h3 id="{verdict.slug}-ranks">What the layers use</h3>'
     yield paragraph(
         AGREEMENT[verdict.agrees] + sentence(verdict.spectral.stop.sentence, capital=False)
     )
-    laws = all_laws(verdict)
-    fitted = {name: law for name, law in laws.items() if isinstance(law, PowerLaw)}
-    if fitted:
-        names = [
-            "~ D^exponent",
-            "exponent",
-            "90 % interval",
-            "without one width",
-            "R2",
-            "lack of fit",
-            "plateau",
-        ]
-        yield table(
-            names,
-            [
-                _law(LAWS[name], law, verdict.spectral.saturation.get(name))
-                for name, law in fitted.items()
-            ],
-        )
+    laws: dict[str, PowerLaw | Refusal] = {
+        **{text: verdict.spectral.laws[name] for name, text in LAWS.items()},
+        LOSS: verdict.spectral.width_law,
+    }
+    if any(isinstance(law, PowerLaw) for law in laws.values()):
+        yield _law_table(verdict, laws)
+        yield paragraph(_about_laws(verdict, laws), "small faint")
     reasons = dict.fromkeys(law.reason for law in laws.values() if isinstance(law, Refusal))
     yield from (paragraph(f"No law for some of them: {reason}.", "faint") for reason in reasons)
-    if fitted:
-        yield paragraph(
-            "Without one width: least and largest exponent with a width left out. Lack of fit: p "
-            "of the test that scatter about the law is no more than that between replicates. "
-            "Plateau: p of the test of the power law against one that ends.",
-            "small faint",
-        )
     yield shown.row("rank-laws", "effective-dimension", "final-spectra", "width-law")
 
 
-def _law(name: str, law: PowerLaw, plateau: Saturation | Untestable | None) -> list[str]:
+def _law_table(verdict: GroupVerdict, laws: Mapping[str, PowerLaw | Refusal]) -> str:
+    saturation = {LOSS: verdict.spectral.saturation["val_loss"]} | {
+        text: found
+        for name, text in LAWS.items()
+        if (found := verdict.spectral.saturation.get(name)) is not None
+    }
+    rows = [
+        _law(text, law, saturation.get(text), digits=3 if text == LOSS else 2)
+        for text, law in laws.items()
+        if isinstance(law, PowerLaw)
+    ]
+    names = ["", "~ D^", "90 % interval", "a width left out", "R²", "lack of fit", "levels off"]
+    return table(*without_empty(names, rows))
+
+
+def _law(
+    text: str, law: PowerLaw, levels_off: Saturation | Untestable | None, *, digits: int
+) -> list[str]:
     return [
-        name,
-        f"{law.beta:.3f}",
-        bracketed(law.beta_interval, 3),
-        "" if law.leave_one_out is None else interval(law.leave_one_out, 3),
-        f"{law.r_squared:.3f}" if law.r_squared == law.r_squared else "",
+        text,
+        f"{law.beta:.{digits}f}",
+        bracketed(law.beta_interval, digits),
+        "" if law.leave_one_out is None else interval(law.leave_one_out, digits),
+        f"{law.r_squared:.2f}" if law.r_squared == law.r_squared else "",
         "" if law.lack_of_fit_p is None else f"p = {law.lack_of_fit_p:.2g}",
-        _plateau(plateau),
+        _levels_off(levels_off),
     ]
 
 
-def _plateau(found: Saturation | Untestable | None) -> str:
+def _levels_off(found: Saturation | Untestable | None) -> str:
     if found is None:
         return ""
     if isinstance(found, Untestable):
         return "not testable"
+    if not found.saturates:
+        return f"not shown, p = {found.p:.2g}"
     low, high = found.onset_interval
-    where = f", from D = {found.onset:.0f} [{low:.0f}, {high:.0f}]" if found.saturates else ""
-    return f"{'found' if found.saturates else 'none found'}, p = {found.p:.2g}{where}"
+    return f"from D = {found.onset:.0f} [{low:.0f}, {high:.0f}], p = {found.p:.2g}"
+
+
+def _about_laws(verdict: GroupVerdict, laws: Mapping[str, PowerLaw | Refusal]) -> str:
+    """What the columns of the laws mean, what was left out, and where the intervals come from."""
+    told = [
+        "A width left out: least and largest exponent without any one width. Lack of fit: p of "
+        "the test that widths scatter about the law no more than replicates do. Levels off: p of "
+        "the test of the power law against one that ends, and where it ends; the spectral stop "
+        "asks for more, that the growth is surely small."
+    ]
+    used = {
+        text: f"D^{law.beta:.2f} {bracketed(law.beta_interval)}"
+        for name, text in UTILISATION.items()
+        if isinstance(law := verdict.spectral.utilisation[name], PowerLaw)
+    }
+    if used:
+        shares = ", ".join(f"{text} ~ {exponent}" for text, exponent in used.items())
+        told.append(f"The share of the width in use: {shares}.")
+    methods: dict[str, list[str]] = {}
+    for text, law in laws.items():
+        if isinstance(law, PowerLaw):
+            methods.setdefault(law.interval_method, []).append(text)
+    sources = "; ".join(f"{', '.join(of)}: {method}" for method, of in methods.items())
+    told.append(f"Intervals: {sources if len(methods) > 1 else next(iter(methods))}.")
+    if verdict.spectral.excluded:
+        counts = ", ".join(f"{count} {why}" for why, count in verdict.spectral.excluded.items())
+        told.append(f"Of the cells, left out {counts}.")
+    return " ".join(told)
 
 
 def _layers(verdict: GroupVerdict, layers: LayerVerdict, shown: _Figures) -> Iterator[str]:
     yield "<h3>Layer by layer</h3>"
     yield paragraph(sentence(layers.sentence))
-    trial = representative(verdict)
-    caption = ""
-    if trial is not None:
-        caption = (
-            f"Ranks by layer and step of trial {trial['id']}: {multiple(trial['width_multiplier'])}"
-            f", D = {trial['D']:.0f}, seed {trial['replicate']}. Those of other widths are files "
-            "in figures/layer-ranks."
-        )
-    yield shown.row("layer-ranks", "layer-growth", layer_ranks=caption)
     advice = layers.advice
     if isinstance(advice, Refusal):
+        yield shown.row("layer-ranks")
         return
     rows = [
         [
@@ -215,7 +278,9 @@ def _layers(verdict: GroupVerdict, layers: LayerVerdict, shown: _Figures) -> Ite
         ]
         for grown in advice.layers
     ]
-    yield table(["layer", "d ln eDim / d ln D", "less that of all", "advice"], rows)
+    listed = table(["layer", "eDim ~ D^", "less that of all", "advice"], rows)
+    yield shown.row("layer-ranks", "layer-growth")
+    yield folded("Exponents by layer, with 90 % intervals", listed)
     found = layers.to_yaml()
     if found is not None:
         yield paragraph(
@@ -243,21 +308,3 @@ def _training(tuned: TunedTrials | None, shown: _Figures) -> Iterator[str]:
         for width in tuned.widths
     ]
     yield "<h3>Learning rates</h3>" + table(["width", "D", "d_model", "tuned to", ""], rows)
-
-
-def _next(verdict: GroupVerdict, common: Sequence[str]) -> Iterator[str]:
-    own = [caveat for caveat in verdict.caveats if caveat not in common]
-    if own:
-        yield "<h3>Caveats of this group</h3>" + bullets(own)
-    if not verdict.run_next:
-        return
-    yield "<h3>What to run next</h3>"
-    yield paragraph(
-        "Add these values to those of the sweep file: what is finished is not trained again."
-    )
-    for cells in verdict.run_next:
-        yield (
-            f"<p>{words(sentence(cells.why))} "
-            f'<span class="faint">{escape(sentence(cells.cost))}</span></p>'
-            f"<pre>{escape(cells.to_yaml())}</pre>"
-        )

@@ -1,7 +1,7 @@
 """The end of the report: what became of every trial, the files beside it, how to reproduce it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from analysis.report.page import bullets, folded, paragraph, table
+from analysis.report.page import bullets, folded, grouped_table, paragraph, table
 from analysis.report.tables import MOST_CSV_ROWS, has_csv
 from analysis.tables.sweep_tables import SweepTables
 from analysis.wording import duration, group_label, large, multiple, plural
@@ -32,55 +32,81 @@ STATES = (
     *("completed", "collapsed", "diverged", "stopped"),
     *("failed", "unfinished", "waiting", "duplicate"),
 )
+#: Columns that are said once where all trials have the same.
+SHARED = ("equal", "outcome", "D", "d_model", "seed", "parameters", "tokens")
+ABOUT = (
+    "Loss: held-out, at the end, in nats per token. Soft, hard, eDim: directions. Time: of the "
+    "device, all told."
+)
 #: Trials up to which their table is open from the start.
 FEW_TRIALS = 16
 
 
 def trials_section(tables: SweepTables, links: Mapping[str, str]) -> str:
     """Outcomes by group, then every trial, with a link to its MLflow run where there is one."""
-    rows = []
-    for _, trial in tables.trials.iterrows():
-        group = group_label({axis: trial[axis] for axis in tables.group_axes})
-        cells = [_cell(name, trial[name]) for name in COLUMNS]
+    groups: dict[str, list[list[str]]] = {}
+    order = ["width_multiplier", "replicate", "d_model"]
+    for _, trial in tables.trials.sort_values(order, kind="stable").iterrows():
         width = trial["width_multiplier"]
-        rows.append(
-            [
-                group,
-                multiple(width) if np.isfinite(width) else "",
-                "+".join(trial["holds"]),
-                *cells,
-                str(trial["id"]),
-            ]
-        )
+        cells = [
+            multiple(width) if np.isfinite(width) else "",
+            "+".join(trial["holds"]),
+            *(_cell(name, trial[name]) for name in COLUMNS),
+            str(trial["id"]),
+        ]
+        groups.setdefault(_group(tables, trial), []).append(cells)
+    groups = dict(sorted(groups.items()))
     broken = tables.trials[tables.trials["reason"].notna()]
     reasons = [
         f"{trial['id']} {trial['state']}: {trial['reason']}" for _, trial in broken.iterrows()
     ]
-    names = ["group", "width", "equal", *COLUMNS.values(), "id"]
-    listed = table(names, rows, links=links)
-    few = len(rows) <= FEW_TRIALS
-    parts = ["<h2>Trials</h2>", "" if len(rows) == 1 else _outcomes(tables)]
+    listed, shared = _listed(groups, links)
+    told = [*shared, ABOUT]
     if any(str(trial) in links for trial in tables.trials["id"]):
-        parts.append(paragraph("The id of a trial leads to its MLflow run.", "small faint"))
-    parts.append(listed if few else folded(plural(len(rows), "trial"), listed))
+        told.append("The id of a trial leads to its MLflow run.")
+    listed = paragraph(" ".join(told), "small faint") + listed
+    count = len(tables.trials)
+    few = count <= FEW_TRIALS
+    parts = ["<h2>Trials</h2>", _outcomes(tables) if count > 1 else ""]
+    parts.append(listed if few else folded(f"All {plural(count, 'trial')}", listed))
     if reasons:
-        told = bullets(reasons)
+        why = bullets(reasons)
         title = f"Why {plural(len(reasons), 'trial')} did not complete"
-        parts.append(told if few else folded(title, told))
+        parts.append(why if few else folded(title, why))
     return "\n".join(part for part in parts if part)
+
+
+def _listed(
+    groups: Mapping[str, list[list[str]]], links: Mapping[str, str]
+) -> tuple[str, Sequence[str]]:
+    """The table, and what all of its rows have in common, which is no column of it."""
+    names = ["width", "equal", *COLUMNS.values(), "id"]
+    rows = [row for rows in groups.values() for row in rows]
+    same = {
+        place: rows[0][place]
+        for place, name in enumerate(names)
+        if name in SHARED and len(rows) > 1 and len({row[place] for row in rows}) == 1
+    }
+    kept = [place for place, _ in enumerate(names) if place not in same]
+    found = {title: [[row[at] for at in kept] for row in of] for title, of in groups.items()}
+    shared = [f"All: {', '.join(f'{names[at]} {text}' for at, text in same.items())}."]
+    return grouped_table([names[at] for at in kept], found, links), shared if same else []
+
+
+def _group(tables: SweepTables, trial: "pd.Series[Any]") -> str:
+    return group_label({axis: trial[axis] for axis in tables.group_axes})
 
 
 def _outcomes(tables: SweepTables) -> str:
     """Trials by group and outcome; outcomes that nobody had are no column."""
     states = [state for state in STATES if (tables.trials["state"] == state).any()]
-    labels = [
-        group_label({axis: trial[axis] for axis in tables.group_axes})
-        for _, trial in tables.trials.iterrows()
-    ]
+    if len(states) == 1:
+        return paragraph(f"Every trial: {states[0]}.")
+    labels = [_group(tables, trial) for _, trial in tables.trials.iterrows()]
     counts = pd.crosstab(pd.Series(labels, index=tables.trials.index), tables.trials["state"])
     rows = [
         [label, *(str(counts[state][label] or "") for state in states)]
-        for label in dict.fromkeys(labels)
+        for label in sorted(set(labels))
     ]
     return table(["group", *states], rows)
 
@@ -120,8 +146,8 @@ def reproduce(tables: SweepTables, frames: Mapping[str, pd.DataFrame]) -> str:
     sweep_file = escape(yaml.safe_dump(written, sort_keys=False, default_flow_style=None))
     return (
         f"<h2>How to reproduce it</h2><dl>{items}</dl>{dropped}"
-        "<p>Save the sweep file below and run <code>widthlab run SWEEP.yaml</code>; "
-        "<code>widthlab analyze DIR</code> rebuilds this report from the trials.</p>"
+        "<pre>widthlab run SWEEP.yaml   # the sweep file below: trains, judges and reports\n"
+        "widthlab analyze DIR      # this report once more, from the trials</pre>"
         + folded("Sweep file", f"<pre>{sweep_file}</pre>")
         + f"<h2>Beside this file</h2>{_files(frames)}"
     )
@@ -144,12 +170,21 @@ def _facts(tables: SweepTables, resolved: Mapping[str, Any]) -> list[tuple[str, 
 
 
 def _pairs(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in settings.items())
+    """Settings in a line, as a sweep file would have them; what is not set is left out."""
+    return ", ".join(
+        f"{name.replace('_', ' ')} {str(value).lower() if isinstance(value, bool) else value}"
+        for name, value in settings.items()
+        if value is not None
+    )
 
 
 def _files(frames: Mapping[str, pd.DataFrame]) -> str:
     rows = [
-        [name, str(len(frame)), f"tables/{name}.{'csv, .parquet' if has_csv(frame) else 'parquet'}"]
+        [
+            name,
+            f"{len(frame):,}",
+            f"tables/{name}.{'csv, .parquet' if has_csv(frame) else 'parquet'}",
+        ]
         for name, frame in frames.items()
     ]
     note = (

@@ -97,16 +97,16 @@ class SweepTables:
         return frame[frame["id"].isin(trials["id"])]
 
     def with_axes(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """`spectra` or `curves` with what the trial of a row is, so that it stands alone: axes
-        (one called like a column of the frame, as the learning rate is, with `axis_` before it),
-        state, holds (joined by +), replicate, d_model and width_multiplier."""
+        """`spectra` or `curves` with what the trial of a row is, so that it stands alone: axes,
+        state, holds (joined by +), replicate, d_model and width_multiplier. An axis that is
+        called like a column of the frame (the learning rate of a step) has `axis_` before it."""
         axes = [axis for axis in self.group_axes if axis != "base_d_model"]
         about = ["state", "holds", "replicate", "d_model", "width_multiplier"]
         columns = list(dict.fromkeys([*axes, *about]))
         trials = self.trials.drop_duplicates("id").set_index("id")[columns]
         trials = trials.assign(holds=trials["holds"].map("+".join))
-        trials = trials.rename(columns={n: f"{AXIS_PREFIX}{n}" for n in columns if n in frame})
-        return frame.join(trials, on="id")
+        taken = {name: f"{AXIS_PREFIX}{name}" for name in columns if name in frame}
+        return frame.join(trials.rename(columns=taken), on="id")
 
 
 def load_sweep(

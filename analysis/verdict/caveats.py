@@ -167,7 +167,7 @@ def _of_spectra(trials: pd.DataFrame, spectral: SpectralEvidence) -> Iterator[st
             "and was left out."
         )
     saturating = [
-        name.replace("_", " ")
+        _written(name)
         for name, found in spectral.saturation.items()
         if isinstance(found, Saturation) and found.saturates and name in RANKS
     ]
@@ -194,6 +194,10 @@ def _of_spectra(trials: pd.DataFrame, spectral: SpectralEvidence) -> Iterator[st
         misfit = isinstance(law, PowerLaw) and law.lack_of_fit_p
         if misfit and misfit < MISFIT and name != "asymmetry":
             yield (
-                f"{name.replace('_', ' ')} does not follow a power law within the noise of the "
+                f"{_written(name)} does not follow a power law within the noise of the "
                 f"replicates (p = {misfit:.2g}): read its exponent as an average slope."
             )
+
+
+def _written(rank: str) -> str:
+    return rank.replace("_", " ").replace("edim", "eDim")

@@ -1,5 +1,6 @@
 """Claims about the report as a file: whole in itself, legible whatever the sweep held."""
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from analysis.figures import style
 from analysis.pipeline import analyse
 from analysis.records import encode_json
 from analysis.report import tables as report_tables
@@ -16,6 +18,7 @@ from analysis.report.tables import written
 from analysis.storage import LocalStorage
 
 Build = Callable[..., LocalStorage]
+REPORT = "report/report.html"
 VOID = {"meta", "br", "hr", "img", "link", "path", "use", "rect", "image"}
 
 
@@ -65,13 +68,13 @@ class Page(HTMLParser):
 
 
 def page_of(sweep: LocalStorage) -> Page:
-    return Page(sweep.get("report/report.html").decode())
+    return Page(sweep.get(REPORT).decode())
 
 
 def test_the_report_is_whole_in_itself(build_sweep: Build) -> None:
     sweep = build_sweep(seeds=[0, 1])
     analyse(sweep)
-    html, page = sweep.get("report/report.html").decode(), page_of(sweep)
+    html, page = sweep.get(REPORT).decode(), page_of(sweep)
     assert not page.outward
     assert len(page.ids) == len(set(page.ids))
     inner = {reference[1:] for reference in page.references if reference.startswith("#")}
@@ -87,7 +90,7 @@ def test_the_verdict_comes_first_and_names_its_interval(build_sweep: Build) -> N
     text = page_of(sweep).text
     low, high = group["interval"]
     verdict = text.index(f"90 % interval {low:.2f} to {high:.2f}")
-    order = ["Rank laws", "Rule:", "Other choices", "What the layers use", "Layer by layer"]
+    order = ["Why:", "Rank laws", "Other choices", "What the layers use", "Layer by layer"]
     order += ["Training", "Trials", "How to reproduce it", "Beside this file"]
     places = [verdict, *(text.index(f" {title} ", verdict) for title in order)]
     assert places == sorted(places)
@@ -140,9 +143,53 @@ def test_a_group_with_nothing_to_show_stands_beside_one_that_has(build_sweep: Bu
     shown.put("sweep.yaml", yaml.safe_dump(content).encode())  # which sorts the axes
     analyse(shown)
     page = page_of(shown)
-    (nothing,) = re.findall("gpt2, depth 2, post No recommendation.*", page.text)
+    (nothing,) = re.findall("gpt2, depth 2, post: no recommendation.*", page.text)
     assert "No law for some of them: a law needs at least 3 widths and there are 0" in nothing
     assert not [key for key in shown.list("report/figures") if "post" in key]
+
+
+def test_groups_refused_for_the_same_reason_share_a_verdict(build_sweep: Build) -> None:
+    sweep = build_sweep(
+        {("gpt2", "pre"): {}, ("llama", "pre"): {}}, multipliers=[1.0], seeds=[0, 1]
+    )
+    groups = analyse(sweep).recommendation["groups"]
+    (card,) = re.findall(r'<div class="verdict refused">.*', sweep.get(REPORT).decode())
+    for group in groups:
+        assert f">{group['label']}</a>" in card
+    asked = sum(cells["trials"] for group in groups for cells in group["run_next"])
+    assert f"({asked} trials, " in card
+
+
+def test_figures_take_the_colours_of_the_page(build_sweep: Build) -> None:
+    sweep = build_sweep(multipliers=[1.0, 2.0, 4.0])
+    analyse(sweep)
+    html = sweep.get(REPORT).decode()
+    used = set(re.findall(r"var\((--[a-z]+[0-9-]*)\)", html))
+    by_day, by_night = html.split("prefers-color-scheme: dark")[:2]
+    for name in used:
+        assert f"{name}:" in by_day
+        assert f"{name}:" in by_night
+    inline = "".join(re.findall(r"<svg.*?</svg>", html, flags=re.S))
+    own = (style.INK, style.FAINT, style.SOFT, style.EDIM, *(white for white, _ in style.SHADES))
+    assert not [colour for colour in own if colour in inline]
+
+
+def test_a_learning_rate_that_is_an_axis_has_its_place_beside_that_of_a_step(
+    build_sweep: Build,
+) -> None:
+    sweep = build_sweep(multipliers=[1.0, 2.0], rates=[0.002, 0.004])
+    analyse(sweep)
+    curves = pd.read_parquet(io.BytesIO(sweep.get("report/tables/curves.parquet")))
+    assert set(curves["axis_learning_rate"]) == {0.002, 0.004}
+    assert "learning_rate" in curves
+
+
+def test_what_all_trials_have_in_common_is_said_once(build_sweep: Build) -> None:
+    sweep = build_sweep(multipliers=[1.0, 2.0], holds=("none",))
+    analyse(sweep)
+    assert "All: equal none, outcome completed, d_model 64, seed 0, tokens 512k." in (
+        page_of(sweep).text
+    )
 
 
 def test_large_tables_are_parquet_only_and_the_report_says_so(

@@ -1,0 +1,139 @@
+"""The figures of a whole sweep: its groups beside each other, a row a group.
+
+A figure that has nothing to show is None. One group has none: its own figures say the same.
+"""
+
+from collections.abc import Iterator
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from analysis.figures.style import (
+    DASHES,
+    EDIM,
+    FAINT,
+    HARD,
+    INK,
+    SIZE,
+    SOFT,
+    UNSURE,
+    log_ticks,
+    panels,
+    title,
+)
+from analysis.laws.power_law import PowerLaw
+from analysis.replicates import CONFIDENCE
+from analysis.verdict.loss_optimum import LossCurve
+from analysis.verdict.recommend import Recommendation
+from analysis.wording import multiple
+
+#: Share of resamples at an edge of the grid from which on the interval ends there.
+EDGE = (1 - CONFIDENCE) / 2
+
+
+def overviews(recommendation: Recommendation) -> Iterator[tuple[str, Figure]]:
+    """Name and figure of what several groups have to show."""
+    if len(recommendation.groups) < 2:
+        return
+    for name, figure in (
+        ("optima", optima(recommendation)),
+        ("exponents", exponents(recommendation)),
+    ):
+        if figure is not None:
+            yield name, figure
+
+
+def optima(recommendation: Recommendation) -> Figure | None:
+    """Where the loss is lowest in every group, and the width that is recommended."""
+    rows = [
+        (verdict.label, verdict.deciding.optimum, verdict.width_multiplier)
+        for verdict in recommendation.groups
+        if verdict.deciding is not None and isinstance(verdict.deciding.optimum, LossCurve)
+    ]
+    if not rows:
+        return None
+    figure, axes = _rows([label for label, _, _ in rows])
+    for place, (_, curve, width) in enumerate(rows):
+        axes.plot(curve.multiplier, [place] * len(curve.multiplier), "|", color=FAINT, markersize=9)
+        if width is None:
+            _undecided(axes, curve, place)
+            continue
+        axes.plot(curve.interval, [place] * 2, color=EDIM, linewidth=3, solid_capstyle="butt")
+        axes.plot(curve.optimum, place, "o", color=EDIM, markersize=6)
+        axes.plot(width, place, "o", color=INK, markersize=11, markerfacecolor="none")
+        _beside(axes, place, multiple(width), INK)
+    axes.set_xscale("log")
+    axes.margins(x=0.06)
+    log_ticks(axes.xaxis, *axes.get_xlim())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    axes.set_xlabel("D / d_model of the lowest loss, 90 % interval")
+    title(axes, "The best width")
+    return figure
+
+
+def _undecided(axes: Axes, curve: LossCurve, place: int) -> None:
+    """The interval of an optimum that is not established, pointing to where it may lie beyond."""
+    axes.plot(curve.interval, [place] * 2, color=UNSURE, linewidth=1.5, linestyle=DASHES)
+    ends = zip(("<", ">"), curve.interval, (curve.below, curve.above), strict=True)
+    for marker, at, share in ends:
+        if share >= EDGE:
+            axes.plot(at, place, marker, color=UNSURE, markersize=7)
+    _beside(axes, place, "not known", UNSURE)
+
+
+def _beside(axes: Axes, place: int, text: str, colour: str) -> None:
+    axes.annotate(
+        text,
+        (1, place),
+        xycoords=axes.get_yaxis_transform(),
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="center",
+        color=colour,
+        fontweight="bold",
+    )
+
+
+def _rows(labels: list[str]) -> tuple[Figure, Axes]:
+    """A panel with a row a group, the first at the top."""
+    figure, (axes,) = panels(size=(1.15 * SIZE[0], 1.1 + 0.42 * len(labels)))
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.4, -0.75)
+    axes.grid(False, axis="y")
+    return figure, axes
+
+
+def exponents(recommendation: Recommendation) -> Figure | None:
+    """Soft and hard exponents of every group with their 90 % intervals, side by side."""
+    rows = [
+        (verdict.label, {name: verdict.spectral.laws[name] for name in ("soft_rank", "hard_rank")})
+        for verdict in recommendation.groups
+    ]
+    rows = [row for row in rows if any(isinstance(law, PowerLaw) for law in row[1].values())]
+    if not rows:
+        return None
+    figure, axes = _rows([label for label, _ in rows])
+    named: set[str] = set()
+    for place, (_, laws) in enumerate(rows):
+        for (name, law), colour, shift in zip(
+            laws.items(), (SOFT, HARD), (-0.13, 0.13), strict=True
+        ):
+            if not isinstance(law, PowerLaw):
+                continue
+            axes.plot(law.beta_interval, [place + shift] * 2, color=colour, linewidth=2)
+            axes.plot(law.beta, place + shift, "o", color=colour, markersize=5)
+            if name not in named:
+                named.add(name)
+                axes.annotate(
+                    name.replace("_", " "),
+                    (law.beta, place + shift),
+                    xytext=(0, 7 if shift < 0 else -14),
+                    textcoords="offset points",
+                    ha="center",
+                    color=colour,
+                    fontsize=9,
+                )
+    axes.set_xlabel("exponent of the rank against D, 90 % interval")
+    title(axes, "How fast the ranks grow")
+    return figure
