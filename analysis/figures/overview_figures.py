@@ -1,6 +1,6 @@
 """The figures of a whole sweep: its groups beside each other, a row a group.
 
-A figure that has nothing to show is None. One group has none: its own figures say the same.
+A figure that has nothing to show is None.
 """
 
 from collections.abc import Iterator
@@ -33,9 +33,7 @@ EDGE = (1 - CONFIDENCE) / 2
 
 
 def overviews(recommendation: Recommendation) -> Iterator[tuple[str, Figure]]:
-    """Name and figure of what several groups have to show."""
-    if len(recommendation.groups) < 2:
-        return
+    """Name and figure of what all groups have to show."""
     for name, figure in (
         ("optima", optima(recommendation)),
         ("exponents", exponents(recommendation)),
@@ -45,7 +43,12 @@ def overviews(recommendation: Recommendation) -> Iterator[tuple[str, Figure]]:
 
 
 def optima(recommendation: Recommendation) -> Figure | None:
-    """Where the loss is lowest in every group, and the width that is recommended."""
+    """Where the loss is lowest in every group, and the width that is recommended.
+
+    None for a single group, whose own figure says more.
+    """
+    if len(recommendation.groups) < 2:
+        return None
     rows = [
         (verdict.label, verdict.deciding.optimum, verdict.width_multiplier)
         for verdict in recommendation.groups

@@ -78,7 +78,8 @@ def _rank_laws(recommendation: Recommendation, svgs: Mapping[str, bytes]) -> Ite
         "effective dimension, combines both."
     )
     text += paragraph(f"A trial's rank: {recommendation.aggregation}.", "small faint")
-    drawn = svgs.get("figures/exponents.svg")
+    # One group's exponents are in its own figure.
+    drawn = svgs.get("figures/exponents.svg") if len(recommendation.groups) > 1 else None
     yield figures([figure("exponents", drawn, EXPONENTS), f"<div>{text}</div>"]) if drawn else text
     laws = {verdict.label: verdict.spectral.laws for verdict in recommendation.groups}
     if len(laws) == 1:

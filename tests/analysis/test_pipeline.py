@@ -69,7 +69,7 @@ def test_every_figure_and_table_comes_in_two_kinds(build_sweep: Build) -> None:
     names = {stem.rpartition("depth-2-")[2] for stem in stems[".svg"] if "layer-ranks/" not in stem}
     assert names == {
         *("loss-optimum", "rank-laws", "effective-dimension", "final-spectra", "width-law"),
-        *("layer-growth", "layer-ranks", "training-curves"),
+        *("layer-growth", "layer-ranks", "training-curves", "report/figures/exponents"),
     }
     assert sum("figures/layer-ranks/" in stem for stem in stems[".svg"]) == 6  # of 7 widths
     assert all(sweep.get(key)[1:4] == b"PNG" for key in keys if key.endswith(".png"))
