@@ -44,10 +44,23 @@ def width_means(x: ArrayLike, y: ArrayLike, replicate: ArrayLike) -> WidthMeans:
     at = np.asarray(y, np.float64)
     widths, width_of = np.unique(np.asarray(x, np.float64), return_inverse=True)
     labels, replicate_of = np.unique(np.asarray(replicate), return_inverse=True)
-    by_width = np.eye(len(widths))[width_of]
-    design = np.hstack([by_width, _effects(replicate_of, len(labels))])
-    if np.linalg.matrix_rank(design) < design.shape[1]:
-        design = by_width
+    counts = np.bincount(width_of, minlength=len(widths)).astype(np.int64)
+    design = None
+    if len(labels) > 1:
+        by_width = np.eye(len(widths))[width_of]
+        design = np.hstack([by_width, _effects(replicate_of, len(labels))])
+    if design is None or np.linalg.matrix_rank(design) < design.shape[1]:
+        mean = np.bincount(width_of, at) / counts
+        left, df = at - mean[width_of], len(at) - len(widths)
+        return WidthMeans(
+            x=widths,
+            mean=mean,
+            covariance=np.diag(1 / counts),
+            variance=float(left @ left / df) if df > 0 else None,
+            df=df,
+            counts=counts,
+            replicates=len(labels),
+        )
     solve = np.linalg.pinv(design)
     residual = at - design @ (solve @ at)
     df = len(at) - design.shape[1]
@@ -58,7 +71,7 @@ def width_means(x: ArrayLike, y: ArrayLike, replicate: ArrayLike) -> WidthMeans:
         covariance=keep @ keep.T,
         variance=float(residual @ residual / df) if df > 0 else None,
         df=max(df, 0),
-        counts=np.bincount(width_of, minlength=len(widths)).astype(np.int64),
+        counts=counts,
         replicates=len(labels),
     )
 

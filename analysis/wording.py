@@ -64,6 +64,8 @@ def large(number: float) -> str:
 
 def flops(number: float) -> str:
     """Floating-point operations: `2.0e13 FLOPs`."""
+    if not np.isfinite(number):
+        return "FLOPs unknown"
     mantissa, _, exponent = f"{number:.1e}".partition("e")
     return f"{mantissa}e{int(exponent)} FLOPs"
 

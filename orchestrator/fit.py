@@ -25,6 +25,7 @@ from analysis.laws.power_law import PowerLaw, Refusal
 from analysis.wording import percent, plural
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_SEPARATOR_NAMES = {";": "semicolons", ",": "commas", "\t": "tabs"}
 _FIGURES = (".svg", ".png")
 
 
@@ -71,8 +72,9 @@ def read_table(path: Path) -> pd.DataFrame:
             return _read_text(path, _SEPARATORS[kind])
         if kind in (".parquet", ".pq"):
             _check_headers(path, pq.read_schema(path).names)
-            frame: pd.DataFrame = pq.read_table(path).to_pandas()
-            return frame.reset_index(drop=True)
+            # Without pandas' own notes, by which it would take a column away as the index.
+            frame: pd.DataFrame = pq.read_table(path).to_pandas(ignore_metadata=True)
+            return frame
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except (pa.ArrowInvalid, pd.errors.ParserError, UnicodeDecodeError, csv.Error) as error:
@@ -83,9 +85,15 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def _read_text(path: Path, separator: str) -> pd.DataFrame:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        header = next(csv.reader(file, delimiter=separator), [])
+        header = next((row for row in csv.reader(file, delimiter=separator) if row), [])
     if not any(name.strip() for name in header):
         raise InputError(f"{path} is empty: a table begins with a row of column names")
+    for other, kind in _SEPARATOR_NAMES.items():
+        if len(header) == 1 and other != separator and other in header[0]:
+            raise InputError(
+                f"{path} has {kind} between its columns; a {path.suffix} file has "
+                f"{_SEPARATOR_NAMES[separator]}"
+            )
     _check_headers(path, header)
     with warnings.catch_warnings():
         # A row with more fields than the header would lose them.

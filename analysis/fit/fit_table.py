@@ -47,8 +47,6 @@ _OPTIONAL: Mapping[Law, tuple[Role, ...]] = {
 }
 #: Values listed in a message.
 _SHOWN = 8
-#: Means by width and replicate are one dense least-squares problem; beyond this it is refused.
-_LARGEST_DESIGN = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,13 @@ class GroupFit:
 
     @property
     def label(self) -> str:
-        return group_label(self.group)
+        """The group in a few words; a column that is empty in it says so."""
+        return group_label(
+            {
+                column: f"no {column}" if value is None else value
+                for column, value in self.group.items()
+            }
+        )
 
     @property
     def excluded(self) -> Mapping[str, int]:
@@ -138,9 +142,15 @@ class TableFit:
 
 def fit_table(frame: pd.DataFrame, request: Request) -> TableFit:
     """Fit the law to every group of rows. Raises InputError, also where no group has a law."""
-    named = [*request.columns.values(), *(column for column, _ in request.where), *request.group]
-    for column in [*named, *([request.replicate] if request.replicate else [])]:
+    labels_of = [*request.group, *([request.replicate] if request.replicate else [])]
+    for column in [
+        *request.columns.values(),
+        *(column for column, _ in request.where),
+        *labels_of,
+    ]:
         _check_column(frame, column)
+    for column in labels_of:
+        _check_labels(frame, column)
     for column, value in request.where:
         frame = _where(frame, column, value)
     numbers = {role: _numbers(frame, column, role) for role, column in request.columns.items()}
@@ -149,7 +159,7 @@ def fit_table(frame: pd.DataFrame, request: Request) -> TableFit:
         _fit_group(
             group,
             {role: values[rows] for role, values in numbers.items()},
-            None if labels is None else pd.factorize(labels.iloc[rows], use_na_sentinel=False)[0],
+            None if labels is None else np.asarray(labels.iloc[rows], object),
             request,
         )
         for group, rows in _groups(frame, request.group)
@@ -172,6 +182,17 @@ def _check_column(frame: pd.DataFrame, column: str) -> None:
         there = ", ".join(map(str, frame.columns[: 4 * _SHOWN]))
         more = ", ..." if len(frame.columns) > 4 * _SHOWN else ""
         raise InputError(f"there is no column {column!r}; there are {there}{more}")
+
+
+def _check_labels(frame: pd.DataFrame, column: str) -> None:
+    """That rows can be told apart by a column: lists and the like have no order and no hash."""
+    values = frame[column].dropna()
+    nested = [value for value in values if isinstance(value, list | dict | set | np.ndarray)]
+    if nested:
+        raise InputError(
+            f"column {column} holds {str(nested[0])[:60]!r}, which is no single value: rows are "
+            "grouped and replicates labelled by text or numbers"
+        )
 
 
 def _where(frame: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
@@ -197,7 +218,12 @@ def _numbers(frame: pd.DataFrame, column: str, role: Role) -> Floats:
     values = frame[column]
     if not len(values):
         raise InputError(f"the table has no rows, so column {column} (--{role}) has no numbers")
-    if pd.api.types.is_bool_dtype(values) or pd.api.types.is_datetime64_any_dtype(values):
+    is_type = pd.api.types
+    if (
+        is_type.is_bool_dtype(values)
+        or is_type.is_datetime64_any_dtype(values)
+        or is_type.is_timedelta64_dtype(values)
+    ):
         raise InputError(f"column {column} (--{role}) holds {values.dtype}, not numbers")
     numbers = pd.to_numeric(values, errors="coerce")
     # Text such as NaN or nan is how a diverged run is often written: empty, not wrong.
@@ -260,22 +286,9 @@ def _fit_group(
             seed=request.seed,
         )
     else:
-        x, y = rows["x"], rows["y"]
-        _check_design(x, replicate, request)
         over_widths = fit_power_law if request.law == "power" else fit_saturating_law
-        fit = over_widths(x, y, replicate)
+        fit = over_widths(rows["x"], rows["y"], replicate)
     return GroupFit(group, fit, rows)
-
-
-def _check_design(x: Floats, replicate: NDArray[Any] | None, request: Request) -> None:
-    labels = 1 if replicate is None else len(np.unique(replicate))
-    distinct = len(np.unique(x[np.isfinite(x)]))
-    if len(x) * (distinct + labels) > _LARGEST_DESIGN:
-        raise InputError(
-            f"{len(x)} rows with {distinct} distinct values of {request.columns['x']} and "
-            f"{labels} replicates are too many for --law {request.law}, which takes the mean of "
-            "every value: round or bin the column, choose rows with --where, or use --group"
-        )
 
 
 # --- as JSON ---------------------------------------------------------------------------------

@@ -11,12 +11,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from analysis.fit.batched_minimise import minimise
 from analysis.fit.likelihood_profile import profile_ranges
 from analysis.fit.log_sum_exp import LogSumExp
+from analysis.laws.law_errors import (
+    LARGEST_DESIGN,
+    design_size,
+    too_large,
+    usable_cells,
+)
 from analysis.laws.power_law import Refusal
 from analysis.replicates import CONFIDENCE, Floats, Interval, width_means
 from analysis.wording import percent, plural
@@ -60,18 +66,19 @@ def fit_saturating_law(
 ) -> SaturatingLaw | Refusal:
     """Fit [n] points; `replicate` labels the paired replicates.
 
-    Points that have no logarithm are left out and counted; fewer than five widths are refused.
+    Points that have no logarithm or no label are left out and counted, and repeats of a cell are
+    averaged, as in a power law. Fewer than five widths are refused.
     """
-    xs, ys = np.asarray(x, float), np.asarray(y, float)
-    labels = np.zeros(len(xs)) if replicate is None else np.asarray(replicate)
-    usable, excluded = _usable(xs, ys)
-    if (found := len(np.unique(xs[usable]))) < MINIMUM_WIDTHS:
+    cells = usable_cells(x, y, replicate)
+    if (found := len(np.unique(cells.x))) < MINIMUM_WIDTHS:
         return Refusal(
             f"a curve that levels off has 3 parameters and needs at least {MINIMUM_WIDTHS} "
             f"distinct x; there {'is' if found == 1 else 'are'} {found}",
-            excluded,
+            cells.excluded,
         )
-    means = width_means(np.log(xs[usable]), np.log(ys[usable]), labels[usable])
+    if design_size(cells, found) > LARGEST_DESIGN:
+        return Refusal(too_large(cells, found), cells.excluded)
+    means = width_means(cells.x, cells.y, cells.replicate)
     middle = means.x.mean()
     ends = [(sign, *_descend(sign, means.x - middle, means.mean)) for sign in (1.0, -1.0)]
     objectives = np.concatenate([objective for _, _, objective in ends])
@@ -114,18 +121,10 @@ def fit_saturating_law(
             np.mean(objectives <= objective * (1 + REACHED) + 1e-18 * means.widths)
         ),
         widths=means.widths,
-        points=int(usable.sum()),
+        points=len(cells.x),
         warnings=tuple(_warnings(floor, float(b), intervals, np.exp(means.mean), either_side)),
-        excluded=excluded,
+        excluded=cells.excluded,
     )
-
-
-def _usable(x: Floats, y: Floats) -> tuple[NDArray[np.bool_], dict[str, int]]:
-    """Which points have logarithms, and why the others have not."""
-    finite = np.isfinite(x) & np.isfinite(y)
-    positive: NDArray[np.bool_] = finite & (x > 0) & (y > 0)
-    counts = {"not finite": int(np.sum(~finite)), "not positive": int(np.sum(finite & ~positive))}
-    return positive, {reason: count for reason, count in counts.items() if count}
 
 
 def _model(sign: float, log_x: Floats) -> LogSumExp:

@@ -24,6 +24,7 @@ from analysis.fit.scaling_laws import (
     has_allocation,
     variables_array,
 )
+from analysis.laws.law_errors import CONSTANT
 from analysis.laws.power_law import Refusal
 from analysis.replicates import CONFIDENCE, Floats, Interval
 from analysis.wording import percent, plural
@@ -102,7 +103,7 @@ def fit_scaling_law(
     usable, excluded = _usable(raw, losses)
     x, y = np.log(raw[:, usable]), np.log(losses[usable])
     cells, cell_of = np.unique(x, axis=1, return_inverse=True)
-    refused = _refusal(form, x, cells.shape[1])
+    refused = _refusal(form, x, y, cells.shape[1])
     if refused is not None:
         return Refusal(refused, excluded)
     model = form.model(x)
@@ -151,7 +152,7 @@ def _usable(x: Floats, y: Floats) -> tuple[NDArray[np.bool_], dict[str, int]]:
     return positive, {reason: count for reason, count in counts.items() if count}
 
 
-def _refusal(form: Form, x: Floats, cells: int) -> str | None:
+def _refusal(form: Form, x: Floats, y: Floats, cells: int) -> str | None:
     """Why these places cannot carry the law, if they cannot."""
     needed = len(form.names) + CELLS_TO_SPARE
     if cells < needed:
@@ -160,6 +161,8 @@ def _refusal(form: Form, x: Floats, cells: int) -> str | None:
             f"the law has {len(form.names)} parameters and needs at least {needed} distinct "
             f"places in {places}; there are {cells}"
         )
+    if np.ptp(y) <= CONSTANT:
+        return "the loss is the same in every row: it depends on nothing"
     least = 3 if form.floor else 2
     for name, values in zip(form.variables, x, strict=True):
         distinct = len(np.unique(values))

@@ -28,6 +28,8 @@ from analysis.replicates import Floats, Interval, WidthMeans
 POOLING_LEVEL = 0.25
 #: Variance of ln y, relative differences of 1e-10, below which it is rounding and no noise.
 ROUNDING = 1e-20
+#: Differences of ln y over all points up to which y is one number but for rounding.
+CONSTANT = 1e-12
 #: Numbers in the design of a fit; beyond it memory ends (8 bytes each, a few copies).
 LARGEST_DESIGN = 20_000_000
 
@@ -89,6 +91,13 @@ def usable_cells(x: ArrayLike, y: ArrayLike, replicate: ArrayLike | None) -> Cel
     return Cells(log_x, log_y, labels, span, excluded)
 
 
+def design_size(cells: Cells, found: int) -> int:
+    """Numbers that a fit to cells at `found` widths holds at once."""
+    if cells.replicates > 1:
+        return len(cells.x) * (found + cells.replicates)
+    return max(len(cells.x), found**2)  # the covariance of the means
+
+
 def too_large(cells: Cells, found: int) -> str:
     """Why a table with so many widths or replicates is refused."""
     return (
@@ -122,18 +131,24 @@ def errors_of(cells: Cells, means: WidthMeans | None, centred: Floats, objective
         return Errors((of_widths,), level_of_widths, None, over_widths, None)
 
     width_of = np.searchsorted(means.x, cells.x)
-    by_width = np.eye(widths)[width_of]
     line = np.stack([np.ones(len(cells.x)), centred[width_of]], axis=1)
     paired = cells.replicates > 1 and means.df == len(cells.x) - widths - cells.replicates + 1
-    labels = np.unique(cells.replicate, return_inverse=True)[1]
-    levels = np.eye(cells.replicates)[labels] if paired else np.empty((len(cells.x), 0))
-    slopes = levels * line[:, 1:]
 
     # Nested models of every cell, each with replicate levels: sums of squares and ranks.
-    law, law_rank = _residual(cells.y, line, levels)
-    bent, bent_rank = _residual(cells.y, by_width, levels)
-    tilted, tilted_rank = _residual(cells.y, line, levels, slopes)
-    full, full_rank = _residual(cells.y, by_width, levels, slopes)
+    if paired:
+        by_width = np.eye(widths)[width_of]
+        labels = np.unique(cells.replicate, return_inverse=True)[1]
+        levels = np.eye(cells.replicates)[labels]
+        slopes = levels * line[:, 1:]
+        law, law_rank = _residual(cells.y, line, levels)
+        bent, bent_rank = _residual(cells.y, by_width, levels)
+        tilted, tilted_rank = _residual(cells.y, line, levels, slopes)
+        full, full_rank = _residual(cells.y, by_width, levels, slopes)
+    else:  # nothing but the widths' means, which need no design
+        left = cells.y - means.mean[width_of]
+        bent, bent_rank = float(left @ left), widths
+        law, law_rank = _residual(cells.y, line)
+        tilted, tilted_rank, full, full_rank = law, law_rank, bent, bent_rank
     if full_rank == len(cells.x):
         return Errors((of_widths,), level_of_widths, None, over_widths, None)
 

@@ -12,8 +12,10 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from analysis.laws.law_errors import (
+    CONSTANT,
     LARGEST_DESIGN,
     ErrorTerm,
+    design_size,
     errors_of,
     half_width,
     too_large,
@@ -91,10 +93,12 @@ def fit_power_law(
         return Refusal(
             f"a law needs at least {MINIMUM_WIDTHS} widths and there are {found}", cells.excluded
         )
+    if float(np.ptp(cells.x)) < CONSTANT:
+        return Refusal("the widths differ by no more than rounding", cells.excluded)
     means = None
     at, mean = np.sort(cells.x), cells.y[np.argsort(cells.x)]
     if found < len(cells.x):
-        if len(cells.x) * (found + cells.replicates) > LARGEST_DESIGN:
+        if design_size(cells, found) > LARGEST_DESIGN:
             return Refusal(too_large(cells, found), cells.excluded)
         means = width_means(cells.x, cells.y, cells.replicate)
         at, mean = means.x, means.mean
@@ -105,11 +109,14 @@ def fit_power_law(
     residual = mean - intercept - beta * at
     objective = float(residual @ residual)
     total = float(np.sum((mean - mean.mean()) ** 2))
+    constant = float(np.ptp(mean)) <= CONSTANT
     # What a width's own value does not fix of the law there: the exponent without that width.
     left = 1 - 1 / found - centred**2 / spread
     without = beta - centred * residual / spread / left
     errors = errors_of(cells, means, centred, objective)
     half = half_width(errors.beta, CONFIDENCE)
+    if constant:  # what rounding makes of a y that never differs is no growth
+        half += abs(beta)
     around = float(np.hypot(errors.level.half_width(CONFIDENCE), at.mean() * half))
     return PowerLaw(
         beta=beta,
@@ -118,7 +125,7 @@ def fit_power_law(
         intercept_interval=(intercept - around, intercept + around),
         interval_method=errors.method,
         objective=objective,
-        r_squared=1 - objective / total if total > 0 else float("nan"),
+        r_squared=float("nan") if constant else 1 - objective / total,
         lack_of_fit_p=errors.lack_of_fit_p,
         leave_one_out=(
             (float(without.min()), float(without.max())) if found > MINIMUM_WIDTHS else None
@@ -221,7 +228,7 @@ def local_elasticity(
     found = len(np.unique(cells.x))
     if found < 2:
         return Refusal("an elasticity needs at least 2 widths", cells.excluded)
-    if len(cells.x) * (found + cells.replicates) > LARGEST_DESIGN:
+    if design_size(cells, found) > LARGEST_DESIGN:
         return Refusal(too_large(cells, found), cells.excluded)
     means = width_means(cells.x, cells.y, cells.replicate)
     curve = np.vander(means.x - means.x[-1], 3)

@@ -19,7 +19,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from analysis.laws.law_errors import LARGEST_DESIGN, ROUNDING, too_large, usable_cells
+from analysis.laws.law_errors import (
+    LARGEST_DESIGN,
+    ROUNDING,
+    design_size,
+    too_large,
+    usable_cells,
+)
 from analysis.replicates import CONFIDENCE, Floats, Interval, width_means
 
 #: A plateau has two widths on it and two before it; below six widths nothing is left for noise.
@@ -66,7 +72,7 @@ def judge_saturation(
             f"widths and there are {found}",
             cells.excluded,
         )
-    if len(cells.x) * (found + cells.replicates) > LARGEST_DESIGN:
+    if design_size(cells, found) > LARGEST_DESIGN:
         return Untestable(too_large(cells, found), cells.excluded)
     means = width_means(cells.x, cells.y, cells.replicate)
     breaks, flat_topped = _flat_topped(means.x)

@@ -1,7 +1,6 @@
 """The resolved sweep.yaml of a sweep's directory: which cells were planned, and how to judge."""
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,10 @@ from analysis.storage import Storage
 logger = logging.getLogger(__name__)
 
 SWEEP_FILE = "sweep.yaml"
+#: What the columns of a table hold.
+LARGEST_SEED = 2**63 - 1
+LARGEST_WIDTH = 2**53
+LARGEST_NUMBER = 1e300
 
 
 def read_sweep_file(sweep: Storage) -> dict[str, Any]:
@@ -68,9 +71,31 @@ def section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
+def positive(settings: Mapping[str, Any], name: str, default: float | None = None) -> float:
+    """A number above 0 below a key. Raises InputError for anything else."""
+    value = settings.get(name)
+    if value is None and default is not None:
+        return default
+    if not _is_positive(value):
+        raise InputError(f"{name} is {value!r} in the sweep's analysis; it is a number above 0")
+    return float(value)  # type: ignore[arg-type]
+
+
 def _check_cell(cell: Any, place: str) -> None:
     if not isinstance(cell, dict) or not isinstance(cell.get("axes"), dict) or "id" not in cell:
         raise InputError(f"{place}: resolved.trials holds {cell!r}, which has no id or axes")
+    for name in cell["axes"]:
+        if not isinstance(name, str):
+            raise InputError(
+                f"{place}: trial {cell['id']} has an axis {name!r}, which is not text; put it in "
+                "quotes"
+            )
+    seed = cell["axes"].get("seed", 0)
+    if type(seed) is not int or abs(seed) > LARGEST_SEED:
+        raise InputError(
+            f"{place}: trial {cell['id']} has seed {seed!r}; a replicate is a whole number of at "
+            "most 64 bits"
+        )
     for name in ("D", "d_model"):
         given = cell["axes"].get(name, 1)
         widths: Sequence[Any] = given if name == "D" and isinstance(given, list) else [given]
@@ -82,5 +107,9 @@ def _check_cell(cell: Any, place: str) -> None:
 
 
 def _is_width(value: object) -> bool:
+    return _is_positive(value) and value <= LARGEST_WIDTH  # type: ignore[operator]
+
+
+def _is_positive(value: object) -> bool:
     usable = isinstance(value, int | float) and not isinstance(value, bool)
-    return usable and math.isfinite(value) and value > 0  # type: ignore[arg-type, operator]
+    return usable and 0 < value <= LARGEST_NUMBER  # type: ignore[operator]

@@ -127,8 +127,8 @@ def load_sweep(
         trial = sweep.child(f"trials/{cell['id']}")
         try:
             result = records.get_result(trial)
-            snapshots = _records(trial, SPECTRA, cell["id"], result)
-            curve = _records(trial, METRICS, cell["id"], result)
+            snapshots = _records(trial, SPECTRA, str(cell["id"]), result)
+            curve = _records(trial, METRICS, str(cell["id"]), result)
             row = _trial_row(trial, cell, axes, result or {})
         except InputError as error:  # one damaged trial must not take the others' verdict
             logger.warning("left out: %s", error)
@@ -169,7 +169,9 @@ def _marked(
 ) -> list[dict[str, Any]]:
     """The rows of `cells`, those marked whose cell another trial is already, the first completed
     one counting: the same initialisation and data once more are no replicate."""
-    named = [json.dumps([cell["axes"], holds_of(cell)], sort_keys=True) for cell in cells]
+    named = [
+        json.dumps([cell["axes"], holds_of(cell)], sort_keys=True, default=str) for cell in cells
+    ]
     counting: dict[str, str] = {}
     for wanted in (True, False):
         for name, row in zip(named, rows, strict=True):
@@ -363,13 +365,20 @@ def _none(table: str) -> pa.Table:
 
 
 def _number(value: object) -> float:
-    """A float; NaN for anything that is not a number."""
-    usable = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if usable else float("nan")  # type: ignore[arg-type]
+    """A float; NaN for anything that is not a number, infinity for one that is too large."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return float("nan")
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf") if value > 0 else -float("inf")
 
 
 def _scalar(value: object) -> object:
-    return json.dumps(value) if isinstance(value, list | dict | tuple) else value
+    """What can be a cell of a table: a list as JSON, and a date, which YAML knows, as text."""
+    if isinstance(value, list | dict | tuple):
+        return json.dumps(value, default=str)
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def _digest(versions: Mapping[str, Any]) -> str | None:

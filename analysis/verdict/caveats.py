@@ -86,9 +86,17 @@ def _of_loss(evidence: BudgetEvidence, multiplier: float | None) -> Iterator[str
         )
     if multiplier is not None and not curve.within_tolerance:
         yield (
-            f"No width is known to be within {curve.tolerance:g} nats of the optimum: the noise of "
-            f"{curve.noise_sd:.2g} nats is too large for that."
+            f"No width that may be recommended is known to be within {curve.tolerance:g} nats of "
+            f"the optimum: {_why_none_within(curve)}."
         )
+
+
+def _why_none_within(curve: LossCurve) -> str:
+    if np.any(curve.excess_upper < curve.tolerance):
+        return "those that are had a replicate that collapsed or diverged"
+    if np.all(curve.excess >= curve.tolerance):
+        return "none of the grid lies near enough to it"
+    return f"the noise of {curve.noise_sd:.2g} nats is too large for that"
 
 
 def _of_runs(trials: pd.DataFrame) -> Iterator[str]:

@@ -55,7 +55,7 @@ def choices_of(evidence: BudgetEvidence) -> tuple[Choice, ...]:
         return quality, _none(f"no width is surely within {allowed:g} nats of the optimum")
     if not np.isfinite(costs).all():
         return quality, _none("what a width costs at inference is not known")
-    # Of widths that cost the same, the one of lower loss.
+    # Of widths that cost the same, the one whose loss is bounded lowest.
     cheapest = min(cost[0] for cost in costs) * (1 + SAME_COST)
     cheap = [int(i) for i, cost in zip(near, costs, strict=True) if cost[0] <= cheapest]
     return quality, _choice("efficiency", min(cheap, key=lambda i: bound[i]), evidence, curve)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.tables.sweep_tables import holding
-from analysis.verdict.loss_optimum import LossCurve, Unfitted, find_optimum
+from analysis.verdict.loss_optimum import LossCurve, Unfitted, find_optimum, usable
 
 #: What is held equal, the first that a sweep has deciding the headline; its column, and its name.
 BUDGETS = {
@@ -72,4 +72,4 @@ def _why_not(trial: "pd.Series[Any]") -> str:
         return "layers of different width"
     if trial["state"] != "completed":
         return str(trial["state"])
-    return "" if np.isfinite(trial["val_loss"]) else "loss not finite"
+    return "" if usable(trial["val_loss"]) else "loss not finite"

@@ -75,7 +75,7 @@ def shape_weights(residual: Floats, noise: float, df: int, scale: float) -> Floa
     `residual` is [K]; `noise` the sum of squares that the replicates add, `df` the degrees of
     freedom of both; `scale` the size of the losses, against which rounding is judged.
     """
-    total = residual + noise + (ROUNDING * scale) ** 2
+    total = residual + noise + max((ROUNDING * scale) ** 2, np.finfo(float).tiny)
     log_weight = np.log(PRIOR) - TEMPER * df / 2 * np.log(total)
     weight: Floats = np.exp(log_weight - log_weight.max())
     return np.asarray(weight / weight.sum())

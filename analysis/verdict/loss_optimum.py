@@ -22,7 +22,7 @@ from scipy import optimize, stats
 
 from analysis.replicates import CONFIDENCE, Floats, Interval, WidthMeans, width_means
 from analysis.verdict.loss_curves import SHAPES, CurveFits, basis, fit_shapes, lowest, shape_weights
-from analysis.wording import multiple, percent
+from analysis.wording import multiple, percent, plural
 
 #: Share of resamples that must put the optimum strictly inside the grid.
 REQUIRED_SUPPORT = 0.98
@@ -34,10 +34,20 @@ WIDTHS_WITH_ONE_REPLICATE = 6
 MINIMUM_NOISE_DF = 3
 #: p of the lack-of-fit test below which replicate noise does not explain the scatter.
 MISFIT = 0.05
+#: Nats beyond which squares of losses overflow: no loss is so large, but a broken run may say so.
+LARGEST_LOSS = 1e100
+#: Noise below this share of the losses is rounding.
+NO_NOISE = 1e-12
 
 NoiseFrom = Literal["replicates and scatter", "scatter about the curve"]
 Obstacle = Literal[
-    "no losses", "few widths", "lower edge", "upper edge", "uncertain", "nothing admissible"
+    "no losses",
+    "few widths",
+    "lower edge",
+    "upper edge",
+    "all within tolerance",
+    "uncertain",
+    "nothing admissible",
 ]
 
 
@@ -74,7 +84,7 @@ class LossCurve:
     tolerance: float
     noise_sd: float  # nats; of one run, or of a width mean where it is the scatter
     noise_from: NoiseFrom
-    lack_of_fit_p: float | None  # of the best of all shapes
+    lack_of_fit_p: float | None  # of the best of all shapes; None where replicates do not differ
     replicates: int
     obstacle: Obstacle | None
     reason: str  # why it is, or is not, an optimum
@@ -106,10 +116,10 @@ def find_optimum(
     """Judge [n] end-of-schedule losses of completed runs at an equal budget.
 
     `tolerance` is in nats; `inadmissible` multipliers may shape the curve but are never chosen.
-    Losses that are not finite do not enter. The result is the same for the same input.
+    Losses that are not `usable` do not enter. The result is the same for the same input.
     """
     ms, ys, labels = np.asarray(multiplier, float), np.asarray(loss, float), np.asarray(replicate)
-    finite = np.isfinite(ms) & (ms > 0) & np.isfinite(ys)
+    finite = np.isfinite(ms) & (ms > 0) & usable(ys)
     if not finite.any():
         return Unfitted("no losses", "no run at an equal budget has a final loss", 0, 0)
     means = width_means(np.log(ms[finite]), ys[finite], labels[finite])
@@ -160,13 +170,20 @@ def find_optimum(
     )
 
 
+def usable(loss: ArrayLike) -> NDArray[np.bool_]:
+    """Whether losses are numbers that can be judged."""
+    return np.asarray(np.abs(np.asarray(loss, float)) <= LARGEST_LOSS)
+
+
 def _too_few(means: WidthMeans) -> Unfitted:
     runs = f"{means.replicates} replicates" if means.replicates > 1 else "one replicate"
+    if means.replicates > 1 and means.df < MINIMUM_NOISE_DF:
+        runs += f", which share {plural(means.df, 'degree')} of freedom for the noise"
     return Unfitted(
         "few widths",
-        f"{means.widths} widths at an equal budget with {runs}; a verdict needs "
-        f"{WIDTHS_WITH_REPLICATES} widths with replicates, or {WIDTHS_WITH_ONE_REPLICATE} "
-        "widths with one",
+        f"{plural(means.widths, 'width')} at an equal budget with {runs}; a verdict needs "
+        f"{WIDTHS_WITH_REPLICATES} widths with replicates (that leave at least "
+        f"{MINIMUM_NOISE_DF} degrees of freedom), or {WIDTHS_WITH_ONE_REPLICATE} widths with one",
         means.widths,
         means.replicates,
     )
@@ -195,7 +212,8 @@ def _fit(means: WidthMeans, replicated: bool) -> tuple[CurveFits, _Noise]:
     if replicated:
         assert means.variance is not None
         within, within_df = means.variance * means.df, means.df
-        misfit = _misfit(float(residual.min()) / spare, means.variance, spare, means.df)
+        if means.variance > (NO_NOISE * float(np.abs(means.mean).max())) ** 2:
+            misfit = _misfit(float(residual.min()) / spare, means.variance, spare, means.df)
     floor = 0.0
     if misfit is not None and misfit < MISFIT:
         source = "scatter about the curve"
@@ -221,13 +239,13 @@ def _fit(means: WidthMeans, replicated: bool) -> tuple[CurveFits, _Noise]:
     return fits, _Noise(variance, spare if floor else df, covariance, source, misfit)
 
 
-def _misfit(scatter: float, variance: float, spare: int, df: int) -> float | None:
+def _misfit(scatter: float, variance: float, spare: int, df: int) -> float:
     """p of the F-test that the best curve is off by no more than the replicates are.
 
     Two of the curve's parameters were chosen from a grid and are not counted: the test is slow
-    to call a misfit, never quick. None where the replicates agree in every digit.
+    to call a misfit, never quick.
     """
-    return None if variance == 0 else float(stats.f.sf(scatter / variance, spare, df))
+    return float(stats.f.sf(scatter / variance, spare, df))
 
 
 @dataclass(frozen=True)
@@ -311,7 +329,7 @@ def _judge(
             return "nothing admissible", "every width has a collapsed or diverged replicate"
         return None, f"{percent(support)} of resamples put the optimum strictly inside the grid"
     if np.all(upper < tolerance):
-        return "uncertain", (
+        return "all within tolerance", (
             f"no width from {multiple(smallest)} to {multiple(largest)} costs as much as "
             f"{tolerance:g} nats more than another: the loss does not decide between them"
         )
@@ -327,7 +345,8 @@ def _judge(
         )
         if share >= 0.001
     ]
+    short = np.floor(1000 * support) / 1000  # 97.95 % is not 98 %
     return "uncertain", (
-        f"only {percent(support)} of resamples put the optimum strictly inside the grid, "
+        f"only {percent(short)} of resamples put the optimum strictly inside the grid, "
         f"{percent(REQUIRED_SUPPORT)} are needed ({', '.join(edges)})"
     )

@@ -109,8 +109,14 @@ def for_refusal(evidence: BudgetEvidence, group: Mapping[str, Any], rate: float)
     def add(why: str, at: Sequence[float], replicates: Sequence[int]) -> NextCells:
         return _priced(why, (evidence.hold,), group, at, replicates, cells, rate)
 
+    narrower = _scaled(widths[0], (0.5, 0.75)) if widths else []
     if isinstance(optimum, Unfitted):
-        wanted = WIDTHS_WITH_ONE_REPLICATE - len(widths)
+        if evidence.planned.empty:  # its layers differ in width in every cell
+            return []
+        ended = cells["state"].isin(["collapsed", "diverged"]).groupby(cells["width_multiplier"])
+        if ended.all().all():
+            return [add("every width broke down: try narrower ones", narrower, seeds)]
+        wanted = WIDTHS_WITH_ONE_REPLICATE - len(widths) + int(ended.all().sum())
         if wanted <= 0:
             return []  # the widths are planned: what is missing is their results
         return [
@@ -132,10 +138,17 @@ def for_refusal(evidence: BudgetEvidence, group: Mapping[str, Any], rate: float)
                 more_seeds,
             )
         )
-    if optimum.obstacle == "nothing admissible":
+    if optimum.obstacle == "all within tolerance" and not beyond:
         asked.append(
-            add("every width broke down: try narrower ones", _scaled(widths[0], (0.5, 0.75)), seeds)
+            add(
+                f"widths within {optimum.tolerance:g} nats of each other are told apart by "
+                f"{plural(len(more_seeds), 'replicate')} more, if at all",
+                widths,
+                more_seeds,
+            )
         )
+    if optimum.obstacle == "nothing admissible":
+        asked.append(add("every width broke down: try narrower ones", narrower, seeds))
     return asked
 
 
@@ -217,15 +230,17 @@ def _priced(
     """Cost from cells of the same budget; the head's share of it still varies with d_model."""
     grid = _grid(group, widths, seeds)
     known = like.groupby("width_multiplier")["flops"].mean().sort_index()
-    each = np.interp(np.log(widths), np.log(known.index), known)
+    each = np.interp(np.log(widths), np.log(known.index), known) if len(known) else [np.nan]
     trials = prod(len(values) for values in grid.values())
     total = float(np.mean(each)) * trials
     return NextCells(why, hold, grid, trials, total, total * rate)
 
 
 def _typed(trials: pd.DataFrame) -> list[float]:
-    """Multipliers as the sweep file has them, so that the same cells get the same ids."""
-    return sorted({float(m) for m in trials["typed_multiplier"].dropna()})
+    """Multipliers as the sweep file has them, so that the same cells get the same ids; achieved
+    ones where it has none."""
+    typed = trials["typed_multiplier"].fillna(trials["width_multiplier"].round(4))
+    return sorted({float(m) for m in typed.dropna()})
 
 
 def _grid(

@@ -5,15 +5,17 @@ budget decides; the spectra explain, and may agree or not. Pure: no I/O.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from analysis.laws.spectral import SpectralEvidence, judge_spectra
-from analysis.replicates import Interval
+from analysis.replicates import Floats, Interval
+from analysis.tables.sweep_file import positive, section
 from analysis.tables.sweep_tables import SweepTables, reference_multiplier
 from analysis.verdict import next_cells
 from analysis.verdict.budgets import AtBudget, at_equal_budgets
@@ -30,6 +32,8 @@ from analysis.wording import group_label, interval, multiple
 
 #: Axes that make a model larger: groups that differ in nothing else are sizes of one.
 SIZE_AXES = ("base_d_model", "depth")
+#: Characters of a slug: names of files end at 255 bytes, and more words follow.
+LONGEST_SLUG = 120
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class GroupVerdict:
 
     group: Mapping[str, Any]  # axis -> value
     label: str  # the group in a few words
+    slug: str  # the label as part of a file's name, another for every group
     width_multiplier: float | None  # D / d_model; None where no width is recommended
     interval: Interval | None  # of the optimum, 90 %
     sentence: str  # the verdict
@@ -60,11 +65,6 @@ class GroupVerdict:
     def deciding(self) -> BudgetEvidence | None:
         """The budget that decides, if any was held equal."""
         return self.losses[0] if self.losses else None
-
-    @property
-    def slug(self) -> str:
-        """The label as part of a file's name."""
-        return re.sub(r"[^A-Za-z0-9.]+", "-", self.label).strip("-")
 
     @property
     def alternatives(self) -> list[dict[str, Any]]:
@@ -116,10 +116,11 @@ def recommend(tables: SweepTables) -> Recommendation:
     """Judge every group of a sweep, sorted by their axes.
 
     Where three learning rates or more are on the grid, each combination of the other axes comes
-    first with every width at its own rate, and then at each rate of the grid.
+    first with every width at its own rate, and then at each rate of the grid. Raises InputError
+    where the sweep file's tolerance or target is no number above 0.
     """
-    analysis = tables.config.get("analysis") or {}
-    tolerance = float(analysis.get("tolerance_nats") or TOLERANCE_NATS)
+    analysis = section(tables.config, "analysis")
+    tolerance = positive(analysis, "tolerance_nats", TOLERANCE_NATS)
     rate = next_cells.seconds_per_flop(tables.trials)
     axes = tables.group_axes
     verdicts = []
@@ -132,7 +133,26 @@ def recommend(tables: SweepTables) -> Recommendation:
         sizes = _same(tables.trials, group, but=("base_d_model",))
         verdicts.append(_judge(group, trials, sizes, tables, tolerance, rate))
     transfers = _transfers(verdicts, analysis)
-    return Recommendation(tables.name, tables.aggregation.text, tuple(verdicts), transfers)
+    return Recommendation(
+        tables.name, tables.aggregation.text, tuple(_told_apart(verdicts)), transfers
+    )
+
+
+def _slug(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", label)[:LONGEST_SLUG].strip("-.") or "group"
+
+
+def _told_apart(verdicts: Iterable[GroupVerdict]) -> Iterator[GroupVerdict]:
+    """The verdicts, those numbered whose label makes the same name of a file as another's, be it
+    in capitals."""
+    taken: set[str] = set()
+    for verdict in verdicts:
+        slug, number = verdict.slug, 1
+        while slug.lower() in taken:
+            number += 1
+            slug = f"{verdict.slug}-{number}"
+        taken.add(slug.lower())
+        yield replace(verdict, slug=slug)
 
 
 def _same(trials: pd.DataFrame, group: Mapping[str, Any], but: Iterable[str]) -> pd.DataFrame:
@@ -152,8 +172,9 @@ def _groups(
         return [({}, trials)]
     found = trials.groupby(list(axes), sort=True, dropna=False)
     return [
-        ({axis: _plain(value) for axis, value in zip(axes, values, strict=True)}, members)
-        for values, members in found
+        # Not the group's key: beside a missing value pandas makes a float of an integer there.
+        ({axis: _plain(members[axis].iloc[0]) for axis in axes}, members)
+        for _, members in found
     ]
 
 
@@ -229,6 +250,7 @@ def _verdict(
     return GroupVerdict(
         group=group,
         label=group_label(group),
+        slug=_slug(group_label(group)),
         width_multiplier=multiplier,
         interval=chosen.interval if chosen else None,
         sentence=sentence,
@@ -249,10 +271,10 @@ def _transfers(
     verdicts: Sequence[GroupVerdict], analysis: Mapping[str, Any]
 ) -> tuple[Transfer, ...]:
     """One per combination of the axes that do not make a model larger."""
-    wanted = analysis.get("target")
+    wanted = section(analysis, "target")
     if not wanted:
         return ()
-    target = Target(float(wanted["params"]), float(wanted["tokens"]))
+    target = Target(positive(wanted, "params"), positive(wanted, "tokens"))
     families: dict[tuple[tuple[str, Any], ...], list[GroupVerdict]] = {}
     for verdict in verdicts:
         shared = tuple((k, v) for k, v in verdict.group.items() if k not in SIZE_AXES)
@@ -281,16 +303,25 @@ def _size(verdict: GroupVerdict) -> SizeOptimum | None:
 
 def _sentence(evidence: BudgetEvidence, curve: LossCurve, multiplier: float) -> str:
     cell = evidence.cell(multiplier)
-    same = curve.multiplier[curve.equivalent & curve.admissible]
-    alike = (
-        f"; {multiple(same.min())} to {multiple(same.max())} are equivalent at this precision"
-        if len(same) > 1
-        else ""
-    )
+    same = curve.equivalent & curve.admissible
+    alike = f"; {_runs(curve.multiplier, same)} are equivalent at this precision"
+    if same.sum() < 2:
+        alike = ""
     return (
         f"use {multiple(multiplier)} (D = {cell['D']:.0f} at d_model = {cell['d_model']:.0f}); the "
         f"optimum is at {curve.optimum:.2f}x, 90 % interval {interval(curve.interval)}{alike}"
     )
+
+
+def _runs(multiplier: Floats, chosen: NDArray[np.bool_]) -> str:
+    """Widths in words, neighbours as a span: `1.5x and 2.67x to 4x`."""
+    places = np.flatnonzero(chosen)
+    spans = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
+    *others, final = [
+        " to ".join(multiple(float(multiplier[i])) for i in dict.fromkeys((span[0], span[-1])))
+        for span in spans
+    ]
+    return f"{', '.join(others)} and {final}" if others else final
 
 
 def _rule(curve: LossCurve) -> str:
@@ -299,9 +330,10 @@ def _rule(curve: LossCurve) -> str:
             f"the smallest width whose loss excess over the optimum has an upper 90 % bound below "
             f"{curve.tolerance:g} nats; {curve.reason}"
         )
+    broken = "" if curve.admissible.all() else " that broke down nowhere"
     return (
-        f"the width of least loss excess: no width's upper 90 % bound is below {curve.tolerance:g} "
-        f"nats; {curve.reason}"
+        f"the width of least loss excess: no upper 90 % bound of a width{broken} is below "
+        f"{curve.tolerance:g} nats; {curve.reason}"
     )
 
 

@@ -65,7 +65,7 @@ def _laws(recommendation: Recommendation) -> Iterator[str]:
         laws = verdict.spectral.laws
         gap = laws["asymmetry"]
         soft = laws["soft_rank"]
-        if isinstance(soft, Refusal):
+        if isinstance(soft, Refusal) and isinstance(laws["hard_rank"], Refusal):
             yield row(verdict.label, f"no law: {soft.reason}")
             continue
         cells = [_exponent(laws[name]) for name in ("soft_rank", "hard_rank", "asymmetry")]
@@ -87,7 +87,8 @@ def _verdict(verdict: GroupVerdict, common: list[str]) -> Iterator[str]:
     for choice in verdict.choices:
         yield from _wrapped(f"{choice.sentence}.", "  ")
     for found in verdict.at_budgets:
-        if found.found is not None and found is not verdict.at_budgets[0]:
+        deciding = verdict.deciding is not None and found.currency == verdict.deciding.hold
+        if found.found is not None and not deciding:
             yield from _wrapped(f"{found.sentence}.", "  ")
     agreement = {True: "agrees", False: "does not agree", None: "cannot be compared"}
     yield from _wrapped(

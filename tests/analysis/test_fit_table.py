@@ -176,7 +176,52 @@ def test_a_hundred_thousand_rows_are_fitted() -> None:
     )
 
 
-def test_a_hundred_thousand_widths_are_too_many() -> None:
-    frame = pd.DataFrame({"D": np.arange(1.0, 100_001), "rank": 1.0})
-    with pytest.raises(InputError, match="100000 distinct values of D"):
-        fit_table(frame, power())
+@pytest.mark.parametrize("law", ["power", "saturating"])
+def test_fifty_thousand_widths_with_repeats_are_too_many(law: str) -> None:
+    frame = pd.DataFrame({"D": np.repeat(np.arange(1.0, 50_001), 2), "rank": 1.0})
+    with pytest.raises(InputError, match="100000 points at 50000 widths"):
+        fit_table(frame, Request(law, {"x": "D", "y": "rank"}))
+
+
+def test_a_row_without_a_replicate_label_is_left_out_and_counted() -> None:
+    table = ranks()
+    table["seed"] = table["seed"].astype(object)
+    table.loc[0, "seed"] = None
+    for law in ("power", "saturating"):
+        (group,) = fit_table(
+            table, Request(law, {"x": "D", "y": "rank"}, [("norm", "pre")], replicate="seed")
+        ).groups
+        assert group.excluded == {"no replicate label": 1}
+        assert group.n == 11
+
+
+@pytest.mark.parametrize("options", [{"group": ["odd"]}, {"replicate": "odd"}])
+@pytest.mark.parametrize("value", [[1, 2], {"a": 1}, np.ones(2)])
+def test_lists_cannot_label_rows(options: dict[str, object], value: object) -> None:
+    table = ranks(odd=[value] * 24)
+    with pytest.raises(InputError, match=r"column odd holds .* no single value"):
+        fit_table(table, power(**options))
+
+
+def test_a_group_whose_column_is_empty_is_named_so() -> None:
+    table = ranks()
+    table["norm"] = table["norm"].where(table["norm"] == "pre")
+    labels = [group.label for group in fit_table(table, power(group=["norm"])).groups]
+    assert labels == ["pre", "no norm"]
+
+
+def test_a_span_of_time_is_no_number() -> None:
+    table = ranks(D=pd.Timedelta(1, "s"))
+    with pytest.raises(InputError, match=r"column D .* not numbers"):
+        fit_table(table, power())
+
+
+def test_one_loss_in_every_row_carries_no_loss_law() -> None:
+    with pytest.raises(InputError, match="the loss is the same in every row"):
+        fit_table(losses().assign(loss=3.0), kaplan())
+
+
+def test_a_hundred_thousand_widths_of_one_run_each_are_fitted() -> None:
+    width = np.geomspace(64, 1e6, 100_000)
+    (group,) = fit_table(pd.DataFrame({"D": width, "rank": 3 * width**0.7}), power()).groups
+    assert group.to_json()["parameters"]["beta"] == pytest.approx(0.7)

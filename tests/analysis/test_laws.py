@@ -314,3 +314,19 @@ def test_too_few_widths_with_one_replicate_give_an_elasticity_without_interval()
     assert isinstance(found, LocalElasticity)
     assert found.noise_from is None
     assert all(step.interval is None for step in found.steps)
+
+
+def test_a_y_that_never_differs_does_not_grow() -> None:
+    width = np.repeat([64.0, 128, 256, 512, 1024, 2048], 3)
+    law = fit_power_law(width, np.full(18, 3.0), np.tile([0, 1, 2], 6))
+    assert isinstance(law, PowerLaw)
+    assert law.beta_interval[0] <= 0 <= law.beta_interval[1]
+    assert not is_shown(law)
+    assert np.isnan(law.r_squared)
+
+
+def test_widths_that_differ_by_rounding_carry_no_law() -> None:
+    width = 1e9 + np.arange(6) * 1e-6
+    found = fit_power_law(width, [1.0, 2, 3, 4, 5, 6])
+    assert isinstance(found, Refusal)
+    assert "rounding" in found.reason

@@ -156,7 +156,7 @@ def test_the_edge_is_named() -> None:
 
 def test_a_flat_loss_is_said_not_to_decide() -> None:
     curve = judged(*study(lambda m: 3.4 + 0 * m, 3, 0.001))
-    assert curve.obstacle == "uncertain"
+    assert curve.obstacle == "all within tolerance"
     assert "the loss does not decide between them" in curve.reason
 
 
@@ -257,3 +257,22 @@ def test_every_shape_has_its_own_closed_minimum(widths: int) -> None:
     curves = (basis(u) @ coefficients[:, :, None])[:, :, 0]
     np.testing.assert_allclose(value, curves.min(axis=1), atol=1e-4)
     np.testing.assert_allclose(curves[shape, np.abs(u[:, None] - at).argmin(0)], value, atol=1e-2)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-200, 1e200])
+@pytest.mark.filterwarnings("error")
+def test_losses_beyond_all_sense_are_judged_without_a_crash(scale: float) -> None:
+    m, loss, r = study(bowl(3.0), 3, 0.002)
+    found = find_optimum(m, scale * loss, r, tolerance=0.01)
+    assert isinstance(found, Unfitted) is (scale > 1)
+    if isinstance(found, LossCurve):
+        assert 1 <= found.interval[0] <= found.optimum <= found.interval[1] <= 8
+
+
+def test_replicates_of_few_widths_are_not_said_to_be_enough() -> None:
+    """Five widths, a second replicate of two of them: one degree of freedom for the noise."""
+    m = np.append(MULTIPLIERS[:5], MULTIPLIERS[:2])
+    r = np.append(np.zeros(5), np.ones(2))
+    found = find_optimum(m, bowl(2.0)(m) + 0.01 * r * m, r, tolerance=0.01)
+    assert isinstance(found, Unfitted)
+    assert "share 1 degree of freedom" in found.reason

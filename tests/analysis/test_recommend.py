@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
+from analysis.errors import InputError
 from analysis.laws.power_law import PowerLaw
 from analysis.laws.spectral import SpectralStop
 from analysis.records import encode_json
@@ -322,3 +324,122 @@ def test_a_loss_that_is_not_finite_is_left_out_and_counted(build_sweep: Build) -
     assert verdict.verdict == "recommended"
     planned, used = verdict.losses[0].planned, verdict.losses[0].used
     assert len(planned) == len(used) + 1
+
+
+def test_groups_whose_labels_make_one_file_name_keep_their_own_files(build_sweep: Build) -> None:
+    sweep = build_sweep(multipliers=[1, 2], seeds=[0, 1, 2])
+    content = yaml.safe_load(sweep.get("sweep.yaml"))
+    for cell in content["resolved"]["trials"]:
+        cell["axes"]["data"] = ("日本", "中国", "Z" * 300)[cell["axes"]["seed"]]
+    sweep.put("sweep.yaml", yaml.safe_dump(content, allow_unicode=True).encode())
+    slugs = [verdict.slug for verdict in verdicts(sweep)]
+    assert len({slug.lower() for slug in slugs}) == 3
+    assert max(map(len, slugs)) < 200
+
+
+def test_an_integer_axis_stays_one_beside_groups_that_leave_it_open(build_sweep: Build) -> None:
+    sweep = build_sweep(multipliers=[1, 2], seeds=[0, 1])
+    content = yaml.safe_load(sweep.get("sweep.yaml"))
+    for cell in content["resolved"]["trials"]:
+        cell["axes"]["kv_heads"] = (None, 2)[cell["axes"]["seed"]]
+    sweep.put("sweep.yaml", yaml.safe_dump(content).encode())
+    found = verdicts(sweep)
+    assert {type(verdict.group["kv_heads"]) for verdict in found} == {int, type(None)}
+    assert any("kv heads 2" in verdict.label.split(", ") for verdict in found)
+
+
+def test_widths_that_broke_down_in_the_middle_part_those_that_are_equivalent(
+    build_sweep: Build,
+) -> None:
+    (verdict,) = verdicts(
+        build_sweep(
+            seeds=[0, 1, 2],
+            outcomes=lambda cell: (
+                "diverged" if cell.multiplier == 2.67 and cell.seed == 0 else "completed"
+            ),
+        )
+    )
+    assert verdict.width_multiplier == pytest.approx(2.0)
+    assert "2x and 4x are equivalent" in verdict.sentence
+
+
+def test_a_headline_beyond_the_tolerance_says_why_no_other_is_within_it(
+    build_sweep: Build,
+) -> None:
+    (verdict,) = verdicts(
+        build_sweep(
+            seeds=[0, 1, 2],
+            outcomes=lambda cell: (
+                "diverged" if cell.multiplier in (2, 2.67, 4) and cell.seed == 0 else "completed"
+            ),
+        )
+    )
+    assert verdict.width_multiplier is not None
+    (caveat,) = (text for text in verdict.caveats if text.startswith("No width"))
+    assert "collapsed or diverged" in caveat
+    assert "noise" not in caveat
+    assert "that broke down nowhere" in verdict.rule
+
+
+def test_where_every_width_broke_down_narrower_ones_are_asked_for(build_sweep: Build) -> None:
+    (verdict,) = verdicts(build_sweep(seeds=[0, 1, 2], outcomes=lambda cell: "diverged"))
+    (cells,) = verdict.run_next
+    assert "every width broke down" in cells.why
+    assert cells.grid["width_multiplier"] == [0.5, 0.75]
+
+
+def test_losses_that_never_differ_call_for_no_cure_of_noise(build_sweep: Build) -> None:
+    sweep = build_sweep(seeds=[0, 1, 2])
+    for key in sweep.list("trials"):
+        if key.endswith("result.json"):
+            result = json.loads(sweep.get(key))
+            result["final"]["val_loss"] = 3.4
+            sweep.put(key, encode_json(result))
+    (verdict,) = verdicts(sweep)
+    assert "does not decide" in verdict.rule
+    assert not any("noise" in cells.why for cells in verdict.run_next)
+    assert not any("smooth curve" in caveat for caveat in verdict.caveats)
+
+
+def test_widths_given_as_d_alone_are_judged_and_priced(build_sweep: Build) -> None:
+    sweep = build_sweep(multipliers=[1, 2, 4], seeds=[0, 1], holds=("none",))
+    content = yaml.safe_load(sweep.get("sweep.yaml"))
+    for cell in content["resolved"]["trials"]:
+        del cell["axes"]["width_multiplier"]
+        del cell["flops"]
+    sweep.put("sweep.yaml", yaml.safe_dump(content).encode())
+    (verdict,) = verdicts(sweep)
+    assert verdict.run_next[0].grid["width_multiplier"] == [1.0, 2.0, 4.0]
+    assert "trials" in verdict.run_next[0].cost
+
+
+@pytest.mark.parametrize(
+    "analysis",
+    [
+        {"tolerance_nats": "much"},
+        {"tolerance_nats": -1},
+        {"target": {"params": "1B", "tokens": 1e9}},
+        {"target": {"params": 1e9}},
+    ],
+)
+def test_a_tolerance_or_target_that_is_no_number_above_0_is_named(
+    build_sweep: Build, analysis: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError, match="is a number above 0"):
+        verdicts(build_sweep(multipliers=[1, 2], analysis=analysis))
+
+
+def test_rows_in_another_order_and_replicates_of_another_name_get_the_same_verdict(
+    build_sweep: Build,
+) -> None:
+    sweep = build_sweep(seeds=[0, 1, 2], groups=planted(noise=0.01))
+    (one,) = verdicts(sweep)
+    content = yaml.safe_load(sweep.get("sweep.yaml"))
+    content["resolved"]["trials"].reverse()
+    for cell in content["resolved"]["trials"]:
+        cell["axes"]["seed"] = (70, -3, 5)[cell["axes"]["seed"]]
+    sweep.put("sweep.yaml", yaml.safe_dump(content).encode())
+    (other,) = verdicts(sweep)
+    assert other.sentence == one.sentence
+    assert other.width_multiplier == one.width_multiplier
+    assert other.interval == pytest.approx(one.interval, rel=1e-6)

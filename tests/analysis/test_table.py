@@ -1,5 +1,6 @@
 """Claims about reading a sweep's directory: every cell is a row, and nothing missing crashes."""
 
+import datetime
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -362,3 +363,38 @@ def test_a_hundred_thousand_snapshots_of_layers_are_summed_up_exactly() -> None:
     found = aggregate(rows, Aggregation()).loc[[str(i) for i in range(trials)], "soft_rank"]
     expected = np.median(np.median(ranks[:, :, -5:], axis=2), axis=1)
     np.testing.assert_array_equal(found, expected)
+
+
+def test_an_axis_that_the_records_have_as_a_column_stands_beside_it(build_sweep: Build) -> None:
+    tables = load_sweep(build_sweep(multipliers=[1, 2], rates=[0.001, 0.01]))
+    curves = tables.with_axes(tables.curves)
+    assert set(curves["axis_learning_rate"]) == {0.001, 0.01}
+    assert set(curves["learning_rate"].dropna()) == {6e-3}  # as it was recorded
+    assert set(tables.with_axes(tables.spectra)["learning_rate"]) == {0.001, 0.01}
+
+
+@pytest.mark.parametrize("seed", ["a", None, [0], 0.5, True, 2**63])
+def test_a_replicate_that_is_no_whole_number_is_refused_by_name(
+    build_sweep: Build, seed: object
+) -> None:
+    sweep = build_sweep(multipliers=[1, 2])
+    content = resolved(sweep)
+    content["resolved"]["trials"][1]["axes"]["seed"] = seed
+    sweep.put("sweep.yaml", yaml.safe_dump(content).encode())
+    with pytest.raises(InputError, match="gpt2-pre-64-128-0 has seed"):
+        load_sweep(sweep)
+
+
+def test_a_number_too_large_for_a_float_is_infinite_and_a_date_is_text(build_sweep: Build) -> None:
+    sweep = build_sweep(multipliers=[1, 2])
+    result = sweep.child("trials/gpt2-pre-64-64-0")
+    content = json.loads(result.get("result.json"))
+    content["final"]["val_loss"] = 10**400
+    result.put("result.json", json.dumps(content).encode())
+    file = resolved(sweep)
+    for cell in file["resolved"]["trials"]:
+        cell["axes"]["day"] = datetime.date(2026, 1, 2)
+    sweep.put("sweep.yaml", yaml.safe_dump(file).encode())
+    trials = load_sweep(sweep).trials.set_index("id")
+    assert trials.loc["gpt2-pre-64-64-0", "val_loss"] == np.inf
+    assert set(trials["day"]) == {"2026-01-02"}

@@ -146,3 +146,24 @@ def test_a_directory_a_missing_file_and_bad_options_are_refused(run, ranks: Path
         code, out, err = run(*arguments)
         assert (code, out) == (2, "")
         assert expected in err
+
+
+def test_a_file_with_other_separators_says_so(run, tmp_path: Path) -> None:
+    file = tmp_path / "ranks.csv"
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        file.write_text(f"D{separator}rank\n64{separator}3\n")
+        code, _, err = run(file, *POWER)
+        assert code == 2
+        assert name in err
+
+
+def test_a_column_that_pandas_kept_as_the_index_of_a_parquet_file_is_found(
+    run, tmp_path: Path
+) -> None:
+    width = np.array([64, 96, 128, 192, 256])
+    pd.DataFrame({"rank": 3 * width**0.7}, pd.Index(width, name="D")).to_parquet(
+        tmp_path / "ranks.parquet"
+    )
+    code, out, _ = run(tmp_path / "ranks.parquet", *POWER, "--json")
+    assert code == 0
+    assert json.loads(out)["groups"][0]["parameters"]["beta"] == pytest.approx(0.7)
