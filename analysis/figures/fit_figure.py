@@ -125,4 +125,4 @@ def _amounts(axes: Axes, label: str) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=9))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: large(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(label)
+    axes.set_xlabel(label, parse_math=False)

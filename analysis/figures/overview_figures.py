@@ -101,7 +101,7 @@ def _beside(axes: Axes, place: int, text: str, colour: str) -> None:
 def _rows(labels: list[str]) -> tuple[Figure, Axes]:
     """A panel with a row a group, the first at the top."""
     figure, (axes,) = panels(size=(1.15 * SIZE[0], 1.1 + 0.42 * len(labels)))
-    axes.set_yticks(range(len(labels)), labels)
+    axes.set_yticks(range(len(labels)), labels, parse_math=False)
     axes.set_ylim(len(labels) - 0.4, -0.75)
     axes.grid(False, axis="y")
     return figure, axes

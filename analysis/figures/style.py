@@ -5,8 +5,10 @@ palette of Okabe and Ito, which colour-blind readers can tell apart; widths, whi
 take a sequence of rising lightness.
 """
 
+import contextlib
 import io
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -89,7 +91,7 @@ def panels(
 def render(figure: Figure) -> dict[str, bytes]:
     """The figure as "svg" and as "png". The same numbers give the same bytes of SVG."""
     files = {}
-    with mpl.rc_context(_RC):
+    with _drawing():
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # it is laid out: once is enough for both
         for kind, metadata in (("svg", {"Date": None}), ("png", {})):
@@ -101,7 +103,7 @@ def render(figure: Figure) -> dict[str, bytes]:
 
 def pixels(figure: Figure, dpi: float) -> NDArray[np.uint8]:
     """The figure on white, as [height, width, 3]: red, green, blue."""
-    with mpl.rc_context(_RC):
+    with _drawing():
         figure.set_dpi(dpi)
         figure.set_facecolor("white")
         canvas: Any = FigureCanvasAgg(figure)
@@ -110,9 +112,19 @@ def pixels(figure: Figure, dpi: float) -> NDArray[np.uint8]:
     return image
 
 
+@contextlib.contextmanager
+def _drawing() -> Iterator[None]:
+    """Our settings; and a label of a sweep that is too long for its panel, or of letters that no
+    font here has, is the figure's business and not the terminal's."""
+    with mpl.rc_context(_RC), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "constrained_layout not applied")
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        yield
+
+
 def title(axes: Axes, text: str) -> None:
-    """A title over the left edge, where a reader starts."""
-    axes.set_title(text, loc="left", fontsize=10, fontweight="bold", color=INK)
+    """A title over the left edge, where a reader starts. A dollar sign in it is one."""
+    axes.set_title(text, loc="left", fontsize=10, fontweight="bold", color=INK, parse_math=False)
 
 
 def widths_axis(axes: Axes, values: Sequence[float], label: str, suffix: str = "") -> None:
@@ -150,7 +162,7 @@ def log_ranks(axes: Axes, label: str) -> None:
     """A logarithmic y axis with round ticks, at least three. Call it when the data are drawn."""
     axes.set_yscale("log")
     log_ticks(axes.yaxis, *axes.get_ylim())
-    axes.set_ylabel(label)
+    axes.set_ylabel(label, parse_math=False)
 
 
 def log_ticks(axis: Axis, low: float, high: float) -> None:

@@ -91,8 +91,8 @@ def _choice(
         sentence = f"{name}, which is the width above"
     else:
         sentence = (
-            f"{name}, its loss {interval(over, 3)} nats over that of the width above, at most "
-            f"{upper:.3f} over the optimum; {_change(flops, 'inference FLOPs')}, "
+            f"{name}, its loss {_difference(over)} that of the width above, at most {upper:.3f} "
+            f"over the optimum; {_change(flops, 'inference FLOPs')}, "
             f"{_change(parameters, 'parameters')}"
         )
     return Choice(
@@ -106,6 +106,13 @@ def _choice(
         parameters_change=parameters,
         sentence=sentence,
     )
+
+
+def _difference(over: Interval) -> str:
+    low, high = over
+    if high < 0:
+        return f"{interval((-high, -low), 3)} nats under"
+    return f"{interval(over, 3)} nats over"
 
 
 def _change(relative: float | None, what: str) -> str:

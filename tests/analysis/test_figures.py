@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from html import unescape
 from typing import Any
 
 import numpy as np
 import pytest
 
-from analysis.figures import rank_figures
+from analysis.figures import overview_figures, rank_figures
 from analysis.figures import verdict_figures as figures
 from analysis.figures.style import render
 from analysis.laws.power_law import PowerLaw
@@ -138,3 +139,16 @@ def test_the_same_numbers_give_the_same_bytes(build_sweep: Build) -> None:
         return render(figure)["svg"]
 
     assert drawn() == drawn()
+
+
+def test_a_dollar_sign_in_a_label_is_one_and_nothing_reaches_the_terminal(
+    build_sweep: Build, recwarn: pytest.WarningsRecorder
+) -> None:
+    odd = "$x_{$ 宽 " + 150 * "w"
+    sweep = build_sweep({("gpt2", odd): {}, ("gpt2", "pre"): {}}, multipliers=[1.0, 2.0, 4.0])
+    recommendation = recommend(load_sweep(sweep))
+    overview = overview_figures.exponents(recommendation)
+    assert overview is not None
+    drawn = unescape(render(overview)["svg"].decode())
+    assert odd[:8] in drawn
+    assert not recwarn.list

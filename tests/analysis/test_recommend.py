@@ -409,7 +409,7 @@ def test_widths_given_as_d_alone_are_judged_and_priced(build_sweep: Build) -> No
         del cell["flops"]
     sweep.put("sweep.yaml", yaml.safe_dump(content).encode())
     (verdict,) = verdicts(sweep)
-    assert verdict.run_next[0].grid["width_multiplier"] == [1.0, 2.0, 4.0]
+    assert set(verdict.run_next[0].grid["width_multiplier"]) > {1.0, 2.0, 4.0}
     assert "trials" in verdict.run_next[0].cost
 
 
