@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from analysis.tables.aggregate import LayerStatistic
+from analysis.tables.aggregation import LayerStatistic
 from trainers.data.sources import (
     BPETokenizer,
     BytesTokenizer,

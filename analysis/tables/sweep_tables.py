@@ -20,13 +20,8 @@ from analysis import records
 from analysis.errors import InputError
 from analysis.records import ALL_TOKENS, METRICS, SPECTRA, SPECTRUM_COLUMNS
 from analysis.storage import Storage
-from analysis.tables.aggregate import (
-    AGGREGATE_LAST,
-    LAW_SITE,
-    Aggregation,
-    aggregate,
-    without_spectra,
-)
+from analysis.tables.aggregate import LAW_SITE, aggregate, without_spectra
+from analysis.tables.aggregation import AGGREGATE_LAST, Aggregation
 from analysis.tables.sweep_file import holds_of, planned_cells, read_sweep_file, section
 from analysis.wording import AXIS_PREFIX
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from analysis.errors import InputError
 from analysis.records import SPECTRUM_COLUMNS
-from analysis.tables.aggregate import LAYER_STATISTICS, Aggregation, aggregate
+from analysis.tables.aggregate import aggregate
+from analysis.tables.aggregation import LAYER_STATISTICS, Aggregation
 
 
 def spectra(ranks: dict[int, list[float]], trial: str = "a", **columns: Any) -> pd.DataFrame:

@@ -15,7 +15,8 @@ from analysis import records
 from analysis.errors import InputError
 from analysis.records import SPECTRUM_COLUMNS, encode_json
 from analysis.storage import LocalStorage
-from analysis.tables.aggregate import Aggregation, aggregate
+from analysis.tables.aggregate import aggregate
+from analysis.tables.aggregation import Aggregation
 from analysis.tables.sweep_tables import load_sweep
 
 Build = Callable[..., LocalStorage]

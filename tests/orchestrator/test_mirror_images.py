@@ -25,9 +25,9 @@ HEAT_MAP, SPECTRUM = "spectra/post/heat_map", "spectra/post/spectrum"
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images are a pixel each: what is sent and when does not depend on what is on them."""
     pixel = np.zeros((1, 1, 3), np.uint8)
-    monkeypatch.setattr("analysis.figure_style.pixels", lambda figure, dpi: pixel)
+    monkeypatch.setattr("analysis.figures.style.pixels", lambda figure, dpi: pixel)
     for name in ("rank_heat_map", "spectrum_over_training"):
-        monkeypatch.setattr(f"analysis.spectrum_figures.{name}", lambda snapshots: "drawn")
+        monkeypatch.setattr(f"analysis.figures.spectrum_figures.{name}", lambda snapshots: "drawn")
 
 
 @pytest.fixture
