@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint format bench constraints clean
+.PHONY: demo test test-slow faults lint format bench constraints clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
@@ -22,6 +22,9 @@ test: $(READY)
 
 test-slow: $(READY)  ## proofs of minutes
 	$(BIN)/python -m pytest -m slow --timeout 3000
+
+faults: $(READY)  ## kill everything there is at random moments, and compare
+	$(BIN)/python -m benchmarks.fault_matrix
 
 lint: $(READY)
 	$(BIN)/ruff check .

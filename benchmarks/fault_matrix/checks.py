@@ -1,0 +1,79 @@
+"""What must hold after a fault: the same bits, little done twice, MLflow's points each once."""
+
+from collections import Counter
+from typing import Any
+
+from analysis.records import METRICS, SPECTRA, get_json, read_records
+from analysis.storage import LocalStorage
+from benchmarks.fault_matrix.scene import CHECKPOINT_EVERY, Scene
+
+#: Columns that no two runs share.
+CLOCK = {METRICS: ["time_ms", "tokens_per_s", "mfu"], SPECTRA: ["time_ms"]}
+#: Points of one key in MLflow, and the kind of row that they come from.
+KEYS = {"train/loss": "train", "val/loss": "evaluation"}
+
+
+def content(trial: LocalStorage) -> dict[str, Any]:
+    """Everything that a trial found out, without the clock."""
+    result = get_json(trial, "result.json") or {}
+    tables = {
+        table: read_records(trial, table).drop_columns(clock).to_pylist()
+        for table, clock in CLOCK.items()
+    }
+    return {**tables, "final": result.get("final"), "outcome": result.get("outcome")}
+
+
+def differences(scene: Scene, undisturbed: dict[str, dict[str, Any]]) -> list[str]:
+    """Trials that do not equal those of the undisturbed run bit for bit, and what differs."""
+    found = []
+    for trial_id, expected in undisturbed.items():
+        have = content(scene.trial(trial_id))
+        differing = [name for name, value in expected.items() if have[name] != value]
+        if differing:
+            found.append(f"{trial_id}: {', '.join(differing)}")
+    return found
+
+
+def steps_lost(scene: Scene) -> int:
+    """Updates before the newest checkpoint that an attempt did again, at most, of any trial.
+
+    Beyond its newest checkpoint a process that is killed loses less than the steps to the next
+    one; 0 here means that nothing but that was lost, whatever the fault.
+    """
+    assert scene.watch is not None
+    return max((known - began for known, began in scene.watch.resumed), default=0)
+
+
+def wrong_points(scene: Scene, uri: str) -> list[str]:
+    """Keys of MLflow whose steps are not those of the trial's records, each once."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    found = []
+    for trial_id in scene.trials():
+        runs = client.search_runs(experiments, f"tags.trial_id = '{trial_id}'")
+        if len(runs) != 1:
+            found.append(f"{trial_id}: {len(runs)} runs")
+            continue
+        trial = scene.trial(trial_id)
+        rows = read_records(trial, METRICS).to_pylist()
+        wanted = {key: [r["step"] for r in rows if r["kind"] == kind] for key, kind in KEYS.items()}
+        snapshots = read_records(trial, SPECTRA).to_pylist()
+        for row in snapshots:
+            key = f"spectra/{row['site']}/L{row['layer']:02d}/hard_rank"
+            wanted.setdefault(key, []).append(row["step"])
+        for key, steps in wanted.items():
+            points = client.get_metric_history(runs[0].info.run_id, key)
+            have = Counter(point.step for point in points)
+            if have != Counter(steps):
+                missing = sum((Counter(steps) - have).values())
+                doubled = sum((have - Counter(steps)).values())
+                found.append(f"{trial_id} {key}: {missing} missing, {doubled} too many")
+        if runs[0].info.status not in ("FINISHED", "FAILED"):
+            found.append(f"{trial_id}: {runs[0].info.status}")
+    return found
+
+
+def is_little(steps: int) -> bool:
+    return steps <= CHECKPOINT_EVERY
