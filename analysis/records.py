@@ -2,9 +2,11 @@
 
     spec.json                                 the trial, complete
     collapse.json                             since when its layers are collapsed; none if healthy
-    lease.json                                attempt and heartbeat of the one writer
+    attempts/<attempt>-<owner>.json           who has taken the trial; the newest may write
+    lease.json                                how far that one is, and its heartbeat
     metrics/part-<attempt>-<first>-<last>.parquet
     spectra/part-<attempt>-<first>-<last>.parquet
+    checkpoints/step-<step>/attempt-<attempt>/...
     checkpoints/step-<step>/manifest.json     written last: files, hashes, the parts it rests on
     result.json                               written last: the trial is over
     failure.json                              an infrastructure failure, retried up to a budget
@@ -19,12 +21,23 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.errors import InputError
+from analysis.json_records import (
+    COUNT,
+    NUMBER,
+    OBJECT,
+    TEXT,
+    short,
+    small_object,
+)
+from analysis.json_records import BrokenRecordError as BrokenRecordError
+from analysis.json_records import encode_json as encode_json
+from analysis.json_records import get_json as get_json
 from analysis.storage import Storage
 
 SPEC = "spec.json"
@@ -36,6 +49,9 @@ MANIFEST_NAME = "manifest.json"
 
 METRICS = "metrics"
 SPECTRA = "spectra"
+
+#: No part comes near so many rows.
+MAX_ROWS = 2**25
 
 OUTCOMES = ("completed", "collapsed", "diverged", "stopped")
 
@@ -130,7 +146,9 @@ class Part:
     @classmethod
     def parse(cls, key: str) -> "Part | None":
         """The part that a key names, or None for any other object."""
-        match = re.fullmatch(r"(metrics|spectra)/part-(\d+)-(\d+)-(\d+)\.parquet", key)
+        match = re.fullmatch(
+            r"(metrics|spectra)/part-(\d{1,18})-(\d{1,18})-(\d{1,18})\.parquet", key
+        )
         if match is None:
             return None
         table, *numbers = match.groups()
@@ -153,15 +171,55 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: bytes) -> "Manifest":
-        """Raises ValueError for anything but a manifest."""
+        """Raises ValueError for anything but a manifest whose names stay in their places."""
         try:
-            return cls(**json.loads(data))
-        except TypeError as error:
+            manifest = cls(**json.loads(data))
+        except (TypeError, RecursionError) as error:
             raise ValueError(f"not a checkpoint manifest: {error}") from error
+        manifest._check()
+        return manifest
+
+    def _check(self) -> None:
+        for name, kind in (("trial_id", TEXT), ("step", COUNT), ("attempt", COUNT),
+                           ("files", OBJECT), ("layout", OBJECT)):  # fmt: skip
+            if not kind.holds(getattr(self, name)):
+                raise ValueError(f"its {name} is not {kind.name}")
+        for name, about in self.files.items():
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
+                raise ValueError(f"it names the file {name!r}, which is not inside its folder")
+            if not (OBJECT.holds(about) and TEXT.holds(about.get("sha256"))):
+                raise ValueError(f"it has no hash of {name}")
+        if not (isinstance(self.records, list) and all(map(_is_part, self.records))):
+            raise ValueError("its records are not parts")
+
+
+def read_manifest(trial: Storage, step: int) -> Manifest:
+    """Of a committed checkpoint. Raises FileNotFoundError, and BrokenRecordError for what is no
+    manifest of that step."""
+    place = f"{trial.url}/{manifest_key(step)}"
+    try:
+        manifest = Manifest.from_json(small_object(trial, manifest_key(step)))
+    except ValueError as error:
+        raise BrokenRecordError(f"{place}: {error}") from error
+    if manifest.step != step:
+        raise BrokenRecordError(f"{place} is of step {manifest.step}")
+    return manifest
 
 
 def checkpoint_folder(step: int) -> str:
     return f"checkpoints/step-{step:08d}"
+
+
+def attempt_folder(step: int, attempt: int) -> str:
+    """Where an attempt puts the files of a checkpoint: never where another one does."""
+    return f"{checkpoint_folder(step)}/attempt-{attempt}"
+
+
+def checkpoint_attempt(key: str) -> int:
+    """The attempt that put an object of a checkpoint there; 0 where its name does not say."""
+    match = re.match(r"checkpoints/step-\d{8}/attempt-(\d{1,9})/", key)
+    return int(match.group(1)) if match else 0
 
 
 def manifest_key(step: int) -> str:
@@ -174,62 +232,41 @@ def committed_steps(keys: Iterable[str]) -> list[int]:
     return sorted(int(match.group(1)) for match in found if match)
 
 
-def encode_json(value: Any) -> bytes:
-    """Indented, sorted JSON; NaN and infinity become null, for JSON has neither."""
-    return (json.dumps(_finite(value), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+RESULT_NEEDS = {
+    "outcome": TEXT, "step": COUNT, "steps": COUNT, "final": OBJECT, "records": OBJECT
+}  # fmt: skip
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
-
-
-class BrokenRecordError(InputError):
-    """A record that nobody can read: cut short, overwritten, or not what its name says."""
-
-
-def get_json(trial: Storage, key: str, needs: Iterable[str] = ()) -> dict[str, Any] | None:
-    """The JSON object under a key, or None where there is none.
-
-    Raises BrokenRecordError for anything that is no JSON object, or lacks a key of `needs`.
-    """
-    place = f"{trial.url}/{key}"
-    try:
-        value = json.loads(trial.get(key))
-    except FileNotFoundError:
-        return None
-    except IsADirectoryError as error:
-        raise BrokenRecordError(f"{place} is a folder and should be a file") from error
-    except (ValueError, RecursionError) as error:
-        raise BrokenRecordError(f"{place} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise BrokenRecordError(f"{place} is not a JSON object")
-    missing = [name for name in needs if name not in value]
-    if missing:
-        raise BrokenRecordError(f"{place} lacks {', '.join(missing)}")
-    return value
-
-
-def get_result(trial: Storage) -> dict[str, Any] | None:
-    """A trial's result, or None while it has none. Raises BrokenRecordError."""
-    result = get_json(trial, RESULT, needs=("outcome", "step", "steps", "final", "records"))
+def get_result(trial: Storage, trial_id: str | None = None) -> dict[str, Any] | None:
+    """A trial's result, or None while it has none. Raises BrokenRecordError, also for one that
+    says it is of another trial than `trial_id`."""
+    place = f"{trial.url}/{RESULT}"
+    result = get_json(trial, RESULT, needs=RESULT_NEEDS)
     if result is None:
         return None
     if result["outcome"] not in OUTCOMES:
-        raise BrokenRecordError(
-            f"{trial.url}/{RESULT} says outcome {result['outcome']!r}; there are {OUTCOMES}"
-        )
-    for name in ("final", "records"):
-        if not isinstance(result[name], dict):
-            raise BrokenRecordError(f"{trial.url}/{RESULT}: {name} is not an object")
-    if not all(isinstance(key, str) for key in result["records"].values()):
-        raise BrokenRecordError(f"{trial.url}/{RESULT}: records does not name parts")
+        raise BrokenRecordError(f"{place} says outcome {result['outcome']!r}; there are {OUTCOMES}")
+    if trial_id is not None and result.get("trial_id", trial_id) != trial_id:
+        raise BrokenRecordError(f"{place} is of trial {result['trial_id']!r}, not {trial_id}")
+    for name, value in result["final"].items():
+        if not NUMBER.holds(value):
+            raise BrokenRecordError(f"{place} says final {name} {short(value)}; it is no number")
+    _named_parts(trial, result)
     return result
+
+
+def _named_parts(trial: Storage, result: Mapping[str, Any]) -> list[str]:
+    """The parts that a result names. Raises BrokenRecordError for what is none."""
+    for table, key in result["records"].items():
+        if not (_is_part(key) and key.startswith(f"{table}/")):
+            raise BrokenRecordError(
+                f"{trial.url}/{RESULT} names {short(key)} for its {table}; it is no part"
+            )
+    return sorted(result["records"].values())
+
+
+def _is_part(key: object) -> bool:
+    return isinstance(key, str) and Part.parse(key) is not None
 
 
 def put_part(trial: Storage, table: str, attempt: int, rows: list[Row]) -> str:
@@ -269,23 +306,30 @@ def current_parts(trial: Storage) -> list[str]:
     manifest and the newest attempt's tail beyond it: rows of an earlier attempt beyond the
     checkpoint it was cut off at have been, or will be, written again.
     """
-    result = get_json(trial, RESULT)
+    result = get_json(trial, RESULT, needs={"records": OBJECT})
     if result is not None:
-        return sorted(result["records"].values())
+        return _named_parts(trial, result)
     return live_parts(trial)
 
 
-def live_parts(trial: Storage) -> list[str]:
-    """`current_parts` of a trial that has no result."""
-    keys = trial.list()
+def live_parts(trial: Storage, keys: list[str] | None = None) -> list[str]:
+    """`current_parts` of a trial that has no result; `keys` are its objects, if just listed."""
+    keys = trial.list() if keys is None else keys
     steps = committed_steps(keys)
-    manifest = Manifest.from_json(trial.get(manifest_key(steps[-1]))) if steps else None
+    manifest = read_manifest(trial, steps[-1]) if steps else None
     listed = manifest.records if manifest else []
     reached = manifest.step if manifest else -1
     parts = [part for part in map(Part.parse, keys) if part]
     newest = max((part.attempt for part in parts), default=0)
     tail = [part.key for part in parts if part.attempt == newest and part.first > reached]
     return sorted({*listed, *tail})
+
+
+def _manifest(trial: Storage, key: str) -> Manifest:
+    try:
+        return Manifest.from_json(trial.get(key))
+    except ValueError as error:
+        raise BrokenRecordError(f"{trial.url}/{key}: {error}") from error
 
 
 def read_records(trial: Storage, table: str, columns: list[str] | None = None) -> pa.Table:
@@ -315,23 +359,35 @@ def read_parts(
 
 
 def read_part(trial: Storage, key: str, columns: list[str] | None = None) -> pa.Table:
-    """One part in the schema of its table, whatever columns there were when it was written."""
+    """One part in the schema of its table, whatever columns there were when it was written.
+
+    Raises FileNotFoundError, and BrokenRecordError for what is no such part, or no longer whole.
+    """
     schema = SCHEMAS[key.partition("/")[0]]
-    part = pq.ParquetFile(io.BytesIO(trial.get(key)))
     names = schema.names if columns is None else columns
-    stored = part.read(columns=[name for name in names if name in part.schema_arrow.names])
-    filled = [
-        stored.column(name)
-        if name in stored.column_names
-        else pa.repeat(pa.scalar(BEFORE_THE_COLUMN.get(name), schema.field(name).type), len(stored))
-        for name in names
-    ]
-    return pa.table(filled, schema=pa.schema([schema.field(name) for name in names]))
+    data = trial.get(key)
+    try:
+        part = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+        if part.metadata.num_rows > MAX_ROWS:
+            raise pa.ArrowInvalid(f"it claims {part.metadata.num_rows:,} rows")
+        stored = part.read(columns=[name for name in names if name in part.schema_arrow.names])
+        filled = [
+            stored.column(name)
+            if name in stored.column_names
+            else pa.repeat(
+                pa.scalar(BEFORE_THE_COLUMN.get(name), schema.field(name).type), len(stored)
+            )
+            for name in names
+        ]
+        return pa.table(filled, schema=pa.schema([schema.field(name) for name in names]))
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BrokenRecordError(f"{trial.url}/{key} cannot be read: {reason}") from error
 
 
 def put_table(trial: Storage, part: Part, rows: pa.Table) -> str:
     """Store a table of that part's steps and return its key."""
     sink = io.BytesIO()
-    pq.write_table(rows, sink, compression="zstd")
+    pq.write_table(rows, sink, compression="zstd", write_page_checksum=True)
     trial.put(part.key, sink.getvalue())
     return part.key

@@ -5,14 +5,23 @@ read whole and listed. A reader never sees half an object.
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import IO, Protocol
 
 from analysis.errors import InputError
+
+#: What a file system says when nothing more fits on it, or within a quota.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+#: What file systems say that know no second name for a file: FAT, buckets mounted as folders.
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
+#: Bytes read at a time: a checkpoint may be larger than memory.
+CHUNK = 2**20
 
 
 class Storage(Protocol):
@@ -25,11 +34,20 @@ class Storage(Protocol):
     def put(self, key: str, data: bytes) -> None:
         """Store an object whole, replacing one of that key. Raises OSError."""
 
+    def put_new(self, key: str, data: bytes) -> None:
+        """Store an object whole where there is none. Raises FileExistsError where there is one.
+
+        On a file system nobody can come in between; an object store is asked first.
+        """
+
     def put_file(self, key: str, path: Path) -> None:
         """Store a local file whole. Raises OSError."""
 
     def get(self, key: str) -> bytes:
         """The object's bytes. Raises FileNotFoundError where there is none."""
+
+    def open(self, key: str) -> AbstractContextManager[IO[bytes]]:
+        """The object as a stream to read. Raises FileNotFoundError where there is none."""
 
     def get_file(self, key: str, path: Path) -> None:
         """Copy the object to a local file. Raises FileNotFoundError where there is none."""
@@ -88,31 +106,40 @@ class LocalStorage:
         return self.root / _checked(key)
 
     def put(self, key: str, data: bytes) -> None:
-        with self._replacing(key) as temporary:
+        with self._whole(key, len(data), os.replace) as temporary:
+            temporary.write_bytes(data)
+
+    def put_new(self, key: str, data: bytes) -> None:
+        with self._whole(key, len(data), _place_new) as temporary:
             temporary.write_bytes(data)
 
     def put_file(self, key: str, path: Path) -> None:
-        with self._replacing(key) as temporary:
+        with self._whole(key, path.stat().st_size, os.replace) as temporary:
             shutil.copyfile(path, temporary)
 
     def get(self, key: str) -> bytes:
+        with self.open(key) as stream:
+            return stream.read()
+
+    def open(self, key: str) -> IO[bytes]:
         try:
-            return self.path(key).read_bytes()
+            return self.path(key).open("rb")
         except NotADirectoryError as error:  # a file lies where a folder would: no such object
             raise FileNotFoundError(*error.args, error.filename) from error
 
     def get_file(self, key: str, path: Path) -> None:
-        shutil.copyfile(self.path(key), path)
+        with naming_a_full_disk(path, self.path(key).stat().st_size):
+            shutil.copyfile(self.path(key), path)
 
     def list(self, prefix: str = "") -> list[str]:
         start = self.path(prefix)
         # Unfinished puts are dot files; a folder may vanish while it is being walked.
-        return sorted(
-            (Path(folder) / name).relative_to(self.root).as_posix()
-            for folder, _, names in os.walk(start)
-            for name in names
-            if not name.startswith(".")
-        )
+        keys: list[str] = []
+        for folder, _, names in os.walk(start):
+            below = Path(folder).relative_to(self.root).as_posix()
+            within = "" if below == "." else f"{below}/"
+            keys += [f"{within}{name}" for name in names if not name.startswith(".")]
+        return sorted(keys)
 
     def delete(self, key: str) -> None:
         path = self.path(key)
@@ -130,22 +157,23 @@ class LocalStorage:
         return LocalStorage(self.path(folder))
 
     @contextlib.contextmanager
-    def _replacing(self, key: str) -> Iterator[Path]:
-        """A temporary file beside the target, made durable and moved over it on success."""
+    def _whole(self, key: str, nbytes: int, place: Callable[[Path, Path], None]) -> Iterator[Path]:
+        """A temporary file beside the target, made durable and put in its place on success."""
         target = self.path(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp makes it private
-            os.replace(temporary, target)
-            _sync_folder(target.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with naming_a_full_disk(target, nbytes):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+            os.close(handle)
+            temporary = Path(name)
+            try:
+                yield temporary
+                with temporary.open("rb") as written:
+                    os.fsync(written.fileno())
+                os.chmod(temporary, 0o644)  # mkstemp makes it private
+                place(temporary, target)
+                _sync_folder(target.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 class ArrowStorage:
@@ -169,16 +197,33 @@ class ArrowStorage:
         with self._filesystem.open_output_stream(path) as stream:
             stream.write(data)
 
+    def put_new(self, key: str, data: bytes) -> None:
+        from pyarrow import fs
+
+        path = self._path(key)
+        if self._filesystem.get_file_info(path).type != fs.FileType.NotFound:
+            raise FileExistsError(errno.EEXIST, "there is one already", path)
+        self.put(key, data)
+
     def put_file(self, key: str, path: Path) -> None:
-        self.put(key, path.read_bytes())
+        target = self._path(key)
+        with path.open("rb") as source:
+            self._filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+            with self._filesystem.open_output_stream(target) as stream:
+                shutil.copyfileobj(source, stream, CHUNK)
 
     def get(self, key: str) -> bytes:
-        with self._filesystem.open_input_stream(self._path(key)) as stream:
-            data: bytes = stream.read()
-        return data
+        with self.open(key) as stream:
+            return stream.read()
+
+    def open(self, key: str) -> AbstractContextManager[IO[bytes]]:
+        stream: AbstractContextManager[IO[bytes]]
+        stream = self._filesystem.open_input_stream(self._path(key))
+        return stream
 
     def get_file(self, key: str, path: Path) -> None:
-        path.write_bytes(self.get(key))
+        with self.open(key) as stream, naming_a_full_disk(path), path.open("wb") as target:
+            shutil.copyfileobj(stream, target, CHUNK)
 
     def list(self, prefix: str = "") -> list[str]:
         from pyarrow import fs
@@ -206,6 +251,41 @@ class ArrowStorage:
         return f"{self._root}/{_checked(key)}".rstrip("/")
 
 
+def _place_new(temporary: Path, target: Path) -> None:
+    """Give a file its name, unless that is taken. Raises FileExistsError."""
+    try:
+        os.link(temporary, target)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
+        os.replace(temporary, target)
+
+
+@contextlib.contextmanager
+def naming_a_full_disk(path: Path, nbytes: int | None = None) -> Iterator[None]:
+    """Has the error of a full disk say what was written where, what it needs and what is free."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        free = _free_bytes(path)
+        needs = "" if nbytes is None else f" needs {nbytes:,} bytes and"
+        raise OSError(
+            error.errno,
+            f"{os.strerror(error.errno)}: {path.name}{needs} finds {free:,} free in {path.parent}; "
+            "free some, and the same command goes on",
+        ) from error
+
+
+def _free_bytes(path: Path) -> int:
+    """What is left on the disk of a file that may not be there, nor its folder."""
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    return shutil.disk_usage(there).free
+
+
 def _sync_folder(folder: Path) -> None:
     """Make the names in a folder durable: a manifest must not outlive what it lists."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -218,6 +298,6 @@ def _sync_folder(folder: Path) -> None:
 def _checked(key: str) -> str:
     """Keys never leave the root: a storage someone else can write is not trusted."""
     parts = PurePosixPath(key).parts
-    if key.startswith("/") or ".." in parts:
+    if key.startswith("/") or ".." in parts or "\0" in key:
         raise ValueError(f"storage key {key!r} must be relative and stay inside the root")
     return key

@@ -1,102 +1,221 @@
-"""One driver per sweep: two would train the same trials side by side."""
+"""One driver per sweep: two would train the same trials side by side.
+
+A driver claims the sweep under a name of its own, which nobody else writes: no object store could
+keep two from overwriting one they share. The first to be there drives, and later ones are refused
+while it lives. Of two that begin at the same moment each writes its claim before it looks, so at
+least one of them sees the other, and the one with the larger name steps back.
+
+A driver that was thought to be gone (halted, or cut off for a minute) finds a higher number than
+its own when it comes back, and ends; its trials are replaced one by one (`trainers.fence`).
+"""
 
 import contextlib
 import logging
-import os
+import re
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Literal, get_args
 
 import psutil
 
 from analysis.errors import InputError
-from analysis.records import BrokenRecordError, encode_json, get_json
+from analysis.json_records import (
+    COUNT,
+    NUMBER,
+    TEXT,
+    BrokenRecordError,
+    Kind,
+    encode_json,
+    get_json,
+)
 from analysis.storage import Storage
 from trainers.heartbeat import every
 
 logger = logging.getLogger(__name__)
 
-DRIVER = "driver.json"
+DRIVERS = "drivers"
 
 HEARTBEAT_S = 5.0
 #: A driver of another machine that has not been heard of for this long is gone.
 STALE_S = 60.0
-#: Two drivers that start at once have both written within this time.
-SETTLE_S = 0.2
+#: Between two looks at another that began at the same moment.
+LOOK_S = 0.05
+
+State = Literal["asking", "driving", "released"]
+SECONDS = Kind("a number of seconds", lambda value: value is not None and NUMBER.holds(value))
+STATE = Kind("a driver's state", lambda value: value in get_args(State))
+
+
+NEEDS = {
+    "host": TEXT, "pid": COUNT, "started": SECONDS, "state": STATE, "heartbeat_ms": COUNT
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Driver:
+    """One claim. `started` is when its process began, in seconds by the clock of its host."""
+
+    number: int
+    owner: str
+    host: str
+    pid: int
+    started: float
+    state: State = "asking"
+    heartbeat_ms: int = 0
+
+    @property
+    def key(self) -> str:
+        return f"{DRIVERS}/{self.number:06d}-{self.owner}.json"
+
+    @property
+    def place(self) -> tuple[int, str]:
+        """The order of claims; of equal numbers the smaller owner goes first."""
+        return self.number, self.owner
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process is still there, as far as this one can tell."""
+        if self.state == "released":
+            return False
+        if self.host == socket.gethostname():
+            # Of this machine we know at once: a killed driver need not be waited for.
+            try:
+                process = psutil.Process(self.pid)
+                same = abs(process.create_time() - self.started) < 1.0
+                return same and process.status() != psutil.STATUS_ZOMBIE
+            except (psutil.NoSuchProcess, OverflowError, ValueError):
+                return False
+        return time.time() * 1000 - self.heartbeat_ms < STALE_S * 1000
+
+
+class Driving:
+    """That this process drives a sweep, for as long as it does."""
+
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
+        self._replaced = threading.Event()
+
+    @property
+    def replaced(self) -> bool:
+        """Whether another has taken the sweep, thinking this one gone."""
+        return self._replaced.is_set()
+
+    def give_way(self) -> None:
+        """Another drives now."""
+        self._replaced.set()
 
 
 @contextlib.contextmanager
-def driving(sweep: Storage) -> Iterator[None]:
+def driving(sweep: Storage) -> Iterator[Driving]:
     """Be the driver of a sweep for the time of the block.
 
     Raises InputError if another process is.
     """
-    _refuse(_driver(sweep))
-    owner = uuid.uuid4().hex
+    mine = _claim(sweep)
+    held = Driving(mine.owner)
 
     def beat() -> None:
-        sweep.put(
-            DRIVER,
-            encode_json(
-                {
-                    "owner": owner,
-                    "host": socket.gethostname(),
-                    "pid": os.getpid(),
-                    "started": psutil.Process().create_time(),
-                    "heartbeat_ms": time.time_ns() // 1_000_000,
-                }
-            ),
-        )
+        if _replaced(sweep, mine):
+            held.give_way()
+        else:
+            _put(sweep, mine)
 
-    def beat_on() -> None:
-        if (_driver(sweep) or {}).get("owner") == owner:
-            beat()
-
-    beat()
-    # Of two that found nobody at once, the one that wrote last stays.
-    time.sleep(SETTLE_S)
-    found = _driver(sweep)
-    if found is not None and found.get("owner") != owner:
-        _refuse(found)
     try:
-        with every(HEARTBEAT_S, beat_on):
-            yield
+        with every(HEARTBEAT_S, beat):
+            yield held
     finally:
-        if (_driver(sweep) or {}).get("owner") == owner:
-            sweep.delete(DRIVER)
+        if not _replaced(sweep, mine):
+            _put(sweep, replace(mine, state="released"))
 
 
 def is_driven(sweep: Storage) -> bool:
     """Whether a driver is at work on a sweep."""
-    driver = _driver(sweep)
-    return driver is not None and _alive(driver)
+    return any(driver.alive for driver in _claims(sweep))
 
 
-def _driver(sweep: Storage) -> dict[str, Any] | None:
+def current_driver(sweep: Storage) -> str | None:
+    """Who drives a sweep, or was the last to: its owner's name, which is of one run."""
+    claims = _claims(sweep)
+    return claims[-1].owner if claims else None
+
+
+def _claim(sweep: Storage) -> Driver:
+    seen = _claims(sweep)
+    for other in seen:
+        _refuse(other)
+    process = psutil.Process()
+    mine = Driver(
+        number=1 + max((driver.number for driver in seen), default=0),
+        owner=uuid.uuid4().hex,
+        host=socket.gethostname(),
+        pid=process.pid,
+        started=process.create_time(),
+    )
+    _put(sweep, mine)
     try:
-        return get_json(sweep, DRIVER)
-    except BrokenRecordError as error:
-        logger.warning("%s; taken for no driver", error)
-        return None
+        _wait_for_my_turn(sweep, mine)
+    except BaseException:
+        sweep.delete(mine.key)
+        raise
+    mine = replace(mine, state="driving")
+    _put(sweep, mine)
+    for driver in seen:  # what is left of drivers that are gone; a higher number stands
+        sweep.delete(driver.key)
+    return mine
 
 
-def _refuse(other: dict[str, Any] | None) -> None:
-    if other is not None and _alive(other):
+def _wait_for_my_turn(sweep: Storage, mine: Driver) -> None:
+    """Raises InputError where another that began at the same moment goes first."""
+    while True:
+        others = [other for other in _claims(sweep) if other.owner != mine.owner]
+        rivals = [other for other in others if other.number >= mine.number and other.alive]
+        for other in rivals:
+            if other.state == "driving" or other.number > mine.number or other.place < mine.place:
+                _refuse(other)
+        if not rivals:
+            return
+        time.sleep(LOOK_S)  # it steps back, or has begun to drive before it could see this one
+
+
+def _replaced(sweep: Storage, mine: Driver) -> bool:
+    """Whether the claim is gone, or no longer the newest."""
+    claims = _claims(sweep)
+    return not claims or claims[-1].owner != mine.owner
+
+
+def _refuse(other: Driver) -> None:
+    if other.alive:
         raise InputError(
-            f"sweep is being run by process {other.get('pid')} on {other.get('host')}; "
+            f"sweep is being run by process {other.pid} on {other.host}; "
             "follow it with `widthlab status`, or end it with `widthlab stop`"
         )
 
 
-def _alive(driver: dict[str, Any]) -> bool:
-    if driver.get("host") == socket.gethostname():
-        # Of this machine we know at once: a killed driver need not be waited for.
-        try:
-            process = psutil.Process(int(str(driver["pid"])))
-            return bool(abs(process.create_time() - float(str(driver["started"]))) < 1.0)
-        except (psutil.NoSuchProcess, KeyError, ValueError):
-            return False
-    silent_ms = time.time() * 1000 - float(str(driver.get("heartbeat_ms", 0)))
-    return silent_ms < STALE_S * 1000
+def _put(sweep: Storage, driver: Driver) -> None:
+    now = time.time_ns() // 1_000_000
+    sweep.put(driver.key, encode_json(asdict(replace(driver, heartbeat_ms=now))))
+
+
+def _claims(sweep: Storage) -> list[Driver]:
+    """Every claim in order; those that cannot be read are told of, and are none."""
+    found = (_read(sweep, key) for key in sweep.list(DRIVERS))
+    return sorted((driver for driver in found if driver), key=lambda driver: driver.place)
+
+
+def _read(sweep: Storage, key: str) -> Driver | None:
+    match = re.fullmatch(rf"{DRIVERS}/(\d{{6,9}})-([0-9a-f]{{32}})\.json", key)
+    if match is None:
+        return None
+    try:
+        content = get_json(sweep, key, needs=NEEDS)
+    except BrokenRecordError as error:
+        logger.warning("%s; taken for no driver", error)
+        return None
+    if content is None:
+        return None
+    about = {name: content[name] for name in NEEDS}
+    return Driver(number=int(match[1]), owner=match[2], **about)

@@ -2,20 +2,30 @@
 
 import contextlib
 import json
+import logging
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from analysis import records
 from analysis.errors import InputError
+from analysis.json_records import COUNT, NUMBER
+from analysis.plain_yaml import load_plain_yaml
 from analysis.records import BrokenRecordError
 from analysis.storage import Storage
+from trainers.fence import newest_attempt
 from trainers.lease import is_fresh
 
 SWEEP_FILE = "sweep.yaml"
+
+logger = logging.getLogger(__name__)
+
+#: What an id is made of: anything else would lead out of the folder of trials.
+TRIAL_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
+#: What a lease must say for a trial to be shown.
+LEASE_NEEDS = {"attempt": COUNT, "step": COUNT, "steps": COUNT, "loss": NUMBER}
 
 STATES = (
     "waiting",
@@ -92,21 +102,19 @@ class Ledger:
 
 def resolved_sweep(sweep: Storage) -> dict[str, Any]:
     """The content of a sweep directory's sweep.yaml. Raises InputError if it is none."""
+    place = f"{sweep.url}/{SWEEP_FILE}"
     try:
-        # Written by us as YAML of JSON values; libyaml, where present, reads it ten times faster.
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        content = yaml.load(sweep.get(SWEEP_FILE), Loader=loader)
+        data = sweep.get(SWEEP_FILE)
     except FileNotFoundError as error:
         raise InputError(
             f"{sweep.url} is no sweep's directory: it has no {SWEEP_FILE}; "
             "`widthlab run` makes one below the storage"
         ) from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{sweep.url}/{SWEEP_FILE} is not YAML") from error
+    content = load_plain_yaml(data, place)
     if not _is_resolved(content):
         raise InputError(
-            f"{sweep.url}/{SWEEP_FILE} is not what `widthlab run` writes; running the sweep's "
-            "file again writes it anew"
+            f"{place} is not what `widthlab run` writes; running the sweep's file again writes it "
+            "anew"
         )
     resolved: dict[str, Any] = content
     return resolved
@@ -117,7 +125,11 @@ def _is_resolved(content: Any) -> bool:
     try:
         cells = content["resolved"]["trials"]
         named = all(
-            isinstance(cell["id"], str) and isinstance(cell["axes"], dict) for cell in cells
+            isinstance(cell["id"], str)
+            and TRIAL_ID.fullmatch(cell["id"]) is not None
+            and isinstance(cell["axes"], dict)
+            and COUNT.holds(cell.get("steps", 0))
+            for cell in cells
         )
         return named and isinstance(content["name"], str) and isinstance(content["training"], dict)
     except (KeyError, TypeError):
@@ -144,7 +156,9 @@ def read_ledger(sweep: Storage) -> Ledger:
 
 
 def trial_storage(sweep: Storage, trial_id: str) -> Storage:
-    """A trial's directory."""
+    """A trial's directory. Raises InputError for what is no id."""
+    if TRIAL_ID.fullmatch(trial_id) is None:
+        raise InputError(f"{trial_id!r} is no trial's id: it has letters, digits, - and _ only")
     return sweep.child(f"trials/{trial_id}")
 
 
@@ -159,7 +173,7 @@ def trial_status(trial: Storage, trial_id: str, axes: dict[str, Any], steps: int
 
 
 def _status(trial: Storage, trial_id: str, axes: dict[str, Any], steps: int) -> TrialStatus:
-    result = records.get_result(trial)
+    result = records.get_result(trial, trial_id)
     if result is not None:
         return TrialStatus(
             trial_id,
@@ -172,19 +186,29 @@ def _status(trial: Storage, trial_id: str, axes: dict[str, Any], steps: int) -> 
             collapsed_since=collapsed_since(trial) if result["outcome"] == "collapsed" else None,
         )
     since = collapsed_since(trial)
-    lease = records.get_json(trial, records.LEASE, needs=("attempt", "step", "steps", "loss"))
+    lease = _lease(trial)
     failure = records.get_json(trial, records.FAILURE)
     step, loss, rate = 0, None, None
     if lease is not None:
-        step, loss, rate = lease["step"], lease["loss"], lease.get("tokens_per_s")
+        step, loss = lease["step"], lease["loss"]
+        rate = lease.get("tokens_per_s") if NUMBER.holds(lease.get("tokens_per_s")) else None
         steps = lease["steps"]
     if is_fresh(lease, time.time() * 1000):
         return TrialStatus(trial_id, axes, "running", step, steps, loss, rate, None, since)
     if failure is not None and failure.get("gave_up"):
-        message = failure.get("message")
+        message = str(failure.get("message"))
         return TrialStatus(trial_id, axes, "failed", step, steps, loss, None, message, since)
     state = "waiting" if lease is None or lease.get("released") or failure else "stale"
     return TrialStatus(trial_id, axes, state, step, steps, loss, collapsed_since=since)
+
+
+def _lease(trial: Storage) -> dict[str, Any] | None:
+    """What a trial's lease says; nothing rests on one that cannot be read."""
+    try:
+        return records.get_json(trial, records.LEASE, needs=LEASE_NEEDS)
+    except BrokenRecordError as error:
+        logger.warning("%s; taken for none", error)
+        return None
 
 
 def collapsed_since(trial: Storage) -> int | None:
@@ -192,25 +216,20 @@ def collapsed_since(trial: Storage) -> int | None:
 
     Raises BrokenRecordError for a mark without a step.
     """
-    mark = records.get_json(trial, records.COLLAPSE, needs=("step",))
-    if mark is None:
-        return None
-    step = mark["step"]
-    if type(step) is not int or step < 0:  # true is an int, and no step
-        raise BrokenRecordError(f"{trial.url}/{records.COLLAPSE} says step {step!r}; it is none")
-    return step
+    mark = records.get_json(trial, records.COLLAPSE, needs={"step": COUNT})
+    return None if mark is None else int(mark["step"])
 
 
 def give_up(trial: Storage, message: str) -> None:
-    """Record that a trial has used up its retries. Keeps what its last attempt said itself."""
-    attempt, failure = 0, None
+    """Record that there is no other attempt at a trial. Keeps what the last one said itself."""
+    attempt, failure = newest_attempt(trial), None
     # What cannot be read cannot be kept either.
     with contextlib.suppress(BrokenRecordError):
-        attempt = (records.get_json(trial, records.LEASE) or {}).get("attempt", 0)
-        failure = records.get_json(trial, records.FAILURE)
-    if failure is None or failure.get("attempt") != attempt:
+        failure = records.get_json(trial, records.FAILURE, needs={"attempt": COUNT})
+    if failure is None or failure["attempt"] < attempt:
         failure = {
             "stage": "process",
+            "kind": "error",
             "message": message,
             "traceback": None,
             "attempt": attempt,

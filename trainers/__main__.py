@@ -11,6 +11,7 @@ from pathlib import Path
 
 from analysis.errors import InputError
 from analysis.storage import LocalStorage, Storage, open_storage
+from trainers.consent import require_consent
 from trainers.data.paths import user_path
 from trainers.spec import parse_spec
 
@@ -49,6 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("spec", type=Path, metavar="SPEC.json")
     parser.add_argument("--out", required=True, metavar="DIR", help="trial directory, path or URL")
     parser.add_argument("--cache", type=Path, help="token store (default: ~/.cache/widthlab)")
+    parser.add_argument(
+        "--block", metavar="MODULE:CLASS", help="the block that the spec names, if you trust it"
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     # A SIGTERM becomes a checkpoint and an orderly end at the next step.
@@ -59,6 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
             spec = parse_spec(options.spec.read_bytes(), str(options.spec))
         except OSError as error:
             raise InputError(f"{options.spec} cannot be read: {error.strerror}") from error
+        require_consent(spec, options.block, str(options.spec))
         trial = _open_trial(options.out)
         # The heavy imports wait until the input is known to be good.
         from trainers.train import train

@@ -6,16 +6,26 @@ its records up to there become those of the branch, which goes on as after any i
 """
 
 import logging
-from dataclasses import replace
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis import records
 from analysis.errors import InputError
-from analysis.records import SCHEMAS, Manifest, Part, checkpoint_folder, manifest_key
+from analysis.records import (
+    SCHEMAS,
+    BrokenRecordError,
+    Manifest,
+    Part,
+    attempt_folder,
+    manifest_key,
+    read_manifest,
+)
 from analysis.storage import Storage
-from trainers.checkpoint import damage
+from trainers.checkpoint import DamagedCheckpointError, described, fetch
 from trainers.spec import Layout, TrialSpec
 
 logger = logging.getLogger(__name__)
@@ -37,13 +47,9 @@ def fork(trunk: Storage, branch: Storage, spec: TrialSpec, step: int) -> bool:
     if records.committed_steps(branch.list("checkpoints")) or records.RESULT in branch.list():
         return False
     try:
-        manifest = Manifest.from_json(trunk.get(manifest_key(step)))
-    except (FileNotFoundError, ValueError):
+        manifest = read_manifest(trunk, step)
+    except (FileNotFoundError, BrokenRecordError):
         logger.warning("%s has no checkpoint of step %d to branch off from", trunk.url, step)
-        return False
-    broken = damage(trunk, manifest)
-    if broken is not None:
-        logger.warning("%s: checkpoint %d is not usable: %s", trunk.url, step, broken)
         return False
     stored = Layout.model_validate(manifest.layout)
     unlike = [name for name in FIXED if getattr(stored, name) != getattr(spec.layout, name)]
@@ -55,6 +61,13 @@ def fork(trunk: Storage, branch: Storage, spec: TrialSpec, step: int) -> bool:
     except (InputError, OSError, pa.ArrowException) as error:
         logger.warning("%s: its records cannot be read: %s", trunk.url, error)
         return False
+    with tempfile.TemporaryDirectory(prefix="widthlab-branch-") as folder:
+        try:
+            fetch(trunk, manifest, Path(folder))
+        except (FileNotFoundError, DamagedCheckpointError) as error:
+            logger.warning("%s: checkpoint %d is not usable: %s", trunk.url, step, error)
+            return False
+        files = _put_files(branch, Path(folder), step)
     inherited = []
     for table, rows in tables.items():
         rows = rows.filter(pc.field("step") <= step)
@@ -62,15 +75,24 @@ def fork(trunk: Storage, branch: Storage, spec: TrialSpec, step: int) -> bool:
             steps = rows.column("step")
             part = Part(table, INHERITED, steps[0].as_py(), steps[-1].as_py())
             inherited.append(records.put_table(branch, part, rows))
-    for name in manifest.files:
-        key = f"{checkpoint_folder(step)}/{name}"
-        branch.put(key, trunk.get(key))
-    own = replace(
-        manifest,
+    own = Manifest(
         trial_id=spec.id,
+        step=step,
         attempt=INHERITED,
+        files=files,
         records=inherited,
         layout=spec.layout.model_dump(mode="json"),
     )
     branch.put(manifest_key(step), own.to_json())
     return True
+
+
+def _put_files(branch: Storage, folder: Path, step: int) -> dict[str, dict[str, Any]]:
+    """Store a checkpoint's files, and return what its manifest says of them."""
+    place = attempt_folder(step, INHERITED)
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        branch.put_file(f"{place}/{name}", path)
+        files[f"{Path(place).name}/{name}"] = described(path)
+    return files

@@ -1,20 +1,31 @@
 """Checkpoints: staged locally by DeepSpeed, stored whole, and counting only once committed.
 
 The manifest is written last. It names every file with its SHA-256 and every record part the
-checkpoint rests on; a checkpoint whose files do not match it is not used.
+checkpoint rests on; a checkpoint whose files do not match it is not used. Files are streamed: a
+checkpoint may be larger than memory.
 """
 
 import hashlib
 import logging
+import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from analysis.errors import InputError
-from analysis.records import Manifest, checkpoint_folder, committed_steps, manifest_key
-from analysis.storage import LocalStorage, Storage
+from analysis.records import (
+    BrokenRecordError,
+    Manifest,
+    attempt_folder,
+    checkpoint_folder,
+    committed_steps,
+    manifest_key,
+    read_manifest,
+)
+from analysis.storage import CHUNK, LocalStorage, Storage, naming_a_full_disk
 from trainers.engine import Engine, Ranks
+from trainers.fence import Fence
 from trainers.spec import Layout
 from trainers.writer import TrialWriter
 
@@ -25,22 +36,30 @@ class NoUsableCheckpointError(InputError):
     """Checkpoints were committed and none of them can be used; step 0 is never the answer."""
 
 
+class DamagedCheckpointError(RuntimeError):
+    """A checkpoint's file is not what its manifest says, found when it was fetched."""
+
+
 def save(
     engine: Engine,
-    trial: Storage,
+    fence: Fence,
     writer: TrialWriter | None,
     ranks: Ranks,
     step: int,
     state: dict[str, Any],
     layout: Layout,
 ) -> None:
-    """Store and commit the state after `step` updates. Collective; rank 0 has the writer."""
+    """Store and commit the state after `step` updates. Collective; rank 0 has the writer.
+
+    Raises LeaseLostError, and OSError naming place, needed and free bytes where a disk is full.
+    """
     tag = f"step-{step:08d}"
+    folder = attempt_folder(step, fence.claim.attempt)
     staging = _staging(ranks)
     try:
-        engine.save(staging, tag, state)
+        _stage(engine, staging, tag, state)
         if writer is not None:
-            # Before the first file: one that was replaced must not touch its successor's.
+            # Before the first file: one that was replaced writes nothing more.
             writer.flush()
         ranks.barrier()
         files: dict[str, dict[str, Any]] = {}
@@ -48,8 +67,10 @@ def save(
             for path in sorted((staging / tag).rglob("*")):
                 if path.is_file():
                     name = path.relative_to(staging / tag).as_posix()
-                    trial.put_file(f"{checkpoint_folder(step)}/{name}", path)
-                    files[name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
+                    fence.check()
+                    fence.trial.put_file(f"{folder}/{name}", path)
+                    stored = f"{Path(folder).name}/{name}"
+                    files[stored] = described(path)
         for others in ranks.gather(files):
             files = {**others, **files}
         if writer is not None:
@@ -59,6 +80,21 @@ def save(
     finally:
         if ranks.local_rank == 0:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _stage(engine: Engine, staging: Path, tag: str, state: dict[str, Any]) -> None:
+    """Have the engine write its files. torch says of a full disk only that writing failed."""
+    try:
+        with naming_a_full_disk(staging / tag):
+            engine.save(staging, tag, state)
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error) and "unexpected pos" not in str(error):
+            raise
+        free = shutil.disk_usage(staging).free
+        raise OSError(
+            f"{staging}: torch could not write the checkpoint {tag} there, with {free:,} bytes "
+            "free; free some, or set TMPDIR to a disk with more room"
+        ) from error
 
 
 def newest_usable(trial: Storage) -> Manifest | None:
@@ -81,9 +117,9 @@ def newest_intact(trial: Storage) -> Manifest | None:
     steps = committed_steps(trial.list("checkpoints"))
     for step in reversed(steps):
         try:
-            manifest = Manifest.from_json(trial.get(manifest_key(step)))
+            manifest = read_manifest(trial, step)
             broken = damage(trial, manifest)
-        except ValueError as error:
+        except (BrokenRecordError, FileNotFoundError) as error:
             broken = str(error)
         if broken is None:
             return manifest
@@ -102,10 +138,7 @@ def load(engine: Engine, trial: Storage, manifest: Manifest, ranks: Ranks) -> di
     staging = _staging(ranks)
     try:
         if ranks.local_rank == 0:
-            for name in manifest.files:
-                path = LocalStorage(staging / tag).path(name)  # refuses a name that leads outside
-                path.parent.mkdir(parents=True, exist_ok=True)
-                trial.get_file(f"{checkpoint_folder(manifest.step)}/{name}", path)
+            fetch(trial, manifest, staging / tag)
         ranks.barrier()
         state = engine.load(staging, tag)
         ranks.barrier()
@@ -113,6 +146,34 @@ def load(engine: Engine, trial: Storage, manifest: Manifest, ranks: Ranks) -> di
     finally:
         if ranks.local_rank == 0:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def fetch(trial: Storage, manifest: Manifest, folder: Path) -> None:
+    """Copy a checkpoint's files to a local folder, as DeepSpeed named them; what the manifest
+    lists, and nothing that lies beside it.
+
+    Raises DamagedCheckpointError for a file that is not as the manifest says, FileNotFoundError,
+    and ValueError for a name that leads outside the folder.
+    """
+    local = LocalStorage(folder)
+    for name, expected in manifest.files.items():
+        path = local.path(_as_staged(name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trial.get_file(f"{checkpoint_folder(manifest.step)}/{name}", path)
+        if _sha256(path) != expected["sha256"]:
+            raise DamagedCheckpointError(
+                f"{trial.url}: {name} of checkpoint {manifest.step} does not match its hash"
+            )
+
+
+def described(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file."""
+    return {"sha256": _sha256(path), "bytes": path.stat().st_size}
+
+
+def _as_staged(name: str) -> str:
+    """Without the attempt that stored it; checkpoints of earlier versions name none."""
+    return re.sub(r"^attempt-\d+/", "", name)
 
 
 def _staging(ranks: Ranks) -> Path:
@@ -127,14 +188,22 @@ def damage(trial: Storage, manifest: Manifest) -> str | None:
     """What of a committed checkpoint is not as its manifest says; None if nothing."""
     for name, expected in manifest.files.items():
         try:
-            data = trial.get(f"{checkpoint_folder(manifest.step)}/{name}")
-        except FileNotFoundError:
+            with trial.open(f"{checkpoint_folder(manifest.step)}/{name}") as stream:
+                found = _digest(stream)
+        except (FileNotFoundError, IsADirectoryError):
             return f"{name} is missing"
-        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+        if found != expected["sha256"]:
             return f"{name} does not match its hash"
     return None
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return _digest(file)
+
+
+def _digest(stream: IO[bytes]) -> str:
+    found = hashlib.sha256()
+    while chunk := stream.read(CHUNK):
+        found.update(chunk)
+    return found.hexdigest()

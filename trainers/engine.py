@@ -110,7 +110,7 @@ def _say_nothing(*_: object, **__: object) -> None:
 
 
 def start_ranks(device: str) -> Ranks:
-    """Join the process group that torchrun or Ray Train describes, or be alone.
+    """Join the process group that torchrun or the orchestrator describes, or be alone.
 
     Raises RuntimeError if CUDA is asked for and absent.
     """

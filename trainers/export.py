@@ -77,15 +77,17 @@ def export(
     dtype: Precision = "float32",
     tokenizer: bool = True,
     cache: Path | None = None,
+    block: str | None = None,
 ) -> Exported:
-    """Write the model of a trial directory to `out`, a new or empty local folder.
+    """Write the model of a trial directory to `out`, a new or empty local folder. Only the
+    `block` that the user has named is imported.
 
     The folder is there whole or not at all. Raises InputError for a trial without a usable
     checkpoint, an `out` that holds something or cannot be written, a tokenizer that cannot be had
     (unless `tokenizer` is False), and a user's block that cannot travel.
     """
     place = _free(out)
-    trained = trained_model(trial)
+    trained = trained_model(trial, block)
     spec, result = trained.spec, get_result(trial)
     plain = folded(trained.model)
     stock = as_stock(plain)
@@ -94,8 +96,7 @@ def export(
     with _whole_folder(place) as folder:
         separator = write_tokenizer(spec, folder, cache) if tokenizer else None
         if stock is None:
-            block = spec.model.block
-            model.config.auto_map = write_code(folder, block.path if block else None)
+            model.config.auto_map = write_code(folder, block if spec.model.block else None)
         _end_at(model, separator)
         model.to(DTYPES[dtype]).save_pretrained(folder)
         card = ModelCard(

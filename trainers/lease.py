@@ -1,20 +1,26 @@
-"""One writer per trial directory: an attempt number, a heartbeat, and the word to stop.
+"""One writer per trial directory: an attempt of its own, a heartbeat, and the word to stop.
 
-A trainer takes the lease by writing an attempt number one higher than it found. Whoever sees a
-higher attempt than its own has been replaced and must stop writing; because every part carries
-its attempt, an orphan that notices late has overwritten nothing.
+A trainer claims an attempt one higher than it found (`trainers.fence`), and whoever sees a higher
+one than its own has been replaced and must stop writing. What an orphan may still have had in
+flight carries its own attempt in its name, so it overwrites nothing. The lease says how far the
+trial is and that somebody is at work; nothing is decided by who wrote it last.
 """
 
+import contextlib
+import logging
 import os
 import socket
 import threading
 import time
-import uuid
 from types import TracebackType
 from typing import Any
 
-from analysis.records import LEASE, encode_json, get_json
+from analysis.records import LEASE, encode_json
 from analysis.storage import Storage
+from trainers.fence import Fence, take
+from trainers.fence import LeaseLostError as LeaseLostError
+
+logger = logging.getLogger(__name__)
 
 #: Seconds between heartbeats; a lease without one for `STALE_S` is stale.
 HEARTBEAT_S = 5.0
@@ -24,15 +30,12 @@ STALE_S = 60.0
 STOP_REQUEST = "stop-request.json"
 
 
-class LeaseLostError(RuntimeError):
-    """A newer attempt writes this trial now; the holder must stop without writing."""
-
-
 def is_fresh(lease: dict[str, Any] | None, now_ms: float) -> bool:
     """Whether somebody writes this trial: its heartbeat is recent and it has not let go."""
     if lease is None or lease.get("released"):
         return False
-    return bool(now_ms - lease.get("heartbeat_ms", 0) < STALE_S * 1000)
+    heartbeat_ms = lease.get("heartbeat_ms")
+    return isinstance(heartbeat_ms, int | float) and now_ms - heartbeat_ms < STALE_S * 1000
 
 
 class Lease:
@@ -40,20 +43,21 @@ class Lease:
 
     def __init__(self, trial: Storage, steps: int) -> None:
         self._trial = trial
-        previous = get_json(trial, LEASE) or {}
-        self.attempt = int(previous.get("attempt", 0)) + 1
+        claim = take(trial)
+        self.fence = Fence(trial, claim)
+        self.attempt = claim.attempt
         self._state = {
-            "attempt": self.attempt,
-            "owner": uuid.uuid4().hex,
+            "attempt": claim.attempt,
+            "owner": claim.owner,
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "began": None,
             "step": 0,
             "steps": steps,
             "loss": None,
             "tokens_per_s": None,
             "started_ms": _now_ms(),
         }
-        self._lost = threading.Event()
         self._stop_requested = threading.Event()
         self._ended = threading.Event()
         trial.delete(STOP_REQUEST)
@@ -72,32 +76,30 @@ class Lease:
     ) -> None:
         self._ended.set()
         self._thread.join()
-        if not self._lost.is_set() and self._holds():
-            self._state["released"] = True
-            self._write()
+        try:
+            if self.fence.holds():
+                self._state["released"] = True
+                self._write()
+        except OSError as problem:  # whoever waits for it to fall silent waits a minute more
+            logger.warning("%s: the lease was not released: %s", self._trial.url, problem)
 
     @property
     def stop_requested(self) -> bool:
         """Somebody asked this trial to checkpoint and end."""
         return self._stop_requested.is_set()
 
+    def began(self, step: int) -> None:
+        """From which step this attempt goes on: what came after it is done again."""
+        self._state.update(began=step, step=step)
+        self._write()
+
     def progress(self, step: int, loss: float | None, tokens_per_s: float | None) -> None:
         """What the next heartbeat says of the trial."""
         self._state.update(step=step, loss=loss, tokens_per_s=tokens_per_s)
 
     def check(self) -> None:
-        """Before every commit. Raises LeaseLostError if a newer attempt has taken over."""
-        if self._lost.is_set() or not self._holds():
-            self._lost.set()
-            raise LeaseLostError(
-                f"{self._trial.url}: attempt {self.attempt} was replaced by a newer one"
-            )
-
-    def _holds(self) -> bool:
-        stored = get_json(self._trial, LEASE) or {}
-        mine = (self.attempt, self._state["owner"])
-        # Two that took the same number at once: the larger name stays.
-        return mine >= (int(stored.get("attempt", 0)), str(stored.get("owner", "")))
+        """Before every write. Raises LeaseLostError if a newer attempt has taken over."""
+        self.fence.check()
 
     def _write(self) -> None:
         self._trial.put(LEASE, encode_json({**self._state, "heartbeat_ms": _now_ms()}))
@@ -105,15 +107,13 @@ class Lease:
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
             try:
-                if not self._holds():
-                    self._lost.set()
+                if not self.fence.holds():
                     return
+                with contextlib.suppress(FileNotFoundError):
+                    self._trial.get(STOP_REQUEST)
+                    self._stop_requested.set()
                 self._write()
-                self._trial.get(STOP_REQUEST)
-                self._stop_requested.set()
-            except FileNotFoundError:
-                continue
-            except (OSError, ValueError):
+            except OSError:
                 # A storage that hiccups must not end the training: the next beat, or the next
                 # commit on the training thread, meets the same storage and says so.
                 continue

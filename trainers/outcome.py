@@ -1,8 +1,6 @@
-"""What ends a trial: an outcome with its result, or a failure that may be retried."""
+"""What ends a trial with an outcome: its result, and the time it took."""
 
-import logging
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -10,16 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from analysis import records
 from analysis.collapse import Collapse
 from analysis.records import METRICS
-from analysis.storage import Storage
 from trainers import accounting, hardware
 from trainers.engine import versions
 from trainers.spec import TrialSpec
 from trainers.writer import TrialWriter
-
-logger = logging.getLogger(__name__)
 
 #: The final training loss is the mean over this share of the updates, the last ones.
 FINAL_TRAIN_SHARE = 0.05
@@ -88,32 +82,3 @@ def result_of(
         "versions": versions(),
         "finished_ms": time.time_ns() // 1_000_000,
     }
-
-
-def leave_failure(trial: Storage, error: Exception) -> None:
-    """Record the exception that is being handled, for the scheduler and for people.
-
-    Of several ranks the first to fail says why: the others only lose their connection to it.
-    """
-    try:
-        lease = records.get_json(trial, records.LEASE) or {}
-        earlier = records.get_json(trial, records.FAILURE) or {}
-        if lease and earlier.get("attempt") == lease.get("attempt"):
-            return
-        trial.put(
-            records.FAILURE,
-            records.encode_json(
-                {
-                    "stage": "train",
-                    "message": "; ".join(
-                        [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])]
-                    ),
-                    "traceback": traceback.format_exc(),
-                    "attempt": lease.get("attempt", 0),
-                    "time_ms": time.time_ns() // 1_000_000,
-                }
-            ),
-        )
-    except (OSError, ValueError):
-        # The storage itself may be what failed; the error that is being raised says so.
-        logger.exception("the failure could not be recorded in %s", trial.url)

@@ -270,7 +270,7 @@ def parse_spec(data: bytes | str, place: str) -> TrialSpec:
     """A spec from JSON. Raises InputError naming `place` and the first thing that is wrong."""
     try:
         content = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{place}: not JSON: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{place}: a spec is a JSON object, not {type(content).__name__}")

@@ -23,10 +23,13 @@ from trainers.collapse_watch import CollapseWatch
 from trainers.data.batches import training_batch
 from trainers.data.store import TokenStore, open_store
 from trainers.engine import Engine, Ranks, start_ranks
+from trainers.failure import FailureReport
+from trainers.fence import Fence
 from trainers.heldout import Heldout
-from trainers.lease import Lease, LeaseLostError
+from trainers.lease import Lease
+from trainers.memory import for_a_micro_batch
 from trainers.models.build import build, token_loss
-from trainers.outcome import Clock, DivergenceError, leave_failure, result_of
+from trainers.outcome import Clock, DivergenceError, result_of
 from trainers.schedule import learning_rate
 from trainers.spec import Layout, TrialSpec, parse_spec
 from trainers.spectra.snapshots import Snapshots
@@ -70,17 +73,12 @@ def train(
     InputError at once, and leaves no failure, where the directory is another trial's.
     """
     _refuse_other_trial(spec, trial)
-    finished = records.get_result(trial)
+    finished = records.get_result(trial, spec.id)
     if finished is not None:
         return TrialEnd(finished["outcome"], finished["step"], finished)
-    with ExitStack() as stack:
-        try:
-            return _train(spec, trial, log, cache, stop or threading.Event(), stack)
-        except LeaseLostError:
-            raise
-        except Exception as error:
-            leave_failure(trial, error)
-            raise
+    # A failure is left before the lease goes: whoever sees it free knows how it ended.
+    with ExitStack() as stack, FailureReport(trial) as report:
+        return _train(spec, trial, log, cache, stop or threading.Event(), stack, report)
 
 
 def _refuse_other_trial(spec: TrialSpec, trial: Storage) -> None:
@@ -99,6 +97,7 @@ def _train(
     cache: Path | None,
     stop: threading.Event,
     stack: ExitStack,
+    report: FailureReport,
 ) -> TrialEnd:
     clock = Clock()
     with clock("start"):
@@ -113,6 +112,8 @@ def _train(
             lease = stack.enter_context(Lease(trial, spec.training.steps))
             writer = TrialWriter(trial, spec.id, lease)
             trial.put(records.SPEC, spec.to_json())  # a trial that fails below is known by it
+        fence = Fence(trial, ranks.broadcast(None if lease is None else lease.fence.claim))
+        report.fence = fence
         manifest = ranks.broadcast(checkpoint.newest_usable(trial) if ranks.is_first else None)
         spec = _keeping_layout(spec, manifest)
         if ranks.world_size != spec.layout.workers:
@@ -123,6 +124,7 @@ def _train(
             )
         torch.set_num_threads(spec.layout.cpus_per_worker)
         if writer is not None:
+            fence.check()  # a checkpoint may have taken minutes to verify
             trial.put(records.SPEC, spec.to_json())  # in the layout that it keeps
 
         engine = Engine(build(spec.model, spec.replicate), spec, ranks)
@@ -130,6 +132,7 @@ def _train(
         step = 0
         if manifest is not None:
             state = checkpoint.load(engine, trial, manifest, ranks)
+            _refuse_other_tokens(state, store, manifest.step)
             step = manifest.step
             clock.seconds.update(state["seconds"])
             if writer is not None:
@@ -138,6 +141,7 @@ def _train(
         snapshots = Snapshots(spec.spectra, spec.id, ranks)
         stack.callback(snapshots.close)
     if lease is not None:
+        lease.began(step)
         log.started(spec.id, lease.attempt, step, spec.training.steps)
 
     watch = None if writer is None else CollapseWatch(spec, writer, store.unigram_entropy)
@@ -163,11 +167,11 @@ def _train(
             last = stopped or step == spec.training.steps
             if step != resumed_at:  # the checkpoint's own step has been measured and committed
                 if last or step % spec.evaluation.every == 0:
-                    with clock("evaluation"):
+                    with clock("evaluation"), for_a_micro_batch(spec):
                         row = heldout.evaluate(engine, step)
                     record(METRICS, [row])
                 if last or step % spec.spectra.every == 0:
-                    with clock("spectra"):
+                    with clock("spectra"), for_a_micro_batch(spec):
                         heldout.measure_spectra(engine, snapshots, step, final=last)
                 stopping = _any_rank(
                     stop.is_set() or (lease is not None and lease.stop_requested), ranks
@@ -180,7 +184,8 @@ def _train(
                     record(SPECTRA, snapshots.drain() if saving else snapshots.ready())
                 if saving:
                     with clock("checkpoints"):
-                        _save(engine, trial, writer, ranks, step, clock, spec.layout)
+                        state = {"seconds": dict(clock.seconds), "tokens": store.digest}
+                        checkpoint.save(engine, fence, writer, ranks, step, state, spec.layout)
                     if writer is not None:
                         log.checkpointed(step)
                 elif writer is not None:
@@ -191,7 +196,7 @@ def _train(
                 break
 
             began = time.perf_counter()
-            with clock("training"):
+            with clock("training"), for_a_micro_batch(spec):
                 loss, norm = update(engine, spec, store, ranks, step)
             step += 1
             if writer is not None and lease is not None:
@@ -273,6 +278,17 @@ def _any_rank(flag: bool, ranks: Ranks) -> bool:
     return bool(ranks.sum(torch.tensor(float(flag), device=ranks.device)) > 0)
 
 
+def _refuse_other_tokens(state: dict[str, Any], store: TokenStore, step: int) -> None:
+    """Raises InputError where the tokens are not those that a checkpoint was trained on."""
+    trained_on = state.get("tokens", store.digest)
+    if trained_on != store.digest:
+        raise InputError(
+            f"the token store {store.folder} is not the one that the checkpoint of step {step} was "
+            f"trained on: its digest is {store.digest}, and it was {trained_on}; remove the store "
+            "so that it is made anew, or `widthlab rerun` the trial"
+        )
+
+
 def _keeping_layout(spec: TrialSpec, manifest: Manifest | None) -> TrialSpec:
     """A trial that has been checkpointed goes on in the layout it began with, but for the
     micro-batch of a retry that ran out of memory. Raises InputError for another kind of device."""
@@ -289,26 +305,6 @@ def _keeping_layout(spec: TrialSpec, manifest: Manifest | None) -> TrialSpec:
         smaller = {"micro_batch": asked.micro_batch, "retried_smaller": True}
         began = began.model_copy(update=smaller)
     return spec.model_copy(update={"layout": began})
-
-
-def _save(
-    engine: Engine,
-    trial: Storage,
-    writer: TrialWriter | None,
-    ranks: Ranks,
-    step: int,
-    clock: Clock,
-    layout: Layout,
-) -> None:
-    checkpoint.save(
-        engine,
-        trial,
-        writer,
-        ranks,
-        step,
-        state={"seconds": dict(clock.seconds)},
-        layout=layout,
-    )
 
 
 def read_spec(trial: Storage) -> TrialSpec:

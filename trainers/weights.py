@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from analysis.errors import InputError
-from analysis.records import Manifest, checkpoint_folder, get_result
-from analysis.storage import LocalStorage, Storage
+from analysis.records import SPEC, get_result
+from analysis.storage import Storage
 from trainers import own_block
-from trainers.checkpoint import newest_intact
+from trainers.checkpoint import DamagedCheckpointError, fetch, newest_intact
+from trainers.consent import require_consent
 from trainers.engine import import_deepspeed
 from trainers.models.build import configuration
 from trainers.models.decoder import Decoder
@@ -44,13 +45,15 @@ class Trained:
     model: Decoder
 
 
-def trained_model(trial: Storage) -> Trained:
-    """Read the newest usable checkpoint of a trial directory.
+def trained_model(trial: Storage, block: str | None = None) -> Trained:
+    """Read the newest usable checkpoint of a trial directory. Only the `block` that the user has
+    named is imported.
 
     Raises InputError where there is none, where it cannot be read or is not of the trial's model,
     and where the source of the user's own block is not what the trial was trained with.
     """
     spec = read_spec(trial)
+    require_consent(spec, block, f"{trial.url}/{SPEC}")
     if spec.model.block is not None:
         own_block.check(spec.model.block)
     manifest = newest_intact(trial)
@@ -65,14 +68,16 @@ def trained_model(trial: Storage) -> Trained:
     model = Decoder(configuration(spec.model))
     with tempfile.TemporaryDirectory(prefix="widthlab-weights-") as folder:
         try:
-            local = _fetch(trial, manifest, Path(folder))
+            fetch(trial, manifest, Path(folder))
+        except DamagedCheckpointError as error:  # since it was found intact
+            raise InputError(f"{error}; try again") from error
         except FileNotFoundError as error:  # newer ones came while it was being copied
             raise InputError(
                 f"{trial.url} is training and has just dropped its checkpoint of step "
                 f"{manifest.step}; try again, or when it has ended"
             ) from error
         try:
-            model.load_state_dict(read_weights(local))
+            model.load_state_dict(read_weights(Path(folder)))
         except UNREADABLE as error:
             raise InputError(
                 f"{trial.url}: the checkpoint of step {manifest.step} does not hold the weights "
@@ -144,17 +149,6 @@ def _cut_by_parameter(flat: list[Tensor], shapes: dict[str, torch.Size]) -> dict
         weights[name] = whole[: shape.numel()].view(shape)
         start += share
     return weights
-
-
-def _fetch(trial: Storage, manifest: Manifest, folder: Path) -> Path:
-    """Copy what the manifest lists, and nothing that lies beside it."""
-    key = checkpoint_folder(manifest.step)
-    local = LocalStorage(folder / Path(key).name)
-    for name in manifest.files:
-        path = local.path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        trial.get_file(f"{key}/{name}", path)
-    return local.root
 
 
 def _first_line(error: BaseException) -> str:

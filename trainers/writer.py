@@ -8,13 +8,17 @@ from typing import Any
 import pyarrow as pa
 
 from analysis import records
-from analysis.records import METRICS, SPECTRA, Manifest, Row
+from analysis.records import METRICS, SPECTRA, Manifest, Part, Row
 from analysis.storage import Storage
-from trainers.lease import STOP_REQUEST, Lease
+from trainers.lease import STOP_REQUEST, Lease, LeaseLostError
 from trainers.spec import TrialSpec
 
 #: Rows become readable to others at least this often (seconds).
 FLUSH_S = 5.0
+#: A long trial writes thousands of small parts, and whoever follows it lists them all: so many of
+#: a table become one, which is merged again until it holds so many bytes.
+MERGED_PARTS = 16
+LARGE_PART = 8 * 2**20
 
 
 class TrialWriter:
@@ -26,6 +30,8 @@ class TrialWriter:
         self._lease = lease
         self._parts: list[str] = []
         self._pending: dict[str, list[Row]] = {METRICS: [], SPECTRA: []}
+        self._small: dict[str, list[str]] = {METRICS: [], SPECTRA: []}  # parts to be merged
+        self._merged: dict[str, int] = {}  # parts that were, and at which checkpoint
         self._flushed = time.monotonic()
 
     def resume(self, manifest: Manifest) -> None:
@@ -48,6 +54,7 @@ class TrialWriter:
             if rows:
                 key = records.put_part(self._trial, table, self._lease.attempt, rows)
                 self._parts.append(key)
+                self._small[table].append(key)
                 rows.clear()
         self._flushed = time.monotonic()
 
@@ -66,39 +73,83 @@ class TrialWriter:
     def commit(self, step: int, files: dict[str, dict[str, Any]], layout: dict[str, Any]) -> None:
         """Make the checkpoint whose `files` are in place count, and every row up to it."""
         self.flush()
+        self._merge(step)
         manifest = Manifest(
             self._trial_id, step, self._lease.attempt, files, list(self._parts), layout
         )
-        self._trial.put(records.manifest_key(step), manifest.to_json())
+        key = records.manifest_key(step)
+        try:
+            self._trial.put_new(key, manifest.to_json())
+        except FileExistsError:
+            # An orphan that was halted since the check meets its successor's here, and stops; one
+            # that an orphan has left behind is replaced.
+            self._lease.check()
+            self._trial.put(key, manifest.to_json())
+
+    def _merge(self, step: int) -> None:
+        """Write many small parts anew as one. The old ones go when no checkpoint names them."""
+        for table, small in self._small.items():
+            if len(small) < MERGED_PARTS:
+                continue
+            rows = records.read_parts(self._trial, table, small)
+            steps = rows.column("step")
+            part = Part(table, self._lease.attempt, steps[0].as_py(), steps[-1].as_py())
+            key = records.put_table(self._trial, part, rows)
+            self._merged |= {old: step for old in small if old != key}
+            self._parts = [one for one in self._parts if one not in small] + [key]
+            self._small[table] = [key] if rows.nbytes < LARGE_PART else []
+
+    def _drop_merged(self, kept: Iterable[int], newest: int) -> None:
+        """Remove parts whose rows are in others since an earlier checkpoint than the newest: a
+        reader's listing may still show them alone."""
+        old = [key for key, step in self._merged.items() if step < newest]
+        if not old:
+            return
+        manifests = (self._trial.get(records.manifest_key(step)) for step in kept)
+        named = {key for data in manifests for key in Manifest.from_json(data).records}
+        for key in old:
+            if key not in named:
+                self._trial.delete(key)
+                del self._merged[key]
 
     def _rest_on(self, tables: list[str]) -> None:
         """Let the last checkpoint name the compacted tables: its parts are about to go."""
         steps = records.committed_steps(self._trial.list("checkpoints"))
         if steps:
             key = records.manifest_key(steps[-1])
-            manifest = Manifest.from_json(self._trial.get(key))
+            manifest = records.read_manifest(self._trial, steps[-1])
             self._trial.put(key, replace(manifest, records=tables).to_json())
 
     def prune_checkpoints(self, keep: int, branch_points: Iterable[int] = ()) -> None:
         """Remove all but the newest `keep` checkpoints and those that other trials branch off
         from, their manifests first, and files of checkpoints that were never committed. Call only
         when none is being written."""
+        self._lease.check()
         keys = self._trial.list("checkpoints")
         committed = records.committed_steps(keys)
         steps = {*committed[-keep:], *(set(committed) & set(branch_points))}
         kept = tuple(f"{records.checkpoint_folder(step)}/" for step in steps)
         manifests = {records.manifest_key(step) for step in committed}
         for key in sorted(keys, key=lambda key: key not in manifests):
-            if not key.startswith(kept):
+            # What a newer attempt writes is none of ours, should one have come since the check.
+            ours = records.checkpoint_attempt(key) <= self._lease.attempt
+            if ours and not key.startswith(kept):
                 self._trial.delete(key)
+        self._drop_merged(steps, committed[-1] if committed else 0)
 
     def finish(self, result: dict[str, Any], branch_points: Iterable[int] = ()) -> dict[str, Any]:
-        """Compact the tables, write the result, drop the parts. Returns the stored result."""
+        """Compact the tables, write the result, drop the parts. Returns the stored result.
+
+        Raises LeaseLostError where another attempt has ended the trial.
+        """
         self.flush()
         tables = records.compact(self._trial, self._lease.attempt, self._parts)
         result = {**result, "records": tables, "attempts": self._lease.attempt}
         self._lease.check()
-        self._trial.put(records.RESULT, records.encode_json(result))
+        try:
+            self._trial.put_new(records.RESULT, records.encode_json(result))
+        except FileExistsError as error:
+            raise LeaseLostError(f"{self._trial.url} has been ended by another attempt") from error
         self._trial.delete(records.FAILURE)
         self._trial.delete(STOP_REQUEST)  # it came too late
         self._rest_on(list(tables.values()))

@@ -4,9 +4,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from analysis.errors import InputError
+from analysis.plain_yaml import load_plain_yaml
 from analysis.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -24,17 +23,14 @@ def read_sweep_file(sweep: Storage) -> dict[str, Any]:
     Raises InputError where there is no such file, or one that `widthlab run` did not write.
     """
     place = f"{sweep.url}/{SWEEP_FILE}"
-    # libyaml, where present, reads it ten times faster.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        config = yaml.load(sweep.get(SWEEP_FILE), Loader=loader)
+        data = sweep.get(SWEEP_FILE)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
             f"{sweep.url} is no sweep: it has no {SWEEP_FILE}; give the directory that "
             "`widthlab run` made, the one that holds trials/"
         ) from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{place} is not YAML: {error}") from error
+    config = load_plain_yaml(data, place)
     cells = section(config, "resolved").get("trials") if isinstance(config, dict) else None
     if not isinstance(cells, list) or not cells:
         raise InputError(
@@ -97,7 +93,7 @@ def _check_cell(cell: Any, place: str) -> None:
             "most 64 bits"
         )
     for name in ("D", "d_model"):
-        given = cell["axes"].get(name, 1)
+        given = cell["axes"].get(name)
         widths: Sequence[Any] = given if name == "D" and isinstance(given, list) else [given]
         if not widths or not all(map(_is_width, widths)):
             raise InputError(

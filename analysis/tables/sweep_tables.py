@@ -121,9 +121,10 @@ def load_sweep(
     for cell in cells:
         trial = sweep.child(f"trials/{cell['id']}")
         try:
-            result = records.get_result(trial)
+            result = records.get_result(trial, str(cell["id"]))
             snapshots = _records(trial, SPECTRA, str(cell["id"]), result)
             curve = _records(trial, METRICS, str(cell["id"]), result)
+            _refuse_contradiction(trial, result, curve)
             row = _trial_row(trial, cell, axes, result or {})
         except InputError as error:  # one damaged trial must not take the others' verdict
             logger.warning("left out: %s", error)
@@ -353,6 +354,23 @@ def _records(
             "`widthlab rerun` discards the trial"
         ) from error
     return rows.add_column(0, "id", pa.array([trial_id] * rows.num_rows, pa.string()))
+
+
+def _refuse_contradiction(
+    trial: Storage, result: Mapping[str, Any] | None, curve: pa.Table
+) -> None:
+    """Raises InputError where a result says another final loss than the records it rests on."""
+    said = section(result or {}, "final").get("val_loss")
+    if result is None or said is None or not curve.num_rows:
+        return
+    at_end = pc.and_(pc.equal(curve["step"], result["step"]), pc.equal(curve["kind"], "evaluation"))
+    found = curve.filter(at_end)["val_loss"].to_pylist()
+    if found != [said]:
+        raise InputError(
+            f"{trial.url}/{records.RESULT} says a final val_loss of {said}, and its records say "
+            f"{found[0] if found else 'none'}; one of them was changed: `widthlab rerun` discards "
+            "the trial"
+        )
 
 
 def _none(table: str) -> pa.Table:

@@ -244,6 +244,8 @@ def test_of_two_trials_of_one_cell_a_completed_one_counts_and_the_other_says_so(
     first = cells[0]["id"]
     for key in sweep.child(f"trials/{first}").list():
         sweep.put(f"trials/again/{key}", sweep.get(f"trials/{first}/{key}"))
+    result = json.loads(sweep.get("trials/again/result.json"))
+    sweep.put("trials/again/result.json", encode_json({**result, "trial_id": "again"}))
     if broken:
         sweep.delete(f"trials/{first}/result.json")
     trials = load_sweep(sweep).trials.set_index("id")
@@ -292,13 +294,32 @@ def test_ranks_that_no_spectrum_has_are_left_out_counted_and_said(
     assert "2 spectra have a rank that is missing, infinite or below 1" in caplog.text
 
 
-def test_a_completed_trial_with_a_loss_that_is_no_number_is_a_row_with_none(
-    build_sweep: Build,
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"final": {"val_loss": "NaN"}}, 'says final val_loss "NaN"; it is no number'),
+        ({"final": {"val_loss": 1.25}}, "says a final val_loss of 1.25, and its records say"),
+        ({"step": 50}, "one of them was changed"),
+        ({"step": "200"}, 'says step "200"; it should be a count'),
+        ({"trial_id": "gpt2-pre-64-128-0"}, "is of trial 'gpt2-pre-64-128-0', not"),
+    ],
+)
+def test_a_result_that_was_changed_is_not_believed(
+    build_sweep: Build, change: dict[str, Any], reason: str
 ) -> None:
     sweep = build_sweep(multipliers=[1, 2], holds=("none",))
     key = "trials/gpt2-pre-64-64-0/result.json"
+    sweep.put(key, encode_json({**json.loads(sweep.get(key)), **change}))
+    trials = load_sweep(sweep).trials.set_index("id")
+    assert trials["state"].tolist() == ["failed", "completed"]
+    assert reason in trials.loc["gpt2-pre-64-64-0", "reason"]
+
+
+def test_a_completed_trial_without_a_final_loss_is_a_row_with_none(build_sweep: Build) -> None:
+    sweep = build_sweep(multipliers=[1, 2], holds=("none",))
+    key = "trials/gpt2-pre-64-64-0/result.json"
     content = json.loads(sweep.get(key))
-    content["final"]["val_loss"] = "NaN"
+    content["final"]["val_loss"] = None
     sweep.put(key, encode_json(content))
     trials = load_sweep(sweep).trials.set_index("id")
     assert trials["state"].tolist() == ["completed", "completed"]
@@ -313,7 +334,7 @@ def test_a_result_that_names_no_parts_is_a_failed_trial(build_sweep: Build) -> N
     sweep.put(key, encode_json(content))
     trial = load_sweep(sweep).trials.iloc[0]
     assert trial["state"] == "failed"
-    assert "records does not name parts" in trial["reason"]
+    assert "names 5 for its spectra; it is no part" in trial["reason"]
 
 
 def test_mixed_layouts_are_told_apart_whatever_the_order_of_their_keys(build_sweep: Build) -> None:

@@ -9,7 +9,6 @@ from analysis.errors import InputError
 from analysis.records import COLLAPSE, FAILURE, LEASE, RESULT, encode_json
 from analysis.storage import LocalStorage
 from orchestrator import ledger
-from orchestrator.driver_lease import DRIVER, driving, is_driven
 
 LEASE_HELD = {
     "attempt": 1, "owner": "a", "step": 7, "steps": 20, "loss": 3.5,
@@ -71,7 +70,7 @@ def test_an_outcome_ends_a_trial_whatever_else_lies_there(tmp_path: Path, outcom
     assert status.over
 
 
-@pytest.mark.parametrize("name", ["result", "lease", "failure"])
+@pytest.mark.parametrize("name", ["result", "failure"])
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"[" * 100_000])
 def test_a_trial_that_cannot_be_read_has_failed_and_says_how_to_go_on(
     tmp_path: Path, name: str, content: bytes
@@ -136,34 +135,6 @@ def test_a_folder_that_is_no_sweep_is_said_to_be_none(tmp_path: Path):
         ledger.read_ledger(LocalStorage(tmp_path))
 
 
-def test_one_driver_has_a_sweep_at_a_time(tmp_path: Path):
-    sweep = LocalStorage(tmp_path)
-    with driving(sweep):
-        assert is_driven(sweep)
-        with pytest.raises(InputError, match="is being run by process"), driving(sweep):
-            pass
-    assert not is_driven(sweep)
-    assert sweep.list() == []
-
-
-def test_a_killed_driver_of_this_machine_need_not_be_waited_for(tmp_path: Path):
-    sweep = LocalStorage(tmp_path)
-    with driving(sweep):
-        held = sweep.get(DRIVER)
-    # The same process number, but of a process that began at another time.
-    sweep.put(DRIVER, held.replace(b'"started": 1', b'"started": 2'))
-    assert not is_driven(sweep)
-
-
-def test_a_silent_driver_of_another_machine_is_waited_for_a_minute(tmp_path: Path):
-    sweep = LocalStorage(tmp_path)
-    away = {"host": "elsewhere", "pid": 1, "started": 0.0}
-    sweep.put(DRIVER, encode_json({**away, "heartbeat_ms": now_ms()}))
-    assert is_driven(sweep)
-    sweep.put(DRIVER, encode_json({**away, "heartbeat_ms": now_ms(120)}))
-    assert not is_driven(sweep)
-
-
 def test_a_waiting_trial_has_the_steps_of_its_own_cell(tmp_path: Path):
     sweep = LocalStorage(tmp_path)
     cells = [{"id": "0123", "axes": {}, "steps": 40}, {"id": "4567", "axes": {"steps": 30}}]
@@ -171,3 +142,70 @@ def test_a_waiting_trial_has_the_steps_of_its_own_cell(tmp_path: Path):
     content = {"name": "s", "training": {"steps": 20}, "resolved": {"trials": cells}}
     sweep.put("sweep.yaml", encode_json(content))
     assert [trial.steps for trial in ledger.read_ledger(sweep).trials] == [40, 30, 20]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("result", {"outcome": "completed", "step": "20", "steps": 20, "final": {}, "records": {}}),
+        ("result", {"outcome": "won", "step": 20, "steps": 20, "final": {}, "records": {}}),
+        ("result", {"outcome": "completed", "step": 20, "steps": 20, "final": {"val_loss": "0"},
+                    "records": {}}),
+        ("result", {"outcome": "completed", "step": 20, "steps": 20, "final": {},
+                    "records": {"metrics": "../../0199/metrics/part-1-0-20.parquet"}}),
+        ("result", {"outcome": "completed", "step": 20, "steps": 20, "final": {}, "records": {},
+                    "trial_id": "9999"}),
+    ],
+)  # fmt: skip
+def test_what_is_of_another_kind_or_of_another_trial_is_not_believed(
+    tmp_path: Path, name: str, content: dict
+):
+    status = state(tmp_path, **{name: content})
+    assert status.state == "failed"
+    assert f"{name}.json" in status.message
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{",
+        encode_json(lease(attempt="1")),
+        encode_json(lease(step=-1)),
+        encode_json(lease(loss="low")),
+        encode_json(lease(steps=None)),
+    ],
+)
+def test_a_lease_that_says_nothing_sensible_is_none(tmp_path: Path, content: bytes, caplog):
+    LocalStorage(tmp_path).put(LEASE, content)
+    status = ledger.trial_status(LocalStorage(tmp_path), "0123", {}, 20)
+    assert (status.state, status.step) == ("waiting", 0)
+    assert "lease.json" in caplog.text
+
+
+@pytest.mark.parametrize("trial_id", ["../../elsewhere", "a/b", "", ".", "a\0b", "x" * 200])
+def test_an_id_that_leads_elsewhere_is_none(tmp_path: Path, trial_id: str):
+    sweep = LocalStorage(tmp_path)
+    cells = [{"id": trial_id, "axes": {}}]
+    content = {"name": "s", "training": {}, "resolved": {"trials": cells}}
+    sweep.put("sweep.yaml", encode_json(content))
+    with pytest.raises(InputError, match="not what `widthlab run` writes"):
+        ledger.read_ledger(sweep)
+    with pytest.raises(InputError, match="is no trial's id"):
+        ledger.trial_storage(sweep, trial_id)
+
+
+def test_a_tag_in_a_sweeps_file_makes_nothing(tmp_path: Path):
+    bait = tmp_path / "executed"
+    text = f"name: !!python/object/apply:os.mkdir ['{bait}']\n"
+    LocalStorage(tmp_path).put("sweep.yaml", text.encode())
+    with pytest.raises(InputError, match="not YAML"):
+        ledger.read_ledger(LocalStorage(tmp_path))
+    assert not bait.exists()
+
+
+def test_a_failure_before_the_trial_was_taken_keeps_its_words(tmp_path: Path):
+    """It is of the attempt that would have been next."""
+    trial = LocalStorage(tmp_path)
+    trial.put(FAILURE, encode_json({"message": "no such corpus", "attempt": 1}))
+    ledger.give_up(trial, "failed 3 times")
+    assert ledger.trial_status(trial, "0123", {}, 20).message == "no such corpus"

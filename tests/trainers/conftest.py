@@ -205,6 +205,18 @@ def dying_at() -> Callable[[int], Diary]:
     return make
 
 
+@pytest.fixture
+def stored() -> Callable[..., str]:
+    """The key of a checkpoint's file, whichever attempt has put it there."""
+
+    def find(trial: LocalStorage, step: int, name: str = "mp_rank_00_model_states.pt") -> str:
+        folder = records.checkpoint_folder(step)
+        (key,) = [key for key in trial.list(folder) if key.endswith(f"/{name}")]
+        return key
+
+    return find
+
+
 Bits = tuple[dict[str, pa.Table], dict[str, Any]]
 
 
@@ -222,7 +234,7 @@ def bits() -> Callable[[LocalStorage], Bits]:
         (step,) = records.committed_steps(trial.list())
         start_ranks("cpu")  # allows the few types that DeepSpeed's files hold beside tensors
         state = {}
-        for path in sorted(trial.path(records.checkpoint_folder(step)).glob("*.pt")):
+        for path in sorted(trial.path(records.checkpoint_folder(step)).rglob("*.pt")):
             state |= _numbers(torch.load(path, weights_only=True), path.name)
         assert any("exp_avg_sq" in place for place in state)
         return tables, state

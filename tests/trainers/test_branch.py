@@ -66,9 +66,9 @@ def test_a_trial_that_has_begun_is_not_begun_again(make_wsd, trunk, trial, diary
 
 @pytest.mark.parametrize("harm", ["gone", "flipped"])
 def test_without_a_whole_checkpoint_to_branch_off_from_nothing_is_written(
-    make_wsd, trunk, trial, harm
+    make_wsd, trunk, trial, harm, stored
 ) -> None:
-    key = f"{records.checkpoint_folder(STEP)}/mp_rank_00_model_states.pt"
+    key = stored(trunk, STEP)
     if harm == "gone":
         trunk.delete(key)
     else:

@@ -1,6 +1,7 @@
 """Checkpoints hold all of a trial's state, and are data: nothing in them is ever executed."""
 
 import hashlib
+import io
 import json
 import pickle
 from pathlib import Path
@@ -9,10 +10,16 @@ import pytest
 import torch
 
 from analysis import records
-from analysis.storage import LocalStorage
+from analysis.storage import CHUNK, LocalStorage
 from trainers import checkpoint
-from trainers.checkpoint import NoUsableCheckpointError, newest_usable
+from trainers.checkpoint import (
+    DamagedCheckpointError,
+    NoUsableCheckpointError,
+    described,
+    newest_usable,
+)
 from trainers.engine import Engine, Ranks, start_ranks
+from trainers.fence import Fence, take
 from trainers.models.build import build, token_loss
 from trainers.spec import Layout
 from trainers.train import train
@@ -57,13 +64,18 @@ def test_an_engine_goes_on_from_a_checkpoint_bit_for_bit(
     engine = Engine(build(spec.model, 0), spec, ranks)
     for seed in range(3):
         update(engine, seed)
-    checkpoint.save(engine, trial, None, ranks, 3, {"seconds": {"training": 1.5}}, Layout())
+    fence = Fence(trial, take(trial))
+    checkpoint.save(engine, fence, None, ranks, 3, {"seconds": {"training": 1.5}}, Layout())
     expected = [update(engine, seed) for seed in range(3, 7)]
     engine.close()
 
     resumed = Engine(build(spec.model, 1), spec, ranks)  # other weights, all to be replaced
-    names = [Path(key).name for key in trial.list("checkpoints")]
-    files = {name: {} for name in names}
+    folder = records.checkpoint_folder(3)
+    files = {
+        key.removeprefix(f"{folder}/"): described(trial.path(key))
+        for key in trial.list("checkpoints")
+    }
+    assert {Path(name).parts[0] for name in files} == {"attempt-1"}
     manifest = records.Manifest(spec.id, 3, 1, files, [])
     state = checkpoint.load(resumed, trial, manifest, ranks)
     assert state["seconds"] == {"training": 1.5}
@@ -71,15 +83,17 @@ def test_an_engine_goes_on_from_a_checkpoint_bit_for_bit(
     resumed.close()
 
 
-def test_a_manifest_lists_every_file_with_its_hash_and_the_records(make_spec, trial, diary) -> None:
+def test_a_manifest_lists_every_file_with_its_hash_and_the_records(
+    make_spec, trial, diary, stored
+) -> None:
     spec = make_spec()
     train(spec, trial, diary())
     manifest = newest_usable(trial)
     assert (manifest.trial_id, manifest.step, manifest.attempt) == (spec.id, 10, 1)
     assert manifest.layout == spec.layout.model_dump(mode="json")
-    data = trial.get(f"{records.checkpoint_folder(10)}/{MODEL_STATES}")
+    data = trial.get(stored(trial, 10))
     expected = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    assert manifest.files == {MODEL_STATES: expected}
+    assert manifest.files == {f"attempt-1/{MODEL_STATES}": expected}
     assert {Path(part).parts[0] for part in manifest.records} == {"metrics", "spectra"}
 
 
@@ -180,7 +194,7 @@ def test_a_payload_in_a_checkpoint_is_refused(
     assert bait.exists()  # it would have worked
 
 
-@pytest.mark.parametrize("name", ["../../../outside", "/tmp/outside"])
+@pytest.mark.parametrize("name", ["../../../outside", "/tmp/outside", "attempt-1/../../../outside"])
 def test_a_manifest_cannot_name_a_place_outside(trial, ranks, tmp_path, name) -> None:
     manifest = records.Manifest("0a1b", 1, 1, {name: {"sha256": "", "bytes": 0}}, [])
     trial.put("checkpoints/step-00000001/tmp/outside", b"planted")
@@ -189,3 +203,93 @@ def test_a_manifest_cannot_name_a_place_outside(trial, ranks, tmp_path, name) ->
     trial.put(records.manifest_key(1), manifest.to_json())
     with pytest.raises(NoUsableCheckpointError):
         newest_usable(trial)
+
+
+# --- what can happen to a checkpoint -------------------------------------------------------
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def turn_a_bit(data: bytes) -> bytes:
+    turned = bytearray(data)
+    turned[len(data) // 3] ^= 1
+    return bytes(turned)
+
+
+def other_step(data: bytes) -> bytes:
+    return records.encode_json({**json.loads(data), "step": 1})
+
+
+def other_kinds(data: bytes) -> bytes:
+    return records.encode_json({**json.loads(data), "files": ["weights"], "records": "all"})
+
+
+def a_part_outside(data: bytes) -> bytes:
+    return records.encode_json({**json.loads(data), "records": ["metrics/../../secret"]})
+
+
+def nested(data: bytes) -> bytes:
+    return b"[" * 100_000
+
+
+@pytest.mark.parametrize("what", ["weights", "manifest.json"])
+@pytest.mark.parametrize(
+    "harm", [cut, turn_a_bit, None, bytes, other_step, other_kinds, a_part_outside, nested]
+)
+def test_a_checkpoint_that_was_harmed_gives_way_to_the_one_before(trial, what, harm) -> None:
+    if what == "weights" and harm in (other_step, other_kinds, a_part_outside):
+        pytest.skip("of manifests")
+    for step in (1, 2):
+        committed(trial, step, {"weights": b"the weights after %d updates" % step})
+    key = f"{records.checkpoint_folder(2)}/{what}"
+    before = trial.get(key)
+    trial.delete(key)
+    if harm is not None:
+        trial.put(key, b"" if harm is bytes else harm(before))
+    if what == "manifest.json" and harm is turn_a_bit:  # it may have hit a space
+        trial.put(key, before.replace(b'"sha256"', b'"sha255"'))
+    assert newest_usable(trial).step == 1
+
+
+def test_a_manifest_too_large_for_one_is_not_taken_into_memory(trial, monkeypatch) -> None:
+    monkeypatch.setattr("analysis.json_records.MAX_JSON", 1000)
+    committed(trial, 1, {"weights": b"1"})
+    committed(trial, 2, {"weights": b"2"})
+    padded = trial.get(records.manifest_key(2)) + b" " * 2000
+    trial.put(records.manifest_key(2), padded)
+    assert newest_usable(trial).step == 1
+
+
+def test_a_file_that_changes_after_it_was_verified_is_not_loaded(trial, ranks) -> None:
+    committed(trial, 1, {"weights": b"verified"})
+    manifest = newest_usable(trial)
+    trial.put(f"{records.checkpoint_folder(1)}/weights", b"exchanged")
+    with pytest.raises(DamagedCheckpointError, match="weights of checkpoint 1 does not match"):
+        checkpoint.load(object(), trial, manifest, ranks)
+
+
+class Counting(LocalStorage):
+    """Remembers the longest read."""
+
+    longest = 0
+
+    def open(self, key: str):
+        storage, stream = self, super().open(key)
+
+        class Stream(io.BufferedReader):
+            def read(self, size=-1, /):
+                data = super().read(size)
+                storage.longest = max(storage.longest, len(data))
+                return data
+
+        return Stream(stream.detach())
+
+
+def test_a_checkpoint_larger_than_memory_is_read_piece_by_piece(tmp_path) -> None:
+    trial = Counting(tmp_path)
+    committed(trial, 1, {"weights": bytes(5 * CHUNK)})
+    trial.longest = 0
+    assert newest_usable(trial).step == 1
+    assert 0 < trial.longest <= CHUNK

@@ -176,7 +176,7 @@ def held_out_loss(model: Any, spec: TrialSpec) -> float:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_trial_of_any_stage_has_the_loss_that_it_recorded(
-    make_spec, trial, diary, tmp_path, stage, precision
+    make_spec, trial, diary, tmp_path, stored, stage, precision
 ) -> None:
     """Tied embeddings, shared keys, a buffer: all that a checkpoint may hold beside matrices."""
     spec = of_model(
@@ -195,7 +195,7 @@ def test_a_trial_of_any_stage_has_the_loss_that_it_recorded(
     tolerance = 1e-6 if precision == "fp32" else 1e-2
     assert held_out_loss(loaded, spec) == pytest.approx(recorded, rel=tolerance)
     if precision == "bf16" and stage in (1, 2):  # the weights that were computed with
-        file = trial.path(f"{records.checkpoint_folder(4)}/{MODEL_STATES}")
+        file = trial.path(stored(trial, 4))
         rounded = torch.load(file, weights_only=True)["module"]
         masters = trained_model(trial).model.state_dict()
         assert rounded.keys() == masters.keys()
@@ -216,7 +216,7 @@ def test_the_weights_are_those_that_deepspeeds_own_tool_finds(
     train(spec, trial, diary())
     found = trained_model(trial).model.state_dict()
     expected = get_fp32_state_dict_from_zero_checkpoint(
-        str(trial.path("checkpoints")), tag="step-00000010"
+        str(trial.path("checkpoints")), tag="step-00000010/attempt-1"
     )
     assert found.keys() == expected.keys()
     for name, weight in expected.items():

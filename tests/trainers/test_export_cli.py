@@ -95,11 +95,17 @@ def test_a_block_is_found_in_the_working_directory_and_travels(
         block = own_block.resolve("cubed_block:Cubed")
         train(make_spec(model__block=block.model_dump(), training__steps=2), trial, diary())
     monkeypatch.delitem(sys.modules, "cubed_block")
-    code, _, err = export(trial.url, "--out", str(tmp_path / "model"))
+    trusted = ("--block", "cubed_block:Cubed")
+    code, _, err = export(trial.url, "--out", str(tmp_path / "model"), *trusted)
     assert code == 2
     assert "there is no module cubed_block" in err
     monkeypatch.chdir(folder)
-    code, out, err = export(trial.url, "--out", str(tmp_path / "model"))
+    for untrusted in ((), ("--block", "cubed_block:Other")):
+        code, _, err = export(trial.url, "--out", str(tmp_path / "model"), *untrusted)
+        assert code == 2
+        assert "say --block cubed_block:Cubed" in err
+    assert "cubed_block" not in sys.modules  # nothing of it has run
+    code, out, err = export(trial.url, "--out", str(tmp_path / "model"), *trusted)
     assert code == 0, err
     assert "trust_remote_code=True" in out
     assert "class Cubed(nn.Module)" in (tmp_path / "model" / "block.py").read_text()

@@ -83,7 +83,7 @@ def test_it_works_where_widthlab_is_not_installed(
         model = lively(spec.model).eval()
         trial = LocalStorage(tmp_path / "trials" / name)
         commit(trial, spec, model)
-        export(trial, str(folder / name / "model"))
+        export(trial, str(folder / name / "model"), block=changes.get("block"))
         generator = torch.Generator().manual_seed(4)
         tokens = torch.randint(257, (2, 32), generator=generator)
         prompt = tokens[:, :5].contiguous()
@@ -179,7 +179,7 @@ def test_it_is_refused_before_anything_is_written(make_spec, lively, tmp_path, m
     trial = LocalStorage(tmp_path / "trial")
     commit(trial, spec, lively(spec.model))
     with pytest.raises(InputError, match="imports numpy: an exported model's block may import"):
-        export(trial, str(tmp_path / "out"))
+        export(trial, str(tmp_path / "out"), block=block["block"])
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 

@@ -307,6 +307,9 @@ def test_a_process_that_cannot_import_it_says_so_and_trains_nothing(
     path = tmp_path / "spec.json"
     path.write_bytes(make_spec(model__block=block).to_json())
     assert main([str(path), "--out", trial.url]) == 2
+    assert "If you know it and trust it, say --block" in capsys.readouterr().err
+    assert trial.list() == []
+    assert main([str(path), "--out", trial.url, "--block", "no_such_module:Class"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "or be on PYTHONPATH, on every machine that trains" in line
     assert trial.list(records.METRICS) == []
@@ -316,8 +319,10 @@ def test_it_is_found_in_the_working_directory_of_python_m_trainers(
     with_block, trial, tmp_path
 ) -> None:
     path = tmp_path / "spec.json"
-    path.write_bytes(with_block("DoubleGated").to_json())
+    spec = with_block("DoubleGated")
+    path.write_bytes(spec.to_json())
     command = [sys.executable, "-m", "trainers", str(path), "--out", trial.url]
+    command += ["--block", spec.model.block.path]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=240
     )

@@ -21,9 +21,11 @@ from trainers.train import read_spec, train
 def test_a_finished_trial_holds_what_was_promised_and_nothing_else(make_spec, trial, diary) -> None:
     end = train(make_spec(), trial, diary())
     assert (end.outcome, end.step) == ("completed", 10)
-    assert trial.list() == [
+    claim, *others = trial.list()
+    assert claim.startswith("attempts/000001-")
+    assert others == [
+        "checkpoints/step-00000010/attempt-1/mp_rank_00_model_states.pt",
         "checkpoints/step-00000010/manifest.json",
-        "checkpoints/step-00000010/mp_rank_00_model_states.pt",
         "lease.json",
         "metrics/part-1-0-10.parquet",
         "result.json",

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from analysis import records
-from analysis.records import METRICS, SPECTRA, encode_json, read_records
+from analysis.records import METRICS, SPECTRA, read_records
 from analysis.storage import LocalStorage
 from trainers import train as train_module
 from trainers import writer
-from trainers.lease import LeaseLostError
+from trainers.failure import leave_failure
+from trainers.fence import Fence, LeaseLostError, take
 from trainers.models.build import build
-from trainers.outcome import leave_failure
 from trainers.train import train
 
 # --- divergence is an outcome --------------------------------------------------------------
@@ -126,9 +126,7 @@ def test_a_gradient_that_is_not_finite_is_not_applied(
 
 def replace(trial: LocalStorage) -> dict[str, bytes]:
     """Another process takes the trial over. Returns the directory as it left it."""
-    lease = records.get_json(trial, records.LEASE)
-    lease |= {"attempt": lease["attempt"] + 1, "owner": "another"}
-    trial.put(records.LEASE, encode_json(lease))
+    take(trial)
     return contents(trial)
 
 
@@ -197,33 +195,48 @@ class Broken(LocalStorage):
 def test_a_failure_that_cannot_be_recorded_is_still_raised(
     make_spec, tmp_path, diary, caplog
 ) -> None:
-    with pytest.raises(PermissionError, match=r"lease\.json"):
+    with pytest.raises(PermissionError, match="attempts/000001"):
         train(make_spec(), Broken(tmp_path), diary())
     assert "the failure could not be recorded" in caplog.text
 
 
-def test_a_lease_that_cannot_be_read_is_named(make_spec, trial, diary) -> None:
+def test_nothing_rests_on_a_lease_that_cannot_be_read(make_spec, trial, diary) -> None:
     trial.put(records.LEASE, b'{"attempt": ')
-    with pytest.raises(ValueError, match=r"lease\.json is not JSON"):
-        train(make_spec(), trial, diary())
+    assert train(make_spec(), trial, diary()).outcome == "completed"
 
 
 def test_of_several_ranks_the_first_to_fail_says_why(trial) -> None:
     """The others only lose their connection to it. The next attempt may say something else."""
 
-    def fail(attempt: int, message: str) -> str:
-        trial.put(records.LEASE, encode_json({"attempt": attempt}))
-        leave_failure(trial, RuntimeError(message))
+    def fail(fence: Fence, message: str) -> str:
+        leave_failure(trial, RuntimeError(message), fence)
         return records.get_json(trial, records.FAILURE)["message"]
 
-    assert fail(1, "layer 3") == "RuntimeError: layer 3"
-    assert fail(1, "connection closed by peer") == "RuntimeError: layer 3"
-    assert fail(2, "disk full") == "RuntimeError: disk full"
+    first = Fence(trial, take(trial))
+    assert fail(first, "layer 3") == "RuntimeError: layer 3"
+    assert fail(first, "Connection closed by peer") == "RuntimeError: layer 3"
+    second = Fence(trial, take(trial))
+    assert fail(second, "Connection closed by peer") == "RuntimeError: Connection closed by peer"
+    assert fail(second, "disk full") == "RuntimeError: disk full"
+    assert records.get_json(trial, records.FAILURE)["attempt"] == 2
+
+
+def test_one_that_was_replaced_leaves_no_failure_in_its_successors_name(trial) -> None:
+    orphan = Fence(trial, take(trial))
+    take(trial)
+    leave_failure(trial, RuntimeError("its staging folder is gone"), orphan)
+    assert records.get_json(trial, records.FAILURE) is None
+
+
+def test_a_failure_before_the_trial_was_taken_is_of_the_attempt_that_never_was(trial) -> None:
+    take(trial)
+    leave_failure(trial, RuntimeError("no such corpus"), None)
+    assert records.get_json(trial, records.FAILURE)["attempt"] == 2
 
 
 def test_a_failure_says_what_was_noted_on_its_way(trial) -> None:
     error = MemoryError("no room")
     error.add_note("in the spectrum of layer 0")
-    leave_failure(trial, error)
+    leave_failure(trial, error, None)
     message = records.get_json(trial, records.FAILURE)["message"]
     assert message == "MemoryError: no room; in the spectrum of layer 0"

@@ -28,12 +28,17 @@ def whole(make_spec, tmp_path, diary):
     return run
 
 
-def damage(trial: LocalStorage, step: int, name: str = "mp_rank_00_model_states.pt") -> None:
+@pytest.fixture
+def damage(stored):
     """Turn one bit of a checkpoint's file around."""
-    path = trial.path(f"{records.checkpoint_folder(step)}/{name}")
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+
+    def turn(trial: LocalStorage, step: int) -> None:
+        path = trial.path(stored(trial, step))
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+    return turn
 
 
 # --- cut off -------------------------------------------------------------------------------
@@ -104,7 +109,7 @@ def test_killed_while_a_checkpoint_is_stored_it_goes_on_from_the_one_before(
         patched.setattr(writer.TrialWriter, "commit", die_at_8)
         with pytest.raises(killed):
             train(make_spec(layout__keep_checkpoints=1), trial, diary())
-    trial.put(f"{records.checkpoint_folder(7)}/mp_rank_00_model_states.pt", b"of a stopped attempt")
+    trial.put(f"{records.attempt_folder(7, 1)}/mp_rank_00_model_states.pt", b"of a stopped attempt")
     log = diary()
     train(make_spec(layout__keep_checkpoints=1), trial, log)
     assert log.starts[0][2] == 4
@@ -127,14 +132,12 @@ def test_the_failure_is_left_for_whoever_retries_and_goes_with_success(
     assert records.get_json(trial, records.FAILURE) is None
 
 
-def test_the_time_of_attempts_adds_up(make_spec, trial, diary, dying_at, killed) -> None:
+def test_the_time_of_attempts_adds_up(make_spec, trial, diary, dying_at, killed, stored) -> None:
     with pytest.raises(killed):
         train(make_spec(), trial, dying_at(6))
     manifest = json.loads(trial.get(records.manifest_key(4)))
     assert manifest["attempt"] == 1
-    saved = torch.load(
-        trial.path("checkpoints/step-00000004/mp_rank_00_model_states.pt"), weights_only=True
-    )
+    saved = torch.load(trial.path(stored(trial, 4)), weights_only=True)
     result = train(make_spec(), trial, diary()).result
     for kind in ("start", "training", "evaluation", "spectra"):
         assert result["seconds"][kind] > saved["seconds"][kind]
@@ -215,21 +218,24 @@ def cut_off(make_spec, trial, dying_at, killed):
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
-    cut_off, make_spec, diary, bits, whole, caplog
+    cut_off, make_spec, diary, bits, whole, caplog, damage
 ) -> None:
     damage(cut_off, 8)
     log = diary()
     train(make_spec(), cut_off, log)
     assert log.updates == list(range(5, 11))
-    assert "checkpoint 8 is not usable: mp_rank_00_model_states.pt does not match" in caplog.text
+    assert (
+        "checkpoint 8 is not usable: attempt-1/mp_rank_00_model_states.pt does not match"
+        in caplog.text
+    )
     assert bits(cut_off) == bits(whole())
 
 
 @pytest.mark.parametrize("lost", ["mp_rank_00_model_states.pt", "manifest.json"])
 def test_a_checkpoint_that_lacks_a_file_gives_way_too(
-    cut_off, make_spec, diary, bits, whole, lost
+    cut_off, make_spec, diary, bits, whole, lost, stored
 ) -> None:
-    cut_off.delete(f"{records.checkpoint_folder(8)}/{lost}")
+    cut_off.delete(stored(cut_off, 8, lost))
     log = diary()
     train(make_spec(), cut_off, log)
     assert log.starts[0][2] == 4
@@ -246,7 +252,7 @@ def test_a_manifest_that_is_cut_short_gives_way_too(cut_off, make_spec, diary, b
 
 
 def test_without_an_intact_checkpoint_it_fails_and_never_begins_anew(
-    cut_off, make_spec, diary
+    cut_off, make_spec, diary, damage
 ) -> None:
     damage(cut_off, 4)
     damage(cut_off, 8)

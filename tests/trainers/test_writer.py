@@ -6,6 +6,7 @@ from analysis import records
 from analysis.records import METRICS, SPECTRA, read_records
 from analysis.storage import LocalStorage
 from trainers import writer as writer_module
+from trainers.fence import take
 from trainers.lease import STOP_REQUEST, Lease, LeaseLostError
 from trainers.writer import TrialWriter
 
@@ -21,6 +22,10 @@ class Journal(LocalStorage):
         super().put(key, data)
         if key != records.LEASE:
             self.done.append(f"put {key}")
+
+    def put_new(self, key: str, data: bytes) -> None:
+        super().put_new(key, data)
+        self.done.append(f"put {key}")
 
     def delete(self, key: str) -> None:
         super().delete(key)
@@ -176,13 +181,55 @@ def test_the_result_comes_after_its_tables_and_the_parts_go_after_it(trial, writ
     assert steps(trial) == [1, 2]
 
 
+def test_a_long_trial_has_few_parts_and_every_row_of_them(trial, writer, monkeypatch) -> None:
+    monkeypatch.setattr(writer_module, "MERGED_PARTS", 4)
+    for step in range(1, 151):
+        writer.add(METRICS, [metric(step)])
+        writer.add(SPECTRA, [spectrum(step)])
+        writer.flush()
+        if step % 10 == 0:
+            writer.commit(step, {}, {})
+            writer.prune_checkpoints(keep=2)
+            # Those of the last checkpoints, and what they were merged into.
+            assert len(trial.list(METRICS)) <= 2 * (10 + 4)
+    assert steps(trial) == steps(trial, SPECTRA) == list(range(1, 151))
+    rows = records.read_parts(trial, METRICS, records.live_parts(trial))
+    assert rows["train_loss"].to_pylist() == [1.0] * 150
+
+
+def test_an_older_checkpoint_keeps_the_parts_that_it_rests_on(trial, writer, monkeypatch) -> None:
+    monkeypatch.setattr(writer_module, "MERGED_PARTS", 2)
+    for step in range(1, 7):
+        writer.add(METRICS, [metric(step)])
+        writer.commit(step, {}, {})
+        writer.prune_checkpoints(keep=3)
+        kept = records.committed_steps(trial.list("checkpoints"))
+        assert kept == [one for one in (step - 2, step - 1, step) if one > 0]
+        for checkpoint in kept:
+            manifest = records.Manifest.from_json(trial.get(records.manifest_key(checkpoint)))
+            rows = records.read_parts(trial, METRICS, manifest.records)
+            assert rows["step"].to_pylist() == list(range(1, checkpoint + 1))
+
+
+def test_parts_that_are_large_are_not_written_again(trial, writer, monkeypatch) -> None:
+    monkeypatch.setattr(writer_module, "MERGED_PARTS", 2)
+    monkeypatch.setattr(writer_module, "LARGE_PART", 0)
+    for step in range(1, 9):
+        writer.add(METRICS, [metric(step)])
+        writer.commit(step, {}, {})
+    put = [one for one in trial.done if one.startswith("put metrics/")]
+    assert len(put) == 8 + 4
+    assert steps(trial) == list(range(1, 9))
+
+
 @pytest.mark.parametrize("verb", ["flush", "commit", "finish"])
 def test_nothing_is_written_once_a_newer_attempt_has_taken_over(trial, writer, verb) -> None:
     writer.add(METRICS, [metric(1)])
-    held = records.get_json(trial, records.LEASE)
-    trial.put(records.LEASE, records.encode_json({**held, "attempt": 2}))
+    take(trial)
+    left = trial.list()
+    trial.done.clear()
     arguments = {"flush": (), "commit": (1, {}, {}), "finish": ({},)}[verb]
     with pytest.raises(LeaseLostError):
         getattr(writer, verb)(*arguments)
-    assert trial.list() == [records.LEASE]
+    assert trial.list() == left
     assert trial.done == []

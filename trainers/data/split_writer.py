@@ -1,5 +1,6 @@
 """Writing one split of a token store, in constant memory whatever its length."""
 
+import hashlib
 import logging
 import os
 from dataclasses import dataclass
@@ -22,12 +23,14 @@ _REPORT_EVERY = 2**28  # bytes of text between two progress messages
 
 @dataclass(frozen=True)
 class SplitMeta:
-    """One Arrow file: its tokens, the documents and UTF-8 bytes behind them, the file's size."""
+    """One Arrow file: its tokens, the documents and UTF-8 bytes behind them, the file's size, and
+    the hash of the ids, however Arrow frames them."""
 
     tokens: int
     documents: int
     text_bytes: int
     file_bytes: int
+    sha256: str
 
 
 class SplitWriter:
@@ -46,6 +49,7 @@ class SplitWriter:
         self._arrow = folder / f"{split}.arrow"
         self._plain = folder / f"{split}.ids"
         self._stream = self._plain.open("wb")
+        self._hash = hashlib.sha256()
         self._text_bytes = 0
         self._waiting: list[tuple[str, bool]] = []  # pieces, and whether each ends its document
         self._waiting_length = 0
@@ -81,7 +85,13 @@ class SplitWriter:
                 writer.write_batch(batch)
             sync(stream)
         self._plain.unlink()
-        return SplitMeta(tokens, self.documents, self._text_bytes, self._arrow.stat().st_size)
+        return SplitMeta(
+            tokens=tokens,
+            documents=self.documents,
+            text_bytes=self._text_bytes,
+            file_bytes=self._arrow.stat().st_size,
+            sha256=self._hash.hexdigest(),
+        )
 
     def close(self) -> None:
         """Close the file; more than once is no error."""
@@ -97,7 +107,9 @@ class SplitWriter:
         if parts:
             joined = np.concatenate(parts)
             self.counts += np.bincount(joined, minlength=len(self.counts))
-            self._stream.write(joined.astype(self._dtype).tobytes())
+            data = joined.astype(self._dtype).tobytes()
+            self._hash.update(data)
+            self._stream.write(data)
         self._waiting, self._waiting_length = [], 0
 
 

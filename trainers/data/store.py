@@ -1,20 +1,23 @@
 """Tokens on disk: each split one Arrow array, memory-mapped, in a cache keyed by content.
 
-    CACHE/tokens/<corpus fingerprint>-<tokenizer hash>/
+    CACHE/tokens/<corpus fingerprint>-<tokenizer hash>-<format>/
         train.arrow  heldout.arrow     one column, one record batch, uint16 or uint32
         tokenizer.json ...             what made them
         meta.json                      counts, sizes and hashes, written last
 
 Documents follow each other with the separator after each. A store is built beside its place and
 renamed into it, so whoever sees it sees it whole; processes on one machine wait for the one that
-builds. The name says what is in it, so a store is never out of date.
+builds. The name says what is in it, so a store is never out of date. Its ids are compared with
+their hash when it is opened, but for files that have been and are unchanged since.
 """
 
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -26,6 +29,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from analysis.errors import InputError
 from trainers.data import sources
@@ -34,6 +38,7 @@ from trainers.data.paths import user_path
 from trainers.data.sources import BytesTokenizer, DataSource, DataSpec
 from trainers.data.split_writer import SplitMeta, SplitWriter, entropy, sync
 from trainers.data.tokenizer import Tokenizer, open_tokenizer
+from trainers.data.verified import verified_once
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +47,7 @@ Tokens = NDArray[np.unsignedinteger[Any]]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 META = "meta.json"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Meta:
     highest_id: int  # that occurs in either split
     separator: int
     unigram_entropy: float
-    tokenizer_bytes: int  # size of tokenizer.json
+    tokenizer_sha256: str  # of tokenizer.json
     splits: dict[Split, SplitMeta]
 
 
@@ -96,6 +101,12 @@ class TokenStore:
     def unigram_entropy(self) -> float:
         """Nats a token of the training split: what a model knows that has seen only counts."""
         return self.meta.unigram_entropy
+
+    @property
+    def digest(self) -> str:
+        """Sixteen digits that are equal for equal tokens of both splits."""
+        splits = "".join(self.meta.splits[split].sha256 for split in SPLITS)
+        return hashlib.sha256(splits.encode()).hexdigest()[:16]
 
     @property
     def tokenizer_path(self) -> Path:
@@ -168,17 +179,21 @@ def _check(found: DataSpec, expected: DataSpec) -> None:
 
 
 def _folder(root: Path, data: DataSpec) -> Path:
-    return root / "tokens" / f"{data.corpus_fingerprint}-{data.tokenizer_hash}"
+    # With the format in its name, two versions of widthlab share a cache in peace.
+    name = f"{data.corpus_fingerprint}-{data.tokenizer_hash}-{FORMAT}"
+    return root / "tokens" / name
 
 
 def _open_kept(folder: Path) -> TokenStore | None:
     """The store in a folder, or None where there is none, or one that is not whole."""
     try:
         meta = _read_meta(folder)
+        _check_tokenizer(folder, meta)
         train, heldout = (_map(folder, split, meta.splits[split]) for split in SPLITS)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, OSError, pa.ArrowException) as error:
+    except (ValueError, LookupError, TypeError, OSError, RecursionError,
+            pa.ArrowException) as error:  # fmt: skip
         log.warning("%s: a broken token store is made anew (%s)", folder, error)
         return None
     return TokenStore(folder, meta, train, heldout, meta.vocab_size)
@@ -205,27 +220,39 @@ def _with_stated(store: TokenStore, tokenizer: sources.Tokenizer) -> TokenStore:
 
 
 def _read_meta(folder: Path) -> Meta:
-    content = json.loads((folder / META).read_text(encoding="utf-8"))
-    splits = content.pop("splits")
-    meta = Meta(**content, splits={split: SplitMeta(**splits[split]) for split in SPLITS})
-    if meta.format != FORMAT:
-        raise ValueError(f"format {meta.format}, not {FORMAT}")
-    if (folder / "tokenizer.json").stat().st_size != meta.tokenizer_bytes:
-        raise ValueError(f"tokenizer.json does not have {meta.tokenizer_bytes} bytes")
+    text = (folder / META).read_text(encoding="utf-8")
+    found = json.loads(text)["format"]
+    if found != FORMAT:
+        raise ValueError(f"format {found!r}, not {FORMAT}")
+    meta = TypeAdapter(Meta).validate_json(text, strict=True)
+    if not 0 <= meta.unigram_entropy < math.inf:
+        raise ValueError(f"a unigram entropy of {meta.unigram_entropy} nats")
     return meta
+
+
+def _check_tokenizer(folder: Path, meta: Meta) -> None:
+    data = (folder / "tokenizer.json").read_bytes()
+    if hashlib.sha256(data).hexdigest() != meta.tokenizer_sha256:
+        raise ValueError("tokenizer.json does not match its hash")
 
 
 def _map(folder: Path, split: Split, meta: SplitMeta) -> Tokens:
     path = folder / f"{split}.arrow"
-    # Every process of every trial opens the store, and a store may be hundreds of gigabytes: its
-    # size and counts are checked, which finds what a crash or a full disk leaves behind.
     if path.stat().st_size != meta.file_bytes:
         raise ValueError(f"{path.name} has {path.stat().st_size} bytes, not {meta.file_bytes}")
     batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
     tokens: Tokens = batch.column(0).to_numpy(zero_copy_only=True)
     if len(tokens) != meta.tokens:
         raise ValueError(f"{path.name} has {len(tokens)} tokens, not {meta.tokens}")
+    # Every process of every trial opens the store, and a store may be hundreds of gigabytes: it
+    # is read through once, and again when it has changed.
+    if not verified_once(path, meta.sha256, folder.parent.parent, lambda: _sha256(tokens)):
+        raise ValueError(f"the ids in {path.name} do not match their hash")
     return tokens
+
+
+def _sha256(tokens: Tokens) -> str:
+    return hashlib.sha256(tokens.data).hexdigest()
 
 
 # --- building ------------------------------------------------------------------------------
@@ -293,7 +320,7 @@ def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
         highest_id=max(int(writer.counts.nonzero()[0][-1]) for writer in writers.values()),
         separator=tokenizer.separator,
         unigram_entropy=entropy(writers["train"].counts),
-        tokenizer_bytes=tokenizer_path.stat().st_size,
+        tokenizer_sha256=hashlib.sha256(tokenizer_path.read_bytes()).hexdigest(),
         splits=splits,
     )
     with (folder / META).open("w", encoding="utf-8") as stream:

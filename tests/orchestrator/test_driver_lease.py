@@ -1,0 +1,260 @@
+"""One driver per sweep: the first to be there, whoever else begins, and at whatever moment."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from analysis.errors import InputError
+from analysis.records import encode_json
+from analysis.storage import LocalStorage
+from orchestrator import driver_lease
+from orchestrator.driver_lease import current_driver, driving, is_driven
+
+AWAY = {"host": "elsewhere", "pid": 1, "started": 0.0, "state": "driving"}
+
+
+def now_ms(seconds_ago: float = 0.0) -> int:
+    return int((time.time() - seconds_ago) * 1000)
+
+
+def claim(sweep: LocalStorage, number: int = 1, owner: str = "a" * 32, **about: object) -> str:
+    key = f"drivers/{number:06d}-{owner}.json"
+    sweep.put(key, encode_json({**AWAY, "heartbeat_ms": now_ms(), **about}))
+    return key
+
+
+def test_one_driver_has_a_sweep_at_a_time(tmp_path: Path):
+    sweep = LocalStorage(tmp_path)
+    with driving(sweep) as held:
+        assert is_driven(sweep)
+        assert current_driver(sweep) == held.owner
+        with pytest.raises(InputError, match="is being run by process"), driving(sweep):
+            pass
+        assert not held.replaced
+    assert not is_driven(sweep)
+    with driving(sweep):
+        assert is_driven(sweep)
+    assert len(sweep.list()) == 1  # what is left says which number comes next
+
+
+def test_a_killed_driver_of_this_machine_need_not_be_waited_for(tmp_path: Path):
+    source = (
+        "import sys, os, signal\n"
+        "from analysis.storage import open_storage\n"
+        "from orchestrator.driver_lease import driving\n"
+        "with driving(open_storage(sys.argv[1])):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", source, str(tmp_path)], check=False)
+    assert killed.returncode == -9
+    sweep = LocalStorage(tmp_path)
+    assert [json.loads(sweep.get(key))["state"] for key in sweep.list()] == ["driving"]
+    assert not is_driven(sweep)
+    with driving(sweep):
+        assert is_driven(sweep)
+
+
+def test_a_silent_driver_of_another_machine_is_waited_for_a_minute(tmp_path: Path):
+    sweep = LocalStorage(tmp_path)
+    claim(sweep)
+    assert is_driven(sweep)
+    with pytest.raises(InputError, match="by process 1 on elsewhere"), driving(sweep):
+        pass
+    claim(sweep, heartbeat_ms=now_ms(120))
+    assert not is_driven(sweep)
+    with driving(sweep) as held:
+        assert not held.replaced
+
+
+@pytest.mark.parametrize(
+    "about",
+    [{"pid": "1"}, {"pid": -1}, {"started": None}, {"state": "king"}, {"heartbeat_ms": "now"}],
+)
+def test_a_claim_that_says_nothing_sensible_is_none(tmp_path: Path, about: dict, caplog):
+    sweep = LocalStorage(tmp_path)
+    claim(sweep, **about)
+    assert not is_driven(sweep)
+    assert "taken for no driver" in caplog.text
+
+
+def test_other_objects_are_no_claims(tmp_path: Path):
+    sweep = LocalStorage(tmp_path)
+    sweep.put("drivers/notes.txt", b"hello")
+    sweep.put("drivers/000001-x.json", b"{}")
+    assert current_driver(sweep) is None
+
+
+@pytest.fixture
+def fast_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_lease, "HEARTBEAT_S", 0.001)
+
+
+def until(true) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.002)
+
+
+def test_a_driver_that_was_taken_for_gone_gives_way_and_touches_nothing(
+    tmp_path: Path, fast_heartbeat: None
+):
+    sweep = LocalStorage(tmp_path)
+    with driving(sweep) as held:
+        key = claim(sweep, number=2)
+        until(lambda: held.replaced)
+        left = {name: sweep.get(name) for name in sweep.list()}
+    assert {name: sweep.get(name) for name in sweep.list()} == left
+    assert current_driver(sweep) == "a" * 32
+    assert key in left
+
+
+def test_a_driver_whose_claim_was_cleared_away_gives_way_too(tmp_path: Path, fast_heartbeat: None):
+    sweep = LocalStorage(tmp_path)
+    with driving(sweep) as held:
+        for key in sweep.list():
+            sweep.delete(key)
+        until(lambda: held.replaced)
+    assert sweep.list() == []
+
+
+def test_it_beats(tmp_path: Path, fast_heartbeat: None):
+    sweep = LocalStorage(tmp_path)
+    with driving(sweep):
+        (key,) = sweep.list()
+        first = json.loads(sweep.get(key))["heartbeat_ms"]
+        until(lambda: json.loads(sweep.get(key))["heartbeat_ms"] > first)
+
+
+# --- at the same moment --------------------------------------------------------------------
+
+
+class Meeting(LocalStorage):
+    """Lets nobody write before all have looked, and nobody look again before all have written."""
+
+    def __init__(self, root: Path, parties: int) -> None:
+        super().__init__(root)
+        self._barriers = {verb: threading.Barrier(parties) for verb in ("list", "put")}
+        self._mine = threading.local()
+
+    def _meet(self, verb: str) -> None:
+        met = getattr(self._mine, "met", ())
+        self._mine.met = (*met, verb)
+        if verb not in met:
+            self._barriers[verb].wait(30)
+
+    def put(self, key: str, data: bytes) -> None:
+        super().put(key, data)
+        self._meet("put")
+
+    def list(self, prefix: str = "") -> list[str]:
+        found = super().list(prefix)
+        self._meet("list")
+        return found
+
+
+@pytest.mark.parametrize("parties", [2, 6])
+def test_of_many_that_begin_at_once_one_drives(tmp_path: Path, parties: int):
+    sweep = Meeting(tmp_path, parties)
+    ended = threading.Barrier(parties)
+
+    def drive(_: int) -> bool:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(driving(sweep))
+                drives = True
+            except InputError:
+                drives = False
+            ended.wait(30)  # it drives until all others have been refused
+        return drives
+
+    with ThreadPoolExecutor(parties) as pool:
+        drove = list(pool.map(drive, range(parties)))
+    assert sum(drove) == 1
+    assert not is_driven(LocalStorage(tmp_path))
+
+
+@pytest.mark.parametrize("moment", range(1, 5))
+@pytest.mark.parametrize("owners", ["ab", "ba"])
+def test_wherever_a_second_one_begins_there_are_never_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int, owners: str
+):
+    """The second runs as far as it gets at a moment of the first's beginning."""
+    names = iter(owners)
+    monkeypatch.setattr(
+        driver_lease.uuid, "uuid4", lambda: type("Id", (), {"hex": next(names) * 32})
+    )
+    monkeypatch.setattr(driver_lease, "HEARTBEAT_S", 1e6)
+    sweep = LocalStorage(tmp_path)
+    second = Second(sweep)
+    first = Halting(tmp_path, moment, second.begin)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(driving(first))
+            drives = True
+        except InputError:
+            drives = False
+        second.wait()
+        assert drives + second.drives <= 1
+        assert drives or second.drives
+    second.end()
+
+
+class Halting(LocalStorage):
+    """Does something at the n-th call."""
+
+    def __init__(self, root: Path, moment: int, then) -> None:
+        super().__init__(root)
+        self._left, self._then = moment, then
+
+    def _called(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._then()
+
+    def put(self, key: str, data: bytes) -> None:
+        super().put(key, data)
+        self._called()
+
+    def list(self, prefix: str = "") -> list[str]:
+        found = super().list(prefix)
+        self._called()
+        return found
+
+
+class Second:
+    """Another driver, in a thread: it may have to wait for the first, which is halted meanwhile."""
+
+    def __init__(self, sweep: LocalStorage) -> None:
+        self._sweep, self._end, self._settled = sweep, threading.Event(), threading.Event()
+        self.drives = False
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        try:
+            with driving(self._sweep):
+                self.drives = True
+                self._settled.set()
+                self._end.wait(30)
+        except InputError:
+            self._settled.set()
+
+    def begin(self) -> None:
+        self._thread.start()
+        self._settled.wait(0.2)  # if it has to wait for the first, that must go on
+
+    def wait(self) -> None:
+        if not self._thread.ident:
+            self._thread.start()
+        assert self._settled.wait(30)
+
+    def end(self) -> None:
+        self._end.set()
+        self._thread.join(30)

@@ -1,0 +1,169 @@
+"""A disk that is full, at any write: a clear failure, nothing that counts by halves, and a trial
+that goes on to the same end when there is room again."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from analysis import records
+from analysis.records import committed_steps, get_json, read_manifest
+from analysis.storage import LocalStorage, naming_a_full_disk
+from trainers import lease as lease_module
+from trainers import writer
+from trainers.checkpoint import damage
+from trainers.train import train
+
+REPOSITORY = Path(__file__).parents[2]
+SMALL = {
+    "training__steps": 3, "evaluation__every": 2, "spectra__every": 3, "layout__checkpoint_every": 1
+}  # fmt: skip
+
+
+class Filling(LocalStorage):
+    """Full from the n-th write on, until it is emptied."""
+
+    def __init__(self, root: Path, full_from: int) -> None:
+        super().__init__(root)
+        self.writes, self.full_from = 0, full_from
+
+    def _write(self, key: str) -> None:
+        self.writes += 1
+        if self.writes >= self.full_from:
+            with naming_a_full_disk(self.path(key), 1234):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def put(self, key: str, data: bytes) -> None:
+        self._write(key)
+        super().put(key, data)
+
+    def put_new(self, key: str, data: bytes) -> None:
+        self._write(key)
+        super().put_new(key, data)
+
+    def put_file(self, key: str, path: Path) -> None:
+        self._write(key)
+        super().put_file(key, path)
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "FLUSH_S", 0.0)
+    monkeypatch.setattr(lease_module, "HEARTBEAT_S", 1e6)
+
+
+def complaint(call) -> str:
+    """What a call says of a disk; nothing if it gets through."""
+    try:
+        call()
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_at_whichever_write_it_fills_up_the_trial_goes_on_to_the_same_end(
+    make_spec, tmp_path, diary, bits, plain, every
+) -> None:
+    alone = Filling(tmp_path / "alone", 10**9)
+    spec = make_spec(**SMALL)
+    train(spec, alone, diary())
+    expected, failed = bits(alone), 0
+    for write in range(1, alone.writes + 1, every):
+        trial = Filling(tmp_path / f"at-{write}", write)
+        said = complaint(lambda trial=trial: train(spec, trial, diary()))
+        if said:
+            failed += 1
+            assert "No space left on device" in said
+            assert "needs 1,234 bytes and finds" in said
+            assert str(trial.root) in said
+        usable = committed_steps(trial.list("checkpoints"))
+        for step in usable:
+            assert damage(trial, read_manifest(trial, step)) is None
+        trial.full_from = 10**9
+        log = diary()
+        train(spec, trial, log)
+        if log.starts:
+            assert log.starts[0][2] == (max(usable) if usable else 0)  # nothing is done twice
+        assert bits(trial) == expected
+    assert failed > 10 / every
+
+
+def test_the_failure_is_left_where_there_is_room_for_that(make_spec, tmp_path, diary) -> None:
+    class NoPart(LocalStorage):
+        def put_file(self, key: str, path: Path) -> None:
+            with naming_a_full_disk(self.path(key), path.stat().st_size):
+                raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    trial = NoPart(tmp_path)
+    with pytest.raises(OSError, match="quota"):
+        train(make_spec(**SMALL), trial, diary())
+    failure = get_json(trial, records.FAILURE)
+    assert failure["kind"] == "error"
+    assert "free some, and the same command goes on" in failure["message"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"),
+        RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed"),
+        OSError(errno.ENOSPC, "No space left on device"),
+    ],
+)
+def test_a_staging_folder_without_room_is_named(
+    make_spec, trial, diary, monkeypatch, error
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"widthlab-checkpoint-.*free some"):
+        train(make_spec(**SMALL), trial, diary())
+    assert committed_steps(trial.list()) == []
+
+
+TINY_DISK = """
+set -e
+mount -t tmpfs -o size={size} tmpfs {disk}
+set +e
+{python} -m trainers {spec} --out {disk}/trial
+echo "code $?"
+mount -o remount,size=64m {disk}
+{python} -m trainers {spec} --out {disk}/trial
+echo "code $?"
+cp -r {disk}/trial {kept}
+"""
+
+
+def may_mount() -> bool:
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        return False
+    probe = [unshare, "-Urm", "sh", "-c", "mount -t tmpfs -o size=1m tmpfs /mnt"]
+    return subprocess.run(probe, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not may_mount(), reason="this machine lets nobody mount a small disk")
+def test_on_a_disk_that_is_really_full(make_spec, tmp_path, bits, diary) -> None:
+    spec = make_spec(training__steps=6, layout__checkpoint_every=2, layout__keep_checkpoints=9)
+    alone = LocalStorage(tmp_path / "alone")
+    train(spec, alone, diary())
+    path, disk, kept = tmp_path / "spec.json", tmp_path / "disk", tmp_path / "kept"
+    path.write_bytes(spec.to_json())
+    disk.mkdir()
+    script = TINY_DISK.format(size="300k", disk=disk, python=sys.executable, spec=path, kept=kept)
+    done = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", script],
+        capture_output=True, text=True, check=True, cwd=REPOSITORY, timeout=240,
+    )  # fmt: skip
+    assert done.stdout.split() == ["code", "1", "code", "0"], done.stderr
+    assert "No space left on device" in done.stderr
+    assert "the same command goes on" in done.stderr
+    assert "continues after step 2/6" in done.stderr
+    assert bits(LocalStorage(kept)) == bits(alone)

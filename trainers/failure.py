@@ -1,0 +1,115 @@
+"""What ends an attempt without an outcome: a failure, left for whoever decides what comes next.
+
+Kinds: "error", an exception of the trial itself; "out_of_memory", where a smaller micro-batch may
+help; "peer_lost", a rank whose connection to another broke. A process that is killed leaves
+nothing, and that says something too.
+"""
+
+import logging
+import time
+import traceback
+from types import TracebackType
+from typing import Literal
+
+import torch
+
+from analysis import records
+from analysis.errors import InputError
+from analysis.storage import Storage
+from trainers.fence import Fence, LeaseLostError, newest_attempt
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["error", "input", "out_of_memory", "peer_lost"]
+
+#: What gloo and NCCL say of a rank that is gone; torch has no type for all of them.
+LOST_PEER = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Connection refused",
+    "Broken pipe",
+    "remote process exited or there was a network error",
+    "Connect timeout",
+)
+
+
+class MicroBatchMemoryError(MemoryError):
+    """A micro-batch does not fit into memory; a smaller one may."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device, or the host, had no memory for what was asked."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # torch raises a plain RuntimeError where the host's memory ends.
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def kind_of(error: BaseException) -> Kind:
+    """What a failure says of the attempt to come."""
+    if isinstance(error, MicroBatchMemoryError):
+        return "out_of_memory"
+    if isinstance(error, InputError):
+        return "input"
+    lost = isinstance(error, RuntimeError) and any(text in str(error) for text in LOST_PEER)
+    return "peer_lost" if lost else "error"
+
+
+class FailureReport:
+    """Leaves any exception of its block in failure.json, and lets it pass.
+
+    But for LeaseLostError: a process that was replaced has nothing to say of its successor's
+    trial. `fence` is set as soon as the attempt is known.
+    """
+
+    def __init__(self, trial: Storage) -> None:
+        self._trial = trial
+        self.fence: Fence | None = None
+
+    def __enter__(self) -> "FailureReport":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, Exception) and not isinstance(error, LeaseLostError):
+            leave_failure(self._trial, error, self.fence)
+
+
+def leave_failure(trial: Storage, error: Exception, fence: Fence | None) -> None:
+    """Record the exception that is being handled, for the scheduler and for people.
+
+    Of several ranks the first to fail says why: the others only lose their connection to it.
+    """
+    try:
+        if fence is not None and not fence.holds():
+            return
+        attempt = newest_attempt(trial) + 1 if fence is None else fence.claim.attempt
+        kind = kind_of(error)
+        earlier = records.get_json(trial, records.FAILURE) or {}
+        if earlier.get("attempt") == attempt and not _says_more(kind, earlier.get("kind")):
+            return
+        message = "; ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
+        trial.put(
+            records.FAILURE,
+            records.encode_json(
+                {
+                    "stage": "train",
+                    "kind": kind,
+                    "message": message,
+                    "traceback": "".join(traceback.format_exception(error)),
+                    "attempt": attempt,
+                    "time_ms": time.time_ns() // 1_000_000,
+                }
+            ),
+        )
+    except (OSError, ValueError):
+        # The storage itself may be what failed; the error that is being raised says so.
+        logger.exception("the failure could not be recorded in %s", trial.url)
+
+
+def _says_more(kind: Kind, earlier: object) -> bool:
+    return earlier == "peer_lost" and kind != "peer_lost"
