@@ -1,0 +1,225 @@
+"""A sweep as a Ray job: what it is told, what travels with it, and what must be on the cluster.
+
+The job is `python -m orchestrator.cli run SWEEP.yaml`, the same as anywhere: Ray gives it the
+cluster's address in RAY_ADDRESS, which `run` joins. What it needs beyond its command line is in a
+file that the shell reads first, since Ray shows command lines, metadata and runtime environments
+to everybody who may look at the cluster's jobs.
+"""
+
+import os
+import secrets
+import shlex
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from analysis.errors import InputError
+from orchestrator.cli_options import STORAGE_VARIABLE
+from orchestrator.job_follow import PATIENCE_S, POLL_S
+from orchestrator.job_package import ENVIRONMENT_FILE, fill, own_modules
+from orchestrator.job_server import STORAGE_KEY, SWEEP_KEY, Job, JobServer, ServerLostError
+from orchestrator.sweep import load_sweep
+from orchestrator.sweep_config import SweepConfig
+from orchestrator.tracking import (
+    DIRTY,
+    GIT_VARIABLE,
+    SQLITE,
+    URI_VARIABLE,
+    git_state,
+    given_uri,
+    redacted,
+)
+from trainers.data.sources import HubDataset, PretrainedTokenizer, TextFiles
+
+#: How MLflow's client is told who it is, and which experiment is meant.
+MLFLOW_VARIABLES = (
+    "MLFLOW_EXPERIMENT_NAME",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_TRACKING_INSECURE_TLS",
+    "DATABRICKS_HOST",
+    "DATABRICKS_TOKEN",
+)
+
+#: Between Ray's SIGTERM to a driver, upon which trials write checkpoints, and its SIGKILL.
+STOP_PATIENCE_S = 600
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A sweep file with what `widthlab run` would be given beside it."""
+
+    sweep: Path
+    overrides: tuple[str, ...]
+    storage: str
+    tracking_uri: str | None
+    retry_failed: bool = False
+    require_verdict: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A submission that has been checked and can be sent."""
+
+    config: SweepConfig
+    storage: str
+    blocks: tuple[Path, ...]
+    environment: dict[str, str]
+    notes: tuple[str, ...]  # what only the cluster can tell
+
+
+def prepare(submission: Submission, address: str) -> Prepared:
+    """Everything that can be checked without the cluster. Raises InputError."""
+    config = load_sweep(submission.sweep, submission.overrides)
+    _check_storage(submission.storage)
+    uri = _tracking_uri(submission)
+    folders = [submission.sweep.resolve().parent, Path.cwd()]
+    notes = [*_about_data(config), *_about_tracking(uri, address)]
+    return Prepared(
+        config,
+        submission.storage,
+        tuple(own_modules(config, folders)),
+        _environment(submission.storage, uri),
+        tuple(notes),
+    )
+
+
+def submit_sweep(server: JobServer, submission: Submission, prepared: Prepared) -> Job:
+    """Start the job. Raises InputError where the cluster runs that sweep already."""
+    sweep, storage = prepared.config.name, redacted(prepared.storage)
+    for job in server.jobs():
+        if (job.sweep, job.storage) == (sweep, storage) and not job.over:
+            raise InputError(
+                f"sweep {sweep} is already run by job {job.id}, {job.state} since {job.since}; "
+                "follow it with --attach, or end it with --stop"
+            )
+    job_id = f"widthlab-{sweep}-{secrets.token_hex(4)}"
+    with tempfile.TemporaryDirectory(prefix="widthlab-job-") as scratch:
+        folder = Path(scratch)
+        file = fill(folder, submission.sweep, prepared.blocks, prepared.environment)
+        # Ray's own patience would be three seconds: too short for a checkpoint.
+        patience = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_PATIENCE_S)}
+        runtime_env = {"working_dir": str(folder), "env_vars": patience}
+        metadata = {SWEEP_KEY: sweep, STORAGE_KEY: storage}
+        return _started(server, job_id, entrypoint(file, submission), runtime_env, metadata)
+
+
+def _started(
+    server: JobServer,
+    job_id: str,
+    command: str,
+    runtime_env: dict[str, Any],
+    metadata: dict[str, str],
+) -> Job:
+    """Start a job once, however often it has to be asked for.
+
+    A head that has only just come up has no agent yet that starts jobs, and one that is busy may
+    start a job and not answer in time.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    asked = False
+    while True:
+        try:
+            started = server.find(job_id) if asked else None
+            if started is None:
+                asked = True
+                server.submit(job_id, command, runtime_env, metadata)
+                started = server.job(job_id)
+            return started
+        except ServerLostError as error:
+            if time.monotonic() > deadline:
+                unknown = f"whether job {job_id} has started is not known"
+                raise ServerLostError(f"{unknown}: {error}") from error
+            time.sleep(POLL_S)
+
+
+def entrypoint(file: Path, submission: Submission) -> str:
+    """The job's command line for a POSIX shell, in the working directory."""
+    words = ["python", "-m", "orchestrator.cli", "run", str(file)]
+    for setting in submission.overrides:
+        words += ["--set", setting]
+    words += ["--retry-failed"] * submission.retry_failed
+    words += ["--require-verdict"] * submission.require_verdict
+    # exec: signals reach the driver, and its exit code is the job's.
+    return f". ./{ENVIRONMENT_FILE} && exec {shlex.join(words)}"
+
+
+def _environment(storage: str, uri: str | None) -> dict[str, str]:
+    """What the driver is told by variables. Trials need none of it: they speak to no server."""
+    given = {name: os.environ.get(name) for name in MLFLOW_VARIABLES}
+    git = git_state(Path.cwd())
+    commit = f"{git['commit']}{DIRTY if git['dirty'] else ''}" if git else None
+    told = {STORAGE_VARIABLE: storage, URI_VARIABLE: uri, GIT_VARIABLE: commit, **given}
+    return {name: value for name, value in told.items() if value}
+
+
+def _check_storage(storage: str) -> None:
+    path = storage.removeprefix("file://")
+    if "://" not in path and not path.startswith(("/", "~")):
+        raise InputError(
+            f"storage {storage!r} is relative to this folder, and a job runs in another, on the "
+            f"cluster, which Ray deletes; give --storage or {STORAGE_VARIABLE} an absolute path "
+            "that every node mounts, or a URL such as s3://bucket/folder"
+        )
+
+
+def _tracking_uri(submission: Submission) -> str | None:
+    """The MLflow server for the job, None for the SQLite file beside the sweeps."""
+    raw = submission.tracking_uri or os.environ.get(URI_VARIABLE, "")
+    if raw.startswith(SQLITE) and not raw.removeprefix(SQLITE).startswith("/"):
+        raise InputError(
+            f"the tracking URI {raw!r} is a file of this folder, which the cluster has not; give "
+            "an MLflow server's URI with --tracking-uri or MLFLOW_TRACKING_URI"
+        )
+    uri = given_uri(submission.tracking_uri)
+    storage = submission.storage.removeprefix("file://")
+    if uri is None and "://" in storage:
+        raise InputError(
+            f"storage {redacted(storage)!r} is remote and cannot hold an MLflow database; give "
+            "the URI of an MLflow server with --tracking-uri or MLFLOW_TRACKING_URI"
+        )
+    return uri
+
+
+def _about_tracking(uri: str | None, address: str) -> Iterator[str]:
+    here = [urlsplit(each).hostname in LOOPBACK for each in (uri or "", address)]
+    if here == [True, False]:
+        yield f"the job looks for MLflow at {redacted(uri or '')} on the cluster's head, not here"
+
+
+def _about_data(config: SweepConfig) -> Iterator[str]:
+    """What the cluster must be able to read. Raises InputError for what it cannot: data do not
+    travel with a job."""
+    paths: Sequence[str] = ()
+    place = "corpus.paths"
+    if isinstance(config.corpus, TextFiles):
+        paths = config.corpus.paths
+    elif isinstance(config.corpus, HubDataset) and _is_folder(config.corpus.dataset):
+        paths, place = [config.corpus.dataset], "corpus.dataset"
+    yield from _on_every_node(place, paths)
+    tokenizer = config.tokenizer
+    if isinstance(tokenizer, PretrainedTokenizer) and _is_folder(tokenizer.path):
+        yield from _on_every_node("tokenizer.path", [tokenizer.path])
+
+
+def _on_every_node(place: str, paths: Sequence[str]) -> Iterator[str]:
+    for path in paths:
+        if not path.startswith(("/", "~")):
+            raise InputError(
+                f"{place} {path!r} is relative to this folder, and data do not travel with a job; "
+                "put them where every node of the cluster can read them, and give the absolute "
+                f"path ({Path(path).absolute()} is this machine's)"
+            )
+        yield f"{place} {path} must be there on every node of the cluster; it does not travel"
+
+
+def _is_folder(name: str) -> bool:
+    """Whether a name stands for a folder and not for a repository of the hub, OWNER/NAME."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).is_dir()
