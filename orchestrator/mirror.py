@@ -17,16 +17,22 @@ import logging
 import os
 import select
 import shlex
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, TextIO
 
 from analysis.errors import InputError
 from analysis.storage import LocalStorage, Storage, open_storage
+from orchestrator.ledger import resolved_sweep
+from orchestrator.mirror_identity import forget_trial
 from orchestrator.mirror_images import DRAWING_S
-from orchestrator.mirror_sweep import Mirror, SyncReport, forget_trial
+from orchestrator.mirror_sweep import Mirror, SyncReport
 from orchestrator.tracking import URI_VARIABLE, embedded_uri, redacted, storage_of, tracking_uri
+from trainers.heartbeat import every
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +50,8 @@ LOCK_FILE = ".mirror.lock"
 EVERY = 3.0  # seconds between two looks
 LONGEST_PAUSE = 60.0  # seconds, while the server is away
 LOCK_PAUSE = 1.0  # seconds between two tries for the lock
+LOOK_S = 5.0  # between two looks whether the mirror lives
+BAD_INPUT = 2  # its exit code
 
 Order = Literal["finish", "gone"]
 
@@ -52,10 +60,16 @@ Order = Literal["finish", "gone"]
 
 
 class MirrorProcess:
-    """A mirror beside a driver. If the driver dies, it sends what is durable and ends."""
+    """A mirror beside a driver. If the driver dies, it sends what is durable and ends; if the
+    mirror dies, another takes its place: nothing is lost with it."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
-        self._process = process
+    def __init__(self, start: Callable[[], "subprocess.Popen[bytes]"]) -> None:
+        self._start = start
+        self._process = start()
+        self._rest_s = LOOK_S
+        self._rested_at = time.monotonic()
+        self._watch = contextlib.ExitStack()
+        self._watch.enter_context(every(LOOK_S, self._replace_dead))
 
     @property
     def pid(self) -> int:
@@ -69,28 +83,53 @@ class MirrorProcess:
         """End the mirror but not the sweep's run: the sweep will be continued."""
         return self._end(b"", timeout)
 
+    def _replace_dead(self) -> None:
+        """Start another mirror, ever less often, unless this one has said that it cannot go on."""
+        code = self._process.poll()
+        if code in (None, BAD_INPUT) or time.monotonic() < self._rested_at:
+            return
+        log.warning("the mirror has ended by itself with code %s; another goes on", code)
+        self._replace()
+        self._rested_at = time.monotonic() + self._rest_s
+        self._rest_s = min(2 * self._rest_s, LONGEST_PAUSE)
+
+    def _replace(self) -> None:
+        self._process.communicate()  # closes the pipe to the dead one
+        self._process = self._start()
+
     def _end(self, order: bytes, timeout: float) -> bool:
-        try:
-            self._process.communicate(order, timeout)
-        except subprocess.TimeoutExpired:
-            self._process.kill()  # it may be killed at any point: the watermark is on the server
-            self._process.wait()
-        return self._process.returncode == 0
+        self._watch.close()
+        deadline = time.monotonic() + timeout
+        if self._process.poll() not in (None, BAD_INPUT):
+            self._replace()
+        while True:
+            try:
+                self._process.communicate(order, max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                self._process.kill()  # it may be killed at any point: the server knows how far
+                self._process.wait()
+            if self._process.returncode >= 0 or time.monotonic() >= deadline:
+                return self._process.returncode == 0
+            self._replace()  # somebody has killed it
 
 
-def start_mirror(sweep_url: str, uri: str, every: float = EVERY) -> MirrorProcess:
+def start_mirror(sweep_url: str, uri: str, every_s: float = EVERY) -> MirrorProcess:
     """Start a mirror of a sweep, whose sweep.yaml exists; returns at once."""
     # -P: a folder named `analysis` where the user stands is not ours.
     command = [sys.executable, "-P", "-m", "orchestrator.mirror", sweep_url]
-    command += ["--every", str(every)]
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=2,  # the driver's standard output may be one JSON object
-        env={**os.environ, "OMP_NUM_THREADS": "1", URI_VARIABLE: uri},
-        start_new_session=True,  # an interrupt from the keyboard is for the driver to judge
-    )
-    return MirrorProcess(process)
+    command += ["--every", str(every_s)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", URI_VARIABLE: uri}
+
+    def start() -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=2,  # the driver's standard output may be one JSON object
+            env=environment,
+            start_new_session=True,  # an interrupt from the keyboard is for the driver to judge
+        )
+
+    return MirrorProcess(start)
 
 
 def sync(sweep: Storage, uri: str) -> SyncReport:
@@ -108,7 +147,7 @@ def sync(sweep: Storage, uri: str) -> SyncReport:
         if first.away or {"waiting", "running"} & set(mirror.outcomes.values()):
             return first
         last = mirror.finish()
-        return replace(  # what either has sent; `refused` and `away` are as they are at the end
+        return replace(  # what either has sent; what is missing is as it is at the end
             last,
             points=first.points + last.points,
             runs=first.runs + last.runs,
@@ -148,8 +187,12 @@ class Orders:
         return self._order
 
 
-def mirror_until_told(sweep: Storage, uri: str, every: float, orders: Orders) -> bool:
-    """Mirror a sweep until the driver ends it or is gone; True if MLflow has everything."""
+def mirror_until_told(sweep: Storage, uri: str, every_s: float, orders: Orders) -> bool:
+    """Mirror a sweep until the driver ends it or is gone; True if MLflow has everything.
+
+    Raises InputError where `sweep` is no sweep.
+    """
+    resolved_sweep(sweep)  # refused before a lock is left where there is no sweep
     with contextlib.ExitStack() as stack:
         lock = _open_lock(sweep, stack)
         while lock is not None and not _try_lock(lock):
@@ -160,20 +203,30 @@ def mirror_until_told(sweep: Storage, uri: str, every: float, orders: Orders) ->
                 fcntl.flock(lock, fcntl.LOCK_EX)  # the driver has set a limit to this
                 break
         mirror = Mirror(sweep, uri, DRAWING_S)
-        misses = 0
+        pause = every_s
         while True:
-            misses = misses + 1 if mirror.sync_once().away else 0
-            order = orders.wait(min(every * 2**misses, LONGEST_PAUSE))
+            began = time.monotonic()
+            away = mirror.sync_once().away
+            took = time.monotonic() - began
+            # Looking takes half the time at most, however large the sweep and slow its storage.
+            pause = min(2 * pause, LONGEST_PAUSE) if away else max(every_s, took)
+            order = orders.wait(pause)
             if order is not None:
                 report = mirror.finish() if order == "finish" else mirror.sync_once()
-                return report.away is None and report.refused == 0
+                return report.complete
 
 
 def _open_lock(sweep: Storage, stack: contextlib.ExitStack) -> TextIO | None:
     """The file whose lock says who sends; an object store has none, and one driver."""
     if not isinstance(sweep, LocalStorage):
         return None
-    return stack.enter_context(sweep.path(LOCK_FILE).open("w"))
+    try:
+        return stack.enter_context(sweep.path(LOCK_FILE).open("w"))
+    except OSError as error:
+        raise InputError(
+            f"{sweep.url}/{LOCK_FILE} cannot be written: {error.strerror}; two mirrors of one "
+            "sweep keep apart by it, so copy the sweep to where you may write"
+        ) from error
 
 
 def _try_lock(lock: TextIO) -> bool:
@@ -193,13 +246,15 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
     os.nice(5)  # training comes first
+    # Who stops a job or an allocation signals all its processes; this one ends after its driver.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         sweep = open_storage(given.sweep)
         uri = tracking_uri(storage_of(sweep), given.tracking_uri)
         complete = mirror_until_told(sweep, uri, given.every, Orders(sys.stdin.fileno()))
     except InputError as error:
         log.error("%s", error)
-        return 2
+        return BAD_INPUT
     if not complete:
         log.warning("MLflow does not have all of %s yet: %s", sweep.url, sync_command(sweep, uri))
     return 0 if complete else 1

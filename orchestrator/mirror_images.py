@@ -8,9 +8,11 @@ a run has is asked of the server, never remembered.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import pyarrow.compute as pc
 
 from analysis.records import SPECTRA, Part, read_part
 from analysis.storage import Storage
@@ -26,6 +28,8 @@ log = logging.getLogger(__name__)
 IMAGE_INTERVAL_S = 60.0  # between two looks of a running trial
 #: A long trial has no more than this many images of a key, and its last.
 IMAGES_PER_TRIAL = 100
+#: More columns than a heat map has pixels for.
+MOST_SNAPSHOTS = 400
 #: What a mirror that must keep up with points spends on drawing in one look at the sweep.
 DRAWING_S = 3.0
 DPI = 180
@@ -49,11 +53,11 @@ class DrawingTime:
 
 
 @dataclass(frozen=True)
-class _PartSpectra:
-    """What is kept of a part: without its eigenvalues."""
+class _Snapshot:
+    """What is kept of a snapshot: without its eigenvalues."""
 
-    snapshots: Sequence["LayerSnapshot"]
-    times_ms: Mapping[int, int]  # by step
+    time_ms: int
+    layers: dict[tuple[str, int], "LayerSnapshot"]  # by site and layer
 
 
 class TrialImages:
@@ -64,8 +68,10 @@ class TrialImages:
         self._run_id = run_id
         self._unsure = known
         self._spacing = max(1, steps // IMAGES_PER_TRIAL)
+        self._column = max(1, steps // MOST_SNAPSHOTS)  # steps to a snapshot that is kept
         self._clock = clock
-        self._parts: dict[str, _PartSpectra] = {}
+        self._snapshots: dict[int, _Snapshot] = {}  # by step
+        self._read_to = NOTHING_SENT  # the last snapshot that was read
         self._reached: dict[str, int] = {}  # by key, the last step that the server has
         self._drawn = NOTHING_SENT  # the newest snapshot of the last images
         self.drawn_at = -IMAGE_INTERVAL_S  # on the clock
@@ -110,35 +116,47 @@ class TrialImages:
         return True
 
     def _read(self, trial: Storage, seen: TrialView) -> None:
-        """Read the parts that are new; those of an attempt that was cut off are forgotten."""
+        """Read the snapshots beyond those that were read."""
         from analysis.figures.spectrum_figures import COLUMNS, layer_snapshots
 
-        parts: dict[str, _PartSpectra] = {}
         for part in _parts(seen):
-            kept = self._parts.get(part.key)
-            if kept is None:
-                rows = read_part(trial, part.key, ["time_ms", *COLUMNS])
-                times = zip(
+            if part.last <= self._read_to:
+                continue
+            rows = read_part(trial, part.key, ["time_ms", *COLUMNS])
+            rows = rows.filter(pc.greater(rows.column("step"), self._read_to))
+            times = dict(
+                zip(
                     rows.column("step").to_pylist(), rows.column("time_ms").to_pylist(), strict=True
                 )
-                kept = _PartSpectra(layer_snapshots(rows), dict(times))
-            parts[part.key] = kept
-        self._parts = parts
+            )
+            for layer in layer_snapshots(rows):
+                at = self._snapshots.setdefault(layer.step, _Snapshot(times[layer.step], {}))
+                at.layers.setdefault((layer.site, layer.layer), layer)
+            if len(self._snapshots) > 2 * MOST_SNAPSHOTS:
+                self._thin()
+        self._thin()
+        self._read_to = _newest(seen)
+
+    def _thin(self) -> None:
+        """Keep the first snapshot of every column of the picture, and the newest of all."""
+        columns: dict[int, int] = {}
+        for step in sorted(self._snapshots):
+            columns.setdefault(step // self._column, step)
+        kept = {*columns.values(), max(self._snapshots, default=NOTHING_SENT)}
+        self._snapshots = {
+            step: snapshot for step, snapshot in sorted(self._snapshots.items()) if step in kept
+        }
 
     def _images(self) -> Iterator[Image]:
         from analysis.figures.spectrum_figures import rank_heat_map, spectrum_over_training
         from analysis.figures.style import pixels
 
         pictures = (("heat_map", rank_heat_map), ("spectrum", spectrum_over_training))
-        by_site: dict[str, dict[tuple[int, int], LayerSnapshot]] = {}
-        times: dict[int, int] = {}
-        for part in self._parts.values():
-            times |= part.times_ms
-            for snapshot in part.snapshots:
-                of_site = by_site.setdefault(snapshot.site, {})
-                of_site.setdefault((snapshot.step, snapshot.layer), snapshot)
-        for site, found in sorted(by_site.items()):
-            snapshots = list(found.values())
+        by_site: dict[str, list[LayerSnapshot]] = {}
+        for snapshot in self._snapshots.values():
+            for (site, _), layer in snapshot.layers.items():
+                by_site.setdefault(site, []).append(layer)
+        for site, snapshots in sorted(by_site.items()):
             steps = {snapshot.step for snapshot in snapshots}
             # MLflow's slider stands at step 0 when a page opens: the first is worth an image too.
             for last in sorted({min(steps), max(steps)}):
@@ -149,7 +167,7 @@ class TrialImages:
                         continue
                     figure = draw(shown)
                     if figure is not None:
-                        yield Image(key, pixels(figure, DPI), times[last], last)
+                        yield Image(key, pixels(figure, DPI), self._snapshots[last].time_ms, last)
 
 
 def _parts(seen: TrialView) -> list[Part]:

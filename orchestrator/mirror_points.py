@@ -192,6 +192,22 @@ def axis_texts(spec: Mapping[str, Any], holds: Sequence[str]) -> dict[str, str]:
     return {**{key: _text(value) for key, value in (spec.get("axes") or {}).items()}, **texts}
 
 
+def planned_name(axes: Mapping[str, Any]) -> str:
+    """`run_name` of a trial that failed before it had a spec, by its axes in the plan."""
+    words = [axes.get("architecture"), axes.get("norm"), f"D{_text(axes.get('D'))}"]
+    words += [f"d{axes.get('d_model')}", f"L{axes.get('depth')}", f"s{axes.get('seed')}"]
+    return " ".join(map(str, words))
+
+
+def planned_texts(axes: Mapping[str, Any], holds: Sequence[str]) -> dict[str, str]:
+    """`axis_texts` of such a trial, without those that its spec may say otherwise."""
+    unsure = ("width_multiplier", "D") if isinstance(axes.get("D"), list) else ("width_multiplier",)
+    texts = {key: _text(value) for key, value in axes.items() if key not in unsure}
+    if holds:
+        texts["hold"] = ", ".join(holds)
+    return texts
+
+
 def spec_params(spec: Mapping[str, Any]) -> dict[str, str]:
     """The spec flattened: ``training.learning_rate``, ``model.vocab_size``, ...
 

@@ -21,6 +21,8 @@ from orchestrator.mirror_points import (
     axis_texts,
     batches,
     flat,
+    planned_name,
+    planned_texts,
     run_name,
     spec_params,
     table_of,
@@ -33,8 +35,12 @@ WATERMARK_TAG = "widthlab.watermark"
 NONFINITE_TAG = "widthlab.nonfinite_points"
 FINISHED_TAG = "widthlab.finished_ms"
 COLLAPSED_TAG = "collapsed"
+FILES_TAG = "widthlab.files"
 TRIAL_TAG = "trial_id"
 PARENT_TAG = "mlflow.parentRunId"
+
+#: What a run that is over has beside its numbers.
+FILES = (SPEC, RESULT)
 
 
 @dataclass(frozen=True)
@@ -69,12 +75,28 @@ class TrialRun:
         self._ahead: dict[str, set[int]] = {}
         self._shown: TrialView | None = None
         self._collapsed = run.tags.get(COLLAPSED_TAG)
+        self._files = _files_of(run)
         self._images = images
+
+    @property
+    def run_id(self) -> str:
+        """Its name on the server."""
+        return self._run_id
 
     @property
     def drawn_at(self) -> float:
         """When its images were last drawn, on the clock of `time.monotonic`."""
         return self._images.drawn_at
+
+    @property
+    def lacks_files(self) -> bool:
+        """Whether the artifact store has not taken all that a run that is over should have."""
+        return not self._files.issuperset(FILES)
+
+    def is_retried(self, seen: TrialView) -> bool:
+        """Whether the trial had failed and goes on: its spec may be there only now."""
+        failed = self._shown is not None and self._shown.outcome == "failed"
+        return failed and seen.outcome != "failed"
 
     def shows(self, seen: TrialView) -> bool:
         """Whether the run has everything that this view of the trial holds."""
@@ -97,7 +119,7 @@ class TrialRun:
             elif seen.over:
                 return sent
         if self._shown is None or self._shown.outcome != seen.outcome:
-            self._send_state(seen, steps, artifacts)
+            self._send_state(trial, seen, steps, artifacts)
         self._shown = seen
         return sent
 
@@ -151,22 +173,37 @@ class TrialRun:
         self._collapsed = text
 
     def _send_state(
-        self, seen: TrialView, steps: Sequence[StepPoints], artifacts: Artifacts
+        self, trial: Storage, seen: TrialView, steps: Sequence[StepPoints], artifacts: Artifacts
     ) -> None:
-        tags = {"outcome": seen.outcome}
+        self._send_files(trial, artifacts)
+        tags = {"outcome": seen.outcome, FILES_TAG: " ".join(sorted(self._files))}
         if seen.failure is not None:
             tags["failure"] = f"{seen.failure.get('stage')}: {seen.failure.get('message')}"
         if seen.result is not None:
             if seen.result.get("reason"):
                 tags["reason"] = str(seen.result["reason"])
             tags[FINISHED_TAG] = str(seen.result.get("finished_ms"))
-            artifacts.send(self._run_id, RESULT, _json(seen.result))
         status = status_of(seen.outcome)
         if status != self._status:
             end = None if status == "RUNNING" else ended_ms(seen, steps) or now_ms()
             self._tracking.set_status(self._run_id, status, end)
             self._status = status
-        self._tracking.send_tags(self._run_id, tags)  # FINISHED_TAG says that nothing is missing
+        self._tracking.send_tags(self._run_id, tags)  # FINISHED_TAG says that no point is missing
+
+    def _send_files(self, trial: Storage, artifacts: Artifacts) -> None:
+        """Send what the run lacks of the trial's files. Those that the store does not take are
+        tried again when the state changes, and by a mirror that asks the server anew."""
+        for name in FILES:
+            if name not in self._files:
+                content = get_json(trial, name)
+                if content is not None and artifacts.send(self._run_id, name, _json(content)):
+                    self._files |= {name}
+
+
+def has_everything(run: Run, parent_id: str) -> bool:
+    """Whether the run of a trial that is over lacks nothing, as the server has it."""
+    in_family = run.tags.get(PARENT_TAG) == parent_id
+    return in_family and FINISHED_TAG in run.tags and _files_of(run).issuperset(FILES)
 
 
 def follow(
@@ -178,24 +215,26 @@ def follow(
     planned: Mapping[str, Any],
     seen: TrialView,
 ) -> TrialRun | None:
-    """The trial's run, made where there is none; None if it is complete already.
+    """The trial's run, made where there is none; None if it has everything already.
 
-    `planned` is the trial's entry in the resolved sweep. Raises OSError, ValueError or KeyError
-    where spec.json cannot be read.
+    `planned` is the trial's entry in the resolved sweep: all that is known of a trial that failed
+    before it had a spec. Raises OSError, ValueError or KeyError where spec.json cannot be read.
     """
     spec = get_json(trial, SPEC)
-    if spec is None:
+    if spec is None and seen.outcome != "failed":
         raise FileNotFoundError(f"{trial.url}/{SPEC} is missing")
     if run is not None and run.tags.get(PARENT_TAG) != family.parent_id:
         tracking.send_tags(run.run_id, {PARENT_TAG: family.parent_id})
     if run is not None and FINISHED_TAG in run.tags:
-        if seen.over and run.tags[FINISHED_TAG] == str((seen.result or {}).get("finished_ms")):
+        if not seen.over or run.tags[FINISHED_TAG] != str((seen.result or {}).get("finished_ms")):
+            # The trial was discarded and trained anew: its old points would mix with the new.
+            tracking.delete(run.run_id)
+            run = None
+        elif has_everything(run, run.tags[PARENT_TAG]):
             return None
-        # The trial was discarded and trained anew: its old points would mix with the new.
-        tracking.delete(run.run_id)
-        run = None
-    axes = axis_texts(spec, planned.get("holds") or [])
     known = run is not None
+    holds = planned.get("holds") or []
+    axes = planned_texts(planned["axes"], holds) if spec is None else axis_texts(spec, holds)
     if run is None:
         tags = {
             **axes,
@@ -204,13 +243,19 @@ def follow(
             PARENT_TAG: family.parent_id,
             "outcome": seen.outcome,
         }
-        run = tracking.create(run_name(spec), tags, started_ms(trial, seen) or now_ms())
-        artifacts.send(run.run_id, SPEC, _json(spec))
-    params = spec_params(spec) | axes | flat(planned.get("parameters") or {}, "parameters.")
+        name = planned_name(planned["axes"]) if spec is None else run_name(spec)
+        run = tracking.create(name, tags, started_ms(trial, seen) or now_ms())
+    params = axes | flat(planned.get("parameters") or {}, "parameters.")
+    if spec is not None:
+        params = spec_params(spec) | params
     # Params never change; a mirror that died may have sent only some.
     tracking.send_params(run.run_id, {k: v for k, v in params.items() if k not in run.params})
-    total = (spec.get("training") or {}).get("steps", 1)
+    total = ((spec or {}).get("training") or {}).get("steps", 1)
     return TrialRun(tracking, run, known, TrialImages(run.run_id, known, total))
+
+
+def _files_of(run: Run) -> frozenset[str]:
+    return frozenset(run.tags.get(FILES_TAG, "").split())
 
 
 def status_of(outcome: str) -> str:

@@ -7,9 +7,11 @@ from typing import Any
 import pyarrow.compute as pc
 
 from analysis.records import (
+    COLLAPSE,
     FAILURE,
     LEASE,
     METRICS,
+    RESULT,
     ROW_KEYS,
     SCHEMAS,
     SPEC,
@@ -18,6 +20,7 @@ from analysis.records import (
     current_parts,
     get_json,
     get_result,
+    live_parts,
     read_part,
 )
 from analysis.storage import Storage
@@ -47,21 +50,27 @@ class TrialView:
 
 
 def view(trial: Storage) -> TrialView:
-    """Read the state of a trial. Raises BrokenRecordError, or OSError where it cannot be read."""
-    result = get_result(trial)
+    """Read the state of a trial: one listing, and the few small objects that are there.
+
+    Raises BrokenRecordError, or OSError where it cannot be read.
+    """
+    keys = trial.list()
+    if not keys:
+        return TrialView("waiting", (), None, None)
+    result = get_result(trial) if RESULT in keys else None
     if result is not None:
         outcome, parts = result["outcome"], tuple(sorted(result["records"].values()))
         since = collapsed_since(trial) if outcome == "collapsed" else None
         return TrialView(outcome, parts, result, None, since)
-    parts = tuple(current_parts(trial))
-    since = collapsed_since(trial)
-    failure = get_json(trial, FAILURE)
+    parts = tuple(live_parts(trial, keys))
+    since = collapsed_since(trial) if COLLAPSE in keys else None
+    failure = get_json(trial, FAILURE) if FAILURE in keys else None
     # A failure that is not given up is about to be retried; an attempt after it has begun to.
     if failure is not None and failure.get("gave_up"):
         lease = get_json(trial, LEASE) or {}
         if lease.get("attempt", 0) <= failure.get("attempt", 0):
             return TrialView("failed", parts, None, failure, since)
-    begun = bool(parts) or get_json(trial, SPEC) is not None
+    begun = bool(parts) or (SPEC in keys and get_json(trial, SPEC) is not None)
     return TrialView("running" if begun else "waiting", parts, None, None, since)
 
 

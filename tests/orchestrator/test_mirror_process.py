@@ -2,8 +2,11 @@
 
 import fcntl
 import os
+import signal
 import socket
 import subprocess
+import threading
+import time
 
 import pytest
 from mirror_bench import (
@@ -88,7 +91,7 @@ def test_the_process_sends_while_it_lives_and_ends_the_sweep_when_told(
     trial = bench.begin()
     put_rows(trial, 1, 0, 40)
     finish_trial(trial)
-    process = start_mirror(bench.sweep.url, bench.uri, every=0.1)
+    process = start_mirror(bench.sweep.url, bench.uri, every_s=0.1)
     assert process.finish(timeout=120)
     assert bench.points() == expected(rows_of(0, 40))
     assert bench.parent().info.status == "FINISHED"
@@ -114,3 +117,32 @@ def test_the_process_tells_that_the_server_was_away_and_never_the_password(
     told = capfd.readouterr().err
     assert f"widthlab sync {bench.sweep.url} --tracking-uri http://{address}" in told
     assert "secret" not in told
+
+
+def test_a_mirror_that_is_killed_twice_is_replaced_twice(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("orchestrator.mirror.LOOK_S", 0.05)
+    trial = bench.begin()
+    put_rows(trial, 1, 0, 40)
+    finish_trial(trial)
+    process = start_mirror(bench.sweep.url, bench.uri, every_s=0.1)
+    first = process.pid
+    os.kill(first, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while process.pid == first and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    assert process.pid != first
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.finish(timeout=120)
+    assert bench.points() == expected(rows_of(0, 40))
+    assert bench.parent().info.status == "FINISHED"
+    assert any("ended by itself with code -9" in r.getMessage() for r in caplog.records)
+
+
+def test_a_mirror_of_no_sweep_ends_and_is_not_started_again(
+    bench: Bench, capfd: pytest.CaptureFixture[str]
+) -> None:
+    process = start_mirror(str(bench.root / "nowhere"), bench.uri)
+    assert not process.finish(timeout=120)
+    assert capfd.readouterr().err.count("is no sweep's directory") == 1
