@@ -9,6 +9,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from analysis.records import RESULT, checkpoint_folder, committed_steps, manifest_key
+from analysis.storage import Storage
+from orchestrator.ledger import trial_storage
 from trainers.spec import TrialSpec, canonical_json
 
 
@@ -42,6 +45,27 @@ def branch_points(specs: Iterable[TrialSpec]) -> dict[str, tuple[int, ...]]:
     for branch in branches(specs).values():
         points[branch.trunk].add(branch.step)
     return {trunk: tuple(sorted(steps)) for trunk, steps in points.items()}
+
+
+def drop_used_branch_points(sweep: Storage, specs: Iterable[TrialSpec]) -> None:
+    """Remove the checkpoints of finished trunks that all their branches have begun from: a trunk
+    keeps them for its branches alone, and does not know of them."""
+    waiting: dict[tuple[str, int], list[str]] = defaultdict(list)
+    for trial_id, branch in branches(specs).items():
+        waiting[branch.trunk, branch.step].append(trial_id)
+    for (trunk, step), trial_ids in waiting.items():
+        trial = trial_storage(sweep, trunk)
+        steps = committed_steps(trial.list("checkpoints"))
+        over = RESULT in trial.list()
+        if over and step in steps[:-1] and all(_has_begun(sweep, name) for name in trial_ids):
+            trial.delete(manifest_key(step))
+            for key in trial.list(checkpoint_folder(step)):
+                trial.delete(key)
+
+
+def _has_begun(sweep: Storage, trial_id: str) -> bool:
+    keys = trial_storage(sweep, trial_id).list()
+    return RESULT in keys or bool(committed_steps(keys))
 
 
 def _all_but_steps(spec: TrialSpec) -> tuple[str, int]:

@@ -6,7 +6,7 @@ from itertools import product
 from typing import Any
 
 from orchestrator.canonical import Change, canonical
-from orchestrator.sweep_config import AXES, SweepConfig
+from orchestrator.sweep_config import SETTABLE, SweepConfig
 
 Axes = dict[str, Any]
 
@@ -68,8 +68,8 @@ def matching(config: SweepConfig, typed: Axes) -> list[int]:
 def _with_values(config: SweepConfig, values: Mapping[str, Any]) -> SweepConfig:
     """The config with values of axes in its sections."""
     updates: dict[str, dict[str, Any]] = {}
-    for axis in values.keys() & AXES.keys():
-        section, key = AXES[axis]
+    for axis in values.keys() & SETTABLE.keys():
+        section, key = SETTABLE[axis]
         updates.setdefault(section, {})[key] = values[axis]
     # Each value was validated when the file was read; how they fit together is the spec's to say.
     sections = {

@@ -12,10 +12,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from analysis.errors import InputError
+from orchestrator.cli_jobs import submit
+from orchestrator.cli_options import (
+    DEFAULT_STORAGE,
+    JsonOption,
+    NameOption,
+    RequireVerdictOption,
+    RetryFailedOption,
+    SetOption,
+    StorageOption,
+    SweepArgument,
+    TargetArgument,
+    TrackingOption,
+)
+from orchestrator.cli_output import open_console, print_json, print_table, say
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from analysis.storage import Storage
     from orchestrator.sweep_config import SweepConfig
 
@@ -26,43 +38,10 @@ app = typer.Typer(
     help="How wide should the feed-forward network be? Train a grid, fit its laws, get a verdict.",
 )
 
-STORAGE_VARIABLE = "WIDTHLAB_STORAGE"
-
-SweepArgument = Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="the sweep file")]
-TargetArgument = Annotated[
-    str, typer.Argument(metavar="SWEEP", help="the sweep file, or the sweep's directory")
-]
-NameOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="as given to `run`, where it set the name"),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="override a key of the file; repeatable"),
-]
-StorageOption = Annotated[
-    str,
-    typer.Option(
-        envvar=STORAGE_VARIABLE, metavar="DIR", help="where sweeps are kept: a path or a URL"
-    ),
-]
-TrackingOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="URI",
-        help="MLflow server (default: $MLFLOW_TRACKING_URI, else a SQLite file in the storage)",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object to stdout")]
-
 
 def _column(what: str) -> Any:
     """An option that names a column of a table."""
     return typer.Option(metavar="COLUMN", help=f"column {what}")
-
-
-DEFAULT_STORAGE = "widthlab-runs"
-WIDEST = 500  # columns
 
 
 @app.command()
@@ -83,9 +62,9 @@ def plan(
     grid = expand(config, found.data, found.vocab_size)
     made = make_plan(config, grid, _measured_rate(directory), ids_known=found.known)
     if as_json:
-        _print_json(plan_json(made))
+        print_json(plan_json(made))
     else:
-        _console(stderr=False).print(render_plan(made))
+        open_console(stderr=False).print(render_plan(made))
 
 
 @app.command()
@@ -100,12 +79,8 @@ def run(
             envvar="RAY_ADDRESS", metavar="HOST:PORT", help="join a Ray cluster (default: local)"
         ),
     ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="try failed trials again")
-    ] = False,
-    require_verdict: Annotated[
-        bool, typer.Option("--require-verdict", help="exit 1 where the analysis refuses")
-    ] = False,
+    retry_failed: RetryFailedOption = False,
+    require_verdict: RequireVerdictOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train what is missing, continue what was cut off, then analyse."""
@@ -116,13 +91,13 @@ def run(
 
     config, directory = _load(sweep, overrides, storage)
     tracking = tracking_of(_open(storage), tracking_uri)
-    console = _console(stderr=True)
+    console = open_console(stderr=True)
     done = run_sweep(
         config, directory, tracking, console, address=address, retry_failed=retry_failed
     )
     counts = done.ledger.counts
     if as_json:
-        _print_json(
+        print_json(
             {
                 **done.ledger.to_json(),
                 "trained": done.trained,
@@ -136,24 +111,27 @@ def run(
         )
     else:
         if done.summary:
-            _say(done.summary)
+            say(done.summary)
         for trial in done.ledger.trials:
             if trial.state in ("failed", "diverged"):
-                _say(f"{trial.state}: trial {trial.id}: {trial.message}")
+                say(f"{trial.state}: trial {trial.id}: {trial.message}")
         if done.failed:
-            _say("failed trials are tried again with --retry-failed")
+            say("failed trials are tried again with --retry-failed")
         named = None if tracking == _embedded(storage) else redacted(tracking)
-        _say(_where(directory, storage, named, done.report))
+        say(_where(directory, storage, named, done.report))
         if done.stopped:
-            _say("stopped on request; the same command continues")
+            say("stopped on request; the same command continues")
         if not done.mirrored:
-            _say(f"MLflow does not have everything yet: {sync_command(directory, tracking)}")
+            say(f"MLflow does not have everything yet: {sync_command(directory, tracking)}")
     refused = any(
         group["verdict"] == "refused" for group in (done.recommendation or {}).get("groups", [])
     )
     unfinished = done.stopped or any(counts[state] for state in ("waiting", "running", "stale"))
     if done.failed or unfinished or (require_verdict and (refused or not done.recommendation)):
         raise typer.Exit(1)
+
+
+app.command()(submit)
 
 
 @app.command()
@@ -164,34 +142,29 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """One line a trial, and the counts."""
-    from rich.table import Table
-
     from orchestrator.ledger import read_ledger
     from orchestrator.progress import cell_name
 
     read = read_ledger(_target(sweep, overrides, storage))
     if as_json:
-        _print_json(read.to_json())
+        print_json(read.to_json())
         return
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("trial", "cell", "state", "step", "loss"):
-        right = column in ("step", "loss")
-        table.add_column(column, justify="right" if right else "left", no_wrap=True)
-    for trial in read.trials:
-        loss = "" if trial.loss is None else f"{trial.loss:.4f}"
-        step = f"{trial.step}/{trial.steps}"
-        table.add_row(trial.id, cell_name(trial.axes), trial.state_text, step, loss)
-    console = _console(stderr=False)
-    # As wide as it must be: an id that is cut short to fit 80 columns is none.
-    console.width = max(
-        console.width, console.measure(table, options=console.options.update(width=WIDEST)).maximum
-    )
-    console.print(table, markup=False)
+    rows = [
+        (
+            trial.id,
+            cell_name(trial.axes),
+            trial.state_text,
+            f"{trial.step}/{trial.steps}",
+            "" if trial.loss is None else f"{trial.loss:.4f}",
+        )
+        for trial in read.trials
+    ]
+    print_table(("trial", "cell", "state", "step", "loss"), rows, numbers=("step", "loss"))
     for trial in read.trials:
         if trial.message:
-            _say(f"{trial.id}: {trial.message}")
+            say(f"{trial.id}: {trial.message}")
     counts = ", ".join(f"{number} {state}" for state, number in read.counts.items() if number)
-    _say(f"{read.sweep}: {counts}")
+    say(f"{read.sweep}: {counts}")
 
 
 @app.command()
@@ -266,9 +239,7 @@ def analyze(
         Literal["median", "mean", "first", "deepest"] | None,
         typer.Option(help="a trial's rank of those of its layers (default: as its sweep says)"),
     ] = None,
-    require_verdict: Annotated[
-        bool, typer.Option("--require-verdict", help="exit 1 where the analysis refuses")
-    ] = False,
+    require_verdict: RequireVerdictOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Fit the laws, judge, and write figures and report from a sweep's directory."""
@@ -291,10 +262,10 @@ def analyze(
         directory, links=links, aggregate_last=aggregate_last, aggregate_layers=aggregate_layers
     )
     if as_json:
-        _print_json(done.recommendation)
+        print_json(done.recommendation)
     else:
-        _say(done.summary)
-        _say(f"\nreport   {done.report_url}")
+        say(done.summary)
+        say(f"\nreport   {done.report_url}")
     refused = any(group["verdict"] == "refused" for group in done.recommendation["groups"])
     if require_verdict and refused:
         raise typer.Exit(1)
@@ -351,9 +322,9 @@ def fit(
     )
     fitted = fit_file(table, request, figure)
     if as_json:
-        _print_json(fitted.to_json())
+        print_json(fitted.to_json())
     else:
-        _say(as_text(fitted))
+        say(as_text(fitted))
 
 
 @app.command()
@@ -372,14 +343,16 @@ def sync(
     opened = _open(directory)
     report = send(opened, tracking_of(storage_of(opened), tracking_uri))
     if as_json:
-        _print_json(asdict(report))
+        print_json(asdict(report))
     elif report.away:
         typer.echo(f"MLflow does not answer: {report.away}; nothing is lost, try again", err=True)
     else:
         typer.echo(f"sent {report.points} points of {report.runs} runs", err=True)
         if report.refused:
             typer.echo(f"{report.refused} trials could not be read or were refused", err=True)
-    if report.away or report.refused:
+        if report.fileless:
+            typer.echo(f"{report.fileless} runs lack files that could not be stored", err=True)
+    if not report.complete:
         raise typer.Exit(1)
 
 
@@ -393,6 +366,12 @@ def export(
     tokenizer: Annotated[
         bool, typer.Option("--tokenizer/--no-tokenizer", help="write the tokenizer too")
     ] = True,
+    block: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:CLASS", help="the block that the trial names, if you trust it"
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a trial's model as a directory that transformers opens."""
@@ -404,11 +383,11 @@ def export(
 
     transformers_logging.disable_progress_bar()
     sys.path.append("")  # a block of the user's own is looked for here too, as in training
-    done = write(_open(trial), out, dtype, tokenizer)
+    done = write(_open(trial), out, dtype, tokenizer, block=block)
     if as_json:
-        _print_json(asdict(done))
+        print_json(asdict(done))
     else:
-        _say(done.summary)
+        say(done.summary)
 
 
 @app.command()
@@ -501,21 +480,10 @@ def _program() -> str:
     return sys.argv[0] if Path(sys.argv[0]).name == "widthlab" else "widthlab"
 
 
-def _say(text: str) -> None:
-    """Print to stdout as it is: no markup, no wrapping of paths and commands."""
-    _console(stderr=False).print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _console(stderr: bool) -> "Console":
-    from rich.console import Console
-
-    return Console(stderr=stderr)
-
-
-def _print_json(content: dict[str, Any]) -> None:
-    from orchestrator.ledger import dumps
-
-    typer.echo(dumps(content))
+def _os_error(error: OSError) -> str:
+    """What the operating system would not do, and to what."""
+    what = error.strerror or str(error) or type(error).__name__
+    return what if error.filename is None else f"{str(error.filename)[:200]}: {what}"
 
 
 def main() -> None:
@@ -529,6 +497,11 @@ def main() -> None:
         app()
     except InputError as error:
         typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None
+    except (
+        OSError
+    ) as error:  # a disk that is full, a path that is too long, a right that is missing
+        typer.echo(f"error: {_os_error(error)}", err=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         typer.echo("interrupted; what is durable is kept, and `run` continues", err=True)

@@ -16,8 +16,8 @@ from analysis.errors import InputError
 from analysis.records import BrokenRecordError, encode_json, get_json
 from analysis.storage import Storage, open_storage
 from orchestrator.ledger import SWEEP_FILE, resolved_sweep, trial_storage
+from orchestrator.mirror_identity import IDENTITY_FILE
 from orchestrator.mirror_run import COLLAPSED_TAG, NONFINITE_TAG, SWEEP_TAG
-from orchestrator.mirror_sweep import IDENTITY_FILE
 from orchestrator.mlflow_reader import MirroredRun, MlflowReader
 from orchestrator.mlflow_rows import metrics_rows, needed, spectra_rows
 from orchestrator.tracking import redacted

@@ -100,14 +100,13 @@ def expand(
     `device` ("cpu" or "cuda") is what `resources.device: auto` stands for here; without it, cpu.
     Raises InputError where no cell at all can be trained.
     """
-    layout = _layout(config, device)
     trials: dict[str, PlannedTrial] = {}
     dropped: list[Dropped] = []
     merged: list[Merged] = []
     # A cell that is as the file says is the one that others come to be.
     ordered = sorted((resolved(config, typed) for typed in cells(config)), key=_changed_axes)
     for hold, cell in product(config.hold, ordered):
-        found = _trial(config, cell, hold, data, vocab_size, layout)
+        found = _trial(config, cell, hold, data, vocab_size, device)
         if isinstance(found, Dropped):
             dropped.append(found)
             continue
@@ -161,7 +160,7 @@ def _with_branch_points(trials: dict[str, PlannedTrial]) -> list[PlannedTrial]:
 
 
 def _trial(
-    config: SweepConfig, cell: Cell, hold: str, data: DataSpec, vocab_size: int, layout: Layout
+    config: SweepConfig, cell: Cell, hold: str, data: DataSpec, vocab_size: int, device: str | None
 ) -> PlannedTrial | Dropped:
     """One cell as a trial, or why it cannot be one."""
     base = cell.base
@@ -177,7 +176,7 @@ def _trial(
             evaluation=base.evaluation,
             spectra=base.spectra,
             source=config.source,
-            layout=layout,
+            layout=_layout(base, device),
             axes=_named(cell, held.model),
         )
     except ValidationError as error:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import InputError
+from orchestrator.mirror_identity import experiment_name
+from orchestrator.mirror_parent import SWEEP_FILE_TAG
 from orchestrator.mirror_run import PARENT_TAG, SWEEP_TAG, TRIAL_TAG
-from orchestrator.mirror_sweep import SWEEP_FILE_TAG, experiment_name
 from orchestrator.tracking import (
     Point,
     RefusedError,

@@ -113,6 +113,7 @@ def _columns(row: PlanRow, halves: set[str]) -> dict[str, str]:
         "params": _scaled(row.parameters.total, 4),
         "N": _scaled(row.parameters.non_embedding, 4),
         "FLOPs": _scaled(row.flops),
+        "workers": str(row.workers),
         "memory": _bytes(row.memory_bytes),
         "time": duration(row.seconds),
     }

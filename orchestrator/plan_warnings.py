@@ -7,7 +7,7 @@ from analysis.collapse import CollapseRule
 from analysis.wording import plural
 from orchestrator.grid import PlannedTrial
 from orchestrator.plan_cost import measurements
-from orchestrator.sweep_config import SweepConfig
+from orchestrator.sweep_config import AXES, SweepConfig
 
 #: Below this many tokens per unit of width every rank of a spectrum is biased downward.
 TOKENS_PER_WIDTH = 10
@@ -133,6 +133,7 @@ def _unlike_widths(config: SweepConfig) -> Iterator[str]:
         for override in config.overrides
         if override.when.keys() & {"width_multiplier", "ffn_width"}
         for key in override.set
+        if key in AXES  # the others say how a trial lies on devices, not what it is
     ]
     if keys:
         yield (

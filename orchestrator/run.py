@@ -8,7 +8,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,14 +19,18 @@ from analysis import records
 from analysis.errors import InputError
 from analysis.storage import Storage
 from orchestrator import execute, ledger
-from orchestrator.branches import branches
+from orchestrator.branches import branches, drop_used_branch_points
 from orchestrator.driver_lease import driving
 from orchestrator.grid import Grid, PlannedTrial, expand
 from orchestrator.ledger import Ledger, give_up, read_ledger, trial_storage
 from orchestrator.mirror import start_mirror
+from orchestrator.placement import Node, trials_at_once
 from orchestrator.plan import resolved_yaml
 from orchestrator.planned_data import as_pinned, last_run
 from orchestrator.progress import Progress
+from orchestrator.ray_cluster import cluster
+from orchestrator.retries import RETRIES, Budget
+from orchestrator.shared_storage import check_shared
 from orchestrator.stopping import (
     forget_stop,
     relaying_stops,
@@ -82,22 +86,22 @@ def run_sweep(
     _check_tokens(store, grid)
     todo = _left_to_do(sweep, grid, retry_failed)
     if address is None:  # known before Ray is started, and before anything is written
-        here = [{"CPU": float(_cpus()), "GPU": float(_gpus())}]
-        execute.trials_at_once(here, _specs(todo), None)
+        here = [Node({"CPU": float(_cpus()), "GPU": float(_gpus())})]
+        trials_at_once(here, _specs(_as_begun(sweep, todo)), None)
     _check_writable(sweep)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(driving(sweep))
+        held = stack.enter_context(driving(sweep))
         forget_stop(sweep)  # from here on a request is for this run
         at_once = 0
         if todo:
             console.print("starting Ray" if address is None else f"joining Ray at {address}")
-            nodes = stack.enter_context(execute.cluster(address, _cpus()))
+            nodes = stack.enter_context(cluster(address, _cpus()))
             grid = expand(config, store.data_spec, store.vocab_size, device=_device(nodes))
             wanted = {trial.id for trial in todo}
-            todo = [trial for trial in grid.trials if trial.id in wanted]
-            limit = config.resources.concurrent
-            at_once = execute.trials_at_once(nodes, _specs(todo), limit)
-            execute.check_shared(sweep, nodes)
+            todo = _as_begun(sweep, [trial for trial in grid.trials if trial.id in wanted])
+            limit, grows = config.resources.concurrent, config.resources.wait_for_nodes
+            at_once = trials_at_once(nodes, _specs(todo), limit, grows)
+            check_shared(sweep, nodes, _specs(todo))
         _tell_of_orphans(sweep, grid, console)
         sweep.put(
             ledger.SWEEP_FILE,
@@ -109,6 +113,11 @@ def run_sweep(
         try:
             if todo:
                 _train(sweep, grid, todo, at_once, config, console, retry_failed)
+            if held.replaced:
+                raise InputError(
+                    f"{sweep.url}: this process was taken for gone, and another goes on with the "
+                    "sweep; follow it with `widthlab status`"
+                )
             reached = read_ledger(sweep)
             # A request that came after the last trial has stopped nothing.
             stopped = stop_requested(sweep) and not all(trial.over for trial in reached.trials)
@@ -180,10 +189,12 @@ def _train(
     if retry_failed:
         for trial in todo:
             trial_storage(sweep, trial.id).delete(records.FAILURE)
+            trial_storage(sweep, trial.id).delete(RETRIES)
     before = read_ledger(sweep)
     flops = {cell.id: 0 for cell in before.trials} | {trial.id: trial.flops for trial in todo}
+    rate = f"{at_once} at a time" if at_once else "when nodes have joined"
     console.print(
-        f"{config.name}: {len(todo)} of {len(before.trials)} trials to train, {at_once} at a time",
+        f"{config.name}: {len(todo)} of {len(before.trials)} trials to train, {rate}",
         highlight=False,
     )
     with (
@@ -192,11 +203,30 @@ def _train(
         Progress(sweep, before, flops, console).shown(),
     ):
         errors = execute.run_trials(
-            sweep, _specs(todo), at_once, config.resources.retries, branches(_specs(grid.trials))
+            sweep,
+            _specs(todo),
+            config.resources.concurrent,
+            Budget(config.resources.retries, config.resources.preemptions),
+            branches(_specs(grid.trials)),
+            config.resources.wait_for_nodes,
         )
         if not stop_requested(sweep):
             for trial_id, message in errors.items():
-                give_up(trial_storage(sweep, trial_id), message)
+                _give_up(trial_storage(sweep, trial_id), trial_id, message, console)
+    drop_used_branch_points(sweep, _specs(grid.trials))
+
+
+def _give_up(trial: Storage, trial_id: str, message: str, console: Console) -> None:
+    """On a disk that is full nothing can be noted; then it is said, and the next run goes on."""
+    try:
+        give_up(trial, message)
+    except OSError as error:
+        console.print(
+            f"trial {trial_id} failed: {message}; its directory could not take that: {error}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _judge(sweep: Storage, reached: Ledger, tracking: str, console: Console) -> dict[str, Any]:
@@ -252,8 +282,13 @@ def _specs(trials: list[PlannedTrial]) -> list[Any]:
     return [trial.spec for trial in trials]
 
 
-def _device(nodes: list[dict[str, float]]) -> str:
-    return "cuda" if any(node.get("GPU", 0) for node in nodes) else "cpu"
+def _as_begun(sweep: Storage, trials: list[PlannedTrial]) -> list[PlannedTrial]:
+    """What has begun goes on with as many workers, whatever the file says by now."""
+    return [replace(trial, spec=execute.as_begun(sweep, trial.spec)) for trial in trials]
+
+
+def _device(nodes: list[Node]) -> str:
+    return "cuda" if any(node.resources.get("GPU", 0) for node in nodes) else "cpu"
 
 
 def _cpus() -> int:

@@ -34,6 +34,10 @@ CORE_SCHEMA: tuple[tuple[str, str, list[str]], ...] = (
 )
 
 
+#: More than anybody writes; aliases can stand for any number.
+MOST_VALUES = 100_000
+
+
 @dataclass(frozen=True)
 class Document:
     """A YAML file as plain values, and the line (from 1) of each key and list item."""
@@ -113,7 +117,8 @@ def read(text: str | bytes, place: str) -> Document:
             if node is None:
                 raise InputError(f"{place}: there is nothing in it")
             lines: dict[Path, int] = {}
-            _check(node, (), lines, set(), set())
+            if _check(node, (), lines, set(), {}) > MOST_VALUES:
+                raise InputError(f"{place}: its aliases stand for more than {MOST_VALUES:,} values")
             return Document(loader.construct_document(node), lines)
         finally:
             loader.dispose()
@@ -143,17 +148,20 @@ def dump(content: Any) -> str:
 
 
 def _check(
-    node: yaml.Node, path: Path, lines: dict[Path, int], above: set[int], seen: set[int]
-) -> None:
-    """Refuse doubled keys and anchors that contain themselves; note the lines."""
+    node: yaml.Node, path: Path, lines: dict[Path, int], above: set[int], sizes: dict[int, int]
+) -> int:
+    """Refuse doubled keys and anchors that contain themselves; note the lines.
+
+    How many values the node stands for: a few lines of aliases may stand for billions.
+    """
     if id(node) in above:
         raise yaml.MarkedYAMLError(
             problem="an anchor contains itself", problem_mark=node.start_mark
         )
-    if id(node) in seen:  # an alias: checked where it was anchored
-        return
-    seen.add(id(node))
+    if id(node) in sizes:  # an alias: checked where it was anchored
+        return sizes[id(node)]
     above.add(id(node))
+    size = 1
     if isinstance(node, yaml.MappingNode):
         first: dict[str, int] = {}
         for key, value in node.value:
@@ -170,9 +178,11 @@ def _check(
                 )
             first[key.value] = line
             lines[(*path, key.value)] = line
-            _check(value, (*path, key.value), lines, above, seen)
+            size += _check(value, (*path, key.value), lines, above, sizes)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             lines[(*path, index)] = item.start_mark.line + 1
-            _check(item, (*path, index), lines, above, seen)
+            size += _check(item, (*path, index), lines, above, sizes)
     above.remove(id(node))
+    sizes[id(node)] = size
+    return size

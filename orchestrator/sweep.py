@@ -8,6 +8,7 @@ allowed.
 """
 
 from collections.abc import Iterator, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ __all__ = ["SweepConfig", "load_sweep", "parse_sweep"]
 
 #: The section of a resolved sweep.yaml that says what the file came to. Not read back.
 RESOLVED = "resolved"
+#: Of the grid. Thousands take seconds to plan; nobody can run more.
+MOST_CELLS = 20_000
 #: Two ways of saying one thing: setting one takes the other away.
 OTHER_WAY = {
     "width_multiplier": "ffn_width",
@@ -213,6 +216,19 @@ def _spread_grid(file: File) -> None:
     if "norm" not in model and axes.get("architecture", (model.get("architecture"),)) == ("ngpt",):
         file.content["model"] = {**model, "norm": "ngpt"}  # it has no other
     file.content["grid"] = axes if "seed" in axes else {**axes, "seed": (0,)}
+    _check_size(file, axes)
+
+
+def _check_size(file: File, axes: dict[str, tuple[Any, ...]]) -> None:
+    """A product grows fast, and every cell of it is looked at before anything runs."""
+    cells = prod(map(len, axes.values()))
+    if cells > MOST_CELLS:
+        sizes = " x ".join(f"{axis} {len(values):,}" for axis, values in axes.items())
+        raise file.error(
+            ("grid",),
+            f"{sizes} are {cells:,} cells, more than the {MOST_CELLS:,} that one sweep may have; "
+            "make several sweeps of it",
+        )
 
 
 def _check_warm_up(file: File, axes: dict[str, tuple[Any, ...]]) -> None:

@@ -25,7 +25,7 @@ from trainers.data.sources import (
     Tokenizer,
 )
 from trainers.model_spec import Activation, Architecture, FFNWeight, Initialisation, NormPlacement
-from trainers.spec import EvaluationSpec, SpectraSpec, TrainingSpec
+from trainers.spec import EvaluationSpec, Layout, SpectraSpec, TrainingSpec
 from trainers.strict import MAX_CONTEXT, MAX_DEPTH, MAX_HEAD_DIM, MAX_WIDTH, Frozen
 
 Hold = Literal["none", "params", "flops"]
@@ -76,9 +76,20 @@ class ResourcesSection(Frozen):
     checkpoint_every: int = Field(default=100, ge=1)  # updates
     keep_checkpoints: int = Field(default=2, ge=1)
     retries: int = Field(default=2, ge=0)  # of a trial that failed; outcomes are not retried
+    preemptions: int = Field(default=50, ge=0)  # of a trial whose node or process was taken away
     concurrent: int | None = Field(default=None, ge=1)  # trials at once; null: as many as fit
+    wait_for_nodes: bool = False  # for what no node has room for: the cluster grows on demand
     watts_per_worker: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     price_per_device_hour: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _check_device(self) -> "ResourcesSection":
+        if self.wait_for_nodes and self.device == "auto":
+            raise ValueError(
+                "wait_for_nodes true needs device: cpu or device: cuda: what the nodes have that "
+                "will join is not known"
+            )
+        return self
 
 
 class Target(Frozen):
@@ -109,7 +120,8 @@ def _as_tuple(value: Any) -> Any:
 
 
 class Override(Frozen):
-    """For the cells with these values on these axes, other values of scalars of the base.
+    """For the cells with these values on these axes, other values of scalars of the base, or
+    other resources.
 
     Keys of both are axes by their names; what is set does not stand on the grid.
     """
@@ -232,6 +244,10 @@ def _scalars() -> dict[str, tuple[str, str]]:
 
 
 AXES = _scalars()
+#: What an override may set: scalars of the base, and how a trial lies on devices.
+SETTABLE = AXES | {
+    key: ("resources", key) for key in ResourcesSection.model_fields if key in Layout.model_fields
+}
 AXIS_OF = {place: axis for axis, place in AXES.items()}
 
 
@@ -253,11 +269,18 @@ def axis_name(key: object) -> str | None:
     return AXIS_OF.get((section, field))
 
 
+def settable_name(key: object) -> str | None:
+    """The same of what an override may set, such as `workers` or `resources.workers`."""
+    section, _, field = str(key).rpartition(".")
+    resource = SETTABLE.get(field) == ("resources", field) and section in ("", "resources")
+    return field if resource else axis_name(key)
+
+
 def axis_type(axis: str) -> TypeAdapter[Any]:
-    """What validates one value of an axis."""
+    """What validates one value of an axis, or of what an override may set."""
     if axis in GRID_ONLY:
         return GRID_ONLY[axis]
-    section, key = AXES[axis]
+    section, key = SETTABLE[axis]
     field = SECTIONS[section][0].model_fields[key]
     annotated: Any = Annotated[field.annotation, field]
     return TypeAdapter(annotated)

@@ -18,9 +18,11 @@ from orchestrator.strict_yaml import Path
 from orchestrator.sweep_config import (
     AXES,
     GRID_ONLY,
+    SETTABLE,
     SweepConfig,
     axis_name,
     axis_type,
+    settable_name,
 )
 from orchestrator.sweep_errors import File, nearest, short, wrong
 
@@ -132,11 +134,11 @@ def _values_on_grid(file: File, path: Path, axis: str, values: Any) -> list[Any]
 
 
 def _settable(file: File, path: Path, key: object) -> str:
-    axis = axis_name(key)
+    axis = settable_name(key)
     if axis is None:
         shared = [name for name in AXES if name.endswith(f".{key}")]
-        hint = f"write {' or '.join(shared)}" if shared else nearest(key, [*AXES])
-        raise file.error(path, f"is no scalar of model, training, evaluation or spectra; {hint}")
+        hint = f"write {' or '.join(shared)}" if shared else nearest(key, [*SETTABLE])
+        raise file.error(path, f"is nothing that an override can set; {hint}")
     if axis in GRID_ONLY or axis in file.content["grid"]:
         raise file.error(path, "is an axis of the grid, which says its values; remove it")
     return axis

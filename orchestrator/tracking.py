@@ -33,6 +33,9 @@ ARTIFACTS = "mlartifacts"
 IMAGE_FOLDER = "images"  # of a run's artifacts; MLflow's own name for it
 SQLITE = "sqlite:///"
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
+#: Names the commit to a job, whose folder is no checkout: HASH, or HASH-dirty.
+GIT_VARIABLE = "WIDTHLAB_GIT_COMMIT"
+DIRTY = "-dirty"
 
 #: What MLflow takes in one call (mlflow.utils.validation).
 METRICS_PER_CALL = 1000
@@ -108,11 +111,18 @@ def tracking_uri(storage: Storage, override: str | None = None) -> str:
     The embedded default is a SQLite file in the storage's root. Raises InputError for a URI that
     MLflow does not serve, and where nothing is given for a storage that is no local folder.
     """
+    return given_uri(override) or embedded_uri(storage)
+
+
+def given_uri(override: str | None = None) -> str | None:
+    """The URI that the user gave: `override`, or MLFLOW_TRACKING_URI; None where there is none.
+
+    Raises InputError for a URI that MLflow does not serve.
+    """
     if override is not None:  # an empty one is a variable that was not set, and no wish
         return _checked(override, "--tracking-uri")
-    if uri := os.environ.get(URI_VARIABLE):
-        return _checked(uri, URI_VARIABLE)
-    return embedded_uri(storage)
+    uri = os.environ.get(URI_VARIABLE)
+    return _checked(uri, URI_VARIABLE) if uri else None
 
 
 def storage_of(sweep: Storage) -> Storage:
@@ -165,7 +175,12 @@ def _has_host(uri: str) -> bool:
 
 
 def git_state(folder: Path) -> dict[str, str | bool]:
-    """Commit and dirty flag of the checkout that holds `folder`; empty where there is none."""
+    """Commit and dirty flag of the checkout that holds `folder`; empty where there is none.
+
+    A job is told them by WIDTHLAB_GIT_COMMIT, for it runs in a copy.
+    """
+    if told := os.environ.get(GIT_VARIABLE):
+        return {"commit": told.removesuffix(DIRTY), "dirty": told.endswith(DIRTY)}
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]

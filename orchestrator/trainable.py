@@ -1,4 +1,4 @@
-"""A trial as Ray runs it: in its own Tune actor, or over several workers through Ray Train.
+"""A trial as Ray runs it: in its own Tune actor, or over several workers beside it.
 
 Both call the same `trainers.train.train`; neither says anything to Ray but that it has ended.
 What a trial leaves behind is in its directory.
@@ -6,21 +6,18 @@ What a trial leaves behind is in its directory.
 
 from typing import Any
 
-from analysis.errors import InputError
 from analysis.records import get_json, get_result
 from analysis.storage import Storage, open_storage
-from orchestrator.ledger import give_up, trial_storage
+from orchestrator.attempt import attempt
+from orchestrator.ledger import trial_storage
+from orchestrator.placement import need_of
+from orchestrator.preemption import preemption_notice
+from orchestrator.retries import Budget
+from orchestrator.shared_storage import require_shared
 from trainers.spec import TrialSpec, parse_spec
 
 #: An object of this name in a sweep's directory asks its driver to stop.
 STOP_SWEEP = "stop-request.json"
-
-#: What the driver of a trial of several workers holds: it only waits, but Ray places nothing
-#: that holds nothing. Its workers leave it this much, so that two of one CPU fit on two CPUs.
-DRIVER_CPUS = 0.01
-
-#: What Tune is told of a trial that was stopped on request. The ledger knows it has no result.
-UNFINISHED = "unfinished"
 
 
 class QuietLog:
@@ -36,83 +33,59 @@ class QuietLog:
         pass
 
 
-def resources(spec: TrialSpec) -> dict[str, float]:
-    """What the Tune actor of a trial holds: all of a single worker, next to nothing of several."""
-    layout = spec.layout
-    if layout.workers > 1:
-        return {"CPU": DRIVER_CPUS}
-    return worker_resources(spec)
+def run_trial(config: dict[str, Any]) -> str:
+    """What Tune's actor does: `config["trial"]` holds the sweep's URL and the spec as JSON.
 
-
-def worker_resources(spec: TrialSpec) -> dict[str, float]:
-    """What one worker of a trial holds."""
-    layout = spec.layout
-    needed = {"CPU": layout.cpus_per_worker - (DRIVER_CPUS if layout.workers > 1 else 0.0)}
-    if spec.layout.device == "cuda":
-        needed["GPU"] = 1.0
-    return needed
-
-
-def run_trial(config: dict[str, Any]) -> None:
-    """The Tune function: `config["trial"]` holds the sweep's URL and the spec as JSON."""
-    from ray import tune
-
+    Returns what became of the trial. Raises NotSharedError on a node that does not see the sweep:
+    another one may.
+    """
     config = config["trial"]
+    require_shared(config["sweep"], config["probe"])
     sweep = open_storage(config["sweep"])
-    if get_json(sweep, STOP_SWEEP) is not None:
-        tune.report({"outcome": UNFINISHED})
-        return
-    spec = parse_spec(config["spec"], "trial")
-    if config["branch"] is not None:
-        _branch_off(sweep, spec, **config["branch"])
-    try:
-        outcome = _alone(config) if spec.layout.workers == 1 else _over_workers(config, spec)
-    except InputError as error:  # trying again cannot mend it
-        give_up(trial_storage(sweep, spec.id), str(error))
-        outcome = "failed"
-    tune.report({"outcome": outcome or UNFINISHED})
+
+    def run(spec: TrialSpec) -> str | None:
+        if config["branch"] is not None:
+            _branch_off(sweep, spec, **config["branch"])
+        own = {**config, "spec": spec.to_json().decode()}  # its micro-batch may be another by now
+        return _alone(own) if spec.layout.workers == 1 else _over_workers(own, spec)
+
+    return attempt(
+        sweep,
+        parse_spec(config["spec"], "trial"),
+        Budget(**config["budget"]),
+        run,
+        lambda: get_json(sweep, STOP_SWEEP) is not None,
+    )
 
 
 def _branch_off(sweep: Storage, spec: TrialSpec, trunk: str, step: int) -> None:
     """Begin the trial with what another has done already, where that is there."""
     from trainers.branch import fork
+    from trainers.failure import FailureReport
 
-    fork(trial_storage(sweep, trunk), trial_storage(sweep, spec.id), spec, step)
+    trial = trial_storage(sweep, spec.id)
+    with FailureReport(trial):
+        fork(trial_storage(sweep, trunk), trial, spec, step)
 
 
 def _alone(config: dict[str, Any]) -> str | None:
     from trainers.train import train
 
     spec = parse_spec(config["spec"], "trial")
-    return train(spec, trial_storage(open_storage(config["sweep"]), spec.id), QuietLog()).outcome
+    trial = trial_storage(open_storage(config["sweep"]), spec.id)
+    with preemption_notice() as notice:
+        return train(spec, trial, QuietLog(), stop=notice).outcome
 
 
 def _over_workers(config: dict[str, Any], spec: TrialSpec) -> str | None:
-    """A Ray Train worker group of the trial's size, gang-scheduled by Ray."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    """A process for each worker, where Ray has reserved its room; this one waits for them."""
+    from orchestrator.worker_group import run_on_workers
 
-    cuda = spec.layout.device == "cuda"
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config=config,
-        torch_config=TorchConfig(backend="nccl" if cuda else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=spec.layout.workers,
-            use_gpu=cuda,
-            resources_per_worker=worker_resources(spec),
-        ),
-        run_config=RunConfig(
-            name=spec.id,
-            storage_path=config["scratch"],
-            # Retries are counted in one place: by Tune.
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
-        ),
-    )
-    trainer.fit()
+    run_on_workers(spec.id, _worker, config, need_of(spec.layout).worker)
     result = get_result(trial_storage(open_storage(config["sweep"]), spec.id))
     return result["outcome"] if result else None
 
 
 def _worker(config: dict[str, Any]) -> None:
+    require_shared(config["sweep"], config["probe"])
     _alone(config)

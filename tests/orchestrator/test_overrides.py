@@ -132,11 +132,11 @@ def test_an_override_applies_over_what_is_set_on_the_command_line():
         ),
         (
             "[{when: {norm: pre}, set: {stepz: 3}}]",
-            "set.stepz: is no scalar of model, training, evaluation or spectra; did you mean steps",
+            "set.stepz: is nothing that an override can set; did you mean steps",
         ),
         (
             "[{when: {norm: pre}, set: {every: 3}}]",
-            "set.every: is no scalar of model, training, evaluation or spectra; write "
+            "set.every: is nothing that an override can set; write "
             "evaluation.every or spectra.every",
         ),
         (
@@ -207,3 +207,18 @@ def test_all_heads_are_matched_by_their_number():
     only = "overrides: [{when: {kv_heads: 4}, set: {learning_rate: 5e-4}}]\n"
     taken = {t.spec.model.kv_heads: t.spec.training.learning_rate for t in grid(text + only).trials}
     assert taken == {None: 5e-4, 2: 1e-3}
+
+
+def test_cells_may_lie_on_devices_in_their_own_way_and_stay_the_trials_they_are():
+    wide = "overrides: [{when: {width_multiplier: 4}, set: {workers: 2, resources.zero_stage: 2}}]"
+    found = grid(BASE + wide).trials
+    assert {
+        (t.axes["width_multiplier"], t.spec.layout.workers, t.spec.layout.zero_stage) for t in found
+    } == {(1, 1, 0), (4, 2, 2)}
+    assert {t.id for t in found} == {t.id for t in grid(BASE).trials}
+
+
+@pytest.mark.parametrize("key", ["retries", "resources.retries", "price_per_device_hour"])
+def test_what_is_one_for_the_whole_sweep_cannot_be_a_cells(key: str):
+    override = f"overrides: [{{when: {{norm: pre}}, set: {{{key}: 3}}}}]\n"
+    assert "is nothing that an override can set" in refused(BASE + override)

@@ -8,8 +8,9 @@ import pytest
 
 from analysis.records import encode_json
 from analysis.storage import LocalStorage
+from orchestrator.mirror_identity import IDENTITY_FILE
+from orchestrator.mirror_parent import SWEEP_FILE_TAG
 from orchestrator.mirror_run import SWEEP_TAG, TRIAL_TAG
-from orchestrator.mirror_sweep import IDENTITY_FILE, SWEEP_FILE_TAG
 from orchestrator.run_links import run_links
 
 

@@ -302,6 +302,12 @@ def test_a_number_beyond_any_model_is_named_with_its_bound(override):
     assert "should be less than or equal to 1" in message or "to 99999999" in message
 
 
+def test_waiting_for_nodes_needs_a_device_that_is_known():
+    message = refused(MINIMAL, "wait_for_nodes=true")
+    assert "wait_for_nodes true needs device: cpu or device: cuda" in message
+    assert parse(MINIMAL, "wait_for_nodes=true", "device=cpu").resources.wait_for_nodes
+
+
 def test_every_mistake_is_named_at_once():
     message = refused(replaced("steps: 100", "steps: x").replace("d_model: 64", "d_model: y"))
     assert "model.d_model: 'y'" in message

@@ -1,0 +1,172 @@
+"""The workers of one trial: an actor each, in the group that Ray has reserved for the trial.
+
+They find each other as they would under torchrun: by RANK, WORLD_SIZE and a store that somebody
+else hosts, here the process that waits for them.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from orchestrator.ray_cluster import last_line
+
+#: When one worker has failed the others fail of it, within this time. If one of them has died it
+#: is the cause, whoever noticed first.
+GRACE_S = 5.0
+
+#: Within this time every worker has started, where its node is still there: they hold their room,
+#: but for what Ray may look for anew when a node goes.
+START_S = 300.0
+
+
+class WorkerLostError(RuntimeError):
+    """A worker's process has died: its node has gone, or it was killed."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker found itself."""
+
+    node: str
+    gpus: tuple[str, ...]
+
+
+class Worker:
+    """One process of a trial."""
+
+    def place(self) -> Place:
+        """Its node and the devices that Ray gave it."""
+        context = ray.get_runtime_context()
+        return Place(context.get_node_id(), tuple(context.get_accelerator_ids().get("GPU", ())))
+
+    def run(
+        self,
+        environment: dict[str, str],
+        function: Callable[[dict[str, Any]], None],
+        config: dict[str, Any],
+    ) -> None:
+        """Call the function as the rank that the environment describes."""
+        os.environ.update(environment)
+        function(config)
+
+
+def run_on_workers(
+    name: str,
+    function: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    worker: dict[str, float],
+) -> None:
+    """Call `function(config)` on one worker for every bundle of this process's placement group.
+
+    `name` and rank are what the worker is called in Ray's dashboard, and by `ps` on its node.
+    Returns when all have returned. Raises WorkerLostError if one has died, and otherwise what the
+    first to fail has raised; the others are then killed.
+    """
+    group = ray.util.get_current_placement_group()
+    assert group is not None, "Tune starts every trial in a placement group"
+    actors = [
+        ray.remote(Worker)
+        .options(
+            num_cpus=worker["CPU"],
+            num_gpus=worker.get("GPU", 0),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                group, placement_group_bundle_index=index
+            ),
+        )
+        .remote()
+        for index in range(group.bundle_count)
+    ]
+    try:
+        # Loaded while the workers start, and on a port that nobody else can have taken.
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        address = ray.util.get_node_ip_address()
+        store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
+        places = _results([actor.place.remote() for actor in actors], timeout=START_S)
+        shared = {
+            "MASTER_ADDR": address,
+            "MASTER_PORT": str(store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": str(True),
+        }
+        _results(
+            [
+                actors[index]
+                .run.options(name=f"{name} rank {environment['RANK']}")
+                .remote({**shared, **environment}, function, config)
+                for index, environment in ranks(places)
+            ]
+        )
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+def ranks(places: Sequence[Place]) -> list[tuple[int, dict[str, str]]]:
+    """For every rank, which worker takes it and with which environment: node by node.
+
+    The workers of a node see all of its devices that are the trial's, each its own at LOCAL_RANK:
+    so NCCL copies between them directly.
+    """
+    nodes = list(dict.fromkeys(place.node for place in places))
+    order = sorted(range(len(places)), key=lambda index: nodes.index(places[index].node))
+    sizes = Counter(place.node for place in places)
+    seen: Counter[str] = Counter()
+    found = []
+    for rank, index in enumerate(order):
+        node = places[index].node
+        environment = {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(len(places)),
+            "LOCAL_RANK": str(seen[node]),
+            "LOCAL_WORLD_SIZE": str(sizes[node]),
+            "GROUP_RANK": str(nodes.index(node)),
+        }
+        beside = [places[other] for other in order if places[other].node == node]
+        devices = [gpu for place in beside for gpu in place.gpus]
+        if devices:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+        seen[node] += 1
+        found.append((index, environment))
+    return found
+
+
+def _results(calls: Sequence[Any], timeout: float | None = None) -> list[Any]:
+    """What all calls return, in their order. Raises as soon as one of them has failed."""
+    waiting = list(calls)
+    while waiting:
+        done, waiting = ray.wait(waiting, num_returns=1, timeout=timeout)
+        if not done:
+            raise WorkerLostError(f"a worker of the trial has not started within {timeout:.0f} s")
+        error = _error(done[0])
+        if error is not None:
+            raise _cause(error, waiting)
+    return list(ray.get(list(calls)))
+
+
+def _cause(error: RayError, others: Sequence[Any]) -> BaseException:
+    """Why a trial has failed, of which `error` was the first to be seen."""
+    failed: list[Any] = []
+    if others:
+        failed, _ = ray.wait(list(others), num_returns=len(others), timeout=GRACE_S)
+    errors = [error, *(found for found in map(_error, failed) if found is not None)]
+    for each in errors:
+        if isinstance(each, RayActorError):
+            lost = WorkerLostError(f"a worker of the trial was lost: {last_line(each)}")
+            lost.__cause__ = each
+            return lost
+    cause: BaseException = error.cause if isinstance(error, RayTaskError) else error
+    return cause
+
+
+def _error(call: Any) -> RayError | None:
+    try:
+        ray.get(call)
+    except RayError as error:
+        return error
+    return None
