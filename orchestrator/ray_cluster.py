@@ -34,7 +34,7 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[list[Node]
     Only a cluster that was started here is shut down. Raises InputError if nobody answers.
     """
     if address is not None:
-        _knock(address)
+        knock(address)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
@@ -68,7 +68,7 @@ def alive_nodes() -> list[Node]:
     ]
 
 
-def _knock(address: str) -> None:
+def knock(address: str) -> None:
     """Raises InputError within seconds where nobody listens; Ray itself would try for minutes."""
     if address.startswith("ray://"):
         raise InputError(

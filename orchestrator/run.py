@@ -28,7 +28,7 @@ from orchestrator.placement import Node, trials_at_once
 from orchestrator.plan import resolved_yaml
 from orchestrator.planned_data import as_pinned, last_run
 from orchestrator.progress import Progress
-from orchestrator.ray_cluster import cluster
+from orchestrator.ray_cluster import cluster, knock
 from orchestrator.retries import RETRIES, Budget
 from orchestrator.shared_storage import check_shared
 from orchestrator.stopping import (
@@ -88,6 +88,8 @@ def run_sweep(
     if address is None:  # known before Ray is started, and before anything is written
         here = [Node({"CPU": float(_cpus()), "GPU": float(_gpus())})]
         trials_at_once(here, _specs(_as_begun(sweep, todo)), None)
+    elif todo:
+        knock(address)
     _check_writable(sweep)
     with contextlib.ExitStack() as stack:
         held = stack.enter_context(driving(sweep))

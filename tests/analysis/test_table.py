@@ -407,7 +407,7 @@ def test_a_replicate_that_is_no_whole_number_is_refused_by_name(
         load_sweep(sweep)
 
 
-def test_a_number_too_large_for_a_float_is_infinite_and_a_date_is_text(build_sweep: Build) -> None:
+def test_a_number_too_large_for_a_float_is_no_loss_and_a_date_is_text(build_sweep: Build) -> None:
     sweep = build_sweep(multipliers=[1, 2])
     result = sweep.child("trials/gpt2-pre-64-64-0")
     content = json.loads(result.get("result.json"))
@@ -418,5 +418,8 @@ def test_a_number_too_large_for_a_float_is_infinite_and_a_date_is_text(build_swe
         cell["axes"]["day"] = datetime.date(2026, 1, 2)
     sweep.put("sweep.yaml", yaml.safe_dump(file).encode())
     trials = load_sweep(sweep).trials.set_index("id")
-    assert trials.loc["gpt2-pre-64-64-0", "val_loss"] == np.inf
+    broken = trials.loc["gpt2-pre-64-64-0"]
+    assert broken["state"] == "failed"
+    assert "result.json" in broken["reason"]
+    assert np.isnan(broken["val_loss"])
     assert set(trials["day"]) == {"2026-01-02"}

@@ -19,6 +19,7 @@ from orchestrator.mirror_sweep import Mirror
 
 START_MS = 1_760_000_000_000
 WIDTH, D_MODEL, DEPTH = 256, 64, 2
+WIDTHS = {"D": WIDTH, "d_model": D_MODEL}
 
 TrialId = str
 
@@ -153,7 +154,12 @@ class Bench:
         self.sweep = LocalStorage(root / "small")
         self.ids = [f"{number:012x}" for number in range(1, trials + 1)]
         cells = [
-            {"id": trial_id, "holds": ["none"], "axes": {}, "parameters": {"total": 131072}}
+            {
+                "id": trial_id,
+                "holds": ["none"],
+                "axes": WIDTHS,
+                "parameters": {"total": 131072},
+            }
             for trial_id in self.ids
         ]
         resolved = {"corpus_fingerprint": "c" * 16, "trials": cells}

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from mirror_bench import (
     START_MS,
+    WIDTHS,
     Bench,
     evaluation_row,
     finish_trial,
@@ -183,7 +184,7 @@ def test_a_sweep_is_found_by_each_of_its_names(bench: Bench, out: str, source: s
 
 def test_what_had_not_ended_is_what_it_was(make_bench: MakeBench, out: str) -> None:
     bench = make_bench(4)
-    cells = [{"id": trial, "axes": {"seed": i}} for i, trial in enumerate(bench.ids)]
+    cells = [{"id": trial, "axes": {"seed": i, **WIDTHS}} for i, trial in enumerate(bench.ids)]
     edit_sweep(bench, resolved={"trials": cells})
     put_rows(bench.begin(0), 1, 0, 20)  # running
     put_rows(bench.begin(1), 1, 0, 20)

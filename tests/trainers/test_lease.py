@@ -68,7 +68,7 @@ def test_the_object_says_who_how_far_and_when(trial, no_heartbeat) -> None:
         lease.progress(3, 2.5, 1000.0)
     content = get_json(trial, LEASE)
     assert set(content) == {
-        "attempt", "owner", "host", "pid", "step", "steps", "loss", "tokens_per_s",
+        "attempt", "owner", "host", "pid", "began", "step", "steps", "loss", "tokens_per_s",
         "started_ms", "heartbeat_ms", "released",
     }  # fmt: skip
     assert (content["step"], content["steps"]) == (3, 10)
