@@ -379,7 +379,11 @@ def read_part(trial: Storage, key: str, columns: list[str] | None = None) -> pa.
             )
             for name in names
         ]
-        return pa.table(filled, schema=pa.schema([schema.field(name) for name in names]))
+        whole = pa.table(filled, schema=pa.schema([schema.field(name) for name in names]))
+        for field, column in zip(whole.schema, whole.columns, strict=True):
+            if column.null_count and not field.nullable:
+                raise pa.ArrowInvalid(f"a row has no {field.name}")
+        return whole
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BrokenRecordError(f"{trial.url}/{key} cannot be read: {reason}") from error

@@ -231,7 +231,7 @@ def bits() -> Callable[[LocalStorage], Bits]:
             table = records.read_records(trial, name)
             clock = [column for column in CLOCK_COLUMNS if column in table.column_names]
             tables[name] = table.drop_columns(clock)
-        (step,) = records.committed_steps(trial.list())
+        step = records.committed_steps(trial.list())[-1]
         start_ranks("cpu")  # allows the few types that DeepSpeed's files hold beside tensors
         state = {}
         for path in sorted(trial.path(records.checkpoint_folder(step)).rglob("*.pt")):
