@@ -112,7 +112,7 @@ def test_wherever_it_was_halted_its_successors_trial_stays_as_it_is(
         assert get_result(trial)["outcome"] == "completed"
         (step,) = committed_steps(trial.list("checkpoints"))[-1:]
         assert damage(trial, read_manifest(trial, step)) is None, orphan.calls[moment - 1]
-        if left and moment > 1:
+        if sum(key.startswith("attempts/") for key in left) == 2:  # it had something to take over
             took_over += 1
             now = contents(trial)
             harmed = [key for key in left if now.get(key) != left[key] and key != records.LEASE]
@@ -136,7 +136,7 @@ def started(spec_path: Path, trial: LocalStorage, *options: str) -> subprocess.P
 def test_stopped_replaced_and_continued_by_the_system_it_writes_nothing_more(
     make_spec, trial, tmp_path, bits
 ) -> None:
-    spec = make_spec(training__steps=400, layout__checkpoint_every=5)
+    spec = make_spec(training__steps=150, layout__checkpoint_every=5)
     path = tmp_path / "spec.json"
     path.write_bytes(spec.to_json())
     first = started(path, trial)
