@@ -18,7 +18,7 @@ demo: $(READY)  ## train the shipped small sweep and print its verdict
 
 # Files of tests are shared out over the cores; every test computes on one thread.
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)  ## proofs of minutes
 	$(BIN)/python -m pytest -m slow --timeout 3000
