@@ -7,8 +7,10 @@ read whole and listed. A reader never sees half an object.
 import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
@@ -20,6 +22,8 @@ from analysis.errors import InputError
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 #: What file systems say that know no second name for a file: FAT, buckets mounted as folders.
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
+#: How `_whole` names a file until it has its name.
+UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
 #: Bytes read at a time: a checkpoint may be larger than memory.
 CHUNK = 2**20
 
@@ -54,6 +58,13 @@ class Storage(Protocol):
 
     def list(self, prefix: str = "") -> list[str]:
         """Sorted keys of all objects below the folder `prefix`, at any depth; empty if none."""
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Bytes of every object below the folder `prefix`, by key."""
+
+    def unfinished(self, older_than_s: float) -> dict[str, int]:
+        """Bytes by key of what puts that were cut off have left, if nobody has written to it for
+        that long. No object, and never listed; `delete` removes it."""
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error."""
@@ -132,14 +143,27 @@ class LocalStorage:
             shutil.copyfile(self.path(key), path)
 
     def list(self, prefix: str = "") -> list[str]:
-        start = self.path(prefix)
-        # Unfinished puts are dot files; a folder may vanish while it is being walked.
-        keys: list[str] = []
-        for folder, _, names in os.walk(start):
+        # Unfinished puts are dot files.
+        return sorted(key for key in self._files(prefix) if not _name(key).startswith("."))
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        found = {key: _stat(self.path(key)) for key in self.list(prefix)}
+        return {key: about.st_size for key, about in found.items() if about}
+
+    def unfinished(self, older_than_s: float) -> dict[str, int]:
+        latest = time.time() - older_than_s
+        dotted = [key for key in self._files("") if UNFINISHED.fullmatch(_name(key))]
+        found = {key: _stat(self.path(key)) for key in sorted(dotted)}
+        return {
+            key: about.st_size for key, about in found.items() if about and about.st_mtime < latest
+        }
+
+    def _files(self, prefix: str) -> Iterator[str]:
+        """Every file below a folder; one may vanish while it is being walked."""
+        for folder, _, names in os.walk(self.path(prefix)):
             below = Path(folder).relative_to(self.root).as_posix()
             within = "" if below == "." else f"{below}/"
-            keys += [f"{within}{name}" for name in names if not name.startswith(".")]
-        return sorted(keys)
+            yield from (f"{within}{name}" for name in names)
 
     def delete(self, key: str) -> None:
         path = self.path(key)
@@ -226,15 +250,21 @@ class ArrowStorage:
             shutil.copyfileobj(stream, target, CHUNK)
 
     def list(self, prefix: str = "") -> list[str]:
+        return sorted(self.sizes(prefix))
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
         from pyarrow import fs
 
         selector = fs.FileSelector(self._path(prefix), recursive=True, allow_not_found=True)
         skip = len(self._root) + 1
-        return sorted(
-            info.path[skip:]
+        return {
+            info.path[skip:]: info.size
             for info in self._filesystem.get_file_info(selector)
             if info.type == fs.FileType.File
-        )
+        }
+
+    def unfinished(self, older_than_s: float) -> dict[str, int]:
+        return {}  # nothing of an object is there before it is whole
 
     def delete(self, key: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -249,6 +279,17 @@ class ArrowStorage:
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{_checked(key)}".rstrip("/")
+
+
+def _name(key: str) -> str:
+    return key.rpartition("/")[2]
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:  # it has gone since it was listed
+        return None
 
 
 def _place_new(temporary: Path, target: Path) -> None:

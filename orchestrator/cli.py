@@ -216,6 +216,41 @@ def rerun(
 
 
 @app.command()
+def gc(
+    sweep: TargetArgument,
+    overrides: NameOption = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+    final: Annotated[
+        bool, typer.Option("--final", help="the last checkpoints of finished trials too")
+    ] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="remove what is listed")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List what of a sweep nobody needs any more, with its size; --remove removes it."""
+    from orchestrator.driver_lease import is_driven
+    from orchestrator.plan_view import size
+    from orchestrator.unneeded import unneeded
+
+    directory = _target(sweep, overrides, storage)
+    found = unneeded(directory, final)
+    if remove and is_driven(directory):
+        raise InputError(f"{directory.url} is running; `widthlab stop` it first")
+    if remove:
+        for kind in found:
+            kind.remove(directory)
+    if as_json:
+        kinds = [{"what": k.what, "bytes": k.nbytes, "objects": list(k.sizes)} for k in found]
+        print_json({"removed": remove, "kinds": kinds})
+        return
+    rows = [(kind.what, f"{len(kind.sizes):,}", size(kind.nbytes)) for kind in found]
+    print_table(("what", "objects", "size"), rows, numbers=("objects", "size"))
+    if remove:
+        say("removed")
+    elif any(kind.sizes for kind in found):
+        say("nothing was removed; --remove does that")
+
+
+@app.command()
 def analyze(
     source: Annotated[
         str,

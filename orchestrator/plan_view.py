@@ -114,7 +114,7 @@ def _columns(row: PlanRow, halves: set[str]) -> dict[str, str]:
         "N": _scaled(row.parameters.non_embedding, 4),
         "FLOPs": _scaled(row.flops),
         "workers": str(row.workers),
-        "memory": _bytes(row.memory_bytes),
+        "memory": size(row.memory_bytes),
         "time": duration(row.seconds),
     }
 
@@ -147,7 +147,7 @@ def _scaled(number: float, digits: int = 3) -> str:
     return "".join(_in_units(number, 1000, ("", *"kMGTPEZYRQ"), digits))
 
 
-def _bytes(number: float) -> str:
+def size(number: float) -> str:
     """Three digits and a binary unit: 25.2MiB."""
     return "".join(_in_units(number, 1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")))
 
