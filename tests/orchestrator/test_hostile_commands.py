@@ -26,6 +26,7 @@ BASE = {
     "status": [TINY],
     "stop": [TINY],
     "rerun": [TINY, "0a1b"],
+    "gc": [TINY],
     "analyze": ["."],
     "fit": ["table.csv", "--law", "power", "--x", "x", "--y", "y"],
     "sync": ["."],
@@ -34,7 +35,7 @@ BASE = {
 }
 FLAGS = (
     *("--json", "--retry-failed", "--require-verdict", "--from-mlflow", "--no-tokenizer"),
-    *("--follow", "--list"),
+    *("--follow", "--list", "--final", "--remove"),
 )
 OPTIONS = {
     "plan": ["--set", "--storage", "--json"],
@@ -44,6 +45,7 @@ OPTIONS = {
     "status": ["--set", "--storage", "--json"],
     "stop": ["--set", "--storage"],
     "rerun": ["--set", "--storage", "--tracking-uri"],
+    "gc": ["--set", "--storage", "--final", "--remove", "--json"],
     "analyze": ["--from-mlflow", "--out", "--storage", "--tracking-uri", "--aggregate-last",
                 "--aggregate-layers", "--require-verdict", "--json"],
     "fit": ["--law", "--x", "--y", "--params", "--tokens", "--width", "--depth", "--loss",

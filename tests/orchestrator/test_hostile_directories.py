@@ -23,6 +23,7 @@ COMMANDS = {
     "sync": ["--tracking-uri", "http://127.0.0.1:1"],
     "analyze": [],
     "stop": [],
+    "gc": ["--final"],
     "rerun": ["zz", "--tracking-uri", "http://127.0.0.1:1"],
 }
 quiet = settings(deadline=None, suppress_health_check=list(HealthCheck))
@@ -115,7 +116,7 @@ def test_the_sweep_is_whole_before_it_is_spoilt(sweep: Bench) -> None:
 @settings(quiet, max_examples=40)
 @given(data=st.data())
 def test_a_spoilt_object_is_told_of(sweep: Bench, data: st.DataObject) -> None:
-    survive(sweep, data, ["status", "sync", "stop", "rerun"])
+    survive(sweep, data, ["status", "sync", "stop", "rerun", "gc"])
 
 
 @settings(quiet, max_examples=10)

@@ -16,7 +16,7 @@ SHIPPED = [
 ]
 TINY = (Path(cli.__file__).parent / "sweeps" / "tiny.yaml").read_bytes()
 #: Of a sweep file, with what each needs beside it.
-COMMANDS = {"plan": [], "run": [], "status": [], "stop": [], "rerun": ["0a1b"]}
+COMMANDS = {"plan": [], "run": [], "status": [], "stop": [], "rerun": ["0a1b"], "gc": []}
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 MANY = settings(max_examples=4000, deadline=None, suppress_health_check=list(HealthCheck))
