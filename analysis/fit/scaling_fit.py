@@ -116,7 +116,7 @@ def fit_scaling_law(
         )
     natural = form.natural(theta[None])
     allocation = None
-    if has_allocation(form):
+    if has_allocation(form, natural):
         allocation = float(allocation_exponent(form, natural)[0])
     total = float(np.sum((y - y.mean()) ** 2))
     residual = y - model.value(theta[None])[0]
@@ -215,7 +215,7 @@ def intervals_of_form(form: Form, theta: Floats, sampled: Resamples) -> dict[str
                 point, *rest = (np.log(part) for part in parts)
                 low, high = bca_interval(float(point[0]), *rest)
                 found[name] = (float(np.exp(low)), float(np.exp(high)))
-    if has_allocation(form):
+    if has_allocation(form, estimate):
         share, *rest = (allocation_exponent(form, part) for part in (estimate, draws, left_out))
         found["allocation_exponent"] = bca_interval(float(share[0]), *rest)
     return found

@@ -143,9 +143,11 @@ _FORMS: Mapping[tuple[str, frozenset[str]], Form] = {
 }
 
 
-def has_allocation(form: Form) -> bool:
-    """Whether the law says how compute is best divided into parameters and tokens."""
-    return set(form.variables) == {"params", "tokens"}
+def has_allocation(form: Form, natural: Mapping[str, Floats]) -> bool:
+    """Whether the law says how compute is best divided into parameters and tokens: more of both
+    must lower the loss."""
+    of_both = set(form.variables) == {"params", "tokens"}
+    return of_both and all(float(natural[name][0]) > 0 for name in form.exponents)
 
 
 def allocation_exponent(form: Form, natural: Mapping[str, Floats]) -> Floats:

@@ -74,8 +74,12 @@ def _next(verdicts: Sequence[GroupVerdict], common: Sequence[str]) -> Iterator[s
         for cells in verdict.run_next:
             known = asked.get(cells.why)
             asked[cells.why] = cells if known is None else _together(known, cells)
-    for cells in asked.values():
-        yield _line("Run next", f"{cells.why} ({cells.cost})", f"{verdicts[0].slug}-next")
+    for number, cells in enumerate(asked.values()):
+        yield _line(
+            "and" if number else "Run next",
+            f"{cells.why} ({cells.cost})",
+            f"{verdicts[0].slug}-next",
+        )
     if asked:
         return
     count = len(verdicts[0].caveats)

@@ -36,7 +36,7 @@ def headline(tables: SweepTables) -> str:
     line = f"{tables.name}: {plural(len(trials), 'trial')}, {counts}"
     seconds = float(trials["seconds_total"].sum())
     if seconds > 0:
-        spent = float(trials.loc[trials["tokens"].notna(), "flops"].sum())
+        spent = float(trials.loc[trials["tokens"].notna(), "flops"].sum(min_count=1))
         line += f"; {duration(seconds)} of device time, {flops(spent)}"
     return line
 

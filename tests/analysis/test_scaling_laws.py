@@ -12,7 +12,7 @@ from analysis.fit.batched_minimise import huber, minimise, objective_of
 from analysis.fit.likelihood_profile import profile_ranges
 from analysis.fit.resamples import MOST_ROWS, bca_interval, resample
 from analysis.fit.scaling_fit import ScalingLaw, fit_scaling_law
-from analysis.fit.scaling_laws import DELTA, Form, allocation_exponent, form_of
+from analysis.fit.scaling_laws import DELTA, Form, allocation_exponent, form_of, has_allocation
 from analysis.laws.power_law import Refusal
 
 N_C, D_C = np.log(8.8e13), np.log(5.4e13)
@@ -100,6 +100,17 @@ def test_the_joint_law_of_kaplan_has_the_single_ones_as_limits() -> None:
     assert np.exp(log_losses(joint, tokens, theta)) == pytest.approx(
         (5.4e13 / AXES["tokens"]) ** 0.095, rel=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("exponents", "divided"), [((0.34, 0.28), True), ((-0.1, 0.28), False), ((0.34, 0.0), False)]
+)
+def test_compute_is_divided_only_by_a_law_that_more_of_both_improves(exponents, divided) -> None:
+    form = form_of("chinchilla", ["params", "tokens"])
+    natural = form.natural(np.asarray([CHINCHILLA[2]]))
+    natural |= {name: np.asarray([b]) for name, b in zip(form.exponents, exponents, strict=True)}
+    assert has_allocation(form, natural) is divided
+    assert not has_allocation(form_of("kaplan", ["params"]), {})
 
 
 def test_compute_is_divided_as_published() -> None:
