@@ -61,7 +61,7 @@ def missing_cells(trials: pd.DataFrame, group: Mapping[str, Any], rate: float) -
     counts = missing["state"].value_counts()
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
     failed = " (failed ones with --retry-failed)" if "failed" in counts.index else ""
-    total = float(missing["flops"].sum())
+    total = float(missing["flops"].sum(skipna=False))
     holds = tuple(dict.fromkeys(hold for holds in missing["holds"] for hold in holds))
     return [
         NextCells(
