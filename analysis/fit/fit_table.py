@@ -225,7 +225,13 @@ def _numbers(frame: pd.DataFrame, column: str, role: Role) -> Floats:
         or is_type.is_timedelta64_dtype(values)
     ):
         raise InputError(f"column {column} (--{role}) holds {values.dtype}, not numbers")
-    numbers = pd.to_numeric(values, errors="coerce")
+    try:
+        numbers = pd.to_numeric(values, errors="coerce")
+    except OverflowError as error:
+        raise InputError(
+            f"column {column} (--{role}) holds a number beyond 1.8e308; correct it, or leave the "
+            "field empty"
+        ) from error
     # Text such as NaN or nan is how a diverged run is often written: empty, not wrong.
     wrong = numbers.isna() & values.notna() & (values.astype(str).str.lower() != "nan")
     if wrong.any():

@@ -285,7 +285,7 @@ def _warnings(
     if share < 0.01:
         found.append(f"only {percent(share)} of the starts reached the objective")
     for name, values in zip(form.variables, x, strict=True):
-        span = float(np.exp(np.ptp(values)))
-        if span < 8:
-            found.append(f"{name} spans only a factor of {span:.2g}")
+        span = float(np.ptp(values))
+        if span < np.log(8):
+            found.append(f"{name} spans only a factor of {np.exp(span):.2g}")
     return found

@@ -1,5 +1,6 @@
 """A sweep being run by the command itself, watched from outside through its trial directories."""
 
+import contextlib
 import json
 import os
 import random
@@ -13,11 +14,13 @@ from typing import Any
 
 import psutil
 
+from analysis.errors import InputError
 from analysis.records import committed_steps, get_json
 from analysis.storage import LocalStorage
 from benchmarks.fault_matrix.mlflow_server import MlflowServer
 from benchmarks.fault_matrix.nodes import Nodes
 from benchmarks.fault_matrix.watch import Watch
+from orchestrator.ledger import resolved_sweep
 
 SWEEPS = Path(__file__).parents[2] / "orchestrator" / "sweeps"
 STEPS = 300
@@ -50,6 +53,7 @@ class Scene:
     runs: list["subprocess.Popen[bytes]"] = field(default_factory=list)
     watch: Watch | None = None
     notes: list[str] = field(default_factory=list)
+    _ids: list[str] = field(default_factory=list)
 
     @property
     def storage(self) -> Path:
@@ -63,7 +67,12 @@ class Scene:
         return LocalStorage(self.storage / "tiny" / "trials" / trial_id)
 
     def trials(self) -> list[str]:
-        return sorted(path.name for path in (self.storage / "tiny" / "trials").glob("*"))
+        """Ids of all trials of the sweep, begun or not; none before the command has written it."""
+        with contextlib.suppress(InputError):
+            self._ids = self._ids or sorted(
+                cell["id"] for cell in resolved_sweep(self.sweep)["resolved"]["trials"]
+            )
+        return self._ids
 
     # --- the command ---------------------------------------------------------------------------
 
