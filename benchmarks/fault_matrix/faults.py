@@ -152,11 +152,14 @@ def suspend_until_replaced(scene: Scene) -> None:
         if "result.json" not in scene.trial(trial_id).list():
             break
         resume(old)  # it was at its end: another one
-    # Its Ray goes with the driver but for what sleeps: the raylet would kill that one too.
-    for child in psutil.Process(scene.driver.pid).children(recursive=True):
-        if child.pid != old:
-            child.kill()
-    scene.driver.kill()
+    # Its Ray goes with the driver but for what sleeps: a raylet that saw the others go would kill
+    # that one too, so all are halted first.
+    driver = psutil.Process(scene.driver.pid)
+    others = [driver, *(each for each in driver.children(recursive=True) if each.pid != old)]
+    for halt_or_kill in (psutil.Process.suspend, psutil.Process.kill):
+        for process in others:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                halt_or_kill(process)
     scene.driver.wait()
     scene.run()
     scene.wait_until(
