@@ -38,20 +38,31 @@ def attempt(
     sweep: Storage,
     spec: TrialSpec,
     budget: Budget,
+    driver: str | None,
     run: Callable[[TrialSpec], str | None],
-    shall_stop: Callable[[], bool],
+    stop_requested: Callable[[], bool],
 ) -> str:
     """Run the trial once, by `run`, which returns its outcome or None if it was stopped.
 
-    Returns the outcome, FAILED or UNFINISHED. Raises what `run` raises, where another attempt is
-    worth it, and PreemptedError where a trial that nobody asked to stop has stopped.
+    `driver` is the owner that has handed the trial over: when another drives the sweep, it is for
+    that one to begin what is left. Returns the outcome, FAILED or UNFINISHED. Raises what `run`
+    raises, where another attempt is worth it, and PreemptedError where a trial that nobody asked
+    to stop has stopped.
     """
     trial = trial_storage(sweep, spec.id)
-    driver = current_driver(sweep)
+
+    def replaced() -> bool:
+        return current_driver(sweep) != driver
+
+    def shall_stop() -> bool:
+        return stop_requested() or replaced()
+
     try:
         result = records.get_result(trial, spec.id)
         if result is not None:
             return str(result["outcome"])
+        if replaced():
+            return UNFINISHED
         why, spec = _prepared(trial, spec, budget, driver)
         if why is not None:
             give_up(trial, why)
@@ -65,7 +76,7 @@ def attempt(
     except LeaseLostError:  # nor is there anything to mend: another process has the trial
         result = records.get_result(trial, spec.id)
         return UNFINISHED if result is None else str(result["outcome"])
-    if outcome is None and not shall_stop() and current_driver(sweep) == driver:
+    if outcome is None and not shall_stop():
         raise PreemptedError(f"trial {spec.id} made room with a checkpoint, and goes on elsewhere")
     return outcome or UNFINISHED
 
@@ -84,10 +95,12 @@ def _prepared(
 
             smaller = halved(spec)
             spec, ending = (spec, "failure") if smaller is None else (smaller, ending)
-        if spec.layout.retried_smaller:
-            trial.put(records.SPEC, spec.to_json())
         retries = retries.ended(ending, newest_step(trial))
         write_retries(trial, retries)
+        # Charged first: cut off in between, the attempt is made once more as large, where the
+        # other way round it would be halved once more than it need be.
+        if spec.layout.retried_smaller:
+            trial.put(records.SPEC, spec.to_json())
     return retries.exhausted(budget), spec
 
 

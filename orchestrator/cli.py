@@ -4,7 +4,6 @@ Exit codes: 0 done, a refusal of the analysis included; 1 some trials failed, or
 --require-verdict a refusal; 2 bad input, one clear message and no traceback.
 """
 
-import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from analysis.errors import InputError
-from orchestrator.cli_jobs import submit
+from orchestrator.cli_jobs import INTERRUPTED, submit
 from orchestrator.cli_options import (
     DEFAULT_STORAGE,
     JsonOption,
@@ -53,6 +52,7 @@ def plan(
 ) -> None:
     """Show the grid: every trial with its size and cost. Runs nothing."""
     from orchestrator.grid import expand
+    from orchestrator.ledger import measured_rate
     from orchestrator.plan import make_plan, plan_json
     from orchestrator.plan_view import render_plan
     from orchestrator.planned_data import planned_data
@@ -60,7 +60,7 @@ def plan(
     config, directory = _load(sweep, overrides, storage)
     found = planned_data(config, directory)
     grid = expand(config, found.data, found.vocab_size)
-    made = make_plan(config, grid, _measured_rate(directory), ids_known=found.known)
+    made = make_plan(config, grid, measured_rate(directory), ids_known=found.known)
     if as_json:
         print_json(plan_json(made))
     else:
@@ -92,9 +92,13 @@ def run(
     config, directory = _load(sweep, overrides, storage)
     tracking = tracking_of(_open(storage), tracking_uri)
     console = open_console(stderr=True)
-    done = run_sweep(
-        config, directory, tracking, console, address=address, retry_failed=retry_failed
-    )
+    try:
+        done = run_sweep(
+            config, directory, tracking, console, address=address, retry_failed=retry_failed
+        )
+    except KeyboardInterrupt:  # before trials run or after, or a second time
+        typer.echo("interrupted; what is durable is kept, and the same command continues", err=True)
+        raise typer.Exit(INTERRUPTED) from None
     counts = done.ledger.counts
     if as_json:
         print_json(
@@ -476,20 +480,6 @@ def _open(location: str) -> "Storage":
     return open_storage(location)
 
 
-def _measured_rate(sweep: "Storage") -> float | None:
-    """FLOP/s that one worker has reached in the finished trials of a sweep, if there are any."""
-    from analysis.records import RESULT, get_json
-
-    flops = seconds = 0.0
-    for key in sweep.list("trials"):
-        if key.endswith(f"/{RESULT}"):
-            with contextlib.suppress(InputError, KeyError, TypeError):  # no result worth having
-                result = get_json(sweep, key) or {}
-                flops += result["flops"] / result["layout"]["workers"]
-                seconds += result["seconds"]["training"]
-    return flops / seconds if seconds else None
-
-
 def _where(sweep: "Storage", storage: str, tracking_uri: str | None, report: str | None) -> str:
     lines = [f"\nreport   {report}"] if report else [f"\nrecords  {sweep.url}"]
     if tracking_uri:
@@ -539,8 +529,7 @@ def main() -> None:
         typer.echo(f"error: {_os_error(error)}", err=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        typer.echo("interrupted; what is durable is kept, and `run` continues", err=True)
-        raise SystemExit(130) from None
+        raise SystemExit(INTERRUPTED) from None
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ its own when it comes back, and ends; its trials are replaced one by one (`train
 
 import contextlib
 import logging
+import os
 import re
 import socket
 import threading
@@ -40,8 +41,10 @@ logger = logging.getLogger(__name__)
 DRIVERS = "drivers"
 
 HEARTBEAT_S = 5.0
-#: A driver of another machine that has not been heard of for this long is gone.
+#: A driver of another machine that has not been heard of for this long is gone,
 STALE_S = 60.0
+#: unless it beats while somebody listens: by a clock that is set wrong a living one looks silent.
+LISTEN_S = 2.5 * HEARTBEAT_S
 #: Between two looks at another that began at the same moment.
 LOOK_S = 0.05
 
@@ -81,15 +84,32 @@ class Driver:
         """Whether its process is still there, as far as this one can tell."""
         if self.state == "released":
             return False
-        if self.host == socket.gethostname():
-            # Of this machine we know at once: a killed driver need not be waited for.
-            try:
-                process = psutil.Process(self.pid)
-                same = abs(process.create_time() - self.started) < 1.0
-                return same and process.status() != psutil.STATUS_ZOMBIE
-            except (psutil.NoSuchProcess, OverflowError, ValueError):
+        here = self._is_here() if self.host == socket.gethostname() else None
+        if here is not None:
+            return here
+        return abs(time.time() * 1000 - self.heartbeat_ms) < STALE_S * 1000
+
+    @property
+    def silent(self) -> bool:
+        """Whether it has let go of nothing, and only its silence says that it is gone."""
+        return self.state != "released" and self.host != socket.gethostname() and not self.alive
+
+    def _is_here(self) -> bool | None:
+        """Whether its process is on this machine, where a killed one need not be waited for; None
+        where that cannot be told."""
+        try:
+            process = psutil.Process(self.pid)
+            if process.status() == psutil.STATUS_ZOMBIE:
                 return False
-        return time.time() * 1000 - self.heartbeat_ms < STALE_S * 1000
+            same = abs(process.create_time() - self.started) < 1.0
+        except psutil.AccessDenied:
+            return None
+        except (psutil.NoSuchProcess, OverflowError, ValueError):
+            return False
+        if same or self.pid == os.getpid():
+            return same
+        # Another process by that number, or the same: setting the clock moves all starts.
+        return None
 
 
 class Driving:
@@ -128,25 +148,42 @@ def driving(sweep: Storage) -> Iterator[Driving]:
         with every(HEARTBEAT_S, beat):
             yield held
     finally:
-        if not _replaced(sweep, mine):
-            _put(sweep, replace(mine, state="released"))
+        try:
+            if not _replaced(sweep, mine):
+                _put(sweep, replace(mine, state="released"))
+        except OSError as error:  # what has been done counts; whoever comes next may have to wait
+            logger.warning("%s: the sweep was not released: %s", sweep.url, error)
 
 
 def is_driven(sweep: Storage) -> bool:
-    """Whether a driver is at work on a sweep."""
-    return any(driver.alive for driver in _claims(sweep))
+    """Whether a driver is at work on a sweep. Takes seconds where one has fallen silent."""
+    return _at_work(sweep)[1] is not None
 
 
 def current_driver(sweep: Storage) -> str | None:
     """Who drives a sweep, or was the last to: its owner's name, which is of one run."""
+    drove = [driver for driver in _claims(sweep) if driver.state != "asking"]
+    return drove[-1].owner if drove else None
+
+
+def _at_work(sweep: Storage) -> tuple[list[Driver], Driver | None]:
+    """Every claim, and among them one of a driver that is at work."""
     claims = _claims(sweep)
-    return claims[-1].owner if claims else None
+    silent = {driver.owner: driver.heartbeat_ms for driver in claims if driver.silent}
+    if silent and not any(driver.alive for driver in claims):
+        time.sleep(LISTEN_S)
+        claims = _claims(sweep)
+    for driver in claims:
+        beats = silent.get(driver.owner, driver.heartbeat_ms) != driver.heartbeat_ms
+        if driver.alive or (beats and driver.state != "released"):
+            return claims, driver
+    return claims, None
 
 
 def _claim(sweep: Storage) -> Driver:
-    seen = _claims(sweep)
-    for other in seen:
-        _refuse(other)
+    seen, other = _at_work(sweep)
+    if other is not None:
+        raise _refusal(other)
     process = psutil.Process()
     mine = Driver(
         number=1 + max((driver.number for driver in seen), default=0),
@@ -175,24 +212,22 @@ def _wait_for_my_turn(sweep: Storage, mine: Driver) -> None:
         rivals = [other for other in others if other.number >= mine.number and other.alive]
         for other in rivals:
             if other.state == "driving" or other.number > mine.number or other.place < mine.place:
-                _refuse(other)
+                raise _refusal(other)
         if not rivals:
             return
         time.sleep(LOOK_S)  # it steps back, or has begun to drive before it could see this one
 
 
 def _replaced(sweep: Storage, mine: Driver) -> bool:
-    """Whether the claim is gone, or no longer the newest."""
-    claims = _claims(sweep)
-    return not claims or claims[-1].owner != mine.owner
+    """Whether the claim is gone, or a newer one drives: one that only asks may yet step back."""
+    return current_driver(sweep) != mine.owner
 
 
-def _refuse(other: Driver) -> None:
-    if other.alive:
-        raise InputError(
-            f"sweep is being run by process {other.pid} on {other.host}; "
-            "follow it with `widthlab status`, or end it with `widthlab stop`"
-        )
+def _refusal(other: Driver) -> InputError:
+    return InputError(
+        f"sweep is being run by process {other.pid} on {other.host}; "
+        "follow it with `widthlab status`, or end it with `widthlab stop`"
+    )
 
 
 def _put(sweep: Storage, driver: Driver) -> None:

@@ -6,15 +6,18 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from analysis.records import Manifest, committed_steps, get_json, manifest_key
+from pydantic import ValidationError
+
+from analysis.records import BrokenRecordError, committed_steps, read_manifest
 from analysis.storage import Storage
 from orchestrator.branches import Branch
+from orchestrator.driver_lease import Driving
 from orchestrator.ledger import trial_storage
 from orchestrator.placement import need_of
 from orchestrator.ray_cluster import alive_nodes, last_line
 from orchestrator.retries import Budget
 from orchestrator.shared_storage import shared_probe
-from orchestrator.trainable import STOP_SWEEP
+from orchestrator.stopping import stop_requested
 from trainers.spec import Layout, TrialSpec
 
 #: A micro-batch is not halved more often than this before it is one sequence.
@@ -24,18 +27,21 @@ MOST_HALVINGS = 32
 def as_begun(sweep: Storage, spec: TrialSpec) -> TrialSpec:
     """The trial with as many workers as it was begun with: it goes on in the layout that it has a
     checkpoint of, whatever the sweep file says by now."""
-    trial = trial_storage(sweep, spec.id)
-    steps = committed_steps(trial.list("checkpoints"))
-    try:
-        layout = Manifest.from_json(trial.get(manifest_key(steps[-1]))).layout
-        begun = Layout.model_validate(layout)
-    except (IndexError, FileNotFoundError, ValueError):
-        return spec  # no checkpoint, or none that can be read: the trainer says so
-    if begun.device != spec.layout.device:
-        return spec  # refused by the trainer
+    begun = _layout_begun_in(trial_storage(sweep, spec.id))
+    if begun is None or begun.device != spec.layout.device:
+        return spec  # another device is for the trainer to refuse
     kept = {"workers": begun.workers, "cpus_per_worker": begun.cpus_per_worker}
     kept["zero_stage"] = begun.zero_stage
     return spec.model_copy(update={"layout": spec.layout.model_copy(update=kept)})
+
+
+def _layout_begun_in(trial: Storage) -> Layout | None:
+    """Of the newest checkpoint that says it; None where there is none. The trainer too goes on
+    from an older one where the newest is damaged."""
+    for step in reversed(committed_steps(trial.list("checkpoints"))):
+        with contextlib.suppress(FileNotFoundError, BrokenRecordError, ValidationError):
+            return Layout.model_validate(read_manifest(trial, step).layout)
+    return None
 
 
 def run_trials(
@@ -44,11 +50,12 @@ def run_trials(
     limit: int | None,
     retries: Budget,
     branches: Mapping[str, Branch],
+    held: Driving,
     wait_for_nodes: bool = False,
 ) -> dict[str, str]:
     """Train every trial, at most `limit` side by side; one that fails or is preempted is tried
     again as often as `retries` says. Those that `branches` names begin where they branch off,
-    once their trunk is over.
+    once their trunk is over. Nothing more is begun once the sweep is no longer `held`.
 
     Returns the error by trial id of those that used up their retries. Blocks until all is over,
     for as long as no node has room for what is left.
@@ -57,7 +64,9 @@ def run_trials(
     left = list(trials)
     with shared_probe(sweep) as probe:
         while left:
-            failed, again = _round(sweep, left, limit, retries, branches, wait_for_nodes, probe)
+            failed, again = _round(
+                sweep, left, limit, retries, branches, held, wait_for_nodes, probe
+            )
             errors |= failed
             left = [spec for spec in left if spec.id in again]
     return errors
@@ -69,6 +78,7 @@ def _round(
     limit: int | None,
     retries: Budget,
     branches: Mapping[str, Branch],
+    held: Driving,
     wait_for_nodes: bool,
     probe: str,
 ) -> tuple[dict[str, str], set[str]]:
@@ -86,13 +96,14 @@ def _round(
         limit,
         wait_for_nodes,
         alive_nodes,
-        lambda: get_json(sweep, STOP_SWEEP) is not None,
+        lambda: held.replaced or stop_requested(sweep),
     )
     with tempfile.TemporaryDirectory(prefix="widthlab-tune-") as scratch:
         off = {trial_id: asdict(branch) for trial_id, branch in branches.items()}
         configs = [
             {
                 "sweep": sweep.url,
+                "driver": held.owner,
                 "probe": probe,
                 "id": spec.id,
                 "spec": spec.to_json().decode(),

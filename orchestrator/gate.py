@@ -30,7 +30,8 @@ class Gate(BasicVariantGenerator):  # type: ignore[misc]
 
     `needs` is what each trial holds, by its id; `after` names the trial that another one has to
     wait for; `limit` bounds the trials side by side. Where `wait_for_nodes`, all trials within the
-    limit are handed over, so that an autoscaler sees what is wanted.
+    limit are handed over, so that an autoscaler sees what is wanted. `shall_stop` reads the
+    sweep's storage, and may raise OSError.
     """
 
     def __init__(
@@ -40,12 +41,12 @@ class Gate(BasicVariantGenerator):  # type: ignore[misc]
         limit: int | None,
         wait_for_nodes: bool,
         nodes: Callable[[], list[Node]],
-        stop_requested: Callable[[], bool],
+        shall_stop: Callable[[], bool],
     ) -> None:
         super().__init__()
         self._needs, self._after, self._limit = needs, after, limit
         self._wait_for_nodes = wait_for_nodes
-        self._look_at_nodes, self._look_for_stop = nodes, stop_requested
+        self._look_at_nodes, self._shall_stop = nodes, shall_stop
         self._waiting: list[Trial] = []
         self._given: list[Trial] = []
         self._nodes: list[Node] = []
@@ -132,7 +133,10 @@ class Gate(BasicVariantGenerator):  # type: ignore[misc]
         if now - self._looked >= LOOK_S:
             self._looked = now
             self._nodes = self._look_at_nodes()
-            self._stopping = self._stopping or self._look_for_stop()
+            try:
+                self._stopping = self._stopping or self._shall_stop()
+            except OSError as error:  # what is raised here would end the whole sweep
+                logger.warning("whether the sweep shall stop cannot be read now: %s", error)
 
     def _tell_what_waits(self, needs: Iterable[Need], running: bool) -> None:
         """Once for every need, when nodes have left and nothing is left to do but to wait."""

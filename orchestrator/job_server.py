@@ -160,8 +160,8 @@ class JobServer:
 
     def find(self, job_id: str) -> Job | None:
         """One job, None for an id that is none of a sweep's."""
-        if not job_id or "/" in job_id:
-            return None  # it would be another resource of the server's
+        if re.fullmatch(r"[\w.~-]+", job_id) is None:
+            return None  # within a URL it would be another resource of the server's
         with _translated(self.address):
             try:
                 return _of_widthlab(self._client.get_job_info(job_id))

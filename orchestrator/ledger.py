@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import re
 import time
 from collections import Counter
@@ -239,12 +240,43 @@ def give_up(trial: Storage, message: str) -> None:
 
 
 def discard(trial: Storage) -> int:
-    """Remove everything of a trial and return how many objects that were; its result first, so
-    that a reader never takes what is left for a finished trial."""
+    """Remove everything of a trial and return how many objects that were.
+
+    Whoever is killed in the middle leaves a trial that begins anew: no result that others take
+    for a finished trial, no checkpoint to go on from, and the number of the last attempt until
+    its rows have gone, for a smaller one would hide the new rows behind the old.
+    """
     keys = trial.list()
-    for key in sorted(keys, key=lambda key: key != records.RESULT):
+    manifests = {records.manifest_key(step) for step in records.committed_steps(keys)}
+    first = {records.RESULT: 0, **dict.fromkeys(manifests, 1), records.LEASE: 3}
+    for key in sorted(keys, key=lambda key: first.get(key, 2)):
         trial.delete(key)
     return len(keys)
+
+
+def measured_rate(sweep: Storage) -> float | None:
+    """FLOP/s that one worker has reached in the finished trials of a sweep; None where no result
+    tells."""
+    flops = seconds = 0.0
+    for key in sweep.list("trials"):
+        if key.endswith(f"/{records.RESULT}"):
+            with contextlib.suppress(BrokenRecordError):
+                done, took = _work_of_one_worker(records.get_json(sweep, key) or {})
+                flops, seconds = flops + done, seconds + took
+    rate = flops / seconds if seconds else 0.0
+    return rate if 0 < rate < math.inf else None
+
+
+def _work_of_one_worker(result: dict[str, Any]) -> tuple[float, float]:
+    """FLOPs and seconds of training; none where a result does not tell both."""
+    try:
+        flops, seconds = result["flops"], result["seconds"]["training"]
+        workers = result["layout"]["workers"]
+    except (KeyError, TypeError):
+        return 0.0, 0.0
+    if not (NUMBER.holds(flops) and NUMBER.holds(seconds) and COUNT.holds(workers)):
+        return 0.0, 0.0
+    return (flops / workers, seconds) if flops and seconds and workers else (0.0, 0.0)
 
 
 def find_trial(sweep: Storage, prefix: str) -> str:

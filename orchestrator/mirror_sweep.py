@@ -263,6 +263,10 @@ class Mirror:
         """Look for the run once more, for it may have been deleted; then give the trial up."""
         server.followed.pop(trial_id, None)
         server.found.pop(trial_id, None)
+        # One that is still there is tried again: another beside it would hold the points twice.
+        for run in server.tracking.runs(TRIAL_TAG, trial_id):
+            if run.tags.get(SWEEP_TAG) == self._identity:
+                server.found.setdefault(trial_id, run)
         if trial_id in self._refused:
             self._complete.add(trial_id)
             self._given_up.add(trial_id)

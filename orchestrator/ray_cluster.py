@@ -79,7 +79,8 @@ def knock(address: str) -> None:
     if not port.isdigit():
         return  # "auto", or a name that Ray looks up
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        # An IPv6 address stands in brackets before its port.
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except (OSError, OverflowError) as error:
         raise InputError(
             f"no Ray cluster answers at {address}: {error}; give the HOST:PORT of a Ray head, "

@@ -8,7 +8,7 @@ driver, and says afterwards what a result has cost.
 """
 
 import hashlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from analysis.json_records import COUNT, OBJECT, TEXT, Kind, encode_json, get_json
@@ -35,11 +35,17 @@ class Budget:
 
 @dataclass(frozen=True)
 class Open:
-    """An attempt that has been begun, by whose driver, with a checkpoint of which step."""
+    """An attempt that has been begun, by whose driver, with a checkpoint of which step.
+
+    `failure_ms` is when the failure that lay there was left, by the clock of its node; None where
+    there was none. An attempt that fails before it has its lease gives its number to the next one,
+    so the number alone does not tell whose failure it is.
+    """
 
     attempt: int
     driver: str | None
     step: int
+    failure_ms: int | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,13 @@ def write_retries(trial: Storage, retries: Retries) -> None:
 
 def opened(trial: Storage, retries: Retries, driver: str | None) -> Retries:
     """With an attempt that is about to begin."""
-    attempt = Open(newest_attempt(trial) + 1, driver, newest_step(trial))
+    failure_ms = (get_json(trial, FAILURE) or {}).get("time_ms")
+    attempt = Open(
+        newest_attempt(trial) + 1,
+        driver,
+        newest_step(trial),
+        failure_ms if COUNT.holds(failure_ms) else None,
+    )
     return replace(retries, open=attempt)
 
 
@@ -116,7 +128,8 @@ def how_it_ended(trial: Storage, attempt: Open, driver: str | None) -> Ending:
     that drives the sweep now."""
     failure = get_json(trial, FAILURE) or {}
     said = failure.get("attempt")
-    if type(said) is int and said >= attempt.attempt:
+    older = attempt.failure_ms is not None and failure.get("time_ms") == attempt.failure_ms
+    if type(said) is int and said >= attempt.attempt and not older:
         if failure.get("kind") == "out_of_memory":
             return "out_of_memory"
         if failure.get("kind") != "peer_lost":
@@ -130,13 +143,15 @@ def _is_open(value: Any) -> bool:
         return True
     return (
         OBJECT.holds(value)
-        and value.keys() == {"attempt", "driver", "step"}
+        and {"attempt", "driver", "step"} <= value.keys() <= OPEN_KEYS
         and COUNT.holds(value["attempt"])
         and COUNT.holds(value["step"])
         and (value["driver"] is None or TEXT.holds(value["driver"]))
+        and (value.get("failure_ms") is None or COUNT.holds(value["failure_ms"]))
     )
 
 
+OPEN_KEYS = {field.name for field in fields(Open)}
 NEEDS = {
     "failures": COUNT,
     "preemptions": COUNT,

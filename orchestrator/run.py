@@ -6,11 +6,8 @@ sweep whatever ended the last one.
 
 import contextlib
 import os
-import signal
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -20,7 +17,7 @@ from analysis.errors import InputError
 from analysis.storage import Storage
 from orchestrator import execute, ledger
 from orchestrator.branches import branches, drop_used_branch_points
-from orchestrator.driver_lease import driving
+from orchestrator.driver_lease import Driving, driving
 from orchestrator.grid import Grid, PlannedTrial, expand
 from orchestrator.ledger import Ledger, give_up, read_ledger, trial_storage
 from orchestrator.mirror import start_mirror
@@ -34,8 +31,8 @@ from orchestrator.shared_storage import check_shared
 from orchestrator.stopping import (
     forget_stop,
     relaying_stops,
-    request_stop,
     stop_requested,
+    stopping_on_signals,
 )
 from orchestrator.sweep_config import SweepConfig
 from orchestrator.tracking import git_state
@@ -114,7 +111,7 @@ def run_sweep(
         mirror = start_mirror(sweep.url, tracking)
         try:
             if todo:
-                _train(sweep, grid, todo, at_once, config, console, retry_failed)
+                _train(sweep, grid, todo, at_once, config, console, held, retry_failed)
             if held.replaced:
                 raise InputError(
                     f"{sweep.url}: this process was taken for gone, and another goes on with the "
@@ -186,12 +183,14 @@ def _train(
     at_once: int,
     config: SweepConfig,
     console: Console,
+    held: Driving,
     retry_failed: bool,
 ) -> None:
     if retry_failed:
         for trial in todo:
-            trial_storage(sweep, trial.id).delete(records.FAILURE)
+            # The count first: a trial without its failure is not asked for again.
             trial_storage(sweep, trial.id).delete(RETRIES)
+            trial_storage(sweep, trial.id).delete(records.FAILURE)
     before = read_ledger(sweep)
     flops = {cell.id: 0 for cell in before.trials} | {trial.id: trial.flops for trial in todo}
     rate = f"{at_once} at a time" if at_once else "when nodes have joined"
@@ -201,7 +200,7 @@ def _train(
     )
     with (
         relaying_stops(sweep),
-        _stopping_on_signals(sweep, console),
+        stopping_on_signals(sweep, lambda text: console.print(text, highlight=False)),
         Progress(sweep, before, flops, console).shown(),
     ):
         errors = execute.run_trials(
@@ -210,8 +209,11 @@ def _train(
             config.resources.concurrent,
             Budget(config.resources.retries, config.resources.preemptions),
             branches(_specs(grid.trials)),
+            held,
             config.resources.wait_for_nodes,
         )
+        if held.replaced:
+            return  # what has failed, and what is left over, is for the other to judge
         if not stop_requested(sweep):
             for trial_id, message in errors.items():
                 _give_up(trial_storage(sweep, trial_id), trial_id, message, console)
@@ -245,26 +247,6 @@ def _judge(sweep: Storage, reached: Ledger, tracking: str, console: Console) -> 
         "recommendation": done.recommendation,
         "report": done.report_url,
     }
-
-
-@contextlib.contextmanager
-def _stopping_on_signals(sweep: Storage, console: Console) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM is a request to stop in good order; a second one is not."""
-    previous = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
-
-    def stop(kind: int, frame: FrameType | None) -> None:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
-        console.print("stopping: running trials write a checkpoint first", highlight=False)
-        request_stop(sweep)
-
-    for kind in previous:
-        signal.signal(kind, stop)
-    try:
-        yield
-    finally:
-        for kind, handler in previous.items():
-            signal.signal(kind, handler)
 
 
 def _check_writable(sweep: Storage) -> None:

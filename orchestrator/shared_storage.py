@@ -2,9 +2,10 @@
 if they all see the same one."""
 
 import contextlib
+import logging
 import socket
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from analysis.errors import InputError
@@ -13,13 +14,14 @@ from orchestrator.placement import Node, need_of, slots
 from orchestrator.ray_cluster import alive_nodes, last_line
 from trainers.spec import TrialSpec
 
+logger = logging.getLogger(__name__)
+
 #: The folder of what the driver leaves for the nodes to read. Every run uses a name of its own:
 #: a file system that remembers for a while that a name was missing has never been asked for it.
 PROBES = "storage-probe"
 
 #: Seconds within which a node answers: it starts a process first, and may be busy.
 PATIENCE_S = 60.0
-
 
 CANNOT_READ = (
     "cannot read what the driver wrote there; use a path on a shared file system or an object store"
@@ -40,13 +42,16 @@ def shared_probe(sweep: Storage) -> Iterator[str]:
     try:
         yield key
     finally:
-        sweep.delete(key)
+        try:
+            sweep.delete(key)
+        except OSError as error:  # the next run removes it; what has been trained counts
+            logger.warning("%s: %s was not removed: %s", sweep.url, key, error)
 
 
 def require_shared(url: str, key: str) -> None:
     """For the node that this process is on. Raises NotSharedError if it does not see the probe."""
     if not _reads_back(url, key):
-        raise NotSharedError(_message(url, [socket.gethostname()], CANNOT_READ))
+        raise NotSharedError(_message(url, {CANNOT_READ: [socket.gethostname()]}))
 
 
 def check_shared(sweep: Storage, nodes: Sequence[Node], trials: Sequence[TrialSpec]) -> None:
@@ -77,13 +82,14 @@ def check_shared(sweep: Storage, nodes: Sequence[Node], trials: Sequence[TrialSp
             for node in asked
         }
         ray.wait(list(answers), num_returns=len(answers), timeout=PATIENCE_S)
-        failed: dict[str, list[str]] = {}
-        for answer, node in answers.items():
-            why = _what_is_wrong(answer)
-            if why is not None and node.id in {alive.id for alive in alive_nodes()}:
-                failed.setdefault(why, []).append(node.name)
-    for why, names in failed.items():
-        raise InputError(_message(sweep.url, names, why))
+        wrong = [(node, _what_is_wrong(answer)) for answer, node in answers.items()]
+    left = {node.id for node in alive_nodes()}
+    failed: dict[str, list[str]] = {}
+    for node, why in wrong:
+        if why is not None and node.id in left:
+            failed.setdefault(why, []).append(node.name)
+    if failed:
+        raise InputError(_message(sweep.url, failed))
 
 
 def _what_is_wrong(answer: Any) -> str | None:
@@ -100,9 +106,10 @@ def _what_is_wrong(answer: Any) -> str | None:
         return f"cannot even look there: {last_line(error)}; every node needs widthlab"
 
 
-def _message(url: str, names: Sequence[str], why: str) -> str:
-    named = ", ".join(dict.fromkeys(names))
-    return f"storage {url} is not shared: node(s) {named} {why}"
+def _message(url: str, failed: Mapping[str, Sequence[str]]) -> str:
+    """`failed` has the nodes by what is wrong with them."""
+    told = (f"node(s) {', '.join(dict.fromkeys(names))} {why}" for why, names in failed.items())
+    return f"storage {url} is not shared: {'; '.join(told)}"
 
 
 def _reads_back(url: str, key: str) -> bool:

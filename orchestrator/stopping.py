@@ -1,17 +1,24 @@
 """The word to stop, from whoever says it to every trial that runs."""
 
 import contextlib
+import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType
 
-from analysis.records import encode_json, get_json
+from analysis.records import encode_json
 from analysis.storage import Storage
 from orchestrator.ledger import read_ledger, trial_storage
-from orchestrator.trainable import STOP_SWEEP
 from trainers.heartbeat import every
 from trainers.lease import STOP_REQUEST
 
+#: An object of this name in a sweep's directory asks its driver to stop, whatever it says.
+STOP_SWEEP = "stop-request.json"
+
 POLL_S = 2.0
+#: Until a signal is passed on.
+SIGNAL_LOOK_S = 0.5
 
 
 def request_stop(sweep: Storage) -> None:
@@ -25,8 +32,8 @@ def forget_stop(sweep: Storage) -> None:
 
 
 def stop_requested(sweep: Storage) -> bool:
-    """Whether that has been asked since the run began."""
-    return get_json(sweep, STOP_SWEEP) is not None
+    """Whether that has been asked since the run began. Raises OSError."""
+    return _is_there(sweep, STOP_SWEEP)
 
 
 @contextlib.contextmanager
@@ -34,7 +41,7 @@ def relaying_stops(sweep: Storage) -> Iterator[None]:
     """Pass a request to stop a sweep on to its running trials, for the time of a run.
 
     A trial that starts later sees the sweep's own request; one in between is told here, however
-    late it takes its lease.
+    late it takes its lease. One that seems stale is told too: the clock of its node may be slow.
     """
 
     def relay() -> None:
@@ -42,8 +49,45 @@ def relaying_stops(sweep: Storage) -> Iterator[None]:
             return
         for status in read_ledger(sweep).trials:
             trial = trial_storage(sweep, status.id)
-            if status.state == "running" and get_json(trial, STOP_REQUEST) is None:
+            if status.state in ("running", "stale") and not _is_there(trial, STOP_REQUEST):
                 trial.put(STOP_REQUEST, encode_json({"from": "sweep"}))
 
     with every(POLL_S, relay):
         yield
+
+
+@contextlib.contextmanager
+def stopping_on_signals(sweep: Storage, say: Callable[[str], None]) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM is a request to stop in good order; a second one is not."""
+    previous = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+    heard, passed_on = threading.Event(), threading.Event()
+
+    def hear(kind: int, frame: FrameType | None) -> None:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+        heard.set()
+
+    def pass_on() -> None:
+        # Not where the signal is heard, in the middle of anything: a storage that fails there
+        # would end what it should stop in good order. Here it is tried again.
+        if heard.is_set() and not passed_on.is_set():
+            request_stop(sweep)
+            passed_on.set()
+            say("stopping: running trials write a checkpoint first")
+
+    for kind in previous:
+        signal.signal(kind, hear)
+    try:
+        with every(SIGNAL_LOOK_S, pass_on):
+            yield
+    finally:
+        for kind, handler in previous.items():
+            signal.signal(kind, handler)
+
+
+def _is_there(storage: Storage, key: str) -> bool:
+    try:
+        storage.get(key)
+    except FileNotFoundError:
+        return False
+    return True

@@ -127,7 +127,11 @@ def given_uri(override: str | None = None) -> str | None:
 
 def storage_of(sweep: Storage) -> Storage:
     """The storage that a sweep's directory lies in."""
-    return open_storage(sweep.url.rstrip("/").rpartition("/")[0] or "/")
+    if isinstance(sweep, LocalStorage):
+        return LocalStorage(sweep.root.parent)
+    # s3://bucket/folder?region=x: what comes after the mark says how to reach it.
+    folder, mark, options = sweep.url.partition("?")
+    return open_storage(f"{folder.rstrip('/').rpartition('/')[0]}{mark}{options}")
 
 
 def embedded_uri(storage: Storage) -> str:

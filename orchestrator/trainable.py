@@ -6,7 +6,7 @@ What a trial leaves behind is in its directory.
 
 from typing import Any
 
-from analysis.records import get_json, get_result
+from analysis.records import get_result
 from analysis.storage import Storage, open_storage
 from orchestrator.attempt import attempt
 from orchestrator.ledger import trial_storage
@@ -14,10 +14,8 @@ from orchestrator.placement import need_of
 from orchestrator.preemption import preemption_notice
 from orchestrator.retries import Budget
 from orchestrator.shared_storage import require_shared
+from orchestrator.stopping import stop_requested
 from trainers.spec import TrialSpec, parse_spec
-
-#: An object of this name in a sweep's directory asks its driver to stop.
-STOP_SWEEP = "stop-request.json"
 
 
 class QuietLog:
@@ -53,8 +51,9 @@ def run_trial(config: dict[str, Any]) -> str:
         sweep,
         parse_spec(config["spec"], "trial"),
         Budget(**config["budget"]),
+        config["driver"],
         run,
-        lambda: get_json(sweep, STOP_SWEEP) is not None,
+        lambda: stop_requested(sweep),
     )
 
 

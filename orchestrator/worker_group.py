@@ -14,10 +14,11 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from analysis.errors import InputError
 from orchestrator.ray_cluster import last_line
+from trainers.fence import LeaseLostError
 
-#: When one worker has failed the others fail of it, within this time. If one of them has died it
-#: is the cause, whoever noticed first.
+#: When one worker has failed the others fail of it, within this time.
 GRACE_S = 5.0
 
 #: Within this time every worker has started, where its node is still there: they hold their room,
@@ -65,8 +66,8 @@ def run_on_workers(
     """Call `function(config)` on one worker for every bundle of this process's placement group.
 
     `name` and rank are what the worker is called in Ray's dashboard, and by `ps` on its node.
-    Returns when all have returned. Raises WorkerLostError if one has died, and otherwise what the
-    first to fail has raised; the others are then killed.
+    Returns when all have returned. Raises, as `cause_of` says, WorkerLostError or what one of them
+    has raised; the others are then killed.
     """
     group = ray.util.get_current_placement_group()
     assert group is not None, "Tune starts every trial in a placement group"
@@ -145,23 +146,35 @@ def _results(calls: Sequence[Any], timeout: float | None = None) -> list[Any]:
             raise WorkerLostError(f"a worker of the trial has not started within {timeout:.0f} s")
         error = _error(done[0])
         if error is not None:
-            raise _cause(error, waiting)
+            raise cause_of([error, *_errors_of(waiting)])
     return list(ray.get(list(calls)))
 
 
-def _cause(error: RayError, others: Sequence[Any]) -> BaseException:
-    """Why a trial has failed, of which `error` was the first to be seen."""
+def _errors_of(others: Sequence[Any]) -> list[RayError]:
+    """What becomes of the other workers when one has failed."""
     failed: list[Any] = []
     if others:
         failed, _ = ray.wait(list(others), num_returns=len(others), timeout=GRACE_S)
-    errors = [error, *(found for found in map(_error, failed) if found is not None)]
-    for each in errors:
-        if isinstance(each, RayActorError):
-            lost = WorkerLostError(f"a worker of the trial was lost: {last_line(each)}")
-            lost.__cause__ = each
+    return [error for error in map(_error, failed) if error is not None]
+
+
+def cause_of(errors: Sequence[RayError]) -> BaseException:
+    """Why a trial has failed, of what its workers say, in the order in which it was seen.
+
+    What forbids another attempt goes first: the others only lose their connection to whoever is
+    refused its input or has been replaced, or die of that, and may be seen to before.
+    """
+    causes = [error.cause if isinstance(error, RayTaskError) else error for error in errors]
+    for cause in causes:
+        if isinstance(cause, InputError | LeaseLostError):
+            return cause
+    for error in errors:
+        if isinstance(error, RayActorError):
+            lost = WorkerLostError(f"a worker of the trial was lost: {last_line(error)}")
+            lost.__cause__ = error
             return lost
-    cause: BaseException = error.cause if isinstance(error, RayTaskError) else error
-    return cause
+    first: BaseException = causes[0]
+    return first
 
 
 def _error(call: Any) -> RayError | None:

@@ -1,5 +1,6 @@
 """One attempt at a trial as Ray runs it: whether there is one, how large, and what its end is."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,10 @@ from analysis import records
 from analysis.errors import InputError
 from analysis.records import FAILURE, RESULT, encode_json, get_json
 from analysis.storage import LocalStorage
+from orchestrator import attempt as attempt_module
 from orchestrator import retries
 from orchestrator.attempt import FAILED, UNFINISHED, attempt
-from orchestrator.driver_lease import driving
+from orchestrator.driver_lease import current_driver, driving
 from orchestrator.ledger import trial_storage
 from orchestrator.preemption import PreemptedError
 from orchestrator.retries import Budget, read_retries
@@ -64,7 +66,12 @@ class Trial:
         return end
 
     def once(self, shall_stop: bool = False) -> str:
-        return attempt(self.sweep, self.spec, BUDGET, self.run, lambda: shall_stop)
+        return self.attempt(lambda: shall_stop)
+
+    def attempt(self, stop_requested: Callable[[], bool], **given: object) -> str:
+        driver = current_driver(self.sweep)
+        about = {"driver": driver, "run": self.run, "stop_requested": stop_requested, **given}
+        return attempt(self.sweep, self.spec, BUDGET, **about)
 
     def until_it_ends(self) -> str:
         """As Ray does: whatever is raised is a reason to start anew."""
@@ -170,6 +177,43 @@ def test_out_of_memory_with_one_sequence_is_a_failure(sweep) -> None:
     assert "out_of_memory" in get_json(trial.directory, FAILURE)["message"]
 
 
+@pytest.mark.parametrize("write", [1, 2, 3])
+def test_whoever_is_killed_at_a_write_does_not_have_it_halved_twice(sweep, write) -> None:
+    trial = Trial(sweep, Failed("out_of_memory"))
+    with pytest.raises(Failed) as raised:
+        trial.once()
+    raised.value.leave(trial.directory)
+    trial.sweep = CutOff(sweep.root, write)
+    with pytest.raises(Cut):
+        trial.once()
+    trial.sweep, trial.ends = sweep, ["completed"]
+    assert trial.once() == "completed"
+    assert trial.micro_batches[-1] in (None, 6)
+
+
+class Cut(Exception):  # noqa: N818
+    """The process is gone."""
+
+
+class CutOff(LocalStorage):
+    """As a process sees it that is killed before its n-th write."""
+
+    def __init__(self, root: Path, left: int) -> None:
+        super().__init__(root)
+        self._left = [left]
+
+    def child(self, folder: str) -> "CutOff":
+        inside = CutOff(self.path(folder), 0)
+        inside._left = self._left
+        return inside
+
+    def put(self, key: str, data: bytes) -> None:
+        self._left[0] -= 1
+        if self._left[0] <= 0:
+            raise Cut
+        super().put(key, data)
+
+
 def test_the_next_driver_begins_with_what_fitted(sweep) -> None:
     trial = Trial(sweep, Failed("out_of_memory"), Died())
     with driving(sweep):
@@ -204,9 +248,7 @@ def test_one_that_made_room_is_started_again_elsewhere(sweep) -> None:
 
 def test_one_that_was_asked_to_stop_is_not(sweep) -> None:
     asked = iter([False, True])
-    trial = Trial(sweep, None)
-    ended = attempt(sweep, trial.spec, BUDGET, trial.run, lambda: next(asked))
-    assert ended == UNFINISHED
+    assert Trial(sweep, None).attempt(lambda: next(asked)) == UNFINISHED
 
 
 def test_none_begins_once_the_sweep_shall_stop(sweep) -> None:
@@ -222,8 +264,7 @@ def test_a_wait_ends_when_the_sweep_shall_stop(sweep, monkeypatch) -> None:
     with pytest.raises(Died):
         trial.once()
     asked = iter([False, True])
-    ended = attempt(sweep, trial.spec, BUDGET, trial.run, lambda: next(asked))
-    assert ended == UNFINISHED
+    assert trial.attempt(lambda: next(asked)) == UNFINISHED
     assert read_retries(trial.directory).preemptions == 1
 
 
@@ -236,16 +277,38 @@ def test_a_trial_that_another_process_has_taken_is_left_to_it(sweep) -> None:
 def test_when_another_driver_has_the_sweep_nothing_is_started_again(sweep) -> None:
     trial = Trial(sweep, None)
 
-    def replaced(spec: TrialSpec) -> str | None:
-        sweep.put(
-            f"drivers/000009-{'a' * 32}.json",
-            encode_json(
-                {"host": "h", "pid": 1, "started": 0.0, "state": "driving", "heartbeat_ms": 1}
-            ),
-        )
+    def run(spec: TrialSpec) -> str | None:
+        replace_driver(sweep)
         return trial.run(spec)
 
-    assert attempt(sweep, trial.spec, BUDGET, replaced, lambda: False) == UNFINISHED
+    assert trial.attempt(lambda: False, run=run) == UNFINISHED
+
+
+def test_nor_does_what_was_handed_over_before_begin(sweep) -> None:
+    """Its successor trains it by now: to take it away would begin it a third time."""
+    trial = Trial(sweep, "never")
+    with driving(sweep) as held:
+        replace_driver(sweep)
+        assert trial.attempt(lambda: False, driver=held.owner) == UNFINISHED
+    assert trial.directory.list() == []
+
+
+def test_nor_what_waits_for_its_next_attempt(sweep, monkeypatch) -> None:
+    trial = Trial(sweep, Failed(), "never")
+    with driving(sweep) as held:
+        with pytest.raises(Failed) as raised:
+            trial.once()
+        raised.value.leave(trial.directory)
+        monkeypatch.setattr(retries, "FIRST_DELAY_S", 1e6)
+        monkeypatch.setattr(retries, "LONGEST_DELAY_S", 1e6)
+        monkeypatch.setattr(attempt_module.time, "sleep", lambda seconds: replace_driver(sweep))
+        assert trial.attempt(lambda: False, driver=held.owner) == UNFINISHED
+
+
+def replace_driver(sweep: LocalStorage) -> None:
+    """Another, elsewhere, has found this one silent."""
+    claim = {"host": "h", "pid": 1, "started": 0.0, "state": "driving", "heartbeat_ms": 1}
+    sweep.put(f"drivers/000009-{'a' * 32}.json", encode_json(claim))
 
 
 def test_a_result_of_another_trial_is_not_taken_for_this_ones(sweep) -> None:

@@ -18,7 +18,7 @@ def sweep(tmp_path) -> LocalStorage:
 
 
 def begin(sweep: LocalStorage, spec: TrialSpec, **layout: object) -> None:
-    """A committed checkpoint of that layout."""
+    """A committed checkpoint of that layout, after 5 updates."""
     manifest = Manifest(
         trial_id=spec.id, step=5, attempt=1, records=[], files={},
         layout=Layout.model_validate(layout).model_dump(mode="json"),
@@ -46,8 +46,22 @@ def test_another_device_is_left_for_the_trainer_to_refuse(sweep: LocalStorage):
     assert as_begun(sweep, asked) == asked
 
 
-def test_a_checkpoint_that_cannot_be_read_decides_nothing(sweep: LocalStorage):
+def unreadable(step: int) -> list[bytes]:
+    layout = {"workers": "many"}
+    about = {"trial_id": "x", "step": step, "attempt": 1, "records": [], "files": {}}
+    return [b"", b"[", json.dumps({**about, "layout": layout}).encode()]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_checkpoint_that_cannot_be_read_decides_nothing(sweep: LocalStorage, number: int):
     asked = make_trial(workers=1)
-    trial = trial_storage(sweep, asked.id)
-    trial.put(manifest_key(5), json.dumps({"layout": {"workers": "many"}}).encode())
+    trial_storage(sweep, asked.id).put(manifest_key(5), unreadable(5)[number])
     assert as_begun(sweep, asked) == asked
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_one_before_it_does_as_the_trainer_goes_on_from_that(sweep: LocalStorage, number: int):
+    asked = make_trial(workers=1)
+    begin(sweep, asked, workers=2)
+    trial_storage(sweep, asked.id).put(manifest_key(6), unreadable(6)[number])
+    assert as_begun(sweep, asked).layout.workers == 2

@@ -55,6 +55,23 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> Command:
     return Command(tmp_path, monkeypatch, capsys)
 
 
+def test_a_second_interrupt_says_that_nothing_is_lost(
+    command: Command, tiny: dict, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("orchestrator.run.run_sweep", interrupted)
+    (command.folder / "sweep.yaml").write_text(yaml.safe_dump(tiny))
+    monkeypatch.setattr(
+        sys, "argv", ["widthlab", "run", str(command.folder / "sweep.yaml"), "--storage", "s"]
+    )
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 130
+    assert "the same command continues" in capsys.readouterr().err
+
+
 def test_a_missing_file(command: Command):
     missing = str(command.folder / "no.yaml")
     assert missing in command.refused(["run", missing, "--storage", str(command.storage)])

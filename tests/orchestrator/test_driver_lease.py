@@ -1,6 +1,9 @@
 """One driver per sweep: the first to be there, whoever else begins, and at whatever moment."""
 
+import errno
 import json
+import os
+import socket
 import subprocess
 import sys
 import threading
@@ -9,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
 import pytest
 
 from analysis.errors import InputError
@@ -61,7 +65,14 @@ def test_a_killed_driver_of_this_machine_need_not_be_waited_for(tmp_path: Path):
         assert is_driven(sweep)
 
 
-def test_a_silent_driver_of_another_machine_is_waited_for_a_minute(tmp_path: Path):
+@pytest.fixture
+def nobody_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_lease, "LISTEN_S", 0.0)
+
+
+def test_a_silent_driver_of_another_machine_is_waited_for_a_minute(
+    tmp_path: Path, nobody_beats: None
+):
     sweep = LocalStorage(tmp_path)
     claim(sweep)
     assert is_driven(sweep)
@@ -71,6 +82,81 @@ def test_a_silent_driver_of_another_machine_is_waited_for_a_minute(tmp_path: Pat
     assert not is_driven(sweep)
     with driving(sweep) as held:
         assert not held.replaced
+
+
+@pytest.mark.parametrize("slow_s", [300, -300])
+def test_one_whose_clock_is_wrong_is_heard_by_its_next_heartbeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_s: int
+):
+    sweep = LocalStorage(tmp_path)
+    claim(sweep, heartbeat_ms=now_ms(slow_s))
+    listened = []
+
+    def beat(seconds: float) -> None:
+        listened.append(seconds)
+        claim(sweep, heartbeat_ms=now_ms(slow_s) + 1)
+
+    monkeypatch.setattr(driver_lease.time, "sleep", beat)
+    assert is_driven(sweep)
+    with pytest.raises(InputError, match="by process 1 on elsewhere"), driving(sweep):
+        pass
+    assert min(listened) > driver_lease.HEARTBEAT_S
+
+
+def test_one_that_ends_while_it_is_listened_for_is_not_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    sweep = LocalStorage(tmp_path)
+    claim(sweep, heartbeat_ms=now_ms(300))
+    monkeypatch.setattr(driver_lease.time, "sleep", lambda seconds: claim(sweep, state="released"))
+    assert not is_driven(sweep)
+
+
+@pytest.mark.parametrize(("silent_s", "driven"), [(0, True), (300, False)])
+def test_of_this_machine_a_process_that_began_at_another_time_may_be_the_same(
+    tmp_path: Path, silent_s: int, driven: bool
+):
+    """Setting the clock moves the time at which processes are said to have begun."""
+    sweep = LocalStorage(tmp_path)
+    here = {"host": socket.gethostname(), "started": 1.0, "heartbeat_ms": now_ms(silent_s)}
+    claim(sweep, pid=os.getppid(), **here)
+    assert is_driven(sweep) is driven
+
+
+def test_this_process_is_not_another_that_had_its_number(tmp_path: Path):
+    """In a container every driver may be process 1."""
+    sweep = LocalStorage(tmp_path)
+    claim(sweep, host=socket.gethostname(), pid=os.getpid(), started=1.0)
+    assert not is_driven(sweep)
+
+
+def test_one_that_may_not_be_looked_at_is_known_by_its_heartbeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def hidden(pid: int) -> None:
+        raise psutil.AccessDenied(pid)
+
+    monkeypatch.setattr(driver_lease.psutil, "Process", hidden)
+    sweep = LocalStorage(tmp_path)
+    claim(sweep, host=socket.gethostname())
+    assert is_driven(sweep)
+    claim(sweep, host=socket.gethostname(), heartbeat_ms=now_ms(300))
+    assert not is_driven(sweep)
+
+
+def test_a_storage_that_fails_at_the_end_undoes_nothing(tmp_path: Path, caplog):
+    class Full(LocalStorage):
+        full = False
+
+        def put(self, key: str, data: bytes) -> None:
+            if self.full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            super().put(key, data)
+
+    sweep = Full(tmp_path)
+    with driving(sweep):
+        sweep.full = True
+    assert "was not released" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -114,6 +200,18 @@ def test_a_driver_that_was_taken_for_gone_gives_way_and_touches_nothing(
     assert {name: sweep.get(name) for name in sweep.list()} == left
     assert current_driver(sweep) == "a" * 32
     assert key in left
+
+
+def test_another_that_only_asks_replaces_nobody(tmp_path: Path, fast_heartbeat: None):
+    """It began at the same moment, and will find that this one was first."""
+    sweep = LocalStorage(tmp_path)
+    with driving(sweep) as held:
+        (key,) = sweep.list()
+        claim(sweep, number=1, owner="f" * 32, state="asking")
+        began = json.loads(sweep.get(key))["heartbeat_ms"]
+        until(lambda: json.loads(sweep.get(key))["heartbeat_ms"] > began + 10)
+        assert not held.replaced
+        assert current_driver(sweep) == held.owner
 
 
 def test_a_driver_whose_claim_was_cleared_away_gives_way_too(tmp_path: Path, fast_heartbeat: None):

@@ -29,6 +29,7 @@ class Sweep:
     ) -> None:
         self.nodes = list(nodes)
         self.stop = False
+        self.storage_fails = False
         needs = {str(at): Need(number, 1.0, 0.0) for at, number in enumerate(workers)}
         self.gate = Gate(
             needs,
@@ -36,12 +37,17 @@ class Sweep:
             limit,
             wait_for_nodes,
             lambda: [Node({"CPU": number}, id=str(at)) for at, number in enumerate(self.nodes)],
-            lambda: self.stop,
+            self._shall_stop,
         )
         self.gate._waiting = [
             Trial("stub", config={"trial": {"id": name}}, stub=True) for name in needs
         ]
         self.handed: dict[str, Trial] = {}
+
+    def _shall_stop(self) -> bool:
+        if self.storage_fails:
+            raise OSError("curl: timeout")
+        return self.stop
 
     def hand_over(self) -> list[tuple[str, str]]:
         """What the gate hands over before it says no: ids, and how they are placed."""
@@ -175,6 +181,20 @@ def test_a_stop_ends_what_waits_and_lets_what_runs_go_on():
     sweep.end("0")
     assert sweep.gate.over()
     assert sweep.gate.left == []
+
+
+def test_a_storage_that_fails_for_a_while_ends_no_sweep(caplog):
+    """Asked once a second for days: what the gate raises would end Tune, and all that trains."""
+    sweep = Sweep([1] * 4, nodes=[1])
+    sweep.storage_fails = True
+    assert names(sweep.hand_over()) == ["0", "1"]
+    sweep.run("0")
+    assert not sweep.gate.over()
+    assert "curl: timeout" in caplog.text
+    sweep.storage_fails, sweep.stop = False, True
+    sweep.end("0", "1")
+    assert sweep.hand_over() == []
+    assert sweep.gate.is_finished()
 
 
 def test_a_trial_is_reserved_as_one_group():

@@ -40,12 +40,13 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     content |= {"model": {"d_model": 64}, "resolved": {"trials": cells}}
     bench.sweep.put("sweep.yaml", as_yaml(content))
     bench.sweep.put("mirror.json", encode_json({"identity": "small-1"}))
-    driver = {"owner": "x", "host": "h", "pid": 1, "started": 1.0, "heartbeat_ms": START_MS}
-    bench.sweep.put("driver.json", encode_json(driver))
+    driver = {"host": "h", "pid": 1, "started": 1.0, "heartbeat_ms": START_MS}
+    bench.sweep.put(f"drivers/000001-{'a' * 32}.json", encode_json({**driver, "state": "released"}))
     with pytest.MonkeyPatch.context() as patched:
         disarm(patched, server=True)
         drawn = {"svg": b"<svg/>", "png": b""}
         patched.setattr("analysis.pipeline.render", lambda figure: drawn)
+        patched.setattr("orchestrator.driver_lease.LISTEN_S", 0.0)
         patched.setattr("orchestrator.mirror_run.TrialImages.due", lambda self, seen: False)
         logging.disable(logging.CRITICAL)
         yield bench

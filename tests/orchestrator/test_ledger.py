@@ -6,9 +6,19 @@ from pathlib import Path
 import pytest
 
 from analysis.errors import InputError
-from analysis.records import COLLAPSE, FAILURE, LEASE, RESULT, encode_json
+from analysis.records import (
+    COLLAPSE,
+    FAILURE,
+    LEASE,
+    RESULT,
+    Part,
+    committed_steps,
+    encode_json,
+    manifest_key,
+)
 from analysis.storage import LocalStorage
 from orchestrator import ledger
+from trainers.fence import newest_attempt
 
 LEASE_HELD = {
     "attempt": 1, "owner": "a", "step": 7, "steps": 20, "loss": 3.5,
@@ -128,6 +138,75 @@ def test_discarding_leaves_nothing(tmp_path: Path):
         trial.put(key, b"{}")
     assert ledger.discard(trial) == 4
     assert trial.list() == []
+
+
+OF_THREE_ATTEMPTS = [
+    RESULT,
+    LEASE,
+    f"attempts/000003-{'a' * 32}.json",
+    "checkpoints/step-00000020/attempt-3/state.pt",
+    manifest_key(20),
+    "metrics/part-3-1-20.parquet",
+    "spectra/part-2-0-10.parquet",
+]
+
+
+@pytest.mark.parametrize("deleted", range(len(OF_THREE_ATTEMPTS)))
+def test_a_trial_that_is_half_discarded_begins_anew(tmp_path: Path, deleted: int):
+    class Killed(LocalStorage):
+        left = deleted
+
+        def delete(self, key: str) -> None:
+            if self.left == 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+            super().delete(key)
+
+    trial = Killed(tmp_path)
+    for key in OF_THREE_ATTEMPTS:
+        trial.put(key, encode_json({"attempt": 3}))
+    with pytest.raises(KeyboardInterrupt):
+        ledger.discard(trial)
+    left = trial.list()
+    gone = set(OF_THREE_ATTEMPTS) - set(left)
+    assert RESULT in gone or not gone
+    if gone > {RESULT}:
+        assert committed_steps(left) == []
+    parts = [part.attempt for part in map(Part.parse, left) if part]
+    assert newest_attempt(trial) >= max(parts, default=0)
+
+
+def test_the_rate_of_a_sweep_is_that_of_all_its_workers_together(tmp_path: Path):
+    sweep = LocalStorage(tmp_path)
+    assert ledger.measured_rate(sweep) is None
+    for name, flops, workers, seconds in [("a", 8e9, 1, 2.0), ("b", 24e9, 2, 4.0)]:
+        result = {
+            "flops": flops,
+            "layout": {"workers": workers},
+            "seconds": {"training": seconds},
+        }
+        sweep.put(f"trials/{name}/{RESULT}", encode_json(result))
+    assert ledger.measured_rate(sweep) == 20e9 / 6
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        b"{",
+        b"{}",
+        b'{"flops": 1, "layout": {"workers": 0}, "seconds": {"training": 1}}',
+        b'{"flops": 1, "layout": [1], "seconds": {"training": 1}}',
+        b'{"flops": 1, "layout": {"workers": 1}, "seconds": {"training": "x"}}',
+        b'{"flops": 1%s, "layout": {"workers": 1}, "seconds": {"training": 1}}' % (b"0" * 400),
+        b'{"flops": NaN, "layout": {"workers": 1}, "seconds": {"training": 1}}',
+        b'{"flops": -1, "layout": {"workers": 1}, "seconds": {"training": 1}}',
+        b'{"flops": 1e308, "layout": {"workers": 1}, "seconds": {"training": 1e-308}}',
+    ],
+)
+def test_what_tells_no_rate_gives_none(tmp_path: Path, told: bytes):
+    sweep = LocalStorage(tmp_path)
+    sweep.put(f"trials/a/{RESULT}", told)
+    assert ledger.measured_rate(sweep) is None
 
 
 def test_a_folder_that_is_no_sweep_is_said_to_be_none(tmp_path: Path):

@@ -122,6 +122,24 @@ def test_a_trial_given_up_is_counted_until_the_end(
     assert [report.refused for report in reports] == [1, 1, 1, 1]
 
 
+def test_a_run_that_was_refused_something_is_the_one_that_is_tried_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_rows(bench.begin(), 1, 0, 10)
+    send, refusals = Tracking.send_points, iter(["once"])
+
+    def refuse_once(self: Tracking, run_id: str, points: Any) -> None:
+        if next(refusals, None):
+            raise RefusedError("not now")
+        send(self, run_id, points)
+
+    monkeypatch.setattr(Tracking, "send_points", refuse_once)
+    mirror = bench.mirror()
+    assert [mirror.sync_once().refused for _ in range(2)] == [1, 0]
+    assert len(bench.runs()) == 2  # the sweep's and the trial's
+    assert bench.points() == expected(rows_of(0, 10))
+
+
 def test_a_recommendation_that_is_not_one_is_left_out_of_the_note(bench: Bench) -> None:
     for data in (b'{"groups": [3]}', b'{"groups": 3}', b"[]", NESTED):
         bench.sweep.put("report/recommendation.json", data)

@@ -1,5 +1,7 @@
 """How a trial reads in MLflow, as plain values."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from analysis.errors import InputError
 from analysis.records import SPECTRA
 from analysis.storage import LocalStorage, open_storage
+from orchestrator import tracking
 from orchestrator.mirror_points import (
     MEDIAN_METRICS,
     StepPoints,
@@ -144,6 +147,29 @@ def test_a_flag_goes_before_the_environment_and_that_before_the_embedded_file(
     assert tracking_uri(storage) == "http://from-environment:5000"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert tracking_uri(storage) == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.mark.parametrize("options", ["", "?region=eu-central-1&endpoint_override=minio:9000/s3"])
+def test_the_storage_of_a_sweep_is_reached_as_the_sweep_is(
+    options: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is opened without its options may be another server's, or nobody's."""
+    monkeypatch.setattr(tracking, "open_storage", Elsewhere)
+    sweep: Any = Elsewhere(f"s3://bucket/runs/tiny{options}")
+    assert tracking.storage_of(sweep).url == f"s3://bucket/runs{options}"
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A storage of which only the place is asked."""
+
+    url: str
+
+
+def test_the_storage_of_a_local_sweep_is_the_folder_around_it(tmp_path: Path) -> None:
+    for name in ("tiny", "what?", "a b"):
+        sweep = LocalStorage(tmp_path / name / "tiny")
+        assert tracking.storage_of(sweep).url == str(tmp_path / name)
 
 
 def test_a_remote_storage_needs_a_server(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from analysis.errors import InputError
 from orchestrator.placement import Node
-from orchestrator.ray_cluster import _warn_of_spot_node, cluster
+from orchestrator.ray_cluster import _warn_of_spot_node, cluster, knock
 
 
 def test_an_address_where_nobody_listens_is_told_at_once():
@@ -15,6 +15,22 @@ def test_an_address_where_nobody_listens_is_told_at_once():
         port = listener.getsockname()[1]
     with pytest.raises(InputError, match="no Ray cluster answers"), cluster(f"127.0.0.1:{port}"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("family", "host", "written"),
+    [(socket.AF_INET, "127.0.0.1", "127.0.0.1"), (socket.AF_INET6, "::1", "[::1]")],
+)
+def test_an_address_where_somebody_listens_is_knocked_at(family: int, host: str, written: str):
+    try:
+        listener = socket.create_server((host, 0), family=family)
+    except OSError as error:
+        pytest.skip(f"this machine has no {host}: {error}")
+    with listener:
+        address = f"{written}:{listener.getsockname()[1]}"
+        knock(address)
+    with pytest.raises(InputError, match="no Ray cluster answers"):
+        knock(address)
 
 
 def test_a_driver_outside_of_the_cluster_is_sent_inside():

@@ -65,6 +65,18 @@ def test_what_an_earlier_attempt_said_is_not_this_ones(trial, attempt) -> None:
     assert how_it_ended(trial, Open(3, "driver", 0), "driver") == "preemption"
 
 
+def test_a_failure_that_lay_there_when_the_attempt_began_is_not_this_ones(trial) -> None:
+    """Neither had its lease yet, and both have the number of the first claim."""
+    said = {"attempt": 1, "kind": "error", "message": "no", "time_ms": 5}
+    trial.put(FAILURE, encode_json(said))
+    begun = opened(trial, Retries(), "driver").open
+    assert begun.attempt == 1
+    take(trial)
+    assert how_it_ended(trial, begun, "driver") == "preemption"
+    trial.put(FAILURE, encode_json({**said, "time_ms": 3}))  # the clock of its node is slow
+    assert how_it_ended(trial, begun, "driver") == "failure"
+
+
 def test_the_two_budgets_are_counted_apart() -> None:
     retries = Retries()
     for ending in ("preemption", "failure", "preemption", "out_of_memory", "uncharged", "failure"):
@@ -111,7 +123,14 @@ def test_trials_of_one_storm_do_not_come_back_together() -> None:
 
 @given(
     counts=st.tuples(*[st.integers(0, 2**40)] * 4),
-    attempt=st.none() | st.builds(Open, st.integers(1, 99), st.none() | st.text(), st.just(4)),
+    attempt=st.none()
+    | st.builds(
+        Open,
+        st.integers(1, 99),
+        st.none() | st.text(),
+        st.just(4),
+        st.none() | st.integers(0, 2**41),
+    ),
 )
 def test_the_count_survives_the_driver(tmp_path_factory, counts, attempt) -> None:
     trial = LocalStorage(tmp_path_factory.mktemp("trial"))
@@ -130,7 +149,8 @@ def test_an_attempt_is_noted_with_its_number_and_the_checkpoint_it_has(trial) ->
 @pytest.mark.parametrize(
     "change",
     [{"failures": -3}, {"preemptions": "0"}, {"open": {}}, {"in_a_row": None}, {"open": [1]},
-     {"open": {"attempt": 1, "driver": 7, "step": 0}}],
+     {"open": {"attempt": 1, "driver": 7, "step": 0}},
+     {"open": {"attempt": 1, "driver": "d", "step": 0, "failure_ms": "now"}}],
 )  # fmt: skip
 def test_a_count_that_somebody_else_has_written_is_not_believed(trial, change) -> None:
     counts = {"failures": 0, "preemptions": 0, "out_of_memory": 0, "in_a_row": 0, "open": None}

@@ -1,11 +1,21 @@
 """Whether a node reads what the driver wrote. With nodes that do not: test_nodes.py."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from analysis.errors import InputError
 from analysis.storage import LocalStorage
-from orchestrator.shared_storage import NotSharedError, require_shared, shared_probe
+from orchestrator import shared_storage
+from orchestrator.placement import Node
+from orchestrator.shared_storage import (
+    NotSharedError,
+    check_shared,
+    require_shared,
+    shared_probe,
+)
 
 
 def test_a_node_that_sees_the_probe_may_run_trials(tmp_path: Path):
@@ -38,3 +48,58 @@ def test_nothing_is_left_behind_by_this_run_or_by_one_that_was_killed(tmp_path: 
     with shared_probe(sweep) as key:
         assert sweep.list() == [key]
     assert sweep.list() == []
+
+
+def test_a_probe_that_cannot_be_removed_undoes_nothing(tmp_path: Path, caplog):
+    class Failing(LocalStorage):
+        def delete(self, key: str) -> None:
+            raise OSError("curl: timeout")
+
+    with shared_probe(Failing(tmp_path)) as key:
+        assert LocalStorage(tmp_path).list() == [key]
+    assert "was not removed: curl: timeout" in caplog.text
+
+
+def test_every_node_that_cannot_read_is_named_with_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In one message, and without those that have gone meanwhile."""
+    ray = pytest.importorskip("ray")
+    names = ("driver", "a", "b", "c", "gone")
+    nodes = [Node({"CPU": 1.0}, name, f"{at:056x}") for at, name in enumerate(names, start=1)]
+    says: dict[str, Any] = {node.id: False for node in nodes}
+    says[nodes[2].id] = ray.exceptions.RaySystemError("no widthlab")
+
+    def get(answer: str, timeout: float) -> Any:
+        if isinstance(says[answer], Exception):
+            raise says[answer]
+        return says[answer]
+
+    monkeypatch.setattr(
+        ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: nodes[0].id)
+    )
+    monkeypatch.setattr(ray, "remote", lambda function: Remote())
+    monkeypatch.setattr(ray, "wait", lambda *_, **__: None)
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(shared_storage, "alive_nodes", lambda: nodes[:-1])
+    spec = SimpleNamespace(
+        layout=SimpleNamespace(workers=1, cpus_per_worker=1, device="cpu"), id="0a"
+    )
+    with pytest.raises(InputError) as refused:
+        check_shared(LocalStorage(tmp_path), nodes, [spec])  # type: ignore[list-item]
+    message = str(refused.value)
+    assert "node(s) a, c cannot read" in message
+    assert "node(s) b cannot even look there" in message
+    assert "gone" not in message
+    assert LocalStorage(tmp_path).list() == []
+
+
+class Remote:
+    """A task that answers with the id of the node it was sent to."""
+
+    def options(self, *, num_cpus: int, scheduling_strategy: Any) -> "Remote":
+        self._node = scheduling_strategy.node_id
+        return self
+
+    def remote(self, *_: Any) -> str:
+        return self._node

@@ -265,11 +265,14 @@ def test_stop_asks_ray_and_waits_for_the_end(head: Head, submit: Command):
 
 
 @pytest.mark.parametrize("option", ["--stop", "--attach"])
-@pytest.mark.parametrize("job_id", ["absent", "not-ours", "../version", ""])
+@pytest.mark.parametrize(
+    "job_id", ["absent", "not-ours", "../version", "mine?x", "mine#x", "?", ""]
+)
 def test_a_job_that_is_none_of_a_sweep_is_left_alone(
     head: Head, submit: Command, option: str, job_id: str
 ):
     head.add("not-ours", "RUNNING", metadata={})
+    head.add("mine", "RUNNING")
     code, _, err = submit(option, job_id, "--address", head.address)
     assert code == 2
     assert ("has no job" in err) == bool(job_id)

@@ -1,9 +1,15 @@
-"""Which worker takes which rank, and what it is told."""
+"""Which worker takes which rank, what it is told, and which of them says why a trial failed."""
+
+import itertools
 
 import pytest
 
 pytest.importorskip("ray")
-from orchestrator.worker_group import Place, ranks
+from ray.exceptions import RayActorError, RayTaskError
+
+from analysis.errors import InputError
+from orchestrator.worker_group import Place, WorkerLostError, cause_of, ranks
+from trainers.fence import LeaseLostError
 
 
 def test_ranks_are_numbered_node_by_node():
@@ -27,3 +33,32 @@ def test_workers_of_a_node_see_each_others_devices_and_no_others():
 def test_without_devices_nothing_is_said_of_them():
     ((_, environment),) = ranks([Place("a", ())])
     assert "CUDA_VISIBLE_DEVICES" not in environment
+
+
+# --- why a trial has failed ----------------------------------------------------------------
+
+LOST_PEER = RuntimeError("Connection closed by peer")
+DIED = RayActorError()
+
+
+def said(error: Exception) -> RayTaskError:
+    return RayTaskError("run", "Traceback", error)
+
+
+@pytest.mark.parametrize("decisive", [LeaseLostError("replaced"), InputError("no such corpus")])
+def test_what_forbids_another_attempt_is_the_cause_whoever_is_heard_first(decisive: Exception):
+    """Another attempt would take the trial back from whoever has it, or be refused as well."""
+    for errors in itertools.permutations([said(LOST_PEER), DIED, said(decisive)]):
+        assert cause_of(errors) is decisive
+
+
+def test_a_worker_that_has_died_is_the_cause_whoever_noticed_first():
+    for errors in itertools.permutations([said(LOST_PEER), DIED]):
+        cause = cause_of(errors)
+        assert isinstance(cause, WorkerLostError)
+        assert cause.__cause__ is DIED
+
+
+def test_otherwise_it_is_the_first_that_failed():
+    own = ValueError("a block that cannot be built")
+    assert cause_of([said(own), said(LOST_PEER)]) is own
