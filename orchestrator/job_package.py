@@ -63,12 +63,19 @@ def own_modules(config: SweepConfig, folders: Sequence[Path]) -> list[Path]:
         here = next((place for place in places if place.exists()), None)
         if here is not None:
             found.append(here)
-        elif importlib.util.find_spec(name) is None:
+        elif not _is_installed(name):
             looked = ", ".join(str(folder) for folder in folders)
             raise InputError(
                 f"model.block: there is no module {name} in {looked}, and none is installed"
             )
     return found
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ValueError:  # __main__: whatever was called, and none that a job could import
+        return False
 
 
 def _blocks(config: SweepConfig) -> Iterator[str]:

@@ -7,6 +7,8 @@ import math
 import re
 import time
 from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +29,10 @@ logger = logging.getLogger(__name__)
 TRIAL_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 #: What a lease must say for a trial to be shown.
 LEASE_NEEDS = {"attempt": COUNT, "step": COUNT, "steps": COUNT, "loss": NUMBER}
+
+#: Trials that are read side by side: an object store takes its time to answer, a few times for
+#: each, and a sweep may have thousands.
+READERS = 16
 
 STATES = (
     "waiting",
@@ -141,19 +147,12 @@ def read_ledger(sweep: Storage) -> Ledger:
     """The ledger of a sweep's directory. Raises InputError if it is none."""
     content = resolved_sweep(sweep)
     steps = content["training"].get("steps", 0)
-    return Ledger(
-        content["name"],
-        tuple(
-            trial_status(
-                trial_storage(sweep, cell["id"]),
-                cell["id"],
-                cell["axes"],
-                # Sweeps of earlier versions do not say it of each cell.
-                cell.get("steps", cell["axes"].get("steps", steps)),
-            )
-            for cell in content["resolved"]["trials"]
-        ),
-    )
+    # Sweeps of earlier versions do not say the steps of each cell.
+    cells = [
+        (cell["id"], cell["axes"], cell.get("steps", cell["axes"].get("steps", steps)))
+        for cell in content["resolved"]["trials"]
+    ]
+    return Ledger(content["name"], tuple(trial_statuses(sweep, cells)))
 
 
 def trial_storage(sweep: Storage, trial_id: str) -> Storage:
@@ -161,6 +160,18 @@ def trial_storage(sweep: Storage, trial_id: str) -> Storage:
     if TRIAL_ID.fullmatch(trial_id) is None:
         raise InputError(f"{trial_id!r} is no trial's id: it has letters, digits, - and _ only")
     return sweep.child(f"trials/{trial_id}")
+
+
+def trial_statuses(
+    sweep: Storage, cells: Iterable[tuple[str, dict[str, Any], int]]
+) -> list[TrialStatus]:
+    """`trial_status` of many trials: of each its id, axes and steps."""
+
+    def status(cell: tuple[str, dict[str, Any], int]) -> TrialStatus:
+        return trial_status(trial_storage(sweep, cell[0]), *cell)
+
+    with ThreadPoolExecutor(READERS) as readers:
+        return list(readers.map(status, cells))
 
 
 def trial_status(trial: Storage, trial_id: str, axes: dict[str, Any], steps: int) -> TrialStatus:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.storage import Storage
-from orchestrator.ledger import Ledger, TrialStatus, trial_status, trial_storage
+from orchestrator.ledger import Ledger, TrialStatus, trial_statuses
 from orchestrator.plan_view import duration
 from trainers.heartbeat import every
 
@@ -64,10 +64,9 @@ class Progress:
             self._console.print(self.line(), highlight=False, soft_wrap=True)
 
     def _look(self) -> None:
-        for known in self._trials.values():
-            if not known.over:
-                trial = trial_storage(self._sweep, known.id)
-                self._trials[known.id] = trial_status(trial, known.id, known.axes, known.steps)
+        left = [trial for trial in self._trials.values() if not trial.over]
+        cells = [(trial.id, trial.axes, trial.steps) for trial in left]
+        self._trials |= {trial.id: trial for trial in trial_statuses(self._sweep, cells)}
 
     def line(self) -> str:
         """Trials done, running and failed, tokens per second, time left."""

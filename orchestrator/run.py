@@ -150,11 +150,12 @@ def _check_tokens(store: TokenStore, grid: Grid) -> None:
 def _left_to_do(sweep: Storage, grid: Grid, retry_failed: bool) -> list[PlannedTrial]:
     """The trials without an outcome; those that were given up only if asked for."""
     left = []
-    for trial in grid.trials:
-        directory = trial_storage(sweep, trial.id)
-        state = ledger.trial_status(directory, trial.id, trial.axes, 0).state
-        given_up = state == "failed" and records.RESULT not in directory.list()
-        if state not in (*records.OUTCOMES, "failed") or (given_up and retry_failed):
+    cells = [(trial.id, trial.axes, 0) for trial in grid.trials]
+    for trial, status in zip(grid.trials, ledger.trial_statuses(sweep, cells), strict=True):
+        given_up = (
+            status.state == "failed" and records.RESULT not in trial_storage(sweep, trial.id).list()
+        )
+        if not status.over or (given_up and retry_failed):
             left.append(trial)
     return left
 

@@ -1,7 +1,9 @@
 """What the ledger reads off a trial's directory."""
 
+import threading
 import time
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -138,6 +140,24 @@ def test_discarding_leaves_nothing(tmp_path: Path):
         trial.put(key, b"{}")
     assert ledger.discard(trial) == 4
     assert trial.list() == []
+
+
+def test_trials_are_asked_for_side_by_side_and_come_in_their_order(tmp_path: Path):
+    """A thousand trials of an object store, one after the other, would take minutes."""
+    both = threading.Barrier(2, timeout=30)
+
+    class Meeting(LocalStorage):
+        def open(self, key: str) -> IO[bytes]:
+            if key == RESULT:
+                both.wait()  # for ever, were one trial read before the next
+            return super().open(key)
+
+        def child(self, folder: str) -> "Meeting":
+            return Meeting(self.path(folder))
+
+    cells = [(name, {}, 9) for name in ("b", "a", "d", "c")]
+    found = ledger.trial_statuses(Meeting(tmp_path), cells)
+    assert [status.id for status in found] == ["b", "a", "d", "c"]
 
 
 OF_THREE_ATTEMPTS = [

@@ -251,6 +251,14 @@ def test_a_block_that_is_nowhere_is_refused_and_an_installed_one_stays(tmp_path:
     assert own_modules(installed, [tmp_path]) == []
 
 
+def test_a_block_of_the_program_that_was_called_is_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # as of a console script
+    with pytest.raises(InputError, match="no module __main__"):
+        own_modules(load_sweep(with_blocks(tmp_path, "__main__:Wide")), [tmp_path])
+
+
 def test_a_block_in_a_package_of_widthlabs_name_would_hide_widthlab(tmp_path: Path):
     (tmp_path / "analysis").mkdir()
     with pytest.raises(InputError, match="rename"):
