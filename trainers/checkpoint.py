@@ -7,7 +7,6 @@ checkpoint may be larger than memory.
 
 import hashlib
 import logging
-import os
 import re
 import shutil
 import tempfile
@@ -56,7 +55,7 @@ def save(
     """
     tag = f"step-{step:08d}"
     folder = attempt_folder(step, fence.claim.attempt)
-    staging = _staging(fence.trial, ranks)
+    staging = _staging(ranks)
     try:
         _stage(engine, staging, tag, state)
         if writer is not None:
@@ -136,7 +135,7 @@ def newest_intact(trial: Storage) -> Manifest | None:
 def load(engine: Engine, trial: Storage, manifest: Manifest, ranks: Ranks) -> dict[str, Any]:
     """Restore the engine and return the state that was saved with it. Collective."""
     tag = f"step-{manifest.step:08d}"
-    staging = _staging(trial, ranks)
+    staging = _staging(ranks)
     try:
         if ranks.local_rank == 0:
             fetch(trial, manifest, staging / tag)
@@ -177,29 +176,12 @@ def _as_staged(name: str) -> str:
     return re.sub(r"^attempt-\d+/", "", name)
 
 
-def _staging(trial: Storage, ranks: Ranks) -> Path:
-    """A new local folder, the same one for all ranks of a node. What attempts at this trial that
-    were killed have left on this node goes: it may be as large as many checkpoints."""
-    made = None
-    if ranks.local_rank == 0:
-        of_trial = f"widthlab-checkpoint-{hashlib.sha256(trial.url.encode()).hexdigest()[:16]}-"
-        for left in Path(tempfile.gettempdir()).glob(f"{of_trial}*"):
-            if not _is_alive(left.name.removeprefix(of_trial).partition("-")[0]):
-                shutil.rmtree(left, ignore_errors=True)
-        made = tempfile.mkdtemp(prefix=f"{of_trial}{os.getpid()}-")
+def _staging(ranks: Ranks) -> Path:
+    """A new local folder, the same one for all ranks of a node."""
+    made = tempfile.mkdtemp(prefix="widthlab-checkpoint-") if ranks.local_rank == 0 else None
     # Ranks are numbered node by node: the last local rank 0 before this one is this node's.
     before = ranks.gather(made)[: ranks.rank + 1]
     return Path(next(folder for folder in reversed(before) if folder))
-
-
-def _is_alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, OverflowError, ProcessLookupError):
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
 
 
 def damage(trial: Storage, manifest: Manifest) -> str | None:

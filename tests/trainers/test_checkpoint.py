@@ -3,11 +3,7 @@
 import hashlib
 import io
 import json
-import os
 import pickle
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -56,35 +52,6 @@ def committed(trial: LocalStorage, step: int, files: dict[str, bytes]) -> None:
 
 
 # --- save and load -------------------------------------------------------------------------
-
-
-def test_what_a_killed_attempt_has_staged_goes_and_what_others_have_staged_stays(
-    make_spec, trial, diary, tmp_path, monkeypatch
-) -> None:
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    made: list[str] = []
-    real = tempfile.mkdtemp
-
-    def note(*args: str, **options: str) -> str:
-        made.append(Path(real(*args, **options)).name)
-        return str(folder / made[-1])
-
-    monkeypatch.setattr(tempfile, "mkdtemp", note)
-    train(make_spec(training__steps=1, evaluation__every=1, spectra__every=1), trial, diary())
-    (staged,) = (name for name in made if "checkpoint" in name)
-    assert list(folder.glob("*checkpoint*")) == []  # its own go in good order
-    of_trial = staged.rpartition(f"{os.getpid()}-")[0]
-    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
-        ended.wait()
-    left = [f"{of_trial}{ended.pid}-a", f"{of_trial}x-b"]
-    others = [f"{of_trial}{os.getppid()}-c", f"widthlab-checkpoint-{'0' * 16}-{ended.pid}-d"]
-    for name in (*left, *others):
-        (folder / name / "step-00000001").mkdir(parents=True)
-    trial.delete(records.RESULT)
-    train(make_spec(training__steps=1, evaluation__every=1, spectra__every=1), trial, diary())
-    assert sorted(path.name for path in folder.glob("*checkpoint*")) == sorted(others)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
