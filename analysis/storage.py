@@ -28,6 +28,10 @@ UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
 CHUNK = 2**20
 
 
+class StorageFullError(OSError):
+    """A storage has no room for an object, and no other attempt at putting it will find any."""
+
+
 class Storage(Protocol):
     """Objects under keys such as ``trials/0a1b/result.json``; a key has no leading slash."""
 
@@ -36,7 +40,8 @@ class Storage(Protocol):
         """The root as a user would write it."""
 
     def put(self, key: str, data: bytes) -> None:
-        """Store an object whole, replacing one of that key. Raises OSError."""
+        """Store an object whole, replacing one of that key. Raises OSError, and of these
+        StorageFullError where there is no room for it."""
 
     def put_new(self, key: str, data: bytes) -> None:
         """Store an object whole where there is none. Raises FileExistsError where there is one.
@@ -45,7 +50,7 @@ class Storage(Protocol):
         """
 
     def put_file(self, key: str, path: Path) -> None:
-        """Store a local file whole. Raises OSError."""
+        """Store a local file whole. Raises as `put` does."""
 
     def get(self, key: str) -> bytes:
         """The object's bytes. Raises FileNotFoundError where there is none."""
@@ -184,7 +189,7 @@ class LocalStorage:
     def _whole(self, key: str, nbytes: int, place: Callable[[Path, Path], None]) -> Iterator[Path]:
         """A temporary file beside the target, made durable and put in its place on success."""
         target = self.path(key)
-        with naming_a_full_disk(target, nbytes):
+        with naming_a_full_disk(target, nbytes, StorageFullError):
             target.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
             os.close(handle)
@@ -305,7 +310,9 @@ def _place_new(temporary: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def naming_a_full_disk(path: Path, nbytes: int | None = None) -> Iterator[None]:
+def naming_a_full_disk(
+    path: Path, nbytes: int | None = None, kind: type[OSError] = OSError
+) -> Iterator[None]:
     """Has the error of a full disk say what was written where, what it needs and what is free."""
     try:
         yield
@@ -314,7 +321,7 @@ def naming_a_full_disk(path: Path, nbytes: int | None = None) -> Iterator[None]:
             raise
         free = _free_bytes(path)
         needs = "" if nbytes is None else f" needs {nbytes:,} bytes and"
-        raise OSError(
+        raise kind(
             error.errno,
             f"{os.strerror(error.errno)}: {path.name}{needs} finds {free:,} free in {path.parent}; "
             "free some, and the same command goes on",

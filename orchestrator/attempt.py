@@ -5,12 +5,13 @@ Whatever is raised here Ray takes for a reason to start the trial anew in anothe
 begins here again and decides. What is returned ends it.
 """
 
+import logging
 import time
 from collections.abc import Callable
 
 from analysis import records
 from analysis.errors import InputError
-from analysis.storage import Storage
+from analysis.storage import Storage, StorageFullError
 from orchestrator.driver_lease import current_driver
 from orchestrator.ledger import give_up, trial_storage
 from orchestrator.preemption import PreemptedError
@@ -25,8 +26,11 @@ from orchestrator.retries import (
 from trainers.fence import LeaseLostError
 from trainers.spec import TrialSpec, parse_spec
 
+logger = logging.getLogger(__name__)
+
 #: What a scheduler is told of a trial that ended without a result: it was given up, or it was
-#: stopped on request, or another process goes on with it. The ledger knows which.
+#: stopped on request, its storage is full, or another process goes on with it. The ledger knows
+#: which.
 FAILED = "failed"
 UNFINISHED = "unfinished"
 
@@ -49,6 +53,23 @@ def attempt(
     raises, where another attempt is worth it, and PreemptedError where a trial that nobody asked
     to stop has stopped.
     """
+    try:
+        return _attempt(sweep, spec, budget, driver, run, stop_requested)
+    except StorageFullError as error:
+        # It could not even be counted how often it has been tried. It has said so in failure.json
+        # if there was room for that, and goes on with the command that follows.
+        logger.warning("trial %s: %s", spec.id, error)
+        return UNFINISHED
+
+
+def _attempt(
+    sweep: Storage,
+    spec: TrialSpec,
+    budget: Budget,
+    driver: str | None,
+    run: Callable[[TrialSpec], str | None],
+    stop_requested: Callable[[], bool],
+) -> str:
     trial = trial_storage(sweep, spec.id)
 
     def replaced() -> bool:

@@ -117,7 +117,7 @@ def run(
         if done.summary:
             say(done.summary)
         for trial in done.ledger.trials:
-            if trial.state in ("failed", "diverged"):
+            if trial.message and trial.state != "running":
                 say(f"{trial.state}: trial {trial.id}: {trial.message}")
         if done.failed:
             say("failed trials are tried again with --retry-failed")

@@ -57,7 +57,7 @@ class TrialStatus:
     steps: int
     loss: float | None  # nats per token: the final held-out loss, or the last training loss
     tokens_per_s: float | None = None
-    message: str | None = None  # why it failed or diverged
+    message: str | None = None  # why it failed or diverged, or what the last attempt died of
     collapsed_since: int | None = None  # the step from which its layers are marked as collapsed
 
     @property
@@ -207,11 +207,11 @@ def _status(trial: Storage, trial_id: str, axes: dict[str, Any], steps: int) -> 
         steps = lease["steps"]
     if is_fresh(lease, time.time() * 1000):
         return TrialStatus(trial_id, axes, "running", step, steps, loss, rate, None, since)
+    message = None if failure is None else str(failure.get("message"))
     if failure is not None and failure.get("gave_up"):
-        message = str(failure.get("message"))
         return TrialStatus(trial_id, axes, "failed", step, steps, loss, None, message, since)
     state = "waiting" if lease is None or lease.get("released") or failure else "stale"
-    return TrialStatus(trial_id, axes, state, step, steps, loss, collapsed_since=since)
+    return TrialStatus(trial_id, axes, state, step, steps, loss, None, message, since)
 
 
 def _lease(trial: Storage) -> dict[str, Any] | None:

@@ -3,8 +3,8 @@
 A trial that fails of itself may do so a few times. One that is preempted (its node went, its
 process was killed or asked to go) has done nothing wrong: it has a budget of its own, larger by
 far. One that ran out of memory goes on with a smaller micro-batch and is not charged at all, and
-neither is one whose driver went with it. The count lies in the trial's directory: it outlives the
-driver, and says afterwards what a result has cost.
+neither is one whose driver went with it, or for whose records the storage had no room. The count
+lies in the trial's directory: it outlives the driver, and says afterwards what a result has cost.
 """
 
 import hashlib
@@ -132,6 +132,8 @@ def how_it_ended(trial: Storage, attempt: Open, driver: str | None) -> Ending:
     if type(said) is int and said >= attempt.attempt and not older:
         if failure.get("kind") == "out_of_memory":
             return "out_of_memory"
+        if failure.get("kind") == "no_room":
+            return "uncharged"
         if failure.get("kind") != "peer_lost":
             return "failure"
     # Nobody said why: it was killed, or asked to go. With its driver, that is not its doing.

@@ -15,6 +15,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from analysis.errors import InputError
+from analysis.storage import StorageFullError
 from orchestrator.ray_cluster import last_line
 from trainers.fence import LeaseLostError
 
@@ -166,7 +167,7 @@ def cause_of(errors: Sequence[RayError]) -> BaseException:
     """
     causes = [error.cause if isinstance(error, RayTaskError) else error for error in errors]
     for cause in causes:
-        if isinstance(cause, InputError | LeaseLostError):
+        if isinstance(cause, InputError | LeaseLostError | StorageFullError):
             return cause
     for error in errors:
         if isinstance(error, RayActorError):

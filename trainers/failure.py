@@ -15,12 +15,12 @@ import torch
 
 from analysis import records
 from analysis.errors import InputError
-from analysis.storage import Storage
+from analysis.storage import Storage, StorageFullError
 from trainers.fence import Fence, LeaseLostError, newest_attempt
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["error", "input", "out_of_memory", "peer_lost"]
+Kind = Literal["error", "input", "out_of_memory", "peer_lost", "no_room"]
 
 #: What gloo and NCCL say of a rank that is gone; torch has no type for all of them.
 LOST_PEER = (
@@ -51,6 +51,8 @@ def kind_of(error: BaseException) -> Kind:
         return "out_of_memory"
     if isinstance(error, InputError):
         return "input"
+    if isinstance(error, StorageFullError):
+        return "no_room"
     lost = isinstance(error, RuntimeError) and any(text in str(error) for text in LOST_PEER)
     return "peer_lost" if lost else "error"
 

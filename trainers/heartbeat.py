@@ -12,16 +12,21 @@ logger = logging.getLogger(__name__)
 def every(seconds: float, call: Callable[[], object]) -> Iterator[None]:
     """Call `call` every so many seconds from a thread, for the time of the block.
 
-    Nothing that goes wrong in it ends it, or the work beside it: it is logged, and tried again.
+    Nothing that goes wrong in it ends it, or the work beside it: it is logged, once for as long as
+    it stays the same, and tried again.
     """
     ended = threading.Event()
 
     def beat() -> None:
+        logged = ""
         while not ended.wait(seconds):
             try:
                 call()
+                logged = ""
             except Exception as error:
-                logger.warning("%s: %s", getattr(call, "__qualname__", "heartbeat"), error)
+                if str(error) != logged:
+                    logger.warning("%s; tried again every %g s", error, seconds)
+                logged = str(error)
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()

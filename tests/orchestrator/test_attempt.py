@@ -1,5 +1,6 @@
 """One attempt at a trial as Ray runs it: whether there is one, how large, and what its end is."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from analysis import records
 from analysis.errors import InputError
 from analysis.records import FAILURE, RESULT, encode_json, get_json
-from analysis.storage import LocalStorage
+from analysis.storage import LocalStorage, StorageFullError
 from orchestrator import attempt as attempt_module
 from orchestrator import retries
 from orchestrator.attempt import FAILED, UNFINISHED, attempt
@@ -119,6 +120,42 @@ def test_one_that_has_its_result_is_not_run(sweep) -> None:
 
 def test_a_failure_may_happen_as_often_as_the_budget_says(sweep) -> None:
     assert Trial(sweep, Failed(), Failed(), "completed").until_it_ends() == "completed"
+
+
+def no_room() -> StorageFullError:
+    return StorageFullError(errno.ENOSPC, "No space left on device: part finds 0 free")
+
+
+def test_a_full_storage_ends_the_attempts_and_charges_none(sweep) -> None:
+    trial = Trial(sweep, *[no_room() for _ in range(5)], "completed")
+    for _ in range(5):
+        assert trial.once() == UNFINISHED
+        Failed("no_room").leave(trial.directory)
+    assert trial.once() == "completed"
+    assert read_retries(trial.directory).failures == 0
+    assert read_retries(trial.directory).preemptions == 0
+
+
+def test_where_not_even_the_count_finds_room_nothing_is_begun(sweep, monkeypatch) -> None:
+    trial = Trial(sweep, "completed")
+    put = LocalStorage.put
+
+    def full(storage: LocalStorage, key: str, data: bytes) -> None:
+        raise no_room()
+
+    monkeypatch.setattr(LocalStorage, "put", full)
+    assert trial.once() == UNFINISHED
+    assert trial.ends == ["completed"]
+    monkeypatch.setattr(LocalStorage, "put", put)
+    assert trial.once() == "completed"
+
+
+def test_input_that_is_refused_beside_a_full_storage_is_not_tried_again_either(
+    sweep, monkeypatch
+) -> None:
+    trial = Trial(sweep, InputError("no such block"))
+    monkeypatch.setattr(attempt_module, "give_up", lambda *_: (_ for _ in ()).throw(no_room()))
+    assert trial.once() == UNFINISHED
 
 
 def test_one_failure_more_and_it_is_given_up_with_its_own_words(sweep) -> None:

@@ -63,7 +63,8 @@ def test_a_released_lease_waits_to_be_continued(tmp_path: Path):
 
 def test_a_failure_waits_for_its_retry_until_it_is_given_up(tmp_path: Path):
     failure = {"message": "disk full", "attempt": 1}
-    assert state(tmp_path, lease=lease(released=True), failure=failure).state == "waiting"
+    status = state(tmp_path, lease=lease(released=True), failure=failure)
+    assert (status.state, status.message) == ("waiting", "disk full")
     ledger.give_up(LocalStorage(tmp_path), "not used: the trainer has said why")
     status = ledger.trial_status(LocalStorage(tmp_path), "0123", {}, 20)
     assert (status.state, status.message) == ("failed", "disk full")

@@ -8,6 +8,7 @@ pytest.importorskip("ray")
 from ray.exceptions import RayActorError, RayTaskError
 
 from analysis.errors import InputError
+from analysis.storage import StorageFullError
 from orchestrator.worker_group import Place, WorkerLostError, cause_of, ranks
 from trainers.fence import LeaseLostError
 
@@ -45,7 +46,10 @@ def said(error: Exception) -> RayTaskError:
     return RayTaskError("run", "Traceback", error)
 
 
-@pytest.mark.parametrize("decisive", [LeaseLostError("replaced"), InputError("no such corpus")])
+@pytest.mark.parametrize(
+    "decisive",
+    [LeaseLostError("replaced"), InputError("no such corpus"), StorageFullError(28, "no room")],
+)
 def test_what_forbids_another_attempt_is_the_cause_whoever_is_heard_first(decisive: Exception):
     """Another attempt would take the trial back from whoever has it, or be refused as well."""
     for errors in itertools.permutations([said(LOST_PEER), DIED, said(decisive)]):

@@ -13,7 +13,7 @@ import torch
 
 from analysis import records
 from analysis.records import committed_steps, get_json, read_manifest
-from analysis.storage import LocalStorage, naming_a_full_disk
+from analysis.storage import LocalStorage, StorageFullError, naming_a_full_disk
 from trainers import lease as lease_module
 from trainers import writer
 from trainers.checkpoint import damage
@@ -97,14 +97,14 @@ def test_at_whichever_write_it_fills_up_the_trial_goes_on_to_the_same_end(
 def test_the_failure_is_left_where_there_is_room_for_that(make_spec, tmp_path, diary) -> None:
     class NoPart(LocalStorage):
         def put_file(self, key: str, path: Path) -> None:
-            with naming_a_full_disk(self.path(key), path.stat().st_size):
+            with naming_a_full_disk(self.path(key), path.stat().st_size, StorageFullError):
                 raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
     trial = NoPart(tmp_path)
     with pytest.raises(OSError, match="quota"):
         train(make_spec(**SMALL), trial, diary())
     failure = get_json(trial, records.FAILURE)
-    assert failure["kind"] == "error"
+    assert failure["kind"] == "no_room"
     assert "free some, and the same command goes on" in failure["message"]
 
 

@@ -38,3 +38,23 @@ def test_what_goes_wrong_is_logged_and_tried_again(caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.WARNING), every(0.001, fail):
         assert twice.wait(10)
     assert "no such luck" in caplog.text
+
+
+def test_what_stays_wrong_in_the_same_way_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    enough = threading.Event()
+    ends = iter(["full", "full", "full", None, "full", "gone", "gone"])
+    seen = []
+
+    def call() -> None:
+        end = next(ends, None)
+        if end is None and len(seen) > 5:
+            enough.set()
+        seen.append(end)
+        if end is not None:
+            raise OSError(end)
+
+    with caplog.at_level(logging.WARNING), every(0.001, call):
+        assert enough.wait(10)
+    assert [record.getMessage().split(";")[0] for record in caplog.records] == [
+        "full", "full", "gone",
+    ]  # fmt: skip
