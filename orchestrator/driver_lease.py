@@ -6,7 +6,8 @@ while it lives. Of two that begin at the same moment each writes its claim befor
 least one of them sees the other, and the one with the larger name steps back.
 
 A driver that was thought to be gone (halted, or cut off for a minute) finds a higher number than
-its own when it comes back, and ends; its trials are replaced one by one (`trainers.fence`).
+its own when it comes back, and begins nothing more; what it has running is replaced trial by trial
+(`trainers.fence`), or ends.
 """
 
 import contextlib

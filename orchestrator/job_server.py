@@ -206,7 +206,7 @@ def connect(address: str) -> JobServer:
     Raises InputError for an address of another kind, where nobody or something else answers, and
     for a token that is missing or wrong.
     """
-    _check(address)
+    check_address(address)
     for name in ADDRESS_VARIABLES:
         os.environ.pop(name, None)
     if any(map(os.environ.get, TOKENS)):  # who names a token wants it sent
@@ -230,7 +230,7 @@ def connect(address: str) -> JobServer:
         raise InputError(f"{error}; give the address of a Ray head's dashboard") from error
 
 
-def _check(address: str) -> None:
+def check_address(address: str) -> None:
     """Raises InputError where it is no http address, or has what nobody should read."""
     place = redacted(address)
     if place != address:

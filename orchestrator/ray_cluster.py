@@ -23,6 +23,9 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
+#: What Ray takes for an address and finds for itself.
+LOOKED_UP = ("auto", "local")
+
 #: Ray's own label for what a cloud may take back at any time, and its value for that.
 MARKET, SPOT = "ray.io/market-type", "spot"
 
@@ -69,19 +72,25 @@ def alive_nodes() -> list[Node]:
 
 
 def knock(address: str) -> None:
-    """Raises InputError within seconds where nobody listens; Ray itself would try for minutes."""
-    if address.startswith("ray://"):
+    """Raises InputError for what is no head's address, and within seconds where nobody listens;
+    Ray itself would try for minutes."""
+    if address in LOOKED_UP:
+        return
+    if "://" in address:
         raise InputError(
-            f"{address} is an address of Ray Client, and a driver belongs inside the cluster: run "
-            "this there with --address HOST:PORT of the head, or submit it as a job"
+            f"{address} is an address for those outside, and a driver belongs inside the cluster: "
+            "run this there with --address HOST:PORT of the head, or `widthlab submit` it as a job"
         )
-    host, _, port = address.rpartition("/")[2].rpartition(":")
-    if not port.isdigit():
-        return  # "auto", or a name that Ray looks up
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        raise InputError(
+            f"--address {address!r} is not the address of a Ray head; give its HOST:PORT, or leave "
+            "--address out to start one here"
+        )
     try:
         # An IPv6 address stands in brackets before its port.
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:  # ValueError: a name that is none
         raise InputError(
             f"no Ray cluster answers at {address}: {error}; give the HOST:PORT of a Ray head, "
             "or leave --address out to start one here"

@@ -36,6 +36,13 @@ def stop_requested(sweep: Storage) -> bool:
     return _is_there(sweep, STOP_SWEEP)
 
 
+def ask_to_stop(trial: Storage, who: str) -> None:
+    """Ask whoever trains a trial to checkpoint and end. To be said again: one that is only about
+    to begin takes what it finds for an old request."""
+    if not _is_there(trial, STOP_REQUEST):
+        trial.put(STOP_REQUEST, encode_json({"from": who}))
+
+
 @contextlib.contextmanager
 def relaying_stops(sweep: Storage) -> Iterator[None]:
     """Pass a request to stop a sweep on to its running trials, for the time of a run.
@@ -49,8 +56,8 @@ def relaying_stops(sweep: Storage) -> Iterator[None]:
             return
         for status in read_ledger(sweep).trials:
             trial = trial_storage(sweep, status.id)
-            if status.state in ("running", "stale") and not _is_there(trial, STOP_REQUEST):
-                trial.put(STOP_REQUEST, encode_json({"from": "sweep"}))
+            if status.state in ("running", "stale"):
+                ask_to_stop(trial, "sweep")
 
     with every(POLL_S, relay):
         yield

@@ -21,7 +21,14 @@ from analysis.errors import InputError
 from orchestrator.cli_options import STORAGE_VARIABLE
 from orchestrator.job_follow import PATIENCE_S, POLL_S
 from orchestrator.job_package import ENVIRONMENT_FILE, fill, own_modules
-from orchestrator.job_server import STORAGE_KEY, SWEEP_KEY, Job, JobServer, ServerLostError
+from orchestrator.job_server import (
+    STORAGE_KEY,
+    SWEEP_KEY,
+    Job,
+    JobServer,
+    ServerLostError,
+    check_address,
+)
 from orchestrator.sweep import load_sweep
 from orchestrator.sweep_config import SweepConfig
 from orchestrator.tracking import (
@@ -77,6 +84,7 @@ class Prepared:
 
 def prepare(submission: Submission, address: str) -> Prepared:
     """Everything that can be checked without the cluster. Raises InputError."""
+    check_address(address)
     config = load_sweep(submission.sweep, submission.overrides)
     _check_storage(submission.storage)
     uri = _tracking_uri(submission)

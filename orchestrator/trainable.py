@@ -14,8 +14,12 @@ from orchestrator.placement import need_of
 from orchestrator.preemption import preemption_notice
 from orchestrator.retries import Budget
 from orchestrator.shared_storage import require_shared
-from orchestrator.stopping import stop_requested
+from orchestrator.stopping import ask_to_stop, stop_requested
+from trainers.heartbeat import every
 from trainers.spec import TrialSpec, parse_spec
+
+#: Until workers are told that the process which waits for them is to go.
+NOTICE_LOOK_S = 1.0
 
 
 class QuietLog:
@@ -77,11 +81,22 @@ def _alone(config: dict[str, Any]) -> str | None:
 
 
 def _over_workers(config: dict[str, Any], spec: TrialSpec) -> str | None:
-    """A process for each worker, where Ray has reserved its room; this one waits for them."""
+    """A process for each worker, where Ray has reserved its room; this one waits for them.
+
+    It outlives a SIGTERM, for Ray kills the workers of one that is gone, and tells them instead.
+    """
     from orchestrator.worker_group import run_on_workers
 
-    run_on_workers(spec.id, _worker, config, need_of(spec.layout).worker)
-    result = get_result(trial_storage(open_storage(config["sweep"]), spec.id))
+    trial = trial_storage(open_storage(config["sweep"]), spec.id)
+    with preemption_notice() as notice:
+
+        def pass_on() -> None:
+            if notice.is_set():
+                ask_to_stop(trial, "preemption")
+
+        with every(NOTICE_LOOK_S, pass_on):
+            run_on_workers(spec.id, _worker, config, need_of(spec.layout).worker)
+    result = get_result(trial, spec.id)
     return result["outcome"] if result else None
 
 

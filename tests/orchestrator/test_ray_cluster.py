@@ -4,10 +4,12 @@ import logging
 import socket
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from analysis.errors import InputError
 from orchestrator.placement import Node
-from orchestrator.ray_cluster import _warn_of_spot_node, cluster, knock
+from orchestrator.ray_cluster import LOOKED_UP, _warn_of_spot_node, cluster, knock
 
 
 def test_an_address_where_nobody_listens_is_told_at_once():
@@ -33,9 +35,41 @@ def test_an_address_where_somebody_listens_is_knocked_at(family: int, host: str,
         knock(address)
 
 
-def test_a_driver_outside_of_the_cluster_is_sent_inside():
-    with pytest.raises(InputError, match="a driver belongs inside"), cluster("ray://head:10001"):
+@pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265"])
+def test_a_driver_outside_of_the_cluster_is_sent_inside(address: str):
+    with pytest.raises(InputError, match="a driver belongs inside"), cluster(address):
         pass
+
+
+@pytest.mark.parametrize("address", ["", "head", "head:", ":6379", "6379", "a b", "head:six"])
+def test_what_is_no_address_is_refused_before_anything_is_tried(address: str):
+    with pytest.raises(InputError, match="not the address of a Ray head"):
+        knock(address)
+
+
+@given(st.text())
+def test_no_text_ends_in_anything_but_a_message(address: str):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", nowhere)
+        if address not in LOOKED_UP:
+            with pytest.raises(InputError):
+                knock(address)
+
+
+def nowhere(host: str, *_: object) -> list:
+    """No name is looked up, but as far as Python goes before it would be."""
+    host.encode("idna")
+    raise socket.gaierror("unknown")
+
+
+@pytest.mark.parametrize("address", LOOKED_UP)
+def test_ray_finds_its_own_for_itself(address: str):
+    assert knock(address) is None
+
+
+def test_a_name_that_no_resolver_takes_is_told(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(InputError, match="no Ray cluster answers at"):
+        knock(f"{'a' * 70}..b:6379")
 
 
 @pytest.mark.parametrize(("market", "told"), [("spot", 1), ("on-demand", 0), (None, 0)])

@@ -203,9 +203,10 @@ def test_a_head_that_cannot_serve_leaves_it_open_whether_the_job_started(
     ["head:6379", "auto", "ray://head:10001", "http://", "http://[::1", "http://head:x", "", "x y"],
 )
 def test_an_address_that_is_no_dashboards(submit: Command, address: str):
-    code, _, err = submit("--list", "--address", address)
-    assert code == 2
-    assert "http://HOST:8265" in err
+    for what in (["--list"], [TINY, *STORAGE]):
+        code, _, err = submit(*what, "--address", address)
+        assert code == 2
+        assert "http://HOST:8265" in err
 
 
 @given(st.text().filter(lambda text: not text.lower().startswith(("http://", "https://"))))
