@@ -7,12 +7,13 @@ read whole and listed. A reader never sees half an object.
 import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 from analysis.errors import InputError
 
@@ -22,6 +23,10 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
 #: Bytes read at a time: a checkpoint may be larger than memory.
 CHUNK = 2**20
+#: How often a folder may vanish between its making and its use before something else is wrong.
+FOLDER_TRIES = 10
+#: What a put that was cut off leaves beside the object it was to become.
+UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
 
 
 class Storage(Protocol):
@@ -53,10 +58,17 @@ class Storage(Protocol):
         """Copy the object to a local file. Raises FileNotFoundError where there is none."""
 
     def list(self, prefix: str = "") -> list[str]:
-        """Sorted keys of all objects below the folder `prefix`, at any depth; empty if none."""
+        """Sorted keys of all objects below the folder `prefix`, at any depth; empty if none.
+
+        Raises OSError where it cannot be known: what is not seen is never taken for not there.
+        """
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error."""
+
+    def drop_unfinished(self, prefix: str = "") -> None:
+        """Remove what puts below a folder have left that were cut off, by SIGKILL for one: no
+        listing shows it. Whoever is putting there at this moment fails."""
 
     def child(self, folder: str) -> "Storage":
         """The same storage rooted at a folder of this one."""
@@ -132,14 +144,17 @@ class LocalStorage:
             shutil.copyfile(self.path(key), path)
 
     def list(self, prefix: str = "") -> list[str]:
-        start = self.path(prefix)
-        # Unfinished puts are dot files; a folder may vanish while it is being walked.
-        keys: list[str] = []
-        for folder, _, names in os.walk(start):
-            below = Path(folder).relative_to(self.root).as_posix()
-            within = "" if below == "." else f"{below}/"
-            keys += [f"{within}{name}" for name in names if not name.startswith(".")]
-        return sorted(keys)
+        # Unfinished puts are dot files.
+        return sorted(
+            path.relative_to(self.root).as_posix()
+            for path in _files(self.path(prefix))
+            if not path.name.startswith(".")
+        )
+
+    def drop_unfinished(self, prefix: str = "") -> None:
+        for path in _files(self.path(prefix)):
+            if UNFINISHED.fullmatch(path.name):
+                self.delete(path.relative_to(self.root).as_posix())
 
     def delete(self, key: str) -> None:
         path = self.path(key)
@@ -161,10 +176,7 @@ class LocalStorage:
         """A temporary file beside the target, made durable and put in its place on success."""
         target = self.path(key)
         with naming_a_full_disk(target, nbytes):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-            os.close(handle)
-            temporary = Path(name)
+            temporary = _temporary_beside(target)
             try:
                 yield temporary
                 with temporary.open("rb") as written:
@@ -177,7 +189,8 @@ class LocalStorage:
 
 
 class ArrowStorage:
-    """Any pyarrow filesystem; its output streams make an object visible when they are closed."""
+    """An object store, where an object is visible when its stream is closed; or any other of
+    pyarrow's filesystems. On those that show a file while it is written (HDFS), so does this."""
 
     def __init__(self, filesystem: object, root: str, url: str) -> None:
         from pyarrow import fs
@@ -192,9 +205,7 @@ class ArrowStorage:
         return self._url
 
     def put(self, key: str, data: bytes) -> None:
-        path = self._path(key)
-        self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-        with self._filesystem.open_output_stream(path) as stream:
+        with self._output(self._path(key)) as stream:
             stream.write(data)
 
     def put_new(self, key: str, data: bytes) -> None:
@@ -206,11 +217,16 @@ class ArrowStorage:
         self.put(key, data)
 
     def put_file(self, key: str, path: Path) -> None:
-        target = self._path(key)
-        with path.open("rb") as source:
-            self._filesystem.create_dir(target.rpartition("/")[0], recursive=True)
-            with self._filesystem.open_output_stream(target) as stream:
+        with path.open("rb") as source, self._output(self._path(key)) as stream:
+            try:
                 shutil.copyfileobj(source, stream, CHUNK)
+            except BaseException:
+                # Closing the stream makes an object of what has been written: it cannot be told
+                # to give up (apache/arrow#40502).
+                with contextlib.suppress(OSError):
+                    stream.close()
+                    self.delete(key)
+                raise
 
     def get(self, key: str) -> bytes:
         with self.open(key) as stream:
@@ -240,6 +256,10 @@ class ArrowStorage:
         with contextlib.suppress(FileNotFoundError):
             self._filesystem.delete_file(self._path(key))
 
+    def drop_unfinished(self, prefix: str = "") -> None:
+        """Nothing to do: an upload that was cut off is no object. A bucket's own rules say when
+        it drops the pieces."""
+
     def child(self, folder: str) -> "ArrowStorage":
         folder = _checked(folder)
         # s3://bucket/folder?region=x: whoever opens the child's URL needs the options too.
@@ -249,6 +269,44 @@ class ArrowStorage:
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{_checked(key)}".rstrip("/")
+
+    def _output(self, path: str) -> Any:
+        """A stream to write an object to. Folders are made only where one is missed: on S3 that
+        takes a request for every level, for markers that all trials would put at once."""
+        try:
+            return self._filesystem.open_output_stream(path)
+        except FileNotFoundError:
+            self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+            return self._filesystem.open_output_stream(path)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, unfinished ones too. Raises OSError for what cannot be listed:
+    a trial whose checkpoints are not seen would begin anew."""
+
+    def unless_gone(error: OSError) -> None:
+        # No folder; a file where one would be; or one that has vanished while it was walked.
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    for place, _, names in os.walk(folder, onerror=unless_gone):
+        yield from (Path(place, name) for name in names)
+
+
+def _temporary_beside(target: Path) -> Path:
+    """A new empty file in the folder of `target`, which is made if need be. Whoever deletes the
+    last object of a folder takes the folder too, and may do so in between."""
+    for _ in range(FOLDER_TRIES):
+        with contextlib.suppress(FileNotFoundError):
+            return _made_beside(target)
+    return _made_beside(target)
+
+
+def _made_beside(target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    return Path(name)
 
 
 def _place_new(temporary: Path, target: Path) -> None:
