@@ -325,13 +325,6 @@ def live_parts(trial: Storage, keys: list[str] | None = None) -> list[str]:
     return sorted({*listed, *tail})
 
 
-def _manifest(trial: Storage, key: str) -> Manifest:
-    try:
-        return Manifest.from_json(trial.get(key))
-    except ValueError as error:
-        raise BrokenRecordError(f"{trial.url}/{key}: {error}") from error
-
-
 def read_records(trial: Storage, table: str, columns: list[str] | None = None) -> pa.Table:
     """A trial's rows of "metrics" or "spectra" in order of step, each once; empty if none."""
     for _ in range(3):

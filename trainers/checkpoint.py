@@ -97,14 +97,13 @@ def _stage(engine: Engine, staging: Path, tag: str, state: dict[str, Any]) -> No
         ) from error
 
 
-def newest_usable(trial: Storage) -> Manifest | None:
+def newest_usable(fence: Fence) -> Manifest | None:
     """`newest_intact`, for the writer of the trial: newer checkpoints that are damaged lose their
-    manifests, so that no reader rests on them either."""
-    manifest = newest_intact(trial)
-    if manifest is not None:
-        for step in committed_steps(trial.list("checkpoints")):
-            if step > manifest.step:
-                trial.delete(manifest_key(step))
+    manifests, so that no reader rests on them either. Raises LeaseLostError."""
+    manifest, damaged = _newest(fence.trial)
+    for step in damaged if manifest is not None else ():
+        fence.check()  # those of a successor, which came since, are not damaged
+        fence.trial.delete(manifest_key(step))
     return manifest
 
 
@@ -114,22 +113,28 @@ def newest_intact(trial: Storage) -> Manifest | None:
     Raises NoUsableCheckpointError if all are damaged: whoever goes on must not take the trial for
     one that has no checkpoint.
     """
-    steps = committed_steps(trial.list("checkpoints"))
-    for step in reversed(steps):
+    return _newest(trial)[0]
+
+
+def _newest(trial: Storage) -> tuple[Manifest | None, list[int]]:
+    """`newest_intact`, and the steps of the newer checkpoints, which were found damaged."""
+    damaged: list[int] = []
+    for step in reversed(committed_steps(trial.list("checkpoints"))):
         try:
             manifest = read_manifest(trial, step)
             broken = damage(trial, manifest)
         except (BrokenRecordError, FileNotFoundError) as error:
             broken = str(error)
         if broken is None:
-            return manifest
+            return manifest, damaged
+        damaged.append(step)
         logger.warning("%s: checkpoint %d is not usable: %s", trial.url, step, broken)
-    if steps:
+    if damaged:
         raise NoUsableCheckpointError(
-            f"{trial.url}: none of the checkpoints of steps {steps} is intact; "
+            f"{trial.url}: none of the checkpoints of steps {damaged[::-1]} is intact; "
             "`widthlab rerun` discards the trial and trains it anew"
         )
-    return None
+    return None, []
 
 
 def load(engine: Engine, trial: Storage, manifest: Manifest, ranks: Ranks) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def _train(
             trial.put(records.SPEC, spec.to_json())  # a trial that fails below is known by it
         fence = Fence(trial, ranks.broadcast(None if lease is None else lease.fence.claim))
         report.fence = fence
-        manifest = ranks.broadcast(checkpoint.newest_usable(trial) if ranks.is_first else None)
+        manifest = ranks.broadcast(checkpoint.newest_usable(fence) if ranks.is_first else None)
         spec = _keeping_layout(spec, manifest)
         if ranks.world_size != spec.layout.workers:
             raise InputError(
