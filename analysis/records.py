@@ -9,7 +9,7 @@
     checkpoints/step-<step>/attempt-<attempt>/...
     checkpoints/step-<step>/manifest.json     written last: files, hashes, the parts it rests on
     result.json                               written last: the trial is over
-    failure.json                              an infrastructure failure, retried up to a budget
+    failure.json                              how the last attempt failed, if it did
 
 The step of a row is the number of optimiser updates that the weights have had: a training row
 of step s is the batch of the s-th update, an evaluation or snapshot of step s is of the weights

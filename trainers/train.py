@@ -104,7 +104,6 @@ def _train(
         if spec.model.block is not None:
             own_block.check(spec.model.block)
         ranks = start_ranks(spec.layout.device)
-        store = open_store(spec.source, cache, expected=spec.data)
 
         lease: Lease | None = None
         writer: TrialWriter | None = None
@@ -114,6 +113,7 @@ def _train(
             trial.put(records.SPEC, spec.to_json())  # a trial that fails below is known by it
         fence = Fence(trial, ranks.broadcast(None if lease is None else lease.fence.claim))
         report.fence = fence
+        store = open_store(spec.source, cache, expected=spec.data)
         manifest = ranks.broadcast(checkpoint.newest_usable(fence) if ranks.is_first else None)
         spec = _keeping_layout(spec, manifest)
         if ranks.world_size != spec.layout.workers:
