@@ -244,6 +244,7 @@ def discard(trial: Storage) -> int:
     keys = trial.list()
     for key in sorted(keys, key=lambda key: key != records.RESULT):
         trial.delete(key)
+    trial.drop_unfinished()
     return len(keys)
 
 

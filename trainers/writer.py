@@ -35,6 +35,13 @@ class TrialWriter:
         self._committed: dict[int, list[str]] = {}  # checkpoints of this attempt and their parts
         self._flushed = time.monotonic()
 
+    def drop_unfinished(self) -> None:
+        """Clear away what earlier attempts were putting when they were killed. One that was only
+        halted fails at that, and was to stop anyway."""
+        self._lease.check()
+        for folder in ("checkpoints", METRICS, SPECTRA):
+            self._trial.drop_unfinished(folder)
+
     def resume(self, manifest: Manifest) -> None:
         """Continue after the rows that a checkpoint rests on."""
         self._parts = list(manifest.records)
