@@ -44,6 +44,7 @@ BOMB = "a0: &a0 [1]\n" + "".join(
         ("a: 2026-13-45", "is not YAML"),
         ("!!python/object/apply:os.getcwd []", "is not YAML"),
     ],
+    ids=lambda text: text[:20],
 )
 def test_anything_else_is_bad_input_and_says_where(text: str, why: str) -> None:
     with pytest.raises(InputError, match=rf"sweep\.yaml.*{why}"):
