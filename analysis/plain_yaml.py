@@ -30,11 +30,14 @@ def load_plain_yaml(data: bytes, place: str) -> Any:
         raise InputError(f"{place}: nested too deeply to be read")
     try:
         content = yaml.load(data, Loader=_LOADER)
+        values = count_values(content)
+    except RecursionError as error:  # aliases nest what the text does not
+        raise InputError(f"{place}: nested too deeply to be read") from error
     # PyYAML lets through what int(), float() and date() make of an odd scalar.
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{place} is not YAML: {reason}") from error
-    if count_values(content) > MOST_VALUES:
+    if values > MOST_VALUES:
         raise InputError(f"{place}: its aliases stand for more than {MOST_VALUES:,} values")
     return content
 

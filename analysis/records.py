@@ -9,7 +9,7 @@
     checkpoints/step-<step>/attempt-<attempt>/...
     checkpoints/step-<step>/manifest.json     written last: files, hashes, the parts it rests on
     result.json                               written last: the trial is over
-    failure.json                              an infrastructure failure, retried up to a budget
+    failure.json                              how the last attempt failed, if it did
 
 The step of a row is the number of optimiser updates that the weights have had: a training row
 of step s is the batch of the s-th update, an evaluation or snapshot of step s is of the weights
@@ -323,13 +323,6 @@ def live_parts(trial: Storage, keys: list[str] | None = None) -> list[str]:
     newest = max((part.attempt for part in parts), default=0)
     tail = [part.key for part in parts if part.attempt == newest and part.first > reached]
     return sorted({*listed, *tail})
-
-
-def _manifest(trial: Storage, key: str) -> Manifest:
-    try:
-        return Manifest.from_json(trial.get(key))
-    except ValueError as error:
-        raise BrokenRecordError(f"{trial.url}/{key}: {error}") from error
 
 
 def read_records(trial: Storage, table: str, columns: list[str] | None = None) -> pa.Table:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 from analysis.errors import InputError
 
@@ -22,10 +22,12 @@ from analysis.errors import InputError
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 #: What file systems say that know no second name for a file: FAT, buckets mounted as folders.
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
-#: How `_whole` names a file until it has its name.
-UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
 #: Bytes read at a time: a checkpoint may be larger than memory.
 CHUNK = 2**20
+#: How often a folder may vanish between its making and its use before something else is wrong.
+FOLDER_TRIES = 10
+#: What a put that was cut off leaves beside the object it was to become.
+UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
 
 
 class StorageFullError(OSError):
@@ -62,14 +64,18 @@ class Storage(Protocol):
         """Copy the object to a local file. Raises FileNotFoundError where there is none."""
 
     def list(self, prefix: str = "") -> list[str]:
-        """Sorted keys of all objects below the folder `prefix`, at any depth; empty if none."""
+        """Sorted keys of all objects below the folder `prefix`, at any depth; empty if none.
+
+        Raises OSError where it cannot be known: what is not seen is never taken for not there.
+        """
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Bytes of every object below the folder `prefix`, by key."""
 
-    def unfinished(self, older_than_s: float) -> dict[str, int]:
-        """Bytes by key of what puts that were cut off have left, if nobody has written to it for
-        that long. No object, and never listed; `delete` removes it."""
+    def unfinished(self, prefix: str = "", older_than_s: float = 0.0) -> dict[str, int]:
+        """Bytes by key of what puts below a folder have left that were cut off, by SIGKILL for one,
+        or are being made, if nobody has written to it for that long. It is no object, and never
+        listed; `delete` removes it, and then whoever was putting there fails."""
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error."""
@@ -149,26 +155,26 @@ class LocalStorage:
 
     def list(self, prefix: str = "") -> list[str]:
         # Unfinished puts are dot files.
-        return sorted(key for key in self._files(prefix) if not _name(key).startswith("."))
+        return sorted(
+            path.relative_to(self.root).as_posix()
+            for path in _files(self.path(prefix))
+            if not path.name.startswith(".")
+        )
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         found = {key: _stat(self.path(key)) for key in self.list(prefix)}
         return {key: about.st_size for key, about in found.items() if about}
 
-    def unfinished(self, older_than_s: float) -> dict[str, int]:
+    def unfinished(self, prefix: str = "", older_than_s: float = 0.0) -> dict[str, int]:
         latest = time.time() - older_than_s
-        dotted = [key for key in self._files("") if UNFINISHED.fullmatch(_name(key))]
-        found = {key: _stat(self.path(key)) for key in sorted(dotted)}
-        return {
-            key: about.st_size for key, about in found.items() if about and about.st_mtime < latest
+        found = {
+            path.relative_to(self.root).as_posix(): _stat(path)
+            for path in sorted(_files(self.path(prefix)))
+            if UNFINISHED.fullmatch(path.name)
         }
-
-    def _files(self, prefix: str) -> Iterator[str]:
-        """Every file below a folder; one may vanish while it is being walked."""
-        for folder, _, names in os.walk(self.path(prefix)):
-            below = Path(folder).relative_to(self.root).as_posix()
-            within = "" if below == "." else f"{below}/"
-            yield from (f"{within}{name}" for name in names)
+        return {
+            key: about.st_size for key, about in found.items() if about and about.st_mtime <= latest
+        }
 
     def delete(self, key: str) -> None:
         path = self.path(key)
@@ -190,10 +196,7 @@ class LocalStorage:
         """A temporary file beside the target, made durable and put in its place on success."""
         target = self.path(key)
         with naming_a_full_disk(target, nbytes, StorageFullError):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-            os.close(handle)
-            temporary = Path(name)
+            temporary = _temporary_beside(target)
             try:
                 yield temporary
                 with temporary.open("rb") as written:
@@ -206,7 +209,8 @@ class LocalStorage:
 
 
 class ArrowStorage:
-    """Any pyarrow filesystem; its output streams make an object visible when they are closed."""
+    """An object store, where an object is visible when its stream is closed; or any other of
+    pyarrow's filesystems. On those that show a file while it is written (HDFS), so does this."""
 
     def __init__(self, filesystem: object, root: str, url: str) -> None:
         from pyarrow import fs
@@ -221,9 +225,7 @@ class ArrowStorage:
         return self._url
 
     def put(self, key: str, data: bytes) -> None:
-        path = self._path(key)
-        self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-        with self._filesystem.open_output_stream(path) as stream:
+        with self._output(self._path(key)) as stream:
             stream.write(data)
 
     def put_new(self, key: str, data: bytes) -> None:
@@ -235,11 +237,16 @@ class ArrowStorage:
         self.put(key, data)
 
     def put_file(self, key: str, path: Path) -> None:
-        target = self._path(key)
-        with path.open("rb") as source:
-            self._filesystem.create_dir(target.rpartition("/")[0], recursive=True)
-            with self._filesystem.open_output_stream(target) as stream:
+        with path.open("rb") as source, self._output(self._path(key)) as stream:
+            try:
                 shutil.copyfileobj(source, stream, CHUNK)
+            except BaseException:
+                # Closing the stream makes an object of what has been written: it cannot be told
+                # to give up (apache/arrow#40502).
+                with contextlib.suppress(OSError):
+                    stream.close()
+                    self.delete(key)
+                raise
 
     def get(self, key: str) -> bytes:
         with self.open(key) as stream:
@@ -268,8 +275,10 @@ class ArrowStorage:
             if info.type == fs.FileType.File
         }
 
-    def unfinished(self, older_than_s: float) -> dict[str, int]:
-        return {}  # nothing of an object is there before it is whole
+    def unfinished(self, prefix: str = "", older_than_s: float = 0.0) -> dict[str, int]:
+        """Nothing: an upload that was cut off is no object. A bucket's own rules say when it drops
+        the pieces."""
+        return {}
 
     def delete(self, key: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -285,9 +294,43 @@ class ArrowStorage:
     def _path(self, key: str) -> str:
         return f"{self._root}/{_checked(key)}".rstrip("/")
 
+    def _output(self, path: str) -> Any:
+        """A stream to write an object to. Folders are made only where one is missed: on S3 that
+        takes a request for every level, for markers that all trials would put at once."""
+        try:
+            return self._filesystem.open_output_stream(path)
+        except FileNotFoundError:
+            self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+            return self._filesystem.open_output_stream(path)
 
-def _name(key: str) -> str:
-    return key.rpartition("/")[2]
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, unfinished ones too. Raises OSError for what cannot be listed:
+    a trial whose checkpoints are not seen would begin anew."""
+
+    def unless_gone(error: OSError) -> None:
+        # No folder; a file where one would be; or one that has vanished while it was walked.
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    for place, _, names in os.walk(folder, onerror=unless_gone):
+        yield from (Path(place, name) for name in names)
+
+
+def _temporary_beside(target: Path) -> Path:
+    """A new empty file in the folder of `target`, which is made if need be. Whoever deletes the
+    last object of a folder takes the folder too, and may do so in between."""
+    for _ in range(FOLDER_TRIES):
+        with contextlib.suppress(FileNotFoundError):
+            return _made_beside(target)
+    return _made_beside(target)
+
+
+def _made_beside(target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    return Path(name)
 
 
 def _stat(path: Path) -> os.stat_result | None:

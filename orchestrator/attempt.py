@@ -148,6 +148,9 @@ def _waited(
     while not shall_stop():
         left = due - time.monotonic()
         if left <= 0:
+            # It is charged. Left there, one of before the trial was taken, and so of the number
+            # that the next attempt has, would be charged once more if that one is killed.
+            trial.delete(records.FAILURE)
             write_retries(trial, opened(trial, retries, driver))
             return True
         time.sleep(min(left, LOOK_S))

@@ -262,6 +262,8 @@ def discard(trial: Storage) -> int:
     first = {records.RESULT: 0, **dict.fromkeys(manifests, 1), records.LEASE: 3}
     for key in sorted(keys, key=lambda key: first.get(key, 2)):
         trial.delete(key)
+    for key in trial.unfinished():
+        trial.delete(key)
     return len(keys)
 
 

@@ -59,7 +59,7 @@ def unneeded(sweep: Storage, final: bool = False) -> list[Unneeded]:
             superseded |= {f"{below}/{key}": sizes[key] for key in unused}
             last |= {f"{below}/{key}": sizes[key] for key in _of_checkpoints(sizes, kept)}
     found = [
-        Unneeded("what died while it was being written", sweep.unfinished(CUT_OFF_S)),
+        Unneeded("what died while it was being written", sweep.unfinished(older_than_s=CUT_OFF_S)),
         Unneeded("parts and checkpoints that finished trials do not rest on", superseded),
     ]
     return [*found, Unneeded("last checkpoints of finished trials", last)] if final else found

@@ -8,12 +8,16 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from analysis.errors import InputError
 from analysis.storage import LocalStorage, Storage, open_storage
 from trainers.consent import require_consent
 from trainers.data.paths import user_path
 from trainers.spec import parse_spec
+
+#: Exit codes beside 0, done, and 1, any other error.
+BAD_INPUT, STOPPED = 2, 3
 
 
 class ConsoleLog:
@@ -55,9 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    # A SIGTERM becomes a checkpoint and an orderly end at the next step.
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    stop = _asked_to_stop()
     try:
         try:
             spec = parse_spec(options.spec.read_bytes(), str(options.spec))
@@ -71,12 +73,28 @@ def main(arguments: list[str] | None = None) -> int:
         end = train(spec, trial, ConsoleLog(), options.cache, stop)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     if end.outcome is None:
         print(f"stopped at step {end.step}; the same command continues", file=sys.stderr)
-        return 3
+        return STOPPED
     print(f"{end.outcome} at step {end.step}: {options.out}", file=sys.stderr)
     return 0
+
+
+def _asked_to_stop() -> threading.Event:
+    """Set by the first SIGTERM, which becomes a checkpoint and an orderly end at the next step.
+
+    Others are ignored: under Slurm a rank gets one from the system and one from torchrun, and an
+    event must not be set while it is being set.
+    """
+    stop = threading.Event()
+
+    def ask(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        stop.set()
+
+    signal.signal(signal.SIGTERM, ask)
+    return stop
 
 
 def _open_trial(out: str) -> Storage:
@@ -96,15 +114,21 @@ def _open_trial(out: str) -> Storage:
     return trial
 
 
-if __name__ == "__main__":
-    code = main()
+def _leave(code: int) -> NoReturn:
+    """End this rank, with the others where all have come to the same end."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # gloo ranks may abort while the interpreter tears down: everything is durable by now.
         import torch.distributed as dist
 
-        if dist.is_initialized():
+        # Input that cannot be used on one rank alone must not keep it waiting for others that
+        # wait for it.
+        if code != BAD_INPUT and dist.is_initialized():
             dist.barrier()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    _leave(main())

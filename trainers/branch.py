@@ -6,7 +6,6 @@ its records up to there become those of the branch, which goes on as after any i
 """
 
 import logging
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from analysis import records
 from analysis.errors import InputError
 from analysis.records import (
     SCHEMAS,
-    BrokenRecordError,
     Manifest,
     Part,
     attempt_folder,
@@ -26,7 +24,8 @@ from analysis.records import (
 )
 from analysis.storage import Storage
 from trainers.checkpoint import DamagedCheckpointError, described, fetch
-from trainers.spec import Layout, TrialSpec
+from trainers.scratch import scratch_folder
+from trainers.spec import TrialSpec, parse_layout
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +47,12 @@ def fork(trunk: Storage, branch: Storage, spec: TrialSpec, step: int) -> bool:
         return False
     try:
         manifest = read_manifest(trunk, step)
-    except (FileNotFoundError, BrokenRecordError):
-        logger.warning("%s has no checkpoint of step %d to branch off from", trunk.url, step)
+        stored = parse_layout(manifest.layout, f"{trunk.url}/{manifest_key(step)}: layout")
+    except (FileNotFoundError, InputError) as error:
+        logger.warning(
+            "%s has no checkpoint of step %d to branch off from: %s", trunk.url, step, error
+        )
         return False
-    stored = Layout.model_validate(manifest.layout)
     unlike = [name for name in FIXED if getattr(stored, name) != getattr(spec.layout, name)]
     if unlike:
         logger.warning("%s was trained with another %s", trunk.url, " and ".join(unlike))
@@ -61,13 +62,13 @@ def fork(trunk: Storage, branch: Storage, spec: TrialSpec, step: int) -> bool:
     except (InputError, OSError, pa.ArrowException) as error:
         logger.warning("%s: its records cannot be read: %s", trunk.url, error)
         return False
-    with tempfile.TemporaryDirectory(prefix="widthlab-branch-") as folder:
+    with scratch_folder() as folder:
         try:
-            fetch(trunk, manifest, Path(folder))
+            fetch(trunk, manifest, folder)
         except (FileNotFoundError, DamagedCheckpointError) as error:
             logger.warning("%s: checkpoint %d is not usable: %s", trunk.url, step, error)
             return False
-        files = _put_files(branch, Path(folder), step)
+        files = _put_files(branch, folder, step)
     inherited = []
     for table, rows in tables.items():
         rows = rows.filter(pc.field("step") <= step)

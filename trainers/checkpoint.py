@@ -5,11 +5,12 @@ checkpoint rests on; a checkpoint whose files do not match it is not used. Files
 checkpoint may be larger than memory.
 """
 
+import contextlib
 import hashlib
 import logging
 import re
 import shutil
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +27,7 @@ from analysis.records import (
 from analysis.storage import CHUNK, LocalStorage, Storage, naming_a_full_disk
 from trainers.engine import Engine, Ranks
 from trainers.fence import Fence
+from trainers.scratch import scratch_folder
 from trainers.spec import Layout
 from trainers.writer import TrialWriter
 
@@ -55,8 +57,7 @@ def save(
     """
     tag = f"step-{step:08d}"
     folder = attempt_folder(step, fence.claim.attempt)
-    staging = _staging(ranks)
-    try:
+    with _staging(ranks) as staging:
         _stage(engine, staging, tag, state)
         if writer is not None:
             # Before the first file: one that was replaced writes nothing more.
@@ -77,9 +78,6 @@ def save(
             writer.commit(step, files, layout.model_dump(mode="json"))
             writer.prune_checkpoints(layout.keep_checkpoints, layout.branch_points)
         ranks.barrier()
-    finally:
-        if ranks.local_rank == 0:
-            shutil.rmtree(staging, ignore_errors=True)
 
 
 def _stage(engine: Engine, staging: Path, tag: str, state: dict[str, Any]) -> None:
@@ -97,14 +95,13 @@ def _stage(engine: Engine, staging: Path, tag: str, state: dict[str, Any]) -> No
         ) from error
 
 
-def newest_usable(trial: Storage) -> Manifest | None:
+def newest_usable(fence: Fence) -> Manifest | None:
     """`newest_intact`, for the writer of the trial: newer checkpoints that are damaged lose their
-    manifests, so that no reader rests on them either."""
-    manifest = newest_intact(trial)
-    if manifest is not None:
-        for step in committed_steps(trial.list("checkpoints")):
-            if step > manifest.step:
-                trial.delete(manifest_key(step))
+    manifests, so that no reader rests on them either. Raises LeaseLostError."""
+    manifest, damaged = _newest(fence.trial)
+    for step in damaged if manifest is not None else ():
+        fence.check()  # those of a successor, which came since, are not damaged
+        fence.trial.delete(manifest_key(step))
     return manifest
 
 
@@ -114,38 +111,40 @@ def newest_intact(trial: Storage) -> Manifest | None:
     Raises NoUsableCheckpointError if all are damaged: whoever goes on must not take the trial for
     one that has no checkpoint.
     """
-    steps = committed_steps(trial.list("checkpoints"))
-    for step in reversed(steps):
+    return _newest(trial)[0]
+
+
+def _newest(trial: Storage) -> tuple[Manifest | None, list[int]]:
+    """`newest_intact`, and the steps of the newer checkpoints, which were found damaged."""
+    damaged: list[int] = []
+    for step in reversed(committed_steps(trial.list("checkpoints"))):
         try:
             manifest = read_manifest(trial, step)
             broken = damage(trial, manifest)
         except (BrokenRecordError, FileNotFoundError) as error:
             broken = str(error)
         if broken is None:
-            return manifest
+            return manifest, damaged
+        damaged.append(step)
         logger.warning("%s: checkpoint %d is not usable: %s", trial.url, step, broken)
-    if steps:
+    if damaged:
         raise NoUsableCheckpointError(
-            f"{trial.url}: none of the checkpoints of steps {steps} is intact; "
+            f"{trial.url}: none of the checkpoints of steps {damaged[::-1]} is intact; "
             "`widthlab rerun` discards the trial and trains it anew"
         )
-    return None
+    return None, []
 
 
 def load(engine: Engine, trial: Storage, manifest: Manifest, ranks: Ranks) -> dict[str, Any]:
     """Restore the engine and return the state that was saved with it. Collective."""
     tag = f"step-{manifest.step:08d}"
-    staging = _staging(ranks)
-    try:
+    with _staging(ranks) as staging:
         if ranks.local_rank == 0:
             fetch(trial, manifest, staging / tag)
         ranks.barrier()
         state = engine.load(staging, tag)
         ranks.barrier()
         return state
-    finally:
-        if ranks.local_rank == 0:
-            shutil.rmtree(staging, ignore_errors=True)
 
 
 def fetch(trial: Storage, manifest: Manifest, folder: Path) -> None:
@@ -176,12 +175,14 @@ def _as_staged(name: str) -> str:
     return re.sub(r"^attempt-\d+/", "", name)
 
 
-def _staging(ranks: Ranks) -> Path:
-    """A new local folder, the same one for all ranks of a node."""
-    made = tempfile.mkdtemp(prefix="widthlab-checkpoint-") if ranks.local_rank == 0 else None
-    # Ranks are numbered node by node: the last local rank 0 before this one is this node's.
-    before = ranks.gather(made)[: ranks.rank + 1]
-    return Path(next(folder for folder in reversed(before) if folder))
+@contextlib.contextmanager
+def _staging(ranks: Ranks) -> Iterator[Path]:
+    """A local folder for the time of the block, the same one for all ranks of a node."""
+    with contextlib.ExitStack() as stack:
+        made = stack.enter_context(scratch_folder()) if ranks.local_rank == 0 else None
+        # Ranks are numbered node by node: the last local rank 0 before this one is this node's.
+        before = ranks.gather(made)[: ranks.rank + 1]
+        yield next(folder for folder in reversed(before) if folder)
 
 
 def damage(trial: Storage, manifest: Manifest) -> str | None:

@@ -9,12 +9,14 @@ import logging
 import time
 import traceback
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from analysis import records
 from analysis.errors import InputError
+from analysis.json_records import COUNT
+from analysis.records import BrokenRecordError
 from analysis.storage import Storage, StorageFullError
 from trainers.fence import Fence, LeaseLostError, newest_attempt
 
@@ -33,6 +35,11 @@ LOST_PEER = (
 )
 
 
+#: What torch says in a plain RuntimeError where memory ends outside its own pool: the host's, the
+#: device's for a kernel or a context, and that of a library beside it.
+NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
 class MicroBatchMemoryError(MemoryError):
     """A micro-batch does not fit into memory; a smaller one may."""
 
@@ -41,8 +48,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device, or the host, had no memory for what was asked."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    # torch raises a plain RuntimeError where the host's memory ends.
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
 
 
 def kind_of(error: BaseException) -> Kind:
@@ -85,33 +91,45 @@ def leave_failure(trial: Storage, error: Exception, fence: Fence | None) -> None
     """Record the exception that is being handled, for the scheduler and for people.
 
     Of several ranks the first to fail says why: the others only lose their connection to it.
+    Without a fence it failed before the trial was taken: of an attempt that never was.
     """
     try:
         if fence is not None and not fence.holds():
             return
-        attempt = newest_attempt(trial) + 1 if fence is None else fence.claim.attempt
-        kind = kind_of(error)
-        earlier = records.get_json(trial, records.FAILURE) or {}
-        if earlier.get("attempt") == attempt and not _says_more(kind, earlier.get("kind")):
-            return
         message = "; ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
-        trial.put(
-            records.FAILURE,
-            records.encode_json(
-                {
-                    "stage": "train",
-                    "kind": kind,
-                    "message": message,
-                    "traceback": "".join(traceback.format_exception(error)),
-                    "attempt": attempt,
-                    "time_ms": time.time_ns() // 1_000_000,
-                }
-            ),
-        )
+        failure = {
+            "stage": "train",
+            "kind": kind_of(error),
+            "message": message,
+            "traceback": "".join(traceback.format_exception(error)),
+            "attempt": newest_attempt(trial) + 1 if fence is None else fence.claim.attempt,
+            "owner": None if fence is None else fence.claim.owner,
+            "time_ms": time.time_ns() // 1_000_000,
+        }
+        if _says_more(failure, _earlier(trial)):
+            trial.put(records.FAILURE, records.encode_json(failure))
     except (OSError, ValueError):
         # The storage itself may be what failed; the error that is being raised says so.
         logger.exception("the failure could not be recorded in %s", trial.url)
 
 
-def _says_more(kind: Kind, earlier: object) -> bool:
-    return earlier == "peer_lost" and kind != "peer_lost"
+def _earlier(trial: Storage) -> dict[str, Any] | None:
+    """The failure that lies there; none can be kept that cannot be read."""
+    try:
+        return records.get_json(trial, records.FAILURE, needs={"attempt": COUNT})
+    except BrokenRecordError as error:
+        logger.warning("%s; it is replaced", error)
+        return None
+
+
+def _says_more(failure: dict[str, Any], earlier: dict[str, Any] | None) -> bool:
+    """Whether a failure takes the place of an earlier one."""
+    if earlier is None:
+        return True
+    if failure["kind"] == "peer_lost":
+        return bool(earlier["attempt"] < failure["attempt"])
+    # An attempt that was taken may have the number of one that never was.
+    same = ("attempt", "owner")
+    return earlier.get("kind") == "peer_lost" or any(
+        earlier.get(name) != failure[name] for name in same
+    )

@@ -8,7 +8,7 @@ beside the identity and never enter it. Nothing here imports torch.
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -275,12 +275,24 @@ def parse_spec(data: bytes | str, place: str) -> TrialSpec:
     if not isinstance(content, dict):
         raise InputError(f"{place}: a spec is a JSON object, not {type(content).__name__}")
     claimed = content.pop("id", None)
+    spec = _validated(TrialSpec, content, place)
+    if claimed is not None and claimed != spec.id:
+        raise InputError(f"{place}: says id {claimed} but its content is trial {spec.id}")
+    return spec
+
+
+def parse_layout(content: dict[str, Any], place: str) -> Layout:
+    """A layout as a checkpoint's manifest has it. Raises InputError naming `place`."""
+    return _validated(Layout, content, place)
+
+
+Section = TypeVar("Section", bound=Frozen)
+
+
+def _validated(kind: type[Section], content: dict[str, Any], place: str) -> Section:
     try:
-        spec = TrialSpec.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "spec"
         raise InputError(f"{place}: {where}: {first['msg']}") from error
-    if claimed is not None and claimed != spec.id:
-        raise InputError(f"{place}: says id {claimed} but its content is trial {spec.id}")
-    return spec

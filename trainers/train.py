@@ -31,7 +31,7 @@ from trainers.memory import for_a_micro_batch
 from trainers.models.build import build, token_loss
 from trainers.outcome import Clock, DivergenceError, result_of
 from trainers.schedule import learning_rate
-from trainers.spec import Layout, TrialSpec, parse_spec
+from trainers.spec import TrialSpec, parse_layout, parse_spec
 from trainers.spectra.snapshots import Snapshots
 from trainers.writer import TrialWriter, stamp
 
@@ -104,18 +104,19 @@ def _train(
         if spec.model.block is not None:
             own_block.check(spec.model.block)
         ranks = start_ranks(spec.layout.device)
-        store = open_store(spec.source, cache, expected=spec.data)
 
         lease: Lease | None = None
         writer: TrialWriter | None = None
         if ranks.is_first:
             lease = stack.enter_context(Lease(trial, spec.training.steps))
             writer = TrialWriter(trial, spec.id, lease)
+            writer.drop_unfinished()
             trial.put(records.SPEC, spec.to_json())  # a trial that fails below is known by it
         fence = Fence(trial, ranks.broadcast(None if lease is None else lease.fence.claim))
         report.fence = fence
-        manifest = ranks.broadcast(checkpoint.newest_usable(trial) if ranks.is_first else None)
-        spec = _keeping_layout(spec, manifest)
+        store = open_store(spec.source, cache, expected=spec.data)
+        manifest = ranks.broadcast(checkpoint.newest_usable(fence) if ranks.is_first else None)
+        spec = _keeping_layout(spec, trial, manifest)
         if ranks.world_size != spec.layout.workers:
             raise InputError(
                 f"trial {spec.id} is laid out for {spec.layout.workers} workers and was started "
@@ -289,12 +290,14 @@ def _refuse_other_tokens(state: dict[str, Any], store: TokenStore, step: int) ->
         )
 
 
-def _keeping_layout(spec: TrialSpec, manifest: Manifest | None) -> TrialSpec:
+def _keeping_layout(spec: TrialSpec, trial: Storage, manifest: Manifest | None) -> TrialSpec:
     """A trial that has been checkpointed goes on in the layout it began with, but for the
-    micro-batch of a retry that ran out of memory. Raises InputError for another kind of device."""
+    micro-batch of a retry that ran out of memory. Raises InputError for another kind of device,
+    and for what is no layout."""
     if manifest is None or not manifest.layout:
         return spec
-    began, asked = Layout.model_validate(manifest.layout), spec.layout
+    place = f"{trial.url}/{records.manifest_key(manifest.step)}: layout"
+    began, asked = parse_layout(manifest.layout, place), spec.layout
     if began.device != asked.device:
         raise InputError(
             f"trial {spec.id} was begun on {began.device} and layout.device is now "

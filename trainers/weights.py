@@ -7,7 +7,6 @@ Checkpoints are data: nothing in them is executed.
 
 import pickle
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from trainers.consent import require_consent
 from trainers.engine import import_deepspeed
 from trainers.models.build import configuration
 from trainers.models.decoder import Decoder
+from trainers.scratch import scratch_folder
 from trainers.spec import TrialSpec
 from trainers.train import read_spec
 
@@ -66,9 +66,9 @@ def trained_model(trial: Storage, block: str | None = None) -> Trained:
         )
         raise InputError(f"{trial.url} has no checkpoint: {why}")
     model = Decoder(configuration(spec.model))
-    with tempfile.TemporaryDirectory(prefix="widthlab-weights-") as folder:
+    with scratch_folder() as folder:
         try:
-            fetch(trial, manifest, Path(folder))
+            fetch(trial, manifest, folder)
         except DamagedCheckpointError as error:  # since it was found intact
             raise InputError(f"{error}; try again") from error
         except FileNotFoundError as error:  # newer ones came while it was being copied
@@ -77,7 +77,7 @@ def trained_model(trial: Storage, block: str | None = None) -> Trained:
                 f"{manifest.step}; try again, or when it has ended"
             ) from error
         try:
-            model.load_state_dict(read_weights(Path(folder)))
+            model.load_state_dict(read_weights(folder))
         except UNREADABLE as error:
             raise InputError(
                 f"{trial.url}: the checkpoint of step {manifest.step} does not hold the weights "

@@ -32,7 +32,16 @@ class TrialWriter:
         self._pending: dict[str, list[Row]] = {METRICS: [], SPECTRA: []}
         self._small: dict[str, list[str]] = {METRICS: [], SPECTRA: []}  # parts to be merged
         self._merged: dict[str, int] = {}  # parts that were, and at which checkpoint
+        self._committed: dict[int, list[str]] = {}  # checkpoints of this attempt and their parts
         self._flushed = time.monotonic()
+
+    def drop_unfinished(self) -> None:
+        """Clear away what earlier attempts were putting when they were killed. One that was only
+        halted fails at that, and was to stop anyway."""
+        self._lease.check()
+        for folder in ("checkpoints", METRICS, SPECTRA):
+            for key in self._trial.unfinished(folder):
+                self._trial.delete(key)
 
     def resume(self, manifest: Manifest) -> None:
         """Continue after the rows that a checkpoint rests on."""
@@ -85,6 +94,7 @@ class TrialWriter:
             # that an orphan has left behind is replaced.
             self._lease.check()
             self._trial.put(key, manifest.to_json())
+        self._committed[step] = manifest.records
 
     def _merge(self, step: int) -> None:
         """Write many small parts anew as one. The old ones go when no checkpoint names them."""
@@ -99,15 +109,12 @@ class TrialWriter:
             self._parts = [one for one in self._parts if one not in small] + [key]
             self._small[table] = [key] if rows.nbytes < LARGE_PART else []
 
-    def _drop_merged(self, kept: Iterable[int], newest: int) -> None:
+    def _drop_merged(self) -> None:
         """Remove parts whose rows are in others since an earlier checkpoint than the newest: a
-        reader's listing may still show them alone."""
-        old = [key for key, step in self._merged.items() if step < newest]
-        if not old:
-            return
-        manifests = (self._trial.get(records.manifest_key(step)) for step in kept)
-        named = {key for data in manifests for key in Manifest.from_json(data).records}
-        for key in old:
+        reader's listing may still show them alone. Only checkpoints of this attempt name them."""
+        newest = max(self._committed, default=0)
+        named = {key for parts in self._committed.values() for key in parts}
+        for key in [key for key, step in self._merged.items() if step < newest]:
             if key not in named:
                 self._trial.delete(key)
                 del self._merged[key]
@@ -128,14 +135,22 @@ class TrialWriter:
         keys = self._trial.list("checkpoints")
         committed = records.committed_steps(keys)
         steps = {*committed[-keep:], *(set(committed) & set(branch_points))}
-        kept = tuple(f"{records.checkpoint_folder(step)}/" for step in steps)
+        self._committed = {step: parts for step, parts in self._committed.items() if step in steps}
         manifests = {records.manifest_key(step) for step in committed}
+        kept = (*map(records.manifest_key, steps), *(f"{self._files(step)}/" for step in steps))
         for key in sorted(keys, key=lambda key: key not in manifests):
             # What a newer attempt writes is none of ours, should one have come since the check.
             ours = records.checkpoint_attempt(key) <= self._lease.attempt
             if ours and not key.startswith(kept):
                 self._trial.delete(key)
-        self._drop_merged(steps, committed[-1] if committed else 0)
+        self._drop_merged()
+
+    def _files(self, step: int) -> str:
+        """The folder of a checkpoint's files. In one of this attempt's, others that were cut off
+        may have left files too."""
+        if step in self._committed:
+            return records.attempt_folder(step, self._lease.attempt)
+        return records.checkpoint_folder(step)
 
     def finish(self, result: dict[str, Any], branch_points: Iterable[int] = ()) -> dict[str, Any]:
         """Compact the tables, write the result, drop the parts. Returns the stored result.
@@ -150,6 +165,9 @@ class TrialWriter:
             self._trial.put_new(records.RESULT, records.encode_json(result))
         except FileExistsError as error:
             raise LeaseLostError(f"{self._trial.url} has been ended by another attempt") from error
+        # In an object store a successor's result may have come just before, and be gone: what it
+        # names must stay.
+        self._lease.check()
         self._trial.delete(records.FAILURE)
         self._trial.delete(STOP_REQUEST)  # it came too late
         self._rest_on(list(tables.values()))

@@ -62,7 +62,7 @@ def once(fault: Fault, moment: int, seed: int, folder: Path, undisturbed: Undist
         scene.to_the_end()
         uri = collect(fault, scene)
         states = outcomes(scene)
-        broken = [] if fault.reported else differences(scene, undisturbed[key])
+        broken = differences(scene, undisturbed[key], completed_only=fault.reported)
         lost, wrong = steps_lost(scene), wrong_points(scene, uri)
         ended = scene.complete() or (fault.reported and "failed" in states)
         problems = [*broken, *wrong]
@@ -85,7 +85,7 @@ def row(
     fault: Fault, moment: int, states: str, same: bool, lost: int, points: bool, scene: Scene,
     began: float,
 ) -> None:  # fmt: skip
-    bits = "-" if fault.reported else ("yes" if same else "NO")
+    bits = "yes" if same else "NO"
     print(
         f"{fault.name:42}{moment:7}{states:>22}{bits:>11}{lost:6}"
         f"{'all' if points else 'NO':>8}{len(scene.runs):7}{time.monotonic() - began:6.0f}",

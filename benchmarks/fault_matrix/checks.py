@@ -23,11 +23,15 @@ def content(trial: LocalStorage) -> dict[str, Any]:
     return {**tables, "final": result.get("final"), "outcome": result.get("outcome")}
 
 
-def differences(scene: Scene, undisturbed: dict[str, dict[str, Any]]) -> list[str]:
+def differences(
+    scene: Scene, undisturbed: dict[str, dict[str, Any]], completed_only: bool
+) -> list[str]:
     """Trials that do not equal those of the undisturbed run bit for bit, and what differs."""
     found = []
     for trial_id, expected in undisturbed.items():
         have = content(scene.trial(trial_id))
+        if completed_only and have["outcome"] != "completed":
+            continue
         differing = [name for name, value in expected.items() if have[name] != value]
         if differing:
             found.append(f"{trial_id}: {', '.join(differing)}")

@@ -1,11 +1,14 @@
 """Storage: an object is there whole or not at all, and no key leads outside the root."""
 
+import errno
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -176,6 +179,124 @@ def test_deleting_leaves_no_empty_folder(tmp_path: Path) -> None:
     storage.put("a/b/c", b"")
     storage.delete("a/b/c")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_put_left_behind_can_be_dropped_and_nothing_else_is(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    for key in ("lease.json", "checkpoints/step-1/weights", "checkpoints/.nfs0000000000000001"):
+        storage.put(key, b"whole")
+    for place in ("checkpoints/step-1", "checkpoints/step-2", "."):
+        (tmp_path / place).mkdir(exist_ok=True)
+        handle, _ = tempfile.mkstemp(dir=tmp_path / place, prefix=".weights.")
+        os.close(handle)
+    for key in storage.unfinished("checkpoints"):
+        storage.delete(key)
+    left = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+    (unfinished,) = [path for path in left if path.name.startswith(".weights.")]
+    assert unfinished.parent == Path()
+    assert len(left) == 4
+    assert not (tmp_path / "checkpoints/step-2").exists()
+
+
+def test_an_object_is_nothing_unfinished(storage: Storage) -> None:
+    storage.put("a/b", b"1")
+    assert storage.unfinished() == storage.unfinished("no/such/folder") == {}
+    assert storage.sizes() == {"a/b": 1}
+
+
+def test_a_file_that_cannot_be_read_to_its_end_is_not_put_by_halves(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").write_bytes(b"content")
+
+    def fail_half_way(source: object, target: object, *_: object) -> None:
+        if hasattr(target, "write"):
+            target.write(b"con")
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(shutil, "copyfile", fail_half_way)
+    monkeypatch.setattr(shutil, "copyfileobj", fail_half_way)
+    with pytest.raises(OSError, match="Input/output error"):
+        storage.put_file("weights", tmp_path / "in")
+    assert storage.list() == []
+
+
+# --- what is not seen is not taken for not there -------------------------------------------
+
+
+@pytest.mark.parametrize("why", [errno.EMFILE, errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: int
+) -> None:
+    """Or a trial whose checkpoints are out of sight for a moment would begin anew."""
+    storage = LocalStorage(tmp_path)
+    storage.put("checkpoints/step-1/manifest.json", b"{}")
+
+    def refuse(path: object) -> None:
+        raise OSError(why, os.strerror(why), str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(OSError, match=os.strerror(why)):
+        storage.list("checkpoints")
+
+
+def test_a_folder_that_vanishes_while_it_is_listed_is_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = LocalStorage(tmp_path)
+    storage.put("a/1", b"")
+    storage.put("b/1", b"")
+    look = os.scandir
+
+    def vanishing(path: str) -> object:
+        if str(path).endswith("a"):
+            shutil.rmtree(path)
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert storage.list() == ["b/1"]
+
+
+def test_a_file_where_a_folder_would_be_holds_no_objects(tmp_path: Path) -> None:
+    (tmp_path / "drivers").write_bytes(b"")
+    assert LocalStorage(tmp_path).list("drivers") == []
+
+
+def test_a_put_survives_that_somebody_deletes_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who deletes the last object of a folder takes the folder too."""
+    storage = LocalStorage(tmp_path / "root")
+    storage.put("drivers/1", b"")
+    make = tempfile.mkstemp
+
+    def overtaken(**places: Path) -> tuple[int, str]:
+        monkeypatch.setattr(tempfile, "mkstemp", make)
+        storage.delete("drivers/1")
+        return make(**places)
+
+    monkeypatch.setattr(tempfile, "mkstemp", overtaken)
+    storage.put("drivers/2", b"mine")
+    assert storage.list() == ["drivers/2"]
+
+
+def test_no_folders_are_made_where_objects_need_none() -> None:
+    """On S3 a folder is an object a level, which all trials of a sweep would put again and again,
+    and a right that not everybody has."""
+    sinks: dict[str, pa.BufferOutputStream] = {}
+
+    def open_output_stream(self: object, path: str, metadata: object) -> pa.BufferOutputStream:
+        return sinks.setdefault(path, pa.BufferOutputStream())
+
+    def refuse(self: object, *_: object) -> None:
+        raise PermissionError("AccessDenied")
+
+    handlers = dict.fromkeys(fs.FileSystemHandler.__abstractmethods__, refuse)
+    handlers["open_output_stream"] = open_output_stream
+    bucket = type("Bucket", (fs.FileSystemHandler,), handlers)
+    storage = ArrowStorage(fs.PyFileSystem(bucket()), "bucket/root", "s3://bucket/root")
+    storage.put("trials/a/lease.json", b"{}")
+    assert sinks["bucket/root/trials/a/lease.json"].getvalue().to_pybytes() == b"{}"
 
 
 # --- keys stay inside the root -------------------------------------------------------------

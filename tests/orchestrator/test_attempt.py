@@ -16,8 +16,9 @@ from orchestrator.attempt import FAILED, UNFINISHED, attempt
 from orchestrator.driver_lease import current_driver, driving
 from orchestrator.ledger import trial_storage
 from orchestrator.preemption import PreemptedError
-from orchestrator.retries import Budget, read_retries
+from orchestrator.retries import Budget, opened, read_retries, write_retries
 from trainers.data.sources import DataSpec
+from trainers.failure import leave_failure
 from trainers.fence import Fence, LeaseLostError, newest_attempt, take
 from trainers.model_spec import ModelSpec
 from trainers.spec import Layout, TrainingSpec, TrialSpec
@@ -172,6 +173,16 @@ def test_preemptions_have_a_budget_of_their_own(sweep) -> None:
     assert trial.until_it_ends() == "completed"
     counted = read_retries(trial.directory)
     assert (counted.failures, counted.preemptions) == (2, 3)
+
+
+def test_a_failure_from_before_the_trial_was_taken_is_charged_once(sweep) -> None:
+    """It has the number that the next attempt takes, and that one is killed."""
+    trial = Trial(sweep, Died(), "completed")
+    write_retries(trial.directory, opened(trial.directory, read_retries(trial.directory), None))
+    leave_failure(trial.directory, RuntimeError("this node sees no CUDA device"), None)
+    assert trial.until_it_ends() == "completed"
+    counted = read_retries(trial.directory)
+    assert (counted.failures, counted.preemptions) == (1, 1)
 
 
 def test_one_preemption_more_and_it_is_given_up_and_says_why(sweep) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints hold all of a trial's state, and are data: nothing in them is ever executed."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -16,10 +17,11 @@ from trainers.checkpoint import (
     DamagedCheckpointError,
     NoUsableCheckpointError,
     described,
+    newest_intact,
     newest_usable,
 )
 from trainers.engine import Engine, Ranks, start_ranks
-from trainers.fence import Fence, take
+from trainers.fence import Fence, LeaseLostError, take
 from trainers.models.build import build, token_loss
 from trainers.spec import Layout
 from trainers.train import train
@@ -88,7 +90,7 @@ def test_a_manifest_lists_every_file_with_its_hash_and_the_records(
 ) -> None:
     spec = make_spec()
     train(spec, trial, diary())
-    manifest = newest_usable(trial)
+    manifest = newest_intact(trial)
     assert (manifest.trial_id, manifest.step, manifest.attempt) == (spec.id, 10, 1)
     assert manifest.layout == spec.layout.model_dump(mode="json")
     data = trial.get(stored(trial, 10))
@@ -126,16 +128,24 @@ def test_no_staged_files_are_left_on_the_machine(
 
 
 def test_no_checkpoint_is_none(trial) -> None:
-    assert newest_usable(trial) is None
+    assert newest_intact(trial) is None
     trial.put(f"{records.checkpoint_folder(5)}/{MODEL_STATES}", b"not committed")
-    assert newest_usable(trial) is None
+    assert newest_intact(trial) is None
 
 
 def test_the_newest_that_matches_its_manifest_is_used_and_newer_ones_are_withdrawn(trial) -> None:
     for step in (1, 2, 3):
         committed(trial, step, {"weights": b"%d" % step})
     trial.put(f"{records.checkpoint_folder(3)}/weights", b"4")
-    assert newest_usable(trial).step == 2
+    assert newest_usable(Fence(trial, take(trial))).step == 2
+    assert records.committed_steps(trial.list()) == [1, 2]
+
+
+def test_whoever_only_reads_withdraws_nothing(trial) -> None:
+    for step in (1, 2):
+        committed(trial, step, {"weights": b"%d" % step})
+    trial.put(f"{records.checkpoint_folder(2)}/weights", b"3")
+    assert newest_intact(trial).step == 1
     assert records.committed_steps(trial.list()) == [1, 2]
 
 
@@ -144,7 +154,43 @@ def test_none_that_matches_is_an_error_and_stays_one(trial) -> None:
     trial.delete(f"{records.checkpoint_folder(1)}/weights")
     for _ in range(2):
         with pytest.raises(NoUsableCheckpointError, match=r"steps \[1\]"):
-            newest_usable(trial)
+            newest_usable(Fence(trial, take(trial)))
+
+
+class Halted(LocalStorage):
+    """Lets somebody else do something right after a file was opened to be verified."""
+
+    then = staticmethod(lambda: None)
+
+    def open(self, key: str):
+        stream = super().open(key)
+        if key.endswith("/weights"):
+            then, self.then = self.then, lambda: None
+            then()
+        return stream
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_one_that_was_replaced_while_it_verified_withdraws_nothing_of_its_successors(
+    tmp_path, damaged
+) -> None:
+    """Checkpoints of gigabytes take minutes to read, and a successor may have gone on by then."""
+    trial = Halted(tmp_path)
+    for step in (1, 2):
+        committed(trial, step, {"weights": b"%d" % step})
+    if damaged:
+        trial.put(f"{records.checkpoint_folder(2)}/weights", b"3")
+    halted = Fence(trial, take(trial))
+
+    def successor() -> None:
+        take(trial)
+        for step in (2, 3):
+            committed(trial, step, {"weights": b"the successor's"})
+
+    trial.then = successor
+    with contextlib.suppress(LeaseLostError):
+        newest_usable(halted)
+    assert records.committed_steps(trial.list()) == [1, 2, 3]
 
 
 # --- nothing is executed, and nothing is written outside -----------------------------------
@@ -202,7 +248,7 @@ def test_a_manifest_cannot_name_a_place_outside(trial, ranks, tmp_path, name) ->
         checkpoint.load(object(), trial, manifest, ranks)
     trial.put(records.manifest_key(1), manifest.to_json())
     with pytest.raises(NoUsableCheckpointError):
-        newest_usable(trial)
+        newest_intact(trial)
 
 
 # --- what can happen to a checkpoint -------------------------------------------------------
@@ -250,7 +296,7 @@ def test_a_checkpoint_that_was_harmed_gives_way_to_the_one_before(trial, what, h
         trial.put(key, b"" if harm is bytes else harm(before))
     if what == "manifest.json" and harm is turn_a_bit:  # it may have hit a space
         trial.put(key, before.replace(b'"sha256"', b'"sha255"'))
-    assert newest_usable(trial).step == 1
+    assert newest_intact(trial).step == 1
 
 
 def test_a_manifest_too_large_for_one_is_not_taken_into_memory(trial, monkeypatch) -> None:
@@ -259,12 +305,12 @@ def test_a_manifest_too_large_for_one_is_not_taken_into_memory(trial, monkeypatc
     committed(trial, 2, {"weights": b"2"})
     padded = trial.get(records.manifest_key(2)) + b" " * 2000
     trial.put(records.manifest_key(2), padded)
-    assert newest_usable(trial).step == 1
+    assert newest_intact(trial).step == 1
 
 
 def test_a_file_that_changes_after_it_was_verified_is_not_loaded(trial, ranks) -> None:
     committed(trial, 1, {"weights": b"verified"})
-    manifest = newest_usable(trial)
+    manifest = newest_intact(trial)
     trial.put(f"{records.checkpoint_folder(1)}/weights", b"exchanged")
     with pytest.raises(DamagedCheckpointError, match="weights of checkpoint 1 does not match"):
         checkpoint.load(object(), trial, manifest, ranks)
@@ -291,5 +337,5 @@ def test_a_checkpoint_larger_than_memory_is_read_piece_by_piece(tmp_path) -> Non
     trial = Counting(tmp_path)
     committed(trial, 1, {"weights": bytes(5 * CHUNK)})
     trial.longest = 0
-    assert newest_usable(trial).step == 1
+    assert newest_intact(trial).step == 1
     assert 0 < trial.longest <= CHUNK

@@ -123,7 +123,7 @@ def test_a_staging_folder_without_room_is_named(
         raise error
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match=r"widthlab-checkpoint-.*free some"):
+    with pytest.raises(OSError, match=r"widthlab-scratch-.*free some"):
         train(make_spec(**SMALL), trial, diary())
     assert committed_steps(trial.list()) == []
 

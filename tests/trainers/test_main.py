@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from analysis import records
 from analysis.records import METRICS, SPECTRA, read_records
 from analysis.storage import LocalStorage
+from trainers import __main__ as command
 from trainers.train import train
 
 REPOSITORY = Path(__file__).parents[2]
@@ -106,6 +108,25 @@ def test_a_sigterm_becomes_a_checkpoint_and_the_trial_is_continued(
     assert log.updates == [7, 8, 9, 10]
 
 
+def test_a_second_sigterm_on_the_heels_of_the_first_changes_nothing(monkeypatch) -> None:
+    """An event that is set within its own setting waits for itself for ever."""
+
+    class Interrupted(threading.Event):
+        def set(self) -> None:
+            with self._cond:
+                signal.raise_signal(signal.SIGTERM)
+            super().set()
+
+    monkeypatch.setattr(command.threading, "Event", Interrupted)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        stop = command._asked_to_stop()
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stop.is_set()
+
+
 @pytest.mark.parametrize(
     ("content", "out", "message"),
     [
@@ -129,6 +150,29 @@ def test_bad_input_is_one_line_and_exit_code_2(make_spec, tmp_path, content, out
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert message in line
+
+
+class Left(BaseException):
+    """In the place of the process's end."""
+
+
+@pytest.mark.parametrize(("code", "waits"), [(0, True), (3, True), (2, False)])
+def test_a_rank_with_bad_input_does_not_wait_for_others_that_wait_for_it(
+    monkeypatch, code, waits
+) -> None:
+    """A corpus may be missing on one node alone; in another collective they would all hang."""
+    waited = []
+
+    def leave(found: int) -> None:
+        raise Left(found)
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(command.os, "_exit", leave)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.barrier", lambda: waited.append(True))
+    with pytest.raises(Left, match=str(code)):
+        command._leave(code)
+    assert bool(waited) is waits
 
 
 # --- several ranks -------------------------------------------------------------------------

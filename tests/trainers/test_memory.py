@@ -19,6 +19,8 @@ OUT_OF_MEMORY = [
         "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory:"
         " you tried to allocate 99999999999999 bytes. Error code 12 (Cannot allocate memory)"
     ),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
 ]
 
 

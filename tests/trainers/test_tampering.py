@@ -117,6 +117,18 @@ def test_a_spec_of_other_kinds_is_refused(make_spec, trial, key, value) -> None:
         read_spec(trial)
 
 
+@pytest.mark.parametrize("layout", [{"workers": -1}, {"workers": "2"}, {"of a later version": 1}])
+def test_a_layout_of_other_kinds_is_refused_with_its_place(
+    make_spec, trial, diary, dying_at, killed, layout
+) -> None:
+    with pytest.raises(killed):
+        train(make_spec(), trial, dying_at(5))
+    manifest = records.read_manifest(trial, 4)
+    trial.put(records.manifest_key(4), replace(manifest, layout=layout).to_json())
+    with pytest.raises(InputError, match=r"step-00000004/manifest\.json: layout: "):
+        train(make_spec(), trial, diary())
+
+
 def test_code_that_a_spec_names_needs_the_users_word(make_spec) -> None:
     block = BlockSpec(path="antigravity:Board", source_hash="0" * 16).model_dump()
     spec = make_spec(model__block=block)
@@ -289,6 +301,35 @@ def test_a_file_is_read_through_once_and_again_when_it_has_changed(tmp_path) -> 
     path.write_bytes(b"content")
     assert verified_once(path, "right", tmp_path, digest)
     assert len(reads) == 3
+
+
+def test_another_node_need_not_read_it_again(tmp_path, monkeypatch) -> None:
+    """Nodes number the devices that they mount each in its own order."""
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    assert verified_once(path, "right", tmp_path, lambda: "right")
+    stat = Path.stat
+
+    def elsewhere(self, **options):
+        found = stat(self, **options)
+        fields = {"st_mtime_ns": found.st_mtime_ns, "st_ctime_ns": found.st_ctime_ns}
+        return os.stat_result((*found[:2], found.st_dev + 1, *found[3:]), fields)
+
+    monkeypatch.setattr(Path, "stat", elsewhere)
+    assert verified_once(path, "right", tmp_path, lambda: pytest.fail("it was read again"))
+
+
+def test_a_note_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(json, "dump", full)
+    assert verified_once(path, "right", tmp_path, lambda: "right")
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
 
 
 def test_where_others_can_write_no_note_is_believed(tmp_path, monkeypatch) -> None:

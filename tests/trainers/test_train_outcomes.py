@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from analysis import records
+from analysis.errors import InputError
 from analysis.records import METRICS, SPECTRA, read_records
 from analysis.storage import LocalStorage
 from trainers import train as train_module
 from trainers import writer
-from trainers.failure import leave_failure
-from trainers.fence import Fence, LeaseLostError, take
+from trainers.failure import MicroBatchMemoryError, leave_failure
+from trainers.fence import Fence, LeaseLostError, claims, take
 from trainers.models.build import build
 from trainers.train import train
 
@@ -232,6 +233,44 @@ def test_a_failure_before_the_trial_was_taken_is_of_the_attempt_that_never_was(t
     take(trial)
     leave_failure(trial, RuntimeError("no such corpus"), None)
     assert records.get_json(trial, records.FAILURE)["attempt"] == 2
+
+
+def test_what_failed_before_the_trial_was_taken_does_not_speak_for_the_attempt_of_its_number(
+    trial,
+) -> None:
+    """Or that one's lack of memory, which a smaller micro-batch mends, would not be known."""
+    leave_failure(trial, RuntimeError("this node sees no CUDA device"), None)
+    leave_failure(trial, MicroBatchMemoryError("no memory"), Fence(trial, take(trial)))
+    failure = records.get_json(trial, records.FAILURE)
+    assert (failure["attempt"], failure["kind"]) == (1, "out_of_memory")
+
+
+def test_a_rank_that_never_joined_says_why_the_others_lost_it(trial) -> None:
+    leave_failure(trial, InputError("no such corpus on this node"), None)
+    leave_failure(trial, RuntimeError("Connection reset by peer"), Fence(trial, take(trial)))
+    assert records.get_json(trial, records.FAILURE)["message"].endswith("on this node")
+
+
+@pytest.mark.parametrize("broken", [b'{"attempt": ', b'{"attempt": "1"}', b"[]"])
+def test_a_failure_that_cannot_be_read_gives_way(trial, broken) -> None:
+    trial.put(records.FAILURE, broken)
+    leave_failure(trial, RuntimeError("layer 3"), Fence(trial, take(trial)))
+    assert records.get_json(trial, records.FAILURE)["message"] == "RuntimeError: layer 3"
+
+
+def test_tokens_that_a_node_does_not_have_are_a_failure_of_that_attempt(
+    make_spec, trial, diary, monkeypatch
+) -> None:
+    """Of several ranks only one may lack them, when the first has taken the trial already."""
+
+    def missing(*_: object, **__: object) -> None:
+        raise InputError("no such corpus on this node")
+
+    monkeypatch.setattr(train_module, "open_store", missing)
+    with pytest.raises(InputError):
+        train(make_spec(), trial, diary())
+    failure, (claim,) = records.get_json(trial, records.FAILURE), claims(trial)
+    assert (failure["attempt"], failure["owner"]) == (1, claim.owner)
 
 
 def test_a_failure_says_what_was_noted_on_its_way(trial) -> None:

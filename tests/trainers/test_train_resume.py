@@ -117,6 +117,19 @@ def test_killed_while_a_checkpoint_is_stored_it_goes_on_from_the_one_before(
     assert {key.split("/")[1] for key in trial.list("checkpoints")} == {"step-00000010"}
 
 
+def test_what_a_killed_attempt_was_putting_does_not_stay(
+    make_spec, trial, diary, dying_at, killed
+) -> None:
+    """Gigabytes at each kill, under a name that no listing shows."""
+    with pytest.raises(killed):
+        train(make_spec(), trial, dying_at(6))
+    for place in (records.attempt_folder(8, 1), "metrics"):
+        trial.path(place).mkdir(parents=True, exist_ok=True)
+        (trial.path(place) / ".weights.x7kq_0ab").write_bytes(b"ha")
+    train(make_spec(), trial, diary())
+    assert not [path for path in trial.root.rglob(".*") if path.is_file()]
+
+
 def test_the_failure_is_left_for_whoever_retries_and_goes_with_success(
     make_spec, trial, diary, dying_at, killed
 ) -> None:

@@ -144,17 +144,38 @@ def test_a_resumed_writer_does_not_read_what_an_earlier_attempt_lost(trial, writ
 
 def test_only_the_newest_checkpoints_are_kept_and_manifests_go_first(trial, writer) -> None:
     for step in (1, 2, 3):
-        trial.put(f"{records.checkpoint_folder(step)}/weights", b"")
+        trial.put(f"{records.attempt_folder(step, 1)}/weights", b"")
         writer.commit(step, {}, {})
     trial.put("checkpoints/step-00000009/weights", b"of an attempt that was killed")
     trial.done.clear()
     writer.prune_checkpoints(keep=2)
     assert trial.done == [
         "delete checkpoints/step-00000001/manifest.json",
-        "delete checkpoints/step-00000001/weights",
+        "delete checkpoints/step-00000001/attempt-1/weights",
         "delete checkpoints/step-00000009/weights",
     ]
-    assert records.committed_steps(trial.list()) == [2, 3]
+    assert trial.list("checkpoints") == [
+        f"checkpoints/step-0000000{step}/{name}"
+        for step in (2, 3)
+        for name in ("attempt-1/weights", "manifest.json")
+    ]
+
+
+def test_files_of_an_attempt_that_was_cut_off_go_from_a_checkpoint_that_is_kept(
+    trial, writer, lease
+) -> None:
+    """It died before the manifest, and its successor has come to the same step."""
+    trial.put(f"{records.attempt_folder(4, 1)}/weights", b"cut off")
+    lease.attempt = 2
+    trial.put(f"{records.attempt_folder(4, 2)}/weights", b"whole")
+    trial.put(f"{records.attempt_folder(4, 3)}/weights", b"of one that came since the check")
+    writer.commit(4, {"attempt-2/weights": {"sha256": "00", "bytes": 5}}, {})
+    writer.prune_checkpoints(keep=1)
+    assert trial.list("checkpoints") == [
+        "checkpoints/step-00000004/attempt-2/weights",
+        "checkpoints/step-00000004/attempt-3/weights",
+        "checkpoints/step-00000004/manifest.json",
+    ]
 
 
 def test_the_result_comes_after_its_tables_and_the_parts_go_after_it(trial, writer) -> None:
@@ -211,6 +232,19 @@ def test_an_older_checkpoint_keeps_the_parts_that_it_rests_on(trial, writer, mon
             assert rows["step"].to_pylist() == list(range(1, checkpoint + 1))
 
 
+def test_a_manifest_that_was_harmed_does_not_end_a_trial_that_runs(
+    trial, writer, monkeypatch
+) -> None:
+    """Another checkpoint is newer by now, and nobody may ever need that one."""
+    monkeypatch.setattr(writer_module, "MERGED_PARTS", 2)
+    for step in range(1, 7):
+        writer.add(METRICS, [metric(step)])
+        writer.commit(step, {}, {})
+        trial.put(records.manifest_key(step), b"harmed")
+        writer.prune_checkpoints(keep=2)
+    assert len(trial.list(METRICS)) < 6
+
+
 def test_parts_that_are_large_are_not_written_again(trial, writer, monkeypatch) -> None:
     monkeypatch.setattr(writer_module, "MERGED_PARTS", 2)
     monkeypatch.setattr(writer_module, "LARGE_PART", 0)
@@ -220,6 +254,27 @@ def test_parts_that_are_large_are_not_written_again(trial, writer, monkeypatch) 
     put = [one for one in trial.done if one.startswith("put metrics/")]
     assert len(put) == 8 + 4
     assert steps(trial) == list(range(1, 9))
+
+
+def test_one_that_is_replaced_as_it_ends_takes_nothing_of_its_successors_away(
+    trial, writer, monkeypatch
+) -> None:
+    """In an object store the successor's result may replace this one's, and name its own parts."""
+    put_new = trial.put_new
+
+    def overtaken(key: str, data: bytes) -> None:
+        put_new(key, data)
+        take(trial)
+        trial.put("metrics/part-2-1-1.parquet", b"the successor's")
+        trial.put(records.FAILURE, b"the successor's")
+
+    writer.add(METRICS, [metric(1)])
+    monkeypatch.setattr(trial, "put_new", overtaken)
+    with pytest.raises(LeaseLostError):
+        writer.finish({"outcome": "completed"})
+    assert steps(trial) == [1]
+    assert trial.get("metrics/part-2-1-1.parquet") == b"the successor's"
+    assert trial.get(records.FAILURE) == b"the successor's"
 
 
 @pytest.mark.parametrize("verb", ["flush", "commit", "finish"])

@@ -1,7 +1,8 @@
 """Files whose content has been compared with its hash need not be read again until they change.
 
-What was compared is noted by device, inode, size and times: whoever changes a file changes its
-`ctime`, which no ordinary user can set. Notes are kept only where nobody but this user can write.
+What was compared is noted by inode, size and times: whoever changes a file changes its `ctime`,
+which no ordinary user can set. The device is no part of it: every node that mounts a file system
+has a number of its own for it. Notes are kept only where nobody but this user can write.
 """
 
 import json
@@ -25,7 +26,7 @@ def verified_once(path: Path, sha256: str, root: Path, digest: Callable[[], str]
     stat = path.stat()
     seen = [
         str(path.absolute()), sha256,
-        stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns,
+        stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns,
     ]  # fmt: skip
     note = None if notes is None else notes / NOTES / f"{sha256}.json"
     if note is not None and _noted(note) == seen:
@@ -56,10 +57,10 @@ def _noted(note: Path) -> object:
 def _write(note: Path, seen: object) -> None:
     try:
         note.parent.mkdir(mode=0o700, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=note.parent, delete=False
-        ) as stream:
-            json.dump(seen, stream)
-        os.replace(stream.name, note)
+        # In a folder of its own, which goes whatever fails.
+        with tempfile.TemporaryDirectory(dir=note.parent) as folder:
+            written = Path(folder) / note.name
+            written.write_text(json.dumps(seen), encoding="utf-8")
+            os.replace(written, note)
     except OSError as error:  # it is read again next time
         log.info("%s: %s", note, error)
