@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import pyarrow as pa
 import torch
 from transformers import PreTrainedModel
 
 from analysis.errors import InputError
-from analysis.records import METRICS, get_result, read_records
+from analysis.records import METRICS, BrokenRecordError, get_result, read_records
 from analysis.storage import Storage
 from trainers.data.paths import user_path
 from trainers.export_card import Loss, ModelCard, loading_lines
@@ -143,7 +142,7 @@ def _held_out_loss(trial: Storage, step: int) -> Loss | None:
     """The newest evaluation at or before a step, if the records can be read."""
     try:
         rows = read_records(trial, METRICS, ["val_loss"]).to_pylist()
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, BrokenRecordError) as error:
         logger.warning("%s: its losses cannot be read: %s", trial.url, error)
         return None
     measured = [

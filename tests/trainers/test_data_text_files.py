@@ -1,6 +1,8 @@
 """A corpus of the user's files: every kind read, every fault named, documents held out whole."""
 
+import errno
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -219,6 +221,24 @@ def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
         opened(tmp_path / "none.txt")
     with pytest.raises(InputError, match=r"\*\.txt' names no file of a known kind"):
         opened(f"{tmp_path}/*.txt")
+
+
+def test_a_folder_that_cannot_be_listed_is_named_and_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("open/a.txt", "closed/b.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("One document.\n\nAnother one.")
+    look = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match=r"closed cannot be listed: Permission denied"):
+        opened(tmp_path)
 
 
 def test_an_unknown_kind_of_file_is_an_error_when_named_and_left_out_of_a_folder(

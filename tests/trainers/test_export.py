@@ -406,6 +406,12 @@ def test_a_folder_without_permission_is_refused(small, tmp_path) -> None:
         export(small, str(tmp_path / "locked" / "out"))
 
 
+def test_records_that_cannot_be_read_cost_the_card_its_loss_and_no_more(small, caplog) -> None:
+    small.put("metrics/part-1-8-8.parquet", b"harmed")
+    assert module._held_out_loss(small, 7) is None
+    assert "its losses cannot be read" in caplog.text
+
+
 def test_the_card_says_what_it_is(small, make_spec, tmp_path) -> None:
     spec = make_spec(model__ffn_widths=[24, 24], axes={"norm": "pre", "width_multiplier": 2.0})
     committed(small, spec, build(spec.model, 0))

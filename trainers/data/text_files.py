@@ -188,8 +188,16 @@ def _known(name: str, file: Path) -> tuple[str, Path]:
 
 def _walk(folder: Path, root: Path) -> Iterator[tuple[str, Path]]:
     """Files of known kind below a folder. The rest is counted: a README must not be an error."""
+
+    def refuse(error: OSError) -> None:
+        # Passed over, its files would be missing from the corpus without a word.
+        raise InputError(
+            f"corpus text: {error.filename} cannot be listed: {error.strerror}; make it readable, "
+            "or name the files beside it"
+        ) from error
+
     found, others = [], 0
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             file = Path(parent) / name
