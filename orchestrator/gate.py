@@ -156,6 +156,10 @@ class Gate(BasicVariantGenerator):  # type: ignore[misc]
     def save_to_dir(self, dirpath: str, session_str: str) -> None:
         """Tune would keep this for a restore; the ledger is what a sweep goes on from."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing, for the same reason: Tune pickles what it is given before it begins."""
+        return {}
+
 
 class GateStopper(Stopper):  # type: ignore[misc]
     """Ends a round of Tune when its gate says so."""

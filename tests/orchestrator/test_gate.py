@@ -2,6 +2,7 @@
 each size, as nodes come and go."""
 
 import logging
+import threading
 from collections.abc import Sequence
 
 import pytest
@@ -9,10 +10,11 @@ import pytest
 from orchestrator.placement import APART, TOGETHER, Need, Node
 
 pytest.importorskip("ray")
+from ray import cloudpickle
 from ray.tune.experiment import Trial
 
 from orchestrator import gate as gate_module
-from orchestrator.gate import Gate, reserved, trial_id
+from orchestrator.gate import Gate, GateStopper, reserved, trial_id
 
 
 class Sweep:
@@ -73,6 +75,12 @@ def always_look(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def names(handed: list[tuple[str, str]]) -> list[str]:
     return [name for name, _ in handed]
+
+
+def test_tune_can_pickle_it_whatever_its_calls_hold():
+    lock = threading.Lock()
+    gate = Gate({}, {}, None, False, lambda: [], lock.locked)
+    assert cloudpickle.dumps((gate, GateStopper(gate)))
 
 
 def test_trials_come_in_their_order_as_many_as_fit_and_one_more():
