@@ -79,7 +79,7 @@ def names(handed: list[tuple[str, str]]) -> list[str]:
 
 def test_tune_can_pickle_it_whatever_its_calls_hold():
     lock = threading.Lock()
-    gate = Gate({}, {}, None, False, lambda: [], lock.locked)
+    gate = Gate({}, {}, None, False, list, lock.locked)
     assert cloudpickle.dumps((gate, GateStopper(gate)))
 
 
