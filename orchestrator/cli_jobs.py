@@ -16,13 +16,11 @@ from orchestrator.cli_options import (
     StorageOption,
     TrackingOption,
 )
-from orchestrator.cli_output import print_json, print_table, say
+from orchestrator.cli_output import INTERRUPTED, print_json, print_table, say
 
 if TYPE_CHECKING:
     from orchestrator.job_server import Job, JobServer
     from orchestrator.submit import Submission
-
-INTERRUPTED = 130
 
 
 def submit(

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
 WIDEST = 500  # columns
 
+#: How a command ends that was told to by Ctrl-C, as shells have it.
+INTERRUPTED = 130
+
 
 def say(text: str) -> None:
     """Print to stdout as it is: no markup, no wrapping of paths and commands."""
