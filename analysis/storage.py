@@ -48,7 +48,7 @@ class Storage(Protocol):
     def put_new(self, key: str, data: bytes) -> None:
         """Store an object whole where there is none. Raises FileExistsError where there is one.
 
-        On a file system nobody can come in between; an object store is asked first.
+        On a file system with hard links nobody can come in between; anything else is asked first.
         """
 
     def put_file(self, key: str, path: Path) -> None:
