@@ -124,7 +124,14 @@ def node_of(nodes: Nodes, pid: int) -> Node:
 
 
 def suspend(pid: int) -> None:
+    """Returns once it has stopped: the signal may be long under way on a busy machine. Raises
+    ProcessLookupError."""
     os.kill(pid, signal.SIGSTOP)
+    try:
+        while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+            time.sleep(0.001)
+    except psutil.NoSuchProcess as error:
+        raise ProcessLookupError(str(error)) from error
 
 
 def resume(pid: int) -> None:
