@@ -35,6 +35,7 @@ from analysis.json_records import (
     get_json,
 )
 from analysis.storage import Storage
+from orchestrator.ledger import SWEEP_FILE
 from trainers.heartbeat import every
 
 logger = logging.getLogger(__name__)
@@ -151,9 +152,19 @@ def driving(sweep: Storage) -> Iterator[Driving]:
     finally:
         try:
             if not _replaced(sweep, mine):
-                _put(sweep, replace(mine, state="released"))
+                _let_go(sweep, mine)
         except OSError as error:  # what has been done counts; whoever comes next may have to wait
             logger.warning("%s: the sweep was not released: %s", sweep.url, error)
+
+
+def _let_go(sweep: Storage, mine: Driver) -> None:
+    """Say that it is over; where a run was refused before it began the sweep, leave no trace."""
+    try:
+        sweep.get(SWEEP_FILE)
+    except FileNotFoundError:
+        sweep.delete(mine.key)
+    else:
+        _put(sweep, replace(mine, state="released"))
 
 
 def is_driven(sweep: Storage) -> bool:

@@ -42,10 +42,18 @@ def test_one_driver_has_a_sweep_at_a_time(tmp_path: Path):
         with pytest.raises(InputError, match="is being run by process"), driving(sweep):
             pass
         assert not held.replaced
+        sweep.put("sweep.yaml", b"")
     assert not is_driven(sweep)
     with driving(sweep):
         assert is_driven(sweep)
-    assert len(sweep.list()) == 1  # what is left says which number comes next
+    assert len(sweep.list("drivers")) == 1  # what is left says which number comes next
+
+
+def test_a_run_that_was_refused_before_it_wrote_anything_leaves_no_trace(tmp_path: Path):
+    sweep = LocalStorage(tmp_path)
+    with pytest.raises(InputError), driving(sweep):
+        raise InputError("not shared")
+    assert sweep.list() == []
 
 
 def test_a_killed_driver_of_this_machine_need_not_be_waited_for(tmp_path: Path):
@@ -154,6 +162,7 @@ def test_a_storage_that_fails_at_the_end_undoes_nothing(tmp_path: Path, caplog):
             super().put(key, data)
 
     sweep = Full(tmp_path)
+    sweep.put("sweep.yaml", b"")
     with driving(sweep):
         sweep.full = True
     assert "was not released" in caplog.text

@@ -52,6 +52,8 @@ class Cluster:
             [*WIDTHLAB, "submit", *map(str, arguments), "--address", self.address],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**self.environment, **environment},
+            # Whatever started the tests may ignore Ctrl-C, as a shell's background jobs do.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def submitted(self, *arguments: str | Path, **environment: str) -> tuple[int, str, str]:
