@@ -19,6 +19,9 @@ from benchmarks.fault_matrix.scene import Scene
 
 Where = Literal["this machine", "nodes"]
 
+#: How long an old trainer may go on beside its successor: it writes every five seconds.
+SECONDS_AWAKE = 12.0
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -152,31 +155,31 @@ def suspend_until_replaced(scene: Scene) -> None:
         if "result.json" not in scene.trial(trial_id).list():
             break
         resume(old)  # it was at its end: another one
-    # Its Ray goes with the driver but for what sleeps: a raylet that saw the others go would kill
-    # that one too, so all are halted first.
-    driver = psutil.Process(scene.driver.pid)
-    others = [driver, *(each for each in driver.children(recursive=True) if each.pid != old)]
-    for halt_or_kill in (psutil.Process.suspend, psutil.Process.kill):
-        for process in others:
+    # Its Ray is halted like it, and goes when it has woken: a raylet that lives would kill it, and
+    # when one dies the system wakes it (an orphan that is halted is sent SIGCONT).
+    mirror = scene.mirror()
+    family = psutil.Process(scene.driver.pid).children(recursive=True)
+    rays = [process for process in family if process.pid != old]
+    try:
+        for process in rays:
             with contextlib.suppress(psutil.NoSuchProcess):
-                halt_or_kill(process)
-    scene.driver.wait()
-    scene.run()
-    scene.wait_until(
-        "for the lease to be taken over", lambda: scene.lease(trial_id).get("attempt", 0) > attempt
-    )
-    resume(old)
-    scene.notes.append("the old trainer woke up beside its successor")
-    # It must end of itself.
-    deadline = time.monotonic() + 60
-    while psutil.pid_exists(old) and time.monotonic() < deadline:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if psutil.Process(old).status() == psutil.STATUS_ZOMBIE:
-                break
-        time.sleep(0.1)
-    else:
-        if psutil.pid_exists(old):
-            scene.notes.append("the old trainer did not end")
+                process.suspend()
+        scene.driver.kill()
+        scene.driver.wait()
+        mirror.kill()
+        scene.run()
+        scene.wait_until(
+            "for the lease to be taken over",
+            lambda: scene.lease(trial_id).get("attempt", 0) > attempt,
+        )
+        resume(old)
+        time.sleep(SECONDS_AWAKE)
+        scene.notes.append("the old trainer woke up beside its successor")
+    finally:
+        for process in rays:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        with contextlib.suppress(ProcessLookupError):
             os.kill(old, signal.SIGKILL)
 
 

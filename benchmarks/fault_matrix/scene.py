@@ -77,9 +77,7 @@ class Scene:
     # --- the command ---------------------------------------------------------------------------
 
     def command(self) -> list[str]:
-        # Without nohup the system sends a halted process SIGHUP when its parent dies.
-        words = ["nohup", sys.executable, "-P", "-m", "orchestrator.cli", "run"]
-        words += [str(SWEEPS / "tiny.yaml")]
+        words = [sys.executable, "-P", "-m", "orchestrator.cli", "run", str(SWEEPS / "tiny.yaml")]
         words += ["--storage", str(self.storage), "--json"]
         if self.tracking is not None:
             words += ["--tracking-uri", self.tracking]

@@ -102,7 +102,7 @@ def test_one_whose_clock_is_wrong_is_heard_by_its_next_heartbeat(
 
     def beat(seconds: float) -> None:
         listened.append(seconds)
-        claim(sweep, heartbeat_ms=now_ms(slow_s) + 1)
+        claim(sweep, heartbeat_ms=now_ms(slow_s) + 1000 * len(listened))
 
     monkeypatch.setattr(driver_lease.time, "sleep", beat)
     assert is_driven(sweep)
