@@ -46,7 +46,7 @@ def faults() -> list[Fault]:
         Fault("kill -9 the driver", kill_driver),
         Fault("kill -9 the mirror", kill_mirror),
         Fault("SIGTERM of a node", terminate_node, "nodes"),
-        Fault("SIGSTOP until replaced, then SIGCONT", suspend_until_replaced),
+        Fault("SIGSTOP until replaced, then SIGCONT", suspend_until_replaced, "nodes"),
         Fault("MLflow server killed and restarted", restart_mlflow, tracking="server"),
         Fault("MLflow server never up", lambda scene: None, tracking="never up"),
         Fault("newest checkpoint truncated", truncate_checkpoint),
@@ -143,8 +143,9 @@ def kill_mirror(scene: Scene) -> None:
 
 
 def suspend_until_replaced(scene: Scene) -> None:
-    """The trainer stops breathing, the driver dies, another driver takes over, and then the old
-    trainer wakes up beside its successor."""
+    """A node is halted as a machine may be. Ray takes it for dead, the trial goes on elsewhere, and
+    then the old trainer wakes up beside its successor; later its raylet too, which ends it."""
+    assert scene.nodes is not None
     while True:
         trial_id = scene.at_a_random_moment()
         old, attempt = trainer_of(scene, trial_id), scene.lease(trial_id)["attempt"]
@@ -155,32 +156,25 @@ def suspend_until_replaced(scene: Scene) -> None:
         if "result.json" not in scene.trial(trial_id).list():
             break
         resume(old)  # it was at its end: another one
-    # Its Ray is halted like it, and goes when it has woken: a raylet that lives would kill it, and
-    # when one dies the system wakes it (an orphan that is halted is sent SIGCONT).
-    mirror = scene.mirror()
-    family = psutil.Process(scene.driver.pid).children(recursive=True)
-    rays = [process for process in family if process.pid != old]
+    node = node_of(scene.nodes, old)
+    others = [process for process in node.daemons() if process.pid != old]
+    for process in others:
+        process.suspend()
+    scene.nodes.others.remove(node)
     try:
-        for process in rays:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.suspend()
-        scene.driver.kill()
-        scene.driver.wait()
-        mirror.kill()
-        scene.run()
+        scene.nodes.add()
         scene.wait_until(
             "for the lease to be taken over",
             lambda: scene.lease(trial_id).get("attempt", 0) > attempt,
         )
         resume(old)
         time.sleep(SECONDS_AWAKE)
+        for process in others:
+            process.resume()
         scene.notes.append("the old trainer woke up beside its successor")
+        time.sleep(SECONDS_AWAKE)
     finally:
-        for process in rays:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(old, signal.SIGKILL)
+        node.end()
 
 
 # --- files ----------------------------------------------------------------------------------
