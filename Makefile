@@ -16,9 +16,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## train the shipped small sweep and print its verdict
 	$(BIN)/widthlab run orchestrator/sweeps/small.yaml
 
-# Files of tests are shared out over the cores; every test computes on one thread.
+# Files of tests are shared out over one process more than there are cores, as some only wait for
+# Ray; every test computes on one thread.
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)  ## proofs of minutes
 	$(BIN)/python -m pytest -m slow --timeout 3000

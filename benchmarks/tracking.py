@@ -1,6 +1,6 @@
 """What being watched costs a trial: time in record keeping on the training thread.
 
-    python benchmarks/tracking.py [SWEEP.yaml] [--trials 16] [--steps 100]
+    python benchmarks/tracking.py [SWEEP.yaml] [--trials 16] [--steps 200]
 
 Trains that many trials of one cell at once, each a process, with a mirror that sends them to an
 MLflow server on this machine. Measured from inside the trials, on the thread that trains:
@@ -108,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sweep", nargs="?", type=Path, default=SMALL)
     parser.add_argument("--trials", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--inside", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:

@@ -13,8 +13,11 @@ from analysis.storage import Storage
 from trainers.lease import STOP_REQUEST, Lease, LeaseLostError
 from trainers.spec import TrialSpec
 
-#: Rows become readable to others at least this often (seconds).
+#: Rows become readable to others this often (seconds); where writing takes more than this share of
+#: a trial's time, as beside many others on one disk, up to so many times less often.
 FLUSH_S = 5.0
+FLUSH_SHARE = 0.005
+RAREST = 3
 #: A long trial writes thousands of small parts, and whoever follows it lists them all: so many of
 #: a table become one, which is merged again until it holds so many bytes.
 MERGED_PARTS = 16
@@ -34,6 +37,7 @@ class TrialWriter:
         self._merged: dict[str, int] = {}  # parts that were, and at which checkpoint
         self._committed: dict[int, list[str]] = {}  # checkpoints of this attempt and their parts
         self._flushed = time.monotonic()
+        self._took = 0.0  # seconds of the last flush
 
     def drop_unfinished(self) -> None:
         """Clear away what earlier attempts were putting when they were killed. One that was only
@@ -53,11 +57,13 @@ class TrialWriter:
 
     def flush_if_due(self) -> None:
         """Write what has waited long enough. Call between steps only, when a step is complete."""
-        if time.monotonic() - self._flushed >= FLUSH_S:
+        interval = min(max(FLUSH_S, self._took / FLUSH_SHARE), RAREST * FLUSH_S)
+        if time.monotonic() - self._flushed >= interval:
             self.flush()
 
     def flush(self) -> None:
         """Make every row durable. Raises LeaseLostError or OSError."""
+        began = time.monotonic()
         self._lease.check()
         for table, rows in self._pending.items():
             if rows:
@@ -66,6 +72,7 @@ class TrialWriter:
                 self._small[table].append(key)
                 rows.clear()
         self._flushed = time.monotonic()
+        self._took = self._flushed - began
 
     def mark_collapse(self, collapse: dict[str, Any] | None) -> None:
         """Tell whoever looks that the trial's layers are collapsed, and since when, or are not."""

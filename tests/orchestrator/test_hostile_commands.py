@@ -61,7 +61,7 @@ WORDS = [
     *("kaplan", "--", "--nothing", "-j", "sqlite:///", NOBODY, "[", "{", "*a"),
 ]
 
-few = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 many = settings(max_examples=5000, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -135,7 +135,7 @@ def assert_fitted_or_refused(data: bytes, law: list[str], suffix: str) -> None:
     widthlab("fit", str(path), "--law", *law, "--bootstrap", "0")
 
 
-@settings(few, max_examples=40)
+@settings(few, max_examples=20)
 @given(data=tables(), law=st.sampled_from(LAWS), suffix=st.sampled_from([".csv", ".parquet"]))
 def test_a_spoilt_table_is_fitted_or_refused(data: bytes, law: list[str], suffix: str) -> None:
     assert_fitted_or_refused(data, law, suffix)
@@ -155,7 +155,7 @@ def test_thousands_of_spoilt_tables_are_fitted_or_refused(
 SPEC = encode_json(spec("0123456789ab"))
 
 
-@settings(few, max_examples=60)
+@settings(few, max_examples=40)
 @given(data=mutated_json(SPEC), out=st.sampled_from(["trial", "", "/dev/null/x", "s3://", "a\nb"]))
 def test_a_spoilt_spec_is_never_trained(data: bytes, out: str) -> None:
     Path("spec.json").write_bytes(data)

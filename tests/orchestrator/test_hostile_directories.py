@@ -114,13 +114,13 @@ def test_the_sweep_is_whole_before_it_is_spoilt(sweep: Bench) -> None:
     assert widthlab("analyze", sweep.sweep.url).code == 0
 
 
-@settings(quiet, max_examples=40)
+@settings(quiet, max_examples=25)
 @given(data=st.data())
 def test_a_spoilt_object_is_told_of(sweep: Bench, data: st.DataObject) -> None:
     survive(sweep, data, ["status", "sync", "stop", "rerun", "gc"])
 
 
-@settings(quiet, max_examples=10)
+@settings(quiet, max_examples=5)
 @given(data=st.data())
 def test_a_spoilt_object_is_left_out_of_the_analysis(sweep: Bench, data: st.DataObject) -> None:
     survive(sweep, data, ["analyze"])
@@ -156,7 +156,7 @@ def test_a_resolved_file_made_to_exhaust_or_to_run_something_is_bad_input(
         assert "sweep.yaml" in ended.errors
 
 
-@settings(quiet, max_examples=30)
+@settings(quiet, max_examples=15)
 @given(data=st.data())
 def test_a_spoilt_trial_is_never_trained_again_by_itself(sweep: Bench, data: st.DataObject) -> None:
     trial = f"trials/{sweep.ids[0]}"

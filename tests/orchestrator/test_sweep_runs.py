@@ -69,8 +69,9 @@ def test_a_failing_trial_is_recorded_and_stops_nobody(tmp_path: Path):
     bad = plan["trials"][0]["id"]
     spoil(LocalStorage(tmp_path / "tiny" / "trials" / bad))
     unreachable = ("--tracking-uri", "http://127.0.0.1:9")
-    report = run(tmp_path, "resources.retries=1", code=1, options=unreachable)
-    assert report["counts"] == {**report["counts"], "completed": 2, "failed": 1}
+    two = "grid.width_multiplier=[1, 2]"
+    report = run(tmp_path, "resources.retries=1", two, code=1, options=unreachable)
+    assert report["counts"] == {**report["counts"], "completed": 1, "failed": 1}
     state = {trial["id"]: trial for trial in report["trials"]}
     assert state[bad]["state"] == "failed"
     assert "none of the checkpoints" in state[bad]["message"]
@@ -83,9 +84,9 @@ def test_a_failing_trial_is_recorded_and_stops_nobody(tmp_path: Path):
     assert json.loads(widthlab("sync", sweep, "--json").stdout)["points"] == 0
 
     # Failed trials are left alone until somebody asks; a rerun starts from nothing.
-    assert run(tmp_path, code=1)["trained"] == 0
+    assert run(tmp_path, two, code=1)["trained"] == 0
     widthlab("rerun", sweep, bad[:8])
-    assert run(tmp_path)["counts"]["completed"] == 3
+    assert run(tmp_path, two)["counts"]["completed"] == 2
 
 
 def spoil(trial: LocalStorage) -> None:

@@ -96,6 +96,31 @@ def test_rows_are_flushed_when_they_have_waited_long_enough(trial, writer, monke
     assert steps(trial) == [1]  # the clock has begun anew
 
 
+@pytest.mark.parametrize(("took_s", "times"), [(0.01, 1.0), (0.05, 2.0), (10.0, 3.0)])
+def test_where_writing_takes_long_it_is_done_less_often(
+    trial, writer, monkeypatch, took_s: float, times: float
+) -> None:
+    now = writer._flushed
+    monkeypatch.setattr(writer_module.time, "monotonic", lambda: now)
+    put_part = records.put_part
+
+    def slow(*arguments: object) -> str:
+        nonlocal now
+        now += took_s
+        return put_part(*arguments)
+
+    monkeypatch.setattr(records, "put_part", slow)
+    writer.add(METRICS, [metric(1)])
+    writer.flush()
+    writer.add(METRICS, [metric(2)])
+    now = writer._flushed + 0.99 * times * writer_module.FLUSH_S
+    writer.flush_if_due()
+    assert steps(trial) == [1]
+    now = writer._flushed + times * writer_module.FLUSH_S + 0.001
+    writer.flush_if_due()
+    assert steps(trial) == [1, 2]
+
+
 def test_a_checkpoint_is_committed_after_every_row_it_rests_on(trial, writer) -> None:
     writer.add(METRICS, [metric(1)])
     writer.flush()
