@@ -363,10 +363,11 @@ def read_part(trial: Storage, key: str, columns: list[str] | None = None) -> pa.
         part = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
         if part.metadata.num_rows > MAX_ROWS:
             raise pa.ArrowInvalid(f"it claims {part.metadata.num_rows:,} rows")
-        stored = part.read(columns=[name for name in names if name in part.schema_arrow.names])
+        there = set(part.schema_arrow.names)
+        stored = part.read(columns=[name for name in names if name in there])
         filled = [
             stored.column(name)
-            if name in stored.column_names
+            if name in there
             else pa.repeat(
                 pa.scalar(BEFORE_THE_COLUMN.get(name), schema.field(name).type), len(stored)
             )
