@@ -107,7 +107,8 @@ def head() -> Iterator[Cluster]:
         environment.pop(name, None)
     command = [
         Path(sys.executable).parent / "ray", "start", "--head", "--block", "--port", "0",
-        "--dashboard-port", "0", "--dashboard-host", "127.0.0.1", "--num-cpus", "2",
+        "--dashboard-port", "0", "--dashboard-agent-listen-port", "0",
+        "--dashboard-host", "127.0.0.1", "--num-cpus", "2",
         "--object-store-memory", "100000000", "--temp-dir", folder / "ray",
     ]  # fmt: skip
     log = folder / "head.log"
