@@ -10,6 +10,8 @@ import pytest
 from analysis.records import METRICS, get_result, read_records
 from analysis.storage import LocalStorage
 
+pytestmark = pytest.mark.slow
+
 SWEEP = """
 name: axes
 corpus: {kind: python-source}

@@ -65,11 +65,11 @@ def test_a_finished_sweep_trains_nothing_and_a_new_width_only_itself(first: tupl
 
 
 def test_a_failing_trial_is_recorded_and_stops_nobody(tmp_path: Path):
-    plan = json.loads(widthlab("plan", TINY, "--json").stdout)
+    two = "grid.width_multiplier=[1, 2]"
+    plan = json.loads(widthlab("plan", TINY, "--json", "--set", two).stdout)
     bad = plan["trials"][0]["id"]
     spoil(LocalStorage(tmp_path / "tiny" / "trials" / bad))
     unreachable = ("--tracking-uri", "http://127.0.0.1:9")
-    two = "grid.width_multiplier=[1, 2]"
     report = run(tmp_path, "resources.retries=1", two, code=1, options=unreachable)
     assert report["counts"] == {**report["counts"], "completed": 1, "failed": 1}
     state = {trial["id"]: trial for trial in report["trials"]}
@@ -135,6 +135,7 @@ def trial_keys(sweep: Path, trial: Path) -> list[str]:
     return LocalStorage(sweep / "trials" / trial.name).list()
 
 
+@pytest.mark.slow
 def test_a_trial_of_two_workers_finds_what_one_worker_finds(
     first: tuple[Path, dict], tmp_path: Path
 ):
