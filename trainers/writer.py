@@ -16,7 +16,7 @@ from trainers.spec import TrialSpec
 #: Rows become readable to others this often (seconds); where writing takes more than this share of
 #: a trial's time, as beside many others on one disk, up to so many times less often.
 FLUSH_S = 5.0
-FLUSH_SHARE = 0.005
+FLUSH_SHARE = 0.0025
 RAREST = 3
 #: A long trial writes thousands of small parts, and whoever follows it lists them all: so many of
 #: a table become one, which is merged again until it holds so many bytes.
