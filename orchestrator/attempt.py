@@ -5,9 +5,10 @@ Whatever is raised here Ray takes for a reason to start the trial anew in anothe
 begins here again and decides. What is returned ends it.
 """
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from analysis import records
 from analysis.errors import InputError
@@ -53,23 +54,6 @@ def attempt(
     raises, where another attempt is worth it, and PreemptedError where a trial that nobody asked
     to stop has stopped.
     """
-    try:
-        return _attempt(sweep, spec, budget, driver, run, stop_requested)
-    except StorageFullError as error:
-        # It could not even be counted how often it has been tried. It has said so in failure.json
-        # if there was room for that, and goes on with the command that follows.
-        logger.warning("trial %s: %s", spec.id, error)
-        return UNFINISHED
-
-
-def _attempt(
-    sweep: Storage,
-    spec: TrialSpec,
-    budget: Budget,
-    driver: str | None,
-    run: Callable[[TrialSpec], str | None],
-    stop_requested: Callable[[], bool],
-) -> str:
     trial = trial_storage(sweep, spec.id)
 
     def replaced() -> bool:
@@ -79,27 +63,41 @@ def _attempt(
         return stop_requested() or replaced()
 
     try:
-        result = records.get_result(trial, spec.id)
-        if result is not None:
-            return str(result["outcome"])
-        if replaced():
-            return UNFINISHED
-        why, spec = _prepared(trial, spec, budget, driver)
-        if why is not None:
-            give_up(trial, why)
-            return FAILED
-        if not _waited(trial, spec, driver, shall_stop):
-            return UNFINISHED
-        outcome = run(spec)
-    except InputError as error:  # trying again cannot mend it
-        give_up(trial, str(error))
+        with _giving_up_on_bad_input(trial):
+            result = records.get_result(trial, spec.id)
+            if result is not None:
+                return str(result["outcome"])
+            if replaced():
+                return UNFINISHED
+            why, spec = _prepared(trial, spec, budget, driver)
+            if why is not None:
+                give_up(trial, why)
+                return FAILED
+            if not _waited(trial, spec, driver, shall_stop):
+                return UNFINISHED
+            outcome = run(spec)
+    except InputError:  # trying again cannot mend it
         return FAILED
     except LeaseLostError:  # nor is there anything to mend: another process has the trial
         result = records.get_result(trial, spec.id)
         return UNFINISHED if result is None else str(result["outcome"])
+    except StorageFullError as error:
+        # It could not even be counted how often it has been tried. It has said so in failure.json
+        # if there was room for that, and goes on with the command that follows.
+        logger.warning("trial %s: %s", spec.id, error)
+        return UNFINISHED
     if outcome is None and not shall_stop():
         raise PreemptedError(f"trial {spec.id} made room with a checkpoint, and goes on elsewhere")
     return outcome or UNFINISHED
+
+
+@contextlib.contextmanager
+def _giving_up_on_bad_input(trial: Storage) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        give_up(trial, str(error))
+        raise
 
 
 def _prepared(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small_spec import small_spec
 
 from analysis import records
 from analysis.errors import InputError
@@ -17,11 +18,9 @@ from orchestrator.driver_lease import current_driver, driving
 from orchestrator.ledger import trial_storage
 from orchestrator.preemption import PreemptedError
 from orchestrator.retries import Budget, opened, read_retries, write_retries
-from trainers.data.sources import DataSpec
 from trainers.failure import leave_failure
 from trainers.fence import Fence, LeaseLostError, newest_attempt, take
-from trainers.model_spec import ModelSpec
-from trainers.spec import Layout, TrainingSpec, TrialSpec
+from trainers.spec import Layout, TrialSpec
 
 BUDGET = Budget(failures=2, preemptions=3)
 
@@ -37,16 +36,7 @@ def sweep(tmp_path: Path) -> LocalStorage:
 
 
 def spec(**layout: object) -> TrialSpec:
-    return TrialSpec(
-        model=ModelSpec(
-            architecture="gpt2", norm="pre", d_model=32, head_dim=16, ffn_widths=(64,),
-            context=32, vocab_size=257,
-        ),
-        training=TrainingSpec(steps=1, batch_tokens=384, learning_rate=1e-3),
-        data=DataSpec(corpus_fingerprint="0" * 16, tokenizer_hash="0" * 16),
-        replicate=0,
-        layout=Layout.model_validate(layout),
-    )  # fmt: skip
+    return small_spec(12, **layout)
 
 
 class Trial:

@@ -3,25 +3,15 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_spec import small_spec
 
 from analysis.errors import InputError
 from orchestrator.placement import Need, Node, Room, need_of, room, trials_at_once
-from trainers.data.sources import DataSpec
-from trainers.model_spec import ModelSpec
-from trainers.spec import Layout, TrainingSpec, TrialSpec
+from trainers.spec import Layout, TrialSpec
 
 
 def trial(**layout: object) -> TrialSpec:
-    return TrialSpec(
-        model=ModelSpec(
-            architecture="gpt2", norm="pre", d_model=32, head_dim=16, ffn_widths=(64,),
-            context=32, vocab_size=257,
-        ),
-        training=TrainingSpec(steps=1, batch_tokens=1024, learning_rate=1e-3),
-        data=DataSpec(corpus_fingerprint="0" * 16, tokenizer_hash="0" * 16),
-        replicate=0,
-        layout=Layout.model_validate(layout),
-    )  # fmt: skip
+    return small_spec(32, **layout)
 
 
 def cpus(*numbers: float) -> list[Node]:
