@@ -2,7 +2,6 @@
 
 import contextlib
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
@@ -18,6 +17,7 @@ from orchestrator.ray_cluster import alive_nodes, last_line
 from orchestrator.retries import Budget
 from orchestrator.shared_storage import shared_probe
 from orchestrator.stopping import stop_requested
+from trainers.scratch import scratch_folder
 from trainers.spec import Layout, TrialSpec
 
 #: A micro-batch is not halved more often than this before it is one sequence.
@@ -98,7 +98,7 @@ def _round(
         alive_nodes,
         lambda: held.replaced or stop_requested(sweep),
     )
-    with tempfile.TemporaryDirectory(prefix="widthlab-tune-") as scratch:
+    with scratch_folder() as scratch:
         off = {trial_id: asdict(branch) for trial_id, branch in branches.items()}
         configs = [
             {
@@ -118,7 +118,7 @@ def _round(
             tune_config=tune.TuneConfig(search_alg=gate, reuse_actors=True),
             run_config=RunConfig(
                 name="sweep",
-                storage_path=scratch,
+                storage_path=str(scratch),
                 verbose=0,
                 stop=GateStopper(gate),
                 # Each attempt decides for itself whether it is one too many; of those that die

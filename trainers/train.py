@@ -110,6 +110,7 @@ def _train(
         if ranks.is_first:
             lease = stack.enter_context(Lease(trial, spec.training.steps))
             writer = TrialWriter(trial, spec.id, lease)
+            stack.callback(writer.close)
             writer.drop_unfinished()
             trial.put(records.SPEC, spec.to_json())  # a trial that fails below is known by it
         fence = Fence(trial, ranks.broadcast(None if lease is None else lease.fence.claim))
@@ -160,6 +161,7 @@ def _train(
             record(SPECTRA, snapshots.drain())
         return _any_rank(watch is not None and watch.before(step) is not None, ranks)
 
+    peak_rate = _peak_tokens_per_s(spec, ranks)
     resumed_at = step if manifest is not None else None
     stopped, reason = False, None
     try:
@@ -202,7 +204,7 @@ def _train(
             step += 1
             if writer is not None and lease is not None:
                 rate = spec.training.batch_tokens / (time.perf_counter() - began)
-                record(METRICS, [_train_row(spec, step, loss, norm, rate, ranks)])
+                record(METRICS, [_train_row(spec, step, loss, norm, rate, peak_rate)])
                 lease.progress(step, loss, rate)
                 log.progress(step, spec.training.steps, loss, rate)
     except DivergenceError as error:
@@ -257,11 +259,22 @@ def update(
     return float(np.mean(losses)), norm
 
 
-def _train_row(
-    spec: TrialSpec, step: int, loss: float, norm: float | None, rate: float, ranks: Ranks
-) -> Row:
+def _peak_tokens_per_s(spec: TrialSpec, ranks: Ranks) -> float | None:
+    """Tokens per second at the peak of all devices together; None where it is not known."""
     peak = hardware.peak_flops(ranks.device, spec.training.precision)
-    flops = accounting.training_flops_per_token(spec.model) * rate
+    if peak is None:
+        return None
+    return peak * ranks.world_size / accounting.training_flops_per_token(spec.model)
+
+
+def _train_row(
+    spec: TrialSpec,
+    step: int,
+    loss: float,
+    norm: float | None,
+    rate: float,
+    peak_rate: float | None,
+) -> Row:
     return {
         **stamp(spec, step),
         "kind": "train",
@@ -269,7 +282,7 @@ def _train_row(
         "learning_rate": learning_rate(spec.training, step - 1),
         "grad_norm": norm,
         "tokens_per_s": rate,
-        "mfu": flops / (peak * ranks.world_size) if peak else None,
+        "mfu": None if peak_rate is None else rate / peak_rate,
     }
 
 

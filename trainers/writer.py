@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +14,8 @@ from analysis.storage import Storage
 from trainers.lease import STOP_REQUEST, Lease, LeaseLostError
 from trainers.spec import TrialSpec
 
-#: Rows become readable to others this often (seconds); where writing takes more than this share of
-#: a trial's time, as beside many others on one disk, up to so many times less often.
+#: Rows become readable to others this often (seconds), or as soon as the write before is done.
 FLUSH_S = 5.0
-FLUSH_SHARE = 0.0025
-RAREST = 3
 #: A long trial writes thousands of small parts, and whoever follows it lists them all: so many of
 #: a table become one, which is merged again until it holds so many bytes.
 MERGED_PARTS = 16
@@ -25,7 +23,11 @@ LARGE_PART = 8 * 2**20
 
 
 class TrialWriter:
-    """Collects rows and commits them in order; used by rank 0 alone."""
+    """Collects rows and commits them in order; used by rank 0 alone.
+
+    Between checkpoints rows are written on a thread of its own, so that no update waits for the
+    storage; what fails there is raised by the next call that writes.
+    """
 
     def __init__(self, trial: Storage, trial_id: str, lease: Lease) -> None:
         self._trial = trial
@@ -37,7 +39,8 @@ class TrialWriter:
         self._merged: dict[str, int] = {}  # parts that were, and at which checkpoint
         self._committed: dict[int, list[str]] = {}  # checkpoints of this attempt and their parts
         self._flushed = time.monotonic()
-        self._took = 0.0  # seconds of the last flush
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="records")
+        self._writing: Future[None] | None = None
 
     def drop_unfinished(self) -> None:
         """Clear away what earlier attempts were putting when they were killed. One that was only
@@ -56,23 +59,42 @@ class TrialWriter:
         self._pending[table].extend(rows)
 
     def flush_if_due(self) -> None:
-        """Write what has waited long enough. Call between steps only, when a step is complete."""
-        interval = min(max(FLUSH_S, self._took / FLUSH_SHARE), RAREST * FLUSH_S)
-        if time.monotonic() - self._flushed >= interval:
-            self.flush()
+        """Begin to write what has waited long enough. Call between steps only, when a step is
+        complete. Raises what the write before it raised."""
+        if time.monotonic() - self._flushed < FLUSH_S:
+            return
+        if self._writing is None or self._writing.done():
+            self._finish_writing()
+            self._flushed = time.monotonic()
+            self._writing = self._pool.submit(self._write, self._take())
 
     def flush(self) -> None:
         """Make every row durable. Raises LeaseLostError or OSError."""
-        began = time.monotonic()
+        self._finish_writing()
+        self._write(self._take())
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Let the write that has begun come to its end; rows that wait are dropped."""
+        self._pool.shutdown(wait=True)
+
+    def _take(self) -> dict[str, list[Row]]:
+        taken = self._pending
+        self._pending = {table: [] for table in taken}
+        return taken
+
+    def _finish_writing(self) -> None:
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def _write(self, tables: dict[str, list[Row]]) -> None:
         self._lease.check()
-        for table, rows in self._pending.items():
+        for table, rows in tables.items():
             if rows:
                 key = records.put_part(self._trial, table, self._lease.attempt, rows)
                 self._parts.append(key)
                 self._small[table].append(key)
-                rows.clear()
-        self._flushed = time.monotonic()
-        self._took = self._flushed - began
 
     def mark_collapse(self, collapse: dict[str, Any] | None) -> None:
         """Tell whoever looks that the trial's layers are collapsed, and since when, or are not."""
@@ -84,6 +106,7 @@ class TrialWriter:
 
     def read(self, table: str, columns: list[str]) -> pa.Table:
         """The durable rows that this attempt rests on, and none that an earlier one lost."""
+        self._finish_writing()
         return records.read_parts(self._trial, table, self._parts, columns)
 
     def commit(self, step: int, files: dict[str, dict[str, Any]], layout: dict[str, Any]) -> None:

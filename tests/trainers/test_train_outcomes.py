@@ -139,13 +139,18 @@ def contents(trial: LocalStorage) -> dict[str, bytes]:
 def test_one_that_was_replaced_stops_and_writes_nothing_more(
     make_spec, trial, diary, monkeypatch, step
 ) -> None:
-    if step == 2:
-        monkeypatch.setattr(writer, "FLUSH_S", 0.0)
     left = {}
-    log = diary({step: lambda: left.update(replace(trial))})
+
+    def replaced() -> None:
+        left.update(replace(trial))
+        if step == 2:
+            monkeypatch.setattr(writer, "FLUSH_S", 0.0)
+
+    log = diary({step: replaced})
     with pytest.raises(LeaseLostError, match="attempt 1 was replaced by a newer one"):
         train(make_spec(), trial, log)
-    assert log.updates[-1] == step
+    # Rows are written beside training, which hears of it an update or two later.
+    assert step <= log.updates[-1] <= (4 if step == 2 else step)
     assert contents(trial) == left
 
 

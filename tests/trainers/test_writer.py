@@ -1,5 +1,8 @@
 """The writer: rows before the checkpoint that rests on them, and the result last of all."""
 
+import concurrent.futures
+import threading
+
 import pytest
 
 from analysis import records
@@ -87,38 +90,93 @@ def test_rows_are_flushed_when_they_have_waited_long_enough(trial, writer, monke
     writer.add(METRICS, [metric(1)])
     now += writer_module.FLUSH_S * 0.9
     writer.flush_if_due()
-    assert trial.done == []
+    assert writer._writing is None
     now += writer_module.FLUSH_S * 0.2
     writer.flush_if_due()
+    writer._writing.result()
     assert steps(trial) == [1]
     writer.add(METRICS, [metric(2)])
     writer.flush_if_due()
+    writer._writing.result()
     assert steps(trial) == [1]  # the clock has begun anew
 
 
-@pytest.mark.parametrize(("took_s", "times"), [(0.01, 1.0), (0.025, 2.0), (10.0, 3.0)])
-def test_where_writing_takes_long_it_is_done_less_often(
-    trial, writer, monkeypatch, took_s: float, times: float
-) -> None:
-    now = writer._flushed
-    monkeypatch.setattr(writer_module.time, "monotonic", lambda: now)
-    put_part = records.put_part
+class Slow(Journal):
+    """Parts are put when it is let go, and then as it is told."""
 
-    def slow(*arguments: object) -> str:
-        nonlocal now
-        now += took_s
-        return put_part(*arguments)
+    def __init__(self, root) -> None:
+        super().__init__(root)
+        self.reached, self.let_go = threading.Event(), threading.Event()
+        self.error: Exception | None = None
+        self.thread = 0
 
-    monkeypatch.setattr(records, "put_part", slow)
+    def put(self, key: str, data: bytes) -> None:
+        if key.startswith(METRICS):
+            self.thread = threading.get_ident()
+            self.reached.set()
+            assert self.let_go.wait(60)
+            if self.error is not None:
+                raise self.error
+        super().put(key, data)
+
+
+@pytest.fixture
+def slow(tmp_path, monkeypatch):
+    """A trial whose storage is slow, and its writer."""
+    monkeypatch.setattr("trainers.lease.HEARTBEAT_S", 1e6)
+    monkeypatch.setattr(writer_module, "FLUSH_S", 0.0)
+    trial = Slow(tmp_path / "slow")
+    with Lease(trial, steps=10) as lease:
+        trial.done.clear()
+        writer = TrialWriter(trial, "0a1b", lease)
+        yield trial, writer
+        trial.let_go.set()
+        writer.close()
+
+
+def test_training_does_not_wait_for_a_slow_storage_and_no_row_is_lost(slow) -> None:
+    trial, writer = slow
     writer.add(METRICS, [metric(1)])
-    writer.flush()
-    writer.add(METRICS, [metric(2)])
-    now = writer._flushed + 0.99 * times * writer_module.FLUSH_S
     writer.flush_if_due()
-    assert steps(trial) == [1]
-    now = writer._flushed + times * writer_module.FLUSH_S + 0.001
+    assert trial.reached.wait(60)
+    assert trial.thread != threading.get_ident()
+    for step in (2, 3):  # the storage is still at the first part
+        writer.add(METRICS, [metric(step)])
+        writer.flush_if_due()
+    assert trial.done == []
+    trial.let_go.set()
+    writer.commit(3, {}, {})
+    assert trial.done == [
+        "put metrics/part-1-1-1.parquet",
+        "put metrics/part-1-2-3.parquet",
+        "put checkpoints/step-00000003/manifest.json",
+    ]
+
+
+@pytest.mark.parametrize("then", ["flush_if_due", "flush", "commit", "finish", "read"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), LeaseLostError("replaced")])
+def test_what_fails_beside_training_is_raised_by_whatever_writes_next(slow, then, error) -> None:
+    trial, writer = slow
+    trial.error = error
+    writer.add(METRICS, [metric(1)])
     writer.flush_if_due()
-    assert steps(trial) == [1, 2]
+    trial.let_go.set()
+    concurrent.futures.wait([writer._writing])
+    arguments = {"commit": (1, {}, {}), "finish": ({},), "read": (METRICS, ["step"])}
+    with pytest.raises(type(error)) as raised:
+        getattr(writer, then)(*arguments.get(then, ()))
+    assert raised.value is error
+    assert trial.done == []
+
+
+def test_a_writer_that_is_closed_has_ended_what_it_began(slow) -> None:
+    trial, writer = slow
+    writer.add(METRICS, [metric(1)])
+    writer.flush_if_due()
+    assert trial.reached.wait(60)
+    threading.Timer(0.1, trial.let_go.set).start()
+    writer.close()
+    assert trial.done == ["put metrics/part-1-1-1.parquet"]
 
 
 def test_a_checkpoint_is_committed_after_every_row_it_rests_on(trial, writer) -> None:
