@@ -22,6 +22,7 @@ from analysis.verdict.budgets import CURRENCIES
 from analysis.verdict.equal_budget import BUDGETS
 from analysis.verdict.layer_verdict import LayerVerdict
 from analysis.verdict.loss_optimum import LossCurve
+from analysis.verdict.next_cells import NextCells
 from analysis.verdict.recommend import GroupVerdict
 from analysis.verdict.tuned_rate import TunedTrials
 from analysis.wording import bracketed, interval, multiple, plural
@@ -167,14 +168,19 @@ def _next(verdict: GroupVerdict) -> Iterator[str]:
     if not verdict.run_next:
         return
     yield f'<h3 id="{verdict.slug}-next">What to run next</h3>'
-    yield paragraph(
-        "Add these values to those of the sweep file: what is finished is not trained again."
-    )
+    if not all(cells.planned for cells in verdict.run_next):
+        yield paragraph(
+            "Add these values to those of the sweep file: what is finished is not trained again."
+        )
     yield figures(
         f'<div><p>{words(sentence(cells.why))} <span class="faint">'
-        f"{words(sentence(cells.cost))}</span></p><pre>{escape(cells.to_yaml())}</pre></div>"
+        f"{words(sentence(cells.cost))}</span></p>{_pasted(cells)}</div>"
         for cells in verdict.run_next
     )
+
+
+def _pasted(cells: NextCells) -> str:
+    return "" if cells.planned else f"<pre>{escape(cells.to_yaml())}</pre>"
 
 
 def _ranks(verdict: GroupVerdict, shown: _Figures) -> Iterator[str]:

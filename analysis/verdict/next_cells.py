@@ -22,7 +22,7 @@ EDGE_SHARE = 0.10
 
 @dataclass(frozen=True)
 class NextCells:
-    """A grid that can be pasted into a sweep file, and what its new cells cost."""
+    """A grid that can be pasted into a sweep file, or is in it, and what its new cells cost."""
 
     why: str
     hold: tuple[str, ...]
@@ -30,9 +30,12 @@ class NextCells:
     trials: int  # that do not exist yet
     flops: float  # of all of them
     seconds: float  # of one device, at the rate of the trials that have finished; NaN if none has
+    planned: bool = False  # the sweep file has them: nothing is to be added to it
 
     def to_yaml(self) -> str:
-        """As a piece of a sweep file."""
+        """What is to be added, as a piece of a sweep file; empty for cells that it has."""
+        if self.planned:
+            return ""
         content = {"hold": list(self.hold), "grid": dict(self.grid)}
         return str(yaml.safe_dump(content, default_flow_style=None, sort_keys=False, width=80))
 
@@ -50,6 +53,7 @@ class NextCells:
             "trials": self.trials,
             "flops": self.flops,
             "seconds": self.seconds,
+            "planned": self.planned,
         }
 
 
@@ -72,6 +76,7 @@ def missing_cells(trials: pd.DataFrame, group: Mapping[str, Any], rate: float) -
             len(missing),
             total,
             total * rate,
+            planned=True,
         )
     ]
 

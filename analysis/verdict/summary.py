@@ -98,7 +98,8 @@ def _verdict(verdict: GroupVerdict, common: list[str]) -> Iterator[str]:
         if caveat not in common:
             yield from _wrapped(caveat, "  - ")
     for cells in verdict.run_next:
-        yield from _wrapped(f"run next: {cells.why} ({cells.cost}); add to the file:", "  ")
+        added = "" if cells.planned else "; add to the file:"
+        yield from _wrapped(f"run next: {cells.why} ({cells.cost}){added}", "  ")
         yield from textwrap.indent(cells.to_yaml(), "      ").splitlines()
 
 

@@ -236,6 +236,8 @@ def test_the_terminal_says_what_the_report_and_json_say(
         cost = f"{plural(cells['trials'], 'trial')}, {flops(cells['flops'])}"
         for text in (terminal, page):
             assert cost in text
+            if cells["planned"]:
+                continue
             assert f"width_multiplier: {cells['grid']['width_multiplier']}" in text
             assert f"seed: {cells['grid']['seed']}" in text
 

@@ -172,6 +172,9 @@ def test_planned_cells_without_a_result_are_first_to_run(build_sweep: Build) -> 
     assert verdict.run_next[0].trials == 4
     assert "2 failed" in verdict.run_next[0].why
     assert verdict.run_next[0].grid["width_multiplier"] == [5.33, 8.0]
+    assert verdict.run_next[0].planned  # the file has them: there is nothing to paste
+    assert verdict.run_next[0].to_yaml() == ""
+    assert not any(cells.planned for cells in verdict.run_next[1:])
     assert any("without a result: 4 of 13" in caveat for caveat in verdict.caveats)
 
 
