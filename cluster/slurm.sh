@@ -16,13 +16,34 @@ mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
 port=$((20000 + SLURM_JOB_ID % 20000))
 
+# Wait until the cluster has so many nodes, for five minutes at most.
+joined() {
+  python - "$head:$port" "$1" <<'PYTHON'
+import sys, time
+import ray
+
+address, wanted = sys.argv[1], int(sys.argv[2])
+deadline = time.monotonic() + 300
+while time.monotonic() < deadline:
+    try:
+        if not ray.is_initialized():
+            ray.init(address=address, log_to_driver=False, logging_level="error")
+        if sum(node["Alive"] for node in ray.nodes()) >= wanted:
+            sys.exit(0)
+    except ConnectionError:
+        pass
+    time.sleep(1)
+sys.exit(f"{wanted} Ray nodes have not joined {address} within five minutes")
+PYTHON
+}
+
 srun --nodes=1 --ntasks=1 --nodelist="$head" --overlap \
   ray start --head --node-ip-address="$head" --port="$port" --block &
-sleep 15
+joined 1
 if ((${#nodes[@]} > 1)); then
   srun --nodes=$((${#nodes[@]} - 1)) --ntasks=$((${#nodes[@]} - 1)) --exclude="$head" --overlap \
     ray start --address="$head:$port" --block &
-  sleep 15
+  joined ${#nodes[@]}
 fi
 
 # TERM reaches the driver two minutes before the end: running trials write a checkpoint.

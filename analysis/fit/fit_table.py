@@ -142,7 +142,7 @@ class TableFit:
 
 def fit_table(frame: pd.DataFrame, request: Request) -> TableFit:
     """Fit the law to every group of rows. Raises InputError, also where no group has a law."""
-    labels_of = [*request.group, *([request.replicate] if request.replicate else [])]
+    labels_of = [*request.group, *([] if request.replicate is None else [request.replicate])]
     for column in [
         *request.columns.values(),
         *(column for column, _ in request.where),

@@ -118,6 +118,8 @@ def test_numbers_written_as_text_are_numbers_and_nan_is_empty() -> None:
         (power(where=[("seed", "one")]), ranks(), ["seed", "'one'"]),
         (power(group=["layer"]), ranks(), ["'layer'", "norm, D, seed, rank"]),
         (power(replicate="run"), ranks(), ["'run'"]),
+        (power(replicate=""), ranks(), ["no column ''"]),
+        (power(group=[""]), ranks(), ["no column ''"]),
         (power(), ranks(rank="high"), ["rank", "--y", "'high'", "row 1"]),
         (power(), ranks(rank=True), ["rank", "bool"]),
         (power(), ranks(rank=np.nan), ["rank", "empty in every row"]),
