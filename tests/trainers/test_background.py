@@ -24,6 +24,23 @@ def test_results_come_in_order_and_once(beside) -> None:
     assert beside.drain() == beside.ready() == []
 
 
+def test_it_computes_with_as_many_threads_as_training() -> None:
+    """LAPACK in a new thread would take all cores, and round otherwise."""
+    matrix = torch.randn(256, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix = matrix @ matrix.T
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            background: Background[torch.Tensor] = Background(1, CPU)
+            background.submit(1, lambda: torch.linalg.eigvalsh(matrix))
+            (found,) = background.drain()
+            background.close()
+            assert torch.equal(found, torch.linalg.eigvalsh(matrix))
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_what_is_not_done_is_not_waited_for(beside) -> None:
     gate = threading.Event()
     beside.submit(1, lambda: 1)

@@ -1,5 +1,6 @@
 """python -m trainers: one trial in a process of its own, alone or under torchrun."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -58,10 +59,11 @@ def run(tmp_path):
     return run
 
 
-def run_in_repository(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+def run_in_repository(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        arguments, capture_output=True, text=True, check=False, cwd=REPOSITORY, timeout=240
-    )
+        arguments, capture_output=True, text=True, check=False, cwd=REPOSITORY, timeout=240,
+        env={**os.environ, **environment},
+    )  # fmt: skip
 
 
 def test_it_trains_the_same_trial_with_no_scheduler_and_no_tracking_in_the_process(
@@ -76,6 +78,22 @@ def test_it_trains_the_same_trial_with_no_scheduler_and_no_tracking_in_the_proce
     here = LocalStorage(tmp_path / "here")
     train(spec, here, diary())
     assert bits(trial) == bits(here)
+
+
+def test_no_bit_depends_on_the_cores_of_the_machine(make_spec, tmp_path, bits) -> None:
+    """Ray gives a trial as many threads as it has CPUs, a shell all that there are; the widths
+    are those from which on LAPACK would use them."""
+    path = tmp_path / "spec.json"
+    spec = make_spec(training__steps=2, model__ffn_widths=[128, 256])
+    path.write_bytes(spec.to_json())
+    found = []
+    for threads in ("1", "2"):
+        out = tmp_path / threads
+        command = [sys.executable, "-m", "trainers", str(path), "--out", str(out)]
+        done = run_in_repository(command, OMP_NUM_THREADS=threads)
+        assert done.returncode == 0, done.stderr
+        found.append(bits(LocalStorage(out)))
+    assert found[0] == found[1]
 
 
 def test_killed_by_the_system_and_started_again_it_ends_with_the_same_bits(

@@ -30,7 +30,11 @@ class Background(Generic[Result]):
         self._limit = limit
         self._device = device
         self._stream = _stream_on(device)
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="eigenwork")
+        # A new thread's LAPACK would take all cores of the machine, and as many cores, so many
+        # other last bits: it takes as many as the thread that trains.
+        self._pool = ThreadPoolExecutor(
+            1, "eigenwork", initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
+        )
         self._jobs: deque[_Job[Result]] = deque()
         self._done: list[Result] = []
         self.seconds = 0.0  # that jobs have taken
