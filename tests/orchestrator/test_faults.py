@@ -15,7 +15,8 @@ import pytest
 from analysis.records import METRICS, SPECTRA, committed_steps, get_json, read_records
 from analysis.storage import LocalStorage
 
-SWEEP = Path(__file__).parents[2] / "orchestrator" / "sweeps" / "tiny.yaml"
+ROOT = Path(__file__).parents[2]
+SWEEP = ROOT / "orchestrator" / "sweeps" / "tiny.yaml"
 STEPS = 300
 #: Wall-clock columns: no two runs share them.
 CLOCK = ["time_ms", "tokens_per_s", "mfu"]
@@ -65,9 +66,8 @@ def wait_for_a_running_trial(storage: Path, driver: subprocess.Popen, but_not: s
     raise AssertionError("no trial got as far as a checkpoint")
 
 
-def content(storage: Path, trial_id: str) -> dict:
+def content(directory: LocalStorage) -> dict:
     """Everything a trial found out, without the clock."""
-    directory = trial(storage, trial_id)
     tables = {
         table: read_records(directory, table).drop_columns(
             [column for column in CLOCK if table == METRICS or column == "time_ms"]
@@ -104,9 +104,15 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    storage = tmp_path_factory.mktemp("undisturbed")
-    return {"storage": storage, "report": run(storage)}
+def undisturbed(disturbed: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same trials one after the other in one process, without Ray and without a kill."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    for cell in disturbed["report"]["trials"]:
+        spec = trial(disturbed["storage"], cell["id"]).get("spec.json")
+        (folder / f"{cell['id']}.json").write_bytes(spec)
+    each = ROOT / "tests" / "trainers" / "train_each.py"
+    subprocess.run([sys.executable, each, folder], check=True, capture_output=True, timeout=240)
+    return folder
 
 
 def test_the_same_command_finishes_the_sweep(disturbed: dict) -> None:
@@ -126,13 +132,13 @@ def test_finished_trials_are_not_trained_again(disturbed: dict) -> None:
 
 
 def test_losses_eigenvalues_and_rows_equal_those_of_an_undisturbed_run(
-    disturbed: dict, undisturbed: dict
+    disturbed: dict, undisturbed: Path
 ) -> None:
-    ids = [cell["id"] for cell in undisturbed["report"]["trials"]]
+    ids = [cell["id"] for cell in disturbed["report"]["trials"]]
     assert len(ids) == 3
     for trial_id in ids:
-        expected = content(undisturbed["storage"], trial_id)
-        assert content(disturbed["storage"], trial_id) == expected
+        expected = content(LocalStorage(undisturbed / trial_id))
+        assert content(trial(disturbed["storage"], trial_id)) == expected
         assert len(expected[METRICS]) == STEPS + STEPS // 50 + 1
         assert len(expected[SPECTRA]) == 2 * (STEPS // 50 + 1)
 
@@ -145,7 +151,7 @@ def test_mlflow_has_every_point_once(disturbed: dict) -> None:
     for cell in disturbed["report"]["trials"]:
         runs = client.search_runs(experiments, f"tags.trial_id = '{cell['id']}'")
         assert len(runs) == 1
-        records = content(disturbed["storage"], cell["id"])
+        records = content(trial(disturbed["storage"], cell["id"]))
         trained = [row["step"] for row in records[METRICS] if row["kind"] == "train"]
         evaluated = [row["step"] for row in records[METRICS] if row["kind"] == "evaluation"]
         for key, steps in {

@@ -1,6 +1,6 @@
-"""One rank of several trials, one after the other, for test_export_ranks.
+"""One rank of several trials, one after the other, with neither a scheduler nor tracking.
 
-    torchrun train_each.py FOLDER
+    [torchrun] train_each.py FOLDER
 
 FOLDER holds specs, NAME.json, and gets their trials, NAME.
 """
