@@ -180,7 +180,8 @@ def _next(verdict: GroupVerdict) -> Iterator[str]:
 
 
 def _pasted(cells: NextCells) -> str:
-    return "" if cells.planned else f"<pre>{escape(cells.to_yaml())}</pre>"
+    added = cells.to_yaml()
+    return f"<pre>{escape(added)}</pre>" if added else ""
 
 
 def _ranks(verdict: GroupVerdict, shown: _Figures) -> Iterator[str]:

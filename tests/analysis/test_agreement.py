@@ -236,10 +236,25 @@ def test_the_terminal_says_what_the_report_and_json_say(
         cost = f"{plural(cells['trials'], 'trial')}, {flops(cells['flops'])}"
         for text in (terminal, page):
             assert cost in text
-            if cells["planned"]:
-                continue
             assert f"width_multiplier: {cells['grid']['width_multiplier']}" in text
             assert f"seed: {cells['grid']['seed']}" in text
+
+
+def test_only_cells_that_the_file_does_not_have_are_to_be_added_to_it(build_sweep: Build) -> None:
+    sweep = build_sweep(
+        seeds=[0, 1],
+        multipliers=[1.0, 2.0, 4.0],
+        outcomes=lambda c: "waiting" if c.seed and c.multiplier == 4 else "completed",
+    )
+    terminal = re.sub(r"\s+", " ", analyse(sweep).summary)
+    _, group, _ = read(sweep)
+    for cells in group["run_next"]:
+        told = re.search(re.escape(cells["why"]) + r" \([^)]+\)(; add to the file:)?", terminal)
+        assert told
+        assert (told[1] is None) == cells["planned"]
+    planned = [cells["planned"] for cells in group["run_next"]]
+    assert set(planned) == {True, False}
+    assert sweep.get("report/report.html").decode().count("<pre>hold:") == planned.count(False)
 
 
 def test_rank_laws_are_drawn_as_they_are_told(

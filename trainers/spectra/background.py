@@ -30,8 +30,8 @@ class Background(Generic[Result]):
         self._limit = limit
         self._device = device
         self._stream = _stream_on(device)
-        # A new thread's LAPACK would take all cores of the machine, and as many cores, so many
-        # other last bits: it takes as many as the thread that trains.
+        # LAPACK in a new thread takes all cores of the machine until torch is told otherwise, and
+        # its last bits depend on how many those are. It takes as many as the thread that trains.
         self._pool = ThreadPoolExecutor(
             1, "eigenwork", initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
         )
