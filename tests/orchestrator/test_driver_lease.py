@@ -226,9 +226,13 @@ def test_another_that_only_asks_replaces_nobody(tmp_path: Path, fast_heartbeat: 
 def test_a_driver_whose_claim_was_cleared_away_gives_way_too(tmp_path: Path, fast_heartbeat: None):
     sweep = LocalStorage(tmp_path)
     with driving(sweep) as held:
-        for key in sweep.list():
-            sweep.delete(key)
-        until(lambda: held.replaced)
+
+        def cleared() -> bool:  # again and again: a beat that had looked before writes once more
+            for key in sweep.list():
+                sweep.delete(key)
+            return held.replaced
+
+        until(cleared)
     assert sweep.list() == []
 
 
