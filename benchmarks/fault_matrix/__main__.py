@@ -12,11 +12,12 @@ from typing import Any
 from analysis.records import get_json
 from analysis.storage import LocalStorage
 from benchmarks.fault_matrix import __doc__ as description
-from benchmarks.fault_matrix.checks import content, differences, is_little, steps_lost, wrong_points
+from benchmarks.fault_matrix.checks import content, differences, most_updates_lost, wrong_points
 from benchmarks.fault_matrix.faults import Fault, faults
 from benchmarks.fault_matrix.mlflow_server import MlflowServer
 from benchmarks.fault_matrix.nodes import Nodes, free_port
-from benchmarks.fault_matrix.scene import Scene
+from benchmarks.fault_matrix.scene import CHECKPOINT_EVERY, Scene
+from benchmarks.fault_matrix.updates import counting
 from orchestrator.tracking import embedded_uri
 
 #: Bytes of the file system that fills up.
@@ -63,13 +64,15 @@ def once(fault: Fault, moment: int, seed: int, folder: Path, undisturbed: Undist
         uri = collect(fault, scene)
         states = outcomes(scene)
         broken = differences(scene, undisturbed[key], completed_only=fault.reported)
-        lost, wrong = steps_lost(scene), wrong_points(scene, uri)
+        lost, wrong = most_updates_lost(scene), wrong_points(scene, uri)
         ended = scene.complete() or (fault.reported and "failed" in states)
         problems = [*broken, *wrong]
         if not ended:
             problems.append(f"ended with {states}")
+        if lost > (1 + fault.harmed) * CHECKPOINT_EVERY:
+            problems.append(f"{lost} updates were done again")
         row(fault, moment, states, not broken, lost, not wrong, scene, began)
-        good = ended and not problems and is_little(lost)
+        good = not problems
     except Exception as error:
         problems.append(f"{type(error).__name__}: {error}")
         print(f"{fault.name:42}{moment:7}  could not be judged", flush=True)
@@ -109,7 +112,7 @@ def set_up(fault: Fault, folder: Path, rng: random.Random) -> Scene:
     scene = Scene(folder, rng, dict(fault.overrides))
     scene.cache = folder / "cache"
     if fault.where == "nodes":
-        scene.nodes = Nodes(folder)
+        scene.nodes = Nodes(folder, counting(scene.updates))
         scene.nodes.start()
     if fault.tracking == "server":
         scene.server = MlflowServer(folder / "mlflow")

@@ -5,7 +5,8 @@ from typing import Any
 
 from analysis.records import METRICS, SPECTRA, get_json, read_records
 from analysis.storage import LocalStorage
-from benchmarks.fault_matrix.scene import CHECKPOINT_EVERY, Scene
+from benchmarks.fault_matrix.scene import STEPS, Scene
+from benchmarks.fault_matrix.updates import read_updates, updates_lost
 
 #: Columns that no two runs share.
 CLOCK = {METRICS: ["time_ms", "tokens_per_s", "mfu"], SPECTRA: ["time_ms"]}
@@ -38,14 +39,18 @@ def differences(
     return found
 
 
-def steps_lost(scene: Scene) -> int:
-    """Updates before the newest checkpoint that an attempt did again, at most, of any trial.
+def most_updates_lost(scene: Scene) -> int:
+    """Updates of one trial that were done and had to be done again, at most.
 
-    Beyond its newest checkpoint a process that is killed loses less than the steps to the next
-    one; 0 here means that nothing but that was lost, whatever the fault.
+    Raises RuntimeError if a trial that is complete was not seen to do every update.
     """
-    assert scene.watch is not None
-    return max((known - began for known, began in scene.watch.resumed), default=0)
+    updates = read_updates(scene.updates)
+    for trial_id in scene.trials():
+        seen = {step for _, step in updates[trial_id]}
+        result = get_json(scene.trial(trial_id), "result.json") or {}
+        if result.get("outcome") == "completed" and seen != set(range(1, STEPS + 1)):
+            raise RuntimeError(f"{trial_id} is complete, and {len(seen)} updates of it were seen")
+    return max(map(updates_lost, updates.values()), default=0)
 
 
 def wrong_points(scene: Scene, uri: str) -> list[str]:
@@ -77,7 +82,3 @@ def wrong_points(scene: Scene, uri: str) -> list[str]:
         if runs[0].info.status not in ("FINISHED", "FAILED"):
             found.append(f"{trial_id}: {runs[0].info.status}")
     return found
-
-
-def is_little(steps: int) -> bool:
-    return steps <= CHECKPOINT_EVERY

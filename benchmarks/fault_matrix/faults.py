@@ -33,6 +33,7 @@ class Fault:
     overrides: tuple[tuple[str, Any], ...] = ()
     tracking: Literal["embedded", "server", "never up"] = "embedded"
     full: bool = False  # storage on a file system that fills up
+    harmed: int = 0  # checkpoints, the newest ones
     reported: bool = False  # the trial itself ends with an outcome or failure of its own
 
 
@@ -49,8 +50,8 @@ def faults() -> list[Fault]:
         Fault("SIGSTOP until replaced, then SIGCONT", suspend_until_replaced, "nodes"),
         Fault("MLflow server killed and restarted", restart_mlflow, tracking="server"),
         Fault("MLflow server never up", lambda scene: None, tracking="never up"),
-        Fault("newest checkpoint truncated", truncate_checkpoint),
-        Fault("a flipped byte in the newest checkpoint", flip_byte),
+        Fault("newest checkpoint truncated", truncate_checkpoint, harmed=1),
+        Fault("a flipped byte in the newest checkpoint", flip_byte, harmed=1),
         Fault("storage full", fill_storage, full=True),
         Fault(
             "a NaN loss",

@@ -60,6 +60,7 @@ class Nodes:
     """A head without CPUs, where the driver of no trial can be, and workers of one CPU each."""
 
     folder: Path
+    variables: dict[str, str] = field(default_factory=dict)  # of the environment
     workers: int = 2
     port: int = field(default_factory=free_port)
     head: Node | None = None
@@ -69,6 +70,7 @@ class Nodes:
         self.sockets = tempfile.mkdtemp(prefix="fm-", dir="/tmp")  # their paths must be short
         self.environment = {
             **os.environ,
+            **self.variables,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(16),
             "RAY_USAGE_STATS_ENABLED": "0",

@@ -19,7 +19,7 @@ from analysis.records import committed_steps, get_json
 from analysis.storage import LocalStorage
 from benchmarks.fault_matrix.mlflow_server import MlflowServer
 from benchmarks.fault_matrix.nodes import Nodes
-from benchmarks.fault_matrix.watch import Watch
+from benchmarks.fault_matrix.updates import counting
 from orchestrator.ledger import resolved_sweep
 
 SWEEPS = Path(__file__).parents[2] / "orchestrator" / "sweeps"
@@ -51,13 +51,17 @@ class Scene:
     cache: Path | None = None
     server: MlflowServer | None = None
     runs: list["subprocess.Popen[bytes]"] = field(default_factory=list)
-    watch: Watch | None = None
     notes: list[str] = field(default_factory=list)
     _ids: list[str] = field(default_factory=list)
 
     @property
     def storage(self) -> Path:
         return self.folder / "runs"
+
+    @property
+    def updates(self) -> Path:
+        """Where every update of its trials is written."""
+        return self.folder / "updates.log"
 
     @property
     def sweep(self) -> LocalStorage:
@@ -89,10 +93,8 @@ class Scene:
 
     def run(self) -> "subprocess.Popen[bytes]":
         """Type the command. Output goes to a file of its own."""
-        if self.watch is None:
-            self.watch = Watch(self.storage / "tiny" / "trials")
-            self.watch.start()
         environment = dict(os.environ if self.nodes is None else self.nodes.environment)
+        environment |= counting(self.updates)
         if self.cache is not None:
             environment["XDG_CACHE_HOME"] = str(self.cache)
         log = (self.folder / f"run-{len(self.runs)}").with_suffix
@@ -121,8 +123,6 @@ class Scene:
 
     def end(self) -> None:
         """Kill what is left of every run, and the nodes."""
-        if self.watch is not None:
-            self.watch.end()
         for process in self.runs:
             if process.poll() is None:
                 for child in psutil.Process(process.pid).children(recursive=True):
