@@ -46,7 +46,7 @@ def get_json(
     Raises BrokenRecordError for anything that is no JSON object, or lacks a key of `needs`, or
     has something else than its kind there.
     """
-    place = f"{trial.url}/{key}"
+    place = trial.url_of(key)
     try:
         value = json.loads(small_object(trial, key))
     except FileNotFoundError:
@@ -77,7 +77,7 @@ def small_object(trial: Storage, key: str) -> bytes:
     with trial.open(key) as stream:
         data = stream.read(MAX_JSON + 1)
     if len(data) > MAX_JSON:
-        raise BrokenRecordError(f"{trial.url}/{key} is larger than {MAX_JSON:,} bytes")
+        raise BrokenRecordError(f"{trial.url_of(key)} is larger than {MAX_JSON:,} bytes")
     return data
 
 

@@ -72,7 +72,7 @@ def analyse(
     for key in report.list():
         if key not in files and key.startswith(("figures/", "tables/")):
             report.delete(key)  # of an earlier analysis with other groups
-    return Analysis(judgement, summarise(tables, recommendation), f"{report.url}/report.html")
+    return Analysis(judgement, summarise(tables, recommendation), report.url_of("report.html"))
 
 
 def _figures(

@@ -197,7 +197,7 @@ class Manifest:
 def read_manifest(trial: Storage, step: int) -> Manifest:
     """Of a committed checkpoint. Raises FileNotFoundError, and BrokenRecordError for what is no
     manifest of that step."""
-    place = f"{trial.url}/{manifest_key(step)}"
+    place = trial.url_of(manifest_key(step))
     try:
         manifest = Manifest.from_json(small_object(trial, manifest_key(step)))
     except ValueError as error:
@@ -240,7 +240,7 @@ RESULT_NEEDS = {
 def get_result(trial: Storage, trial_id: str | None = None) -> dict[str, Any] | None:
     """A trial's result, or None while it has none. Raises BrokenRecordError, also for one that
     says it is of another trial than `trial_id`."""
-    place = f"{trial.url}/{RESULT}"
+    place = trial.url_of(RESULT)
     result = get_json(trial, RESULT, needs=RESULT_NEEDS)
     if result is None:
         return None
@@ -260,7 +260,7 @@ def _named_parts(trial: Storage, result: Mapping[str, Any]) -> list[str]:
     for table, key in result["records"].items():
         if not (_is_part(key) and key.startswith(f"{table}/")):
             raise BrokenRecordError(
-                f"{trial.url}/{RESULT} names {short(key)} for its {table}; it is no part"
+                f"{trial.url_of(RESULT)} names {short(key)} for its {table}; it is no part"
             )
     return sorted(result["records"].values())
 
@@ -380,7 +380,7 @@ def read_part(trial: Storage, key: str, columns: list[str] | None = None) -> pa.
         return whole
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BrokenRecordError(f"{trial.url}/{key} cannot be read: {reason}") from error
+        raise BrokenRecordError(f"{trial.url_of(key)} cannot be read: {reason}") from error
 
 
 def put_table(trial: Storage, part: Part, rows: pa.Table) -> str:

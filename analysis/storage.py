@@ -20,6 +20,19 @@ from analysis.errors import InputError
 
 #: What a file system says when nothing more fits on it, or within a quota.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+#: What a disk or a file system over a network says that does not answer.
+NO_ANSWER = frozenset({
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNREFUSED, errno.ECONNRESET,
+    errno.ECONNABORTED, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH,
+    errno.EREMOTEIO, errno.ESHUTDOWN, errno.EPIPE,
+})  # fmt: skip
+#: The same of object stores, after pyarrow has asked several times: S3's errors and Google's have
+#: no number there, only names.
+STORE_AWAY = re.compile(
+    r"AWS Error (NETWORK_CONNECTION|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|INTERNAL_FAILURE|"
+    r"REQUEST_TIMEOUT|UNKNOWN \(HTTP status (429|5\d\d)\))|"
+    r"google::cloud::Status\((UNAVAILABLE|DEADLINE_EXCEEDED|INTERNAL|RESOURCE_EXHAUSTED|ABORTED)"
+)
 #: What file systems say that know no second name for a file: FAT, buckets mounted as folders.
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
 #: Bytes read at a time: a checkpoint may be larger than memory.
@@ -34,12 +47,28 @@ class StorageFullError(OSError):
     """A storage has no room for an object, and no other attempt at putting it will find any."""
 
 
+def is_away(error: BaseException) -> bool:
+    """Whether an error says that a storage does not answer, and so nothing of what was asked."""
+    if not isinstance(error, OSError) or isinstance(error, StorageFullError):
+        return False
+    if error.errno is not None:
+        return error.errno in NO_ANSWER
+    return STORE_AWAY.search(str(error)) is not None
+
+
 class Storage(Protocol):
     """Objects under keys such as ``trials/0a1b/result.json``; a key has no leading slash."""
 
     @property
     def url(self) -> str:
         """The root as a user would write it."""
+
+    @property
+    def name(self) -> str:
+        """The last folder of the root."""
+
+    def url_of(self, key: str) -> str:
+        """An object as a user would write it."""
 
     def put(self, key: str, data: bytes) -> None:
         """Store an object whole, replacing one of that key. Raises OSError, and of these
@@ -102,7 +131,7 @@ def open_storage(location: str | Path) -> Storage:
     from pyarrow import ArrowException, fs
 
     try:
-        filesystem, root = fs.FileSystem.from_uri(text)
+        filesystem, root = fs.FileSystem.from_uri(_in_one_request(text))
     except (ArrowException, OSError, ValueError) as error:
         raise InputError(
             f"storage {text!r} cannot be opened: {error}; "
@@ -111,6 +140,14 @@ def open_storage(location: str | Path) -> Storage:
     if not root.strip("/"):
         raise InputError(f"storage {text!r} names no bucket or folder; add one")
     return ArrowStorage(filesystem, root, text)
+
+
+def _in_one_request(url: str) -> str:
+    """With an option of pyarrow's that puts a small object on S3 in one request in place of three.
+    What is refused is then told when the stream is closed."""
+    if not url.startswith("s3:") or "allow_delayed_open" in url:
+        return url
+    return f"{url}{'&' if '?' in url else '?'}allow_delayed_open=true"
 
 
 class LocalStorage:
@@ -122,6 +159,13 @@ class LocalStorage:
     @property
     def url(self) -> str:
         return str(self.root)
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    def url_of(self, key: str) -> str:
+        return str(self.path(key))
 
     def path(self, key: str = "") -> Path:
         """Where the object lies as a file."""
@@ -224,6 +268,15 @@ class ArrowStorage:
     def url(self) -> str:
         return self._url
 
+    @property
+    def name(self) -> str:
+        return self._root.rpartition("/")[2]
+
+    def url_of(self, key: str) -> str:
+        # s3://bucket/folder?region=x: whoever opens it needs the options too.
+        base, mark, options = self._url.partition("?")
+        return f"{base.rstrip('/')}/{_checked(key)}{mark}{options}"
+
     def put(self, key: str, data: bytes) -> None:
         with self._output(self._path(key)) as stream:
             stream.write(data)
@@ -285,10 +338,7 @@ class ArrowStorage:
             self._filesystem.delete_file(self._path(key))
 
     def child(self, folder: str) -> "ArrowStorage":
-        folder = _checked(folder)
-        # s3://bucket/folder?region=x: whoever opens the child's URL needs the options too.
-        base, mark, options = self._url.partition("?")
-        url = f"{base.rstrip('/')}/{folder}{mark}{options}"
+        url = self.url_of(folder)
         return ArrowStorage(self._filesystem, f"{self._root}/{folder}", url)
 
     def _path(self, key: str) -> str:

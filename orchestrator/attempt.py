@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from analysis import records
 from analysis.errors import InputError
-from analysis.storage import Storage, StorageFullError
+from analysis.storage import Storage, StorageFullError, is_away
 from orchestrator.driver_lease import current_driver
 from orchestrator.ledger import give_up, trial_storage
 from orchestrator.preemption import PreemptedError
@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 FAILED = "failed"
 UNFINISHED = "unfinished"
 
+#: Seconds that an attempt at a trial takes at least whose storage does not answer.
+AWAY_S = 30.0
 #: Seconds between two looks at whether to stop, while the next attempt is waited for.
 LOOK_S = 0.5
 
@@ -92,6 +94,19 @@ def attempt(
 
 
 @contextlib.contextmanager
+def slow_while_away() -> Iterator[None]:
+    """Ray begins again at once, and only so many times: a storage that does not answer for minutes
+    must not use them up."""
+    try:
+        yield
+    except OSError as error:
+        if is_away(error):
+            logger.warning("%s; tried again in %.0f s", error, AWAY_S)
+            time.sleep(AWAY_S)
+        raise
+
+
+@contextlib.contextmanager
 def _giving_up_on_bad_input(trial: Storage) -> Iterator[None]:
     try:
         yield
@@ -127,7 +142,7 @@ def _as_small_as_it_was(trial: Storage, spec: TrialSpec) -> TrialSpec:
     """What was too large before is too large again: the micro-batch of a trial that has been
     retried with a smaller one is in its directory."""
     try:
-        stored = parse_spec(trial.get(records.SPEC), f"{trial.url}/{records.SPEC}")
+        stored = parse_spec(trial.get(records.SPEC), trial.url_of(records.SPEC))
     except FileNotFoundError:
         return spec
     size, share = stored.layout.micro_batch, spec.sequences // spec.layout.workers

@@ -109,7 +109,7 @@ class Ledger:
 
 def resolved_sweep(sweep: Storage) -> dict[str, Any]:
     """The content of a sweep directory's sweep.yaml. Raises InputError if it is none."""
-    place = f"{sweep.url}/{SWEEP_FILE}"
+    place = sweep.url_of(SWEEP_FILE)
     try:
         data = sweep.get(SWEEP_FILE)
     except FileNotFoundError as error:

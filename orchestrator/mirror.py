@@ -224,7 +224,7 @@ def _open_lock(sweep: Storage, stack: contextlib.ExitStack) -> TextIO | None:
         return stack.enter_context(sweep.path(LOCK_FILE).open("w"))
     except OSError as error:
         raise InputError(
-            f"{sweep.url}/{LOCK_FILE} cannot be written: {error.strerror}; two mirrors of one "
+            f"{sweep.url_of(LOCK_FILE)} cannot be written: {error.strerror}; two mirrors of one "
             "sweep keep apart by it, so copy the sweep to where you may write"
         ) from error
 

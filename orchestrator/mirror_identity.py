@@ -36,7 +36,7 @@ def identity_of_sweep(sweep: Storage, name: str) -> str:
         sweep.put(IDENTITY_FILE, encode_json({"identity": identity}))
     except OSError as error:
         raise InputError(
-            f"{sweep.url}/{IDENTITY_FILE} cannot be written: {error}; MLflow finds the sweep "
+            f"{sweep.url_of(IDENTITY_FILE)} cannot be written: {error}; MLflow finds the sweep "
             "again by it, so copy the sweep to where you may write"
         ) from error
     return identity
@@ -76,9 +76,9 @@ def _noted_identity(sweep: Storage) -> str | None:
         identity = noted["identity"]
         if isinstance(identity, str) and re.fullmatch(r"[A-Za-z0-9._-]+", identity):
             return identity
-        raise BrokenRecordError(f"{sweep.url}/{IDENTITY_FILE}: {identity!r} is no identity")
+        raise BrokenRecordError(f"{sweep.url_of(IDENTITY_FILE)}: {identity!r} is no identity")
     except BrokenRecordError as error:
         log.warning("%s; the sweep's earlier runs stay in MLflow, and it gets new ones", error)
         return None
     except OSError as error:
-        raise InputError(f"{sweep.url}/{IDENTITY_FILE} cannot be read: {error}") from error
+        raise InputError(f"{sweep.url_of(IDENTITY_FILE)} cannot be read: {error}") from error

@@ -222,7 +222,7 @@ def follow(
     """
     spec = get_json(trial, SPEC)
     if spec is None and seen.outcome != "failed":
-        raise FileNotFoundError(f"{trial.url}/{SPEC} is missing")
+        raise FileNotFoundError(f"{trial.url_of(SPEC)} is missing")
     if run is not None and run.tags.get(PARENT_TAG) != family.parent_id:
         tracking.send_tags(run.run_id, {PARENT_TAG: family.parent_id})
     if run is not None and FINISHED_TAG in run.tags:

@@ -1,10 +1,11 @@
 """Which attempts at a trial are charged to whom, and when there is no other.
 
 A trial that fails of itself may do so a few times. One that is preempted (its node went, its
-process was killed or asked to go) has done nothing wrong: it has a budget of its own, larger by
-far. One that ran out of memory goes on with a smaller micro-batch and is not charged at all, and
-neither is one whose driver went with it, or for whose records the storage had no room. The count
-lies in the trial's directory: it outlives the driver, and says afterwards what a result has cost.
+process was killed or asked to go, its storage did not answer) has done nothing wrong: it has a
+budget of its own, larger by far. One that ran out of memory goes on with a smaller micro-batch and
+is not charged at all, and neither is one whose driver went with it, or for whose records the
+storage had no room. The count lies in the trial's directory: it outlives the driver, and says
+afterwards what a result has cost.
 """
 
 import hashlib
@@ -134,9 +135,9 @@ def how_it_ended(trial: Storage, attempt: Open, driver: str | None) -> Ending:
             return "out_of_memory"
         if failure.get("kind") == "no_room":
             return "uncharged"
-        if failure.get("kind") != "peer_lost":
+        if failure.get("kind") not in ("peer_lost", "storage_away"):
             return "failure"
-    # Nobody said why: it was killed, or asked to go. With its driver, that is not its doing.
+    # It was killed or asked to go, or what it rests on went. With its driver, that costs nothing.
     return "preemption" if attempt.driver == driver else "uncharged"
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from analysis.errors import InputError
-from analysis.storage import Storage, open_storage
+from analysis.storage import Storage, is_away, open_storage
 from orchestrator.placement import Node, need_of, slots
 from orchestrator.ray_cluster import alive_nodes, last_line
 from trainers.spec import TrialSpec
@@ -49,8 +49,9 @@ def shared_probe(sweep: Storage) -> Iterator[str]:
 
 
 def require_shared(url: str, key: str) -> None:
-    """For the node that this process is on. Raises NotSharedError if it does not see the probe."""
-    if not _reads_back(url, key):
+    """For the node that this process is on. Raises NotSharedError if it does not see the probe, and
+    OSError where the storage does not answer."""
+    if not _reads_back(url, key, raising=True):
         raise NotSharedError(_message(url, {CANNOT_READ: [socket.gethostname()]}))
 
 
@@ -112,8 +113,10 @@ def _message(url: str, failed: Mapping[str, Sequence[str]]) -> str:
     return f"storage {url} is not shared: {'; '.join(told)}"
 
 
-def _reads_back(url: str, key: str) -> bool:
+def _reads_back(url: str, key: str, raising: bool = False) -> bool:
     try:
         return open_storage(url).get(key) == key.encode()
-    except OSError:
+    except OSError as error:
+        if raising and is_away(error):
+            raise
         return False

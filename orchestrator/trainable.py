@@ -8,7 +8,7 @@ from typing import Any
 
 from analysis.records import get_result
 from analysis.storage import Storage, open_storage
-from orchestrator.attempt import attempt
+from orchestrator.attempt import attempt, slow_while_away
 from orchestrator.ledger import trial_storage
 from orchestrator.placement import need_of
 from orchestrator.preemption import preemption_notice
@@ -41,7 +41,11 @@ def run_trial(config: dict[str, Any]) -> str:
     Returns what became of the trial. Raises NotSharedError on a node that does not see the sweep:
     another one may.
     """
-    config = config["trial"]
+    with slow_while_away():
+        return _run_trial(config["trial"])
+
+
+def _run_trial(config: dict[str, Any]) -> str:
     require_shared(config["sweep"], config["probe"])
     sweep = open_storage(config["sweep"])
 

@@ -47,7 +47,7 @@ def fork(trunk: Storage, branch: Storage, spec: TrialSpec, step: int) -> bool:
         return False
     try:
         manifest = read_manifest(trunk, step)
-        stored = parse_layout(manifest.layout, f"{trunk.url}/{manifest_key(step)}: layout")
+        stored = parse_layout(manifest.layout, f"{trunk.url_of(manifest_key(step))}: layout")
     except (FileNotFoundError, InputError) as error:
         logger.warning(
             "%s has no checkpoint of step %d to branch off from: %s", trunk.url, step, error

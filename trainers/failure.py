@@ -1,7 +1,8 @@
 """What ends an attempt without an outcome: a failure, left for whoever decides what comes next.
 
 Kinds: "error", an exception of the trial itself; "out_of_memory", where a smaller micro-batch may
-help; "peer_lost", a rank whose connection to another broke. A process that is killed leaves
+help; "peer_lost", a rank whose connection to another broke; "no_room" and "storage_away", where
+the trial's records could not be written, or its checkpoints read. A process that is killed leaves
 nothing, and that says something too.
 """
 
@@ -17,12 +18,12 @@ from analysis import records
 from analysis.errors import InputError
 from analysis.json_records import COUNT
 from analysis.records import BrokenRecordError
-from analysis.storage import Storage, StorageFullError
+from analysis.storage import Storage, StorageFullError, is_away
 from trainers.fence import Fence, LeaseLostError, newest_attempt
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["error", "input", "out_of_memory", "peer_lost", "no_room"]
+Kind = Literal["error", "input", "out_of_memory", "peer_lost", "no_room", "storage_away"]
 
 #: What gloo and NCCL say of a rank that is gone; torch has no type for all of them.
 LOST_PEER = (
@@ -59,6 +60,8 @@ def kind_of(error: BaseException) -> Kind:
         return "input"
     if isinstance(error, StorageFullError):
         return "no_room"
+    if is_away(error):
+        return "storage_away"
     lost = isinstance(error, RuntimeError) and any(text in str(error) for text in LOST_PEER)
     return "peer_lost" if lost else "error"
 

@@ -309,7 +309,7 @@ def _keeping_layout(spec: TrialSpec, trial: Storage, manifest: Manifest | None) 
     and for what is no layout."""
     if manifest is None or not manifest.layout:
         return spec
-    place = f"{trial.url}/{records.manifest_key(manifest.step)}: layout"
+    place = f"{trial.url_of(records.manifest_key(manifest.step))}: layout"
     began, asked = parse_layout(manifest.layout, place), spec.layout
     if began.device != asked.device:
         raise InputError(
@@ -326,6 +326,6 @@ def _keeping_layout(spec: TrialSpec, trial: Storage, manifest: Manifest | None) 
 def read_spec(trial: Storage) -> TrialSpec:
     """The spec of a trial directory. Raises InputError if it has none or it is broken."""
     try:
-        return parse_spec(trial.get(records.SPEC), f"{trial.url}/{records.SPEC}")
+        return parse_spec(trial.get(records.SPEC), trial.url_of(records.SPEC))
     except FileNotFoundError as error:
         raise InputError(f"{trial.url} is no trial directory: it has no spec.json") from error

@@ -53,7 +53,7 @@ def trained_model(trial: Storage, block: str | None = None) -> Trained:
     and where the source of the user's own block is not what the trial was trained with.
     """
     spec = read_spec(trial)
-    require_consent(spec, block, f"{trial.url}/{SPEC}")
+    require_consent(spec, block, trial.url_of(SPEC))
     if spec.model.block is not None:
         own_block.check(spec.model.block)
     manifest = newest_intact(trial)

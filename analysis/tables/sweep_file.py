@@ -22,7 +22,7 @@ def read_sweep_file(sweep: Storage) -> dict[str, Any]:
 
     Raises InputError where there is no such file, or one that `widthlab run` did not write.
     """
-    place = f"{sweep.url}/{SWEEP_FILE}"
+    place = sweep.url_of(SWEEP_FILE)
     try:
         data = sweep.get(SWEEP_FILE)
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -147,7 +147,7 @@ def load_sweep(
     if trials["base_d_model"].nunique() > 1:
         group_axes.append("base_d_model")
     return SweepTables(
-        name=str(config.get("name") or sweep.url.rstrip("/").rpartition("/")[2]),
+        name=str(config.get("name") or sweep.name),
         url=sweep.url,
         config=config,
         group_axes=tuple(group_axes),
@@ -367,7 +367,7 @@ def _refuse_contradiction(
     found = curve.filter(at_end)["val_loss"].to_pylist()
     if found != [said]:
         raise InputError(
-            f"{trial.url}/{records.RESULT} says a final val_loss of {said}, and its records say "
+            f"{trial.url_of(records.RESULT)} says a final val_loss of {said}, and its records say "
             f"{found[0] if found else 'none'}; one of them was changed: `widthlab rerun` discards "
             "the trial"
         )

@@ -13,9 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import fs
+from s3_server import CREDENTIALS, S3Server
 
 from analysis.errors import InputError
-from analysis.storage import ArrowStorage, LocalStorage, Storage, open_storage
+from analysis.storage import (
+    ArrowStorage,
+    LocalStorage,
+    Storage,
+    StorageFullError,
+    is_away,
+    open_storage,
+)
 
 
 def local(folder: Path) -> Storage:
@@ -30,9 +38,12 @@ def arrow_on_disk(folder: Path) -> Storage:
     return ArrowStorage(fs.LocalFileSystem(), str(folder), f"file://{folder}")
 
 
-@pytest.fixture(params=[local, arrow_in_memory, arrow_on_disk])
+@pytest.fixture(params=[local, arrow_in_memory, arrow_on_disk, "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     """Every kind of storage keeps the same promises."""
+    if request.param == "s3":
+        server: S3Server = request.getfixturevalue("s3")
+        return open_storage(server.new_bucket())
     make: Callable[[Path], Storage] = request.param
     return make(tmp_path / "root")
 
@@ -109,7 +120,7 @@ def test_a_child_is_the_same_storage_further_down(storage: Storage) -> None:
     child.put("spec.json", b"{}")
     assert storage.get("trials/0a1b/spec.json") == b"{}"
     assert child.list() == ["spec.json"]
-    assert child.url == f"{storage.url}/trials/0a1b"
+    assert child.url == storage.url_of("trials/0a1b")
 
 
 # --- whole or not at all -------------------------------------------------------------------
@@ -378,3 +389,101 @@ def test_a_child_of_a_url_keeps_its_options() -> None:
 def test_a_url_that_cannot_be_opened_is_bad_input(url: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         open_storage(url)
+
+
+def test_an_object_of_a_url_is_named_before_the_options() -> None:
+    storage = ArrowStorage(fs._MockFileSystem(), "bucket/runs", "s3://bucket/runs?region=eu")
+    assert storage.url_of("report/report.html") == "s3://bucket/runs/report/report.html?region=eu"
+    assert storage.name == "runs"
+
+
+# --- a storage that does not answer --------------------------------------------------------
+
+
+S3_SAYS = "When listing objects under key 'x/' in bucket 'b': AWS Error {} operation: x"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "Input/output error"),
+        OSError(errno.ESTALE, "Stale file handle"),
+        TimeoutError(errno.ETIMEDOUT, "Connection timed out"),
+        OSError(S3_SAYS.format("SLOW_DOWN during ListObjectsV2")),
+        OSError(S3_SAYS.format("UNKNOWN (HTTP status 503) during HeadObject")),
+        OSError(S3_SAYS.format("UNKNOWN (HTTP status 429) during HeadObject")),
+        OSError("google::cloud::Status(UNAVAILABLE: Retry policy exhausted, with a last message"),
+    ],
+)
+def test_what_a_storage_says_that_does_not_answer(error: OSError) -> None:
+    assert is_away(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        StorageFullError(errno.ENOSPC, "No space left on device"),
+        OSError(S3_SAYS.format("ACCESS_DENIED during PutObject")),
+        OSError(S3_SAYS.format("NO_SUCH_BUCKET during PutObject")),
+        OSError(S3_SAYS.format("UNKNOWN (HTTP status 400) during HeadObject")),
+        OSError("INTERNAL is how the data are called"),
+        RuntimeError("AWS Error SLOW_DOWN"),
+    ],
+)
+def test_what_it_says_that_has_answered(error: Exception) -> None:
+    assert not is_away(error)
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_an_object_store_that_nobody_serves_is_away(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    who, options = {
+        "s3": ("", "region=us-east-1"),
+        "gs": ("anonymous@", "retry_limit_seconds=1"),
+    }[scheme]
+    url = f"{scheme}://{who}bucket/runs?scheme=http&endpoint_override=127.0.0.1:9&{options}"
+    storage = open_storage(url)
+    with pytest.raises(OSError, match="onnect to server") as caught:
+        storage.list()
+    assert is_away(caught.value)
+
+
+# --- S3 --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mib", [5, 10, 24])
+def test_what_is_too_large_for_one_request_arrives_whole(
+    s3: S3Server, tmp_path: Path, mib: int
+) -> None:
+    """At five and ten MiB pyarrow and S3 begin to send in parts."""
+    storage = open_storage(s3.new_bucket())
+    for more in (-1, 0, 1):
+        content = os.urandom(mib * 2**20 + more)
+        (tmp_path / "content").write_bytes(content)
+        storage.put("whole", content)
+        storage.put_file("file", tmp_path / "content")
+        assert storage.get("whole") == content
+        storage.get_file("file", tmp_path / "got")
+        assert (tmp_path / "got").read_bytes() == content
+    assert storage.sizes() == dict.fromkeys(("file", "whole"), len(content))
+
+
+def test_a_small_object_is_put_in_one_request(s3: S3Server) -> None:
+    """Not in three, which pyarrow sends unless it is told."""
+    storage = open_storage(s3.new_bucket())
+    before = len(s3.requests())
+    storage.put("lease.json", b"{}")
+    assert [line.split()[0] for line in s3.requests()[before:]] == ["PUT"]
+
+
+def test_more_objects_than_an_answer_names_are_all_listed(s3: S3Server) -> None:
+    storage = open_storage(s3.new_bucket())
+    keys = [f"parts/{at:04d}" for at in range(1005)]
+    for key in keys:
+        storage.put(key, b"")
+    assert storage.list() == storage.list("parts") == keys

@@ -42,6 +42,8 @@ def failed(trial: LocalStorage, attempt: int, kind: str | None = "error") -> Non
         (None, "failure"),  # of an earlier version, or of somebody else's making
         ("out_of_memory", "out_of_memory"),
         ("peer_lost", "preemption"),
+        ("storage_away", "preemption"),
+        ("no_room", "uncharged"),
     ],
 )
 def test_what_an_attempt_said_itself_is_how_it_ended(trial, kind, ending) -> None:

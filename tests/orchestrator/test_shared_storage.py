@@ -1,5 +1,6 @@
 """Whether a node reads what the driver wrote. With nodes that do not: test_nodes.py."""
 
+import errno
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,18 @@ def test_a_node_with_a_folder_of_its_own_may_not(tmp_path: Path):
         pytest.raises(NotSharedError, match=r"node\(s\) .* cannot read"),
     ):
         require_shared(elsewhere.url, key)
+
+
+def test_that_a_storage_does_not_answer_says_nothing_of_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Away(LocalStorage):
+        def get(self, key: str) -> bytes:
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(shared_storage, "open_storage", lambda url: Away(tmp_path))
+    with pytest.raises(OSError, match="Stale file handle"):
+        require_shared(str(tmp_path), "key")
 
 
 def test_a_probe_of_an_earlier_run_proves_nothing(tmp_path: Path):

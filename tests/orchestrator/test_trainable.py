@@ -1,5 +1,6 @@
-"""What the process that waits for the workers of a trial makes of a SIGTERM."""
+"""What the process that runs a trial makes of a SIGTERM, and of a storage that is away."""
 
+import errno
 import os
 import signal
 import threading
@@ -14,7 +15,7 @@ from test_placement import trial as make_trial
 
 from analysis.records import RESULT, encode_json
 from analysis.storage import LocalStorage
-from orchestrator import preemption, trainable, worker_group
+from orchestrator import attempt, preemption, trainable, worker_group
 from orchestrator.ledger import trial_storage
 from trainers.lease import STOP_REQUEST
 
@@ -66,3 +67,22 @@ def test_nobody_is_told_to_stop_where_nothing_was_heard(
     monkeypatch.setattr(worker_group, "run_on_workers", run_on_workers)
     assert over_workers(sweep) == "completed"
     assert trial.list() == [RESULT]
+
+
+@pytest.mark.parametrize(
+    ("number", "waits"), [(errno.ESTALE, [attempt.AWAY_S]), (errno.EACCES, [])]
+)
+def test_ray_is_told_late_of_a_storage_that_does_not_answer(
+    sweep: LocalStorage, monkeypatch: pytest.MonkeyPatch, number: int, waits: list[float]
+):
+    """It begins again at once, and as often as the budgets say: for minutes they would not do."""
+    waited: list[float] = []
+    monkeypatch.setattr(attempt.time, "sleep", waited.append)
+
+    def away(url: str, key: str) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(trainable, "require_shared", away)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        trainable.run_trial({"trial": {"sweep": sweep.url, "probe": "key"}})
+    assert waited == waits

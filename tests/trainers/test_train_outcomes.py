@@ -1,5 +1,6 @@
 """How a trial can end other than well: it diverges, is replaced, or fails; and what is kept."""
 
+import errno
 import math
 
 import pytest
@@ -189,6 +190,23 @@ def test_a_full_disk_is_a_failure_and_no_checkpoint_is_committed_without_its_rec
         train(make_spec(), trial, diary())
     assert records.committed_steps(trial.list()) == []
     assert "No space left" in records.get_json(trial, records.FAILURE)["message"]
+
+
+class Away(LocalStorage):
+    """A file system over a network, whose other end does not take a part."""
+
+    def put(self, key: str, data: bytes) -> None:
+        if key.endswith(".parquet"):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        super().put(key, data)
+
+
+def test_a_storage_that_does_not_answer_is_no_failure_of_the_trial(
+    make_spec, tmp_path, diary
+) -> None:
+    with pytest.raises(OSError, match="Stale file handle"):
+        train(make_spec(), Away(tmp_path), diary())
+    assert records.get_json(LocalStorage(tmp_path), records.FAILURE)["kind"] == "storage_away"
 
 
 class Broken(LocalStorage):

@@ -1,0 +1,101 @@
+"""A sweep that is disturbed, and the same trials left alone, to be compared bit for bit."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from analysis.records import METRICS, SPECTRA, committed_steps, get_json, read_records
+from analysis.storage import LocalStorage, Storage
+
+ROOT = Path(__file__).parents[2]
+SWEEP = ROOT / "orchestrator" / "sweeps" / "tiny.yaml"
+STEPS = 300
+EVERY = 50
+#: Wall-clock columns: no two runs share them.
+CLOCK = ["time_ms", "tokens_per_s", "mfu"]
+PATIENCE_S = 200
+#: Between two looks, so that looking does not take the core that the driver needs.
+LOOK_S = 0.05
+
+OVERRIDES = [
+    f"training.steps={STEPS}",
+    "resources.checkpoint_every=40",
+    f"evaluation.every={EVERY}",
+    f"spectra.every={EVERY}",
+    "grid.width_multiplier=[2, 4, 8]",
+]
+
+
+def command(storage: object, *options: str) -> list[str]:
+    """What is typed, again and again until the sweep is complete."""
+    return [
+        *[sys.executable, "-m", "orchestrator.cli", "run", str(SWEEP)],
+        *["--storage", str(storage), "--json", *options],
+        *[word for override in OVERRIDES for word in ("--set", override)],
+    ]
+
+
+def run(storage: object, *options: str) -> dict:
+    done = subprocess.run(
+        command(storage, *options), capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def wait_for_a_running_trial(sweep: Storage, driver: subprocess.Popen, but_not: set[str]) -> str:
+    """The id of a trial that has a committed checkpoint and is not over yet."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            driver.wait(LOOK_S)
+        assert driver.returncode is None, driver.communicate()
+        keys = sweep.list("trials")
+        for trial_id in sorted({key.split("/")[1] for key in keys} - but_not):
+            place = f"trials/{trial_id}/"
+            own = [key.removeprefix(place) for key in keys if key.startswith(place)]
+            if "result.json" not in own and committed_steps(own):
+                return trial_id
+    raise AssertionError("no trial got as far as a checkpoint")
+
+
+def content(trial: Storage) -> dict:
+    """Everything a trial found out, without the clock."""
+    tables = {
+        table: read_records(trial, table).drop_columns(
+            [column for column in CLOCK if table == METRICS or column == "time_ms"]
+        )
+        for table in (METRICS, SPECTRA)
+    }
+    result = get_json(trial, "result.json")
+    return {
+        **{table: rows.to_pylist() for table, rows in tables.items()},
+        "final": result["final"],
+        "step": result["step"],
+    }
+
+
+def train_undisturbed(sweep: Storage, trials: list[str], folder: Path) -> None:
+    """The same trials below `folder`, one after the other in one process: without Ray, and
+    without anything that is done to them."""
+    for trial_id in trials:
+        (folder / f"{trial_id}.json").write_bytes(sweep.get(f"trials/{trial_id}/spec.json"))
+    each = ROOT / "tests" / "trainers" / "train_each.py"
+    subprocess.run([sys.executable, each, folder], check=True, capture_output=True, timeout=240)
+
+
+def assert_same_bits(sweep: Storage, trials: list[str], undisturbed: Path) -> None:
+    assert len(trials) == 3
+    for trial_id in trials:
+        expected = content(LocalStorage(undisturbed / trial_id))
+        assert content(sweep.child(f"trials/{trial_id}")) == expected
+        assert len(expected[METRICS]) == STEPS + STEPS // EVERY + 1
+        assert len(expected[SPECTRA]) == 2 * (STEPS // EVERY + 1)
+
+
+def pid_of(sweep: Storage, trial_id: str) -> int:
+    """The process that trains a trial."""
+    return int(get_json(sweep.child(f"trials/{trial_id}"), "lease.json")["pid"])
