@@ -119,6 +119,7 @@ def open_storage(location: str | Path) -> Storage:
     Nothing is created. Raises InputError for a URL that no filesystem can open.
     """
     text = str(location)
+    refuse_secrets(text)
     if text.startswith("file://"):
         return LocalStorage(Path(text.removeprefix("file://")))
     if "://" not in text:
@@ -140,6 +141,23 @@ def open_storage(location: str | Path) -> Storage:
     if not root.strip("/"):
         raise InputError(f"storage {text!r} names no bucket or folder; add one")
     return ArrowStorage(filesystem, root, text)
+
+
+def refuse_secrets(location: str) -> None:
+    """Raises InputError for a URL with a password: where a storage is stands in messages, process
+    lists and MLflow."""
+    scheme, mark, rest = location.partition("://")
+    if not mark or scheme == "file":
+        return
+    place = re.split("[/?]", rest, maxsplit=1)[0]
+    name, colon, after = place.partition(":")
+    # A secret may hold a slash that nobody escaped; then the @ is not before the first one.
+    if colon and ("@" in after or ("@" in rest and not after.isdecimal())):
+        raise InputError(
+            f"storage {scheme}://{name}:...@ names a secret, and where a storage is can be read by "
+            "others; give it by the environment (for S3 AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY) or the provider's own files, and leave it out of the URL"
+        )
 
 
 def _in_one_request(url: str) -> str:

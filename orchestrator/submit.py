@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from analysis.errors import InputError
+from analysis.storage import refuse_secrets
 from orchestrator.cli_options import STORAGE_VARIABLE
 from orchestrator.job_follow import PATIENCE_S, POLL_S
 from orchestrator.job_package import ENVIRONMENT_FILE, fill, own_modules
@@ -101,7 +102,7 @@ def prepare(submission: Submission, address: str) -> Prepared:
 
 def submit_sweep(server: JobServer, submission: Submission, prepared: Prepared) -> Job:
     """Start the job. Raises InputError where the cluster runs that sweep already."""
-    sweep, storage = prepared.config.name, redacted(prepared.storage)
+    sweep, storage = prepared.config.name, prepared.storage
     for job in server.jobs():
         if (job.sweep, job.storage) == (sweep, storage) and not job.over:
             raise InputError(
@@ -169,6 +170,7 @@ def _environment(storage: str, uri: str | None) -> dict[str, str]:
 
 
 def _check_storage(storage: str) -> None:
+    refuse_secrets(storage)
     path = storage.removeprefix("file://")
     if "://" not in path and not path.startswith(("/", "~")):
         raise InputError(
@@ -190,7 +192,7 @@ def _tracking_uri(submission: Submission) -> str | None:
     storage = submission.storage.removeprefix("file://")
     if uri is None and "://" in storage:
         raise InputError(
-            f"storage {redacted(storage)!r} is remote and cannot hold an MLflow database; give "
+            f"storage {storage!r} is remote and cannot hold an MLflow database; give "
             "the URI of an MLflow server with --tracking-uri or MLFLOW_TRACKING_URI"
         )
     return uri

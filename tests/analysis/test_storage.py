@@ -372,6 +372,27 @@ def test_a_url_is_opened_by_pyarrow() -> None:
     assert (storage.url, storage.get("a")) == ("mock:///bucket/sweeps", b"1")
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://key:s3cret@bucket/runs",
+        "s3://key:s3cret@bucket?region=eu",
+        "s3://key:/s3cret/@bucket/runs",
+        "s3://key:s3/cret@bucket/runs",
+        "hdfs://user:s3cret@host:8020/runs",
+    ],
+)
+def test_a_secret_in_a_url_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(InputError, match="AWS_SECRET_ACCESS_KEY") as refused:
+        open_storage(url)
+    assert "cret" not in str(refused.value).replace("names a secret", "")
+
+
+@pytest.mark.parametrize("url", ["mock:///a:b@c", "gs://anonymous@bucket/a", "/home/me:you@x"])
+def test_what_is_no_secret_is_not_taken_for_one(url: str) -> None:
+    assert open_storage(url).url == url
+
+
 def test_a_child_of_a_url_keeps_its_options() -> None:
     """Workers open the child's URL again: an S3 endpoint must not be lost on the way."""
     storage = ArrowStorage(fs._MockFileSystem(), "bucket", "s3://bucket/?endpoint_override=host")

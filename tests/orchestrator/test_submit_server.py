@@ -79,7 +79,7 @@ def test_no_secret_is_where_ray_shows_or_logs_it(
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "cluster-4711")
-    storage = "s3://key:bucket-4711@bucket/runs"
+    storage = "s3://bucket/runs"
     code, out, err = submit(TINY, "--storage", storage, "--address", head.address, "--json")
     assert code == 0
     assert "4711" not in out + err + json.dumps(head.jobs)
@@ -90,6 +90,15 @@ def test_no_secret_is_where_ray_shows_or_logs_it(
     assert all(value in environment for value in (*secrets.values(), storage))
     assert "cluster-4711" not in environment
     assert archive.getinfo("job.env").external_attr >> 16 & 0o777 == 0o600
+
+
+def test_a_secret_of_the_storage_is_refused_and_not_repeated(head: Head, submit: Command):
+    storage = "s3://key:bucket-4711@bucket/runs"
+    code, out, err = submit(TINY, "--storage", storage, "--address", head.address)
+    assert code == 2
+    assert "AWS_SECRET_ACCESS_KEY" in err
+    assert "4711" not in out + err
+    assert not head.jobs
 
 
 def test_ray_is_given_the_time_that_checkpoints_take(head: Head, submit: Command):
