@@ -20,6 +20,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Literal, get_args
 
 import psutil
@@ -62,13 +63,15 @@ NEEDS = {
 
 @dataclass(frozen=True)
 class Driver:
-    """One claim. `started` is when its process began, in seconds by the clock of its host."""
+    """One claim. `started` is when its process began, in seconds by the clock of its host, and
+    `processes` what its pid is a number of."""
 
     number: int
     owner: str
     host: str
     pid: int
     started: float
+    processes: str = ""
     state: State = "asking"
     heartbeat_ms: int = 0
 
@@ -86,7 +89,7 @@ class Driver:
         """Whether its process is still there, as far as this one can tell."""
         if self.state == "released":
             return False
-        here = self._is_here() if self.host == socket.gethostname() else None
+        here = self._is_here() if self._is_of_this_machine else None
         if here is not None:
             return here
         return abs(time.time() * 1000 - self.heartbeat_ms) < STALE_S * 1000
@@ -94,7 +97,13 @@ class Driver:
     @property
     def silent(self) -> bool:
         """Whether it has let go of nothing, and only its silence says that it is gone."""
-        return self.state != "released" and self.host != socket.gethostname() and not self.alive
+        return self.state != "released" and not self._is_of_this_machine and not self.alive
+
+    @property
+    def _is_of_this_machine(self) -> bool:
+        """Containers may share a host's name and still have processes of their own."""
+        same = self.processes in ("", _processes())  # not said by earlier versions
+        return same and self.host == socket.gethostname()
 
     def _is_here(self) -> bool | None:
         """Whether its process is on this machine, where a killed one need not be waited for; None
@@ -157,6 +166,16 @@ def driving(sweep: Storage) -> Iterator[Driving]:
             logger.warning("%s: the sweep was not released: %s", sweep.url, error)
 
 
+def _processes() -> str:
+    """Which processes the pids of this one number: the boot and the namespace; empty where the
+    system does not say."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
 def _let_go(sweep: Storage, mine: Driver) -> None:
     """Say that it is over; where a run was refused before it began the sweep, leave no trace."""
     try:
@@ -203,6 +222,7 @@ def _claim(sweep: Storage) -> Driver:
         host=socket.gethostname(),
         pid=process.pid,
         started=process.create_time(),
+        processes=_processes(),
     )
     _put(sweep, mine)
     try:
@@ -265,4 +285,6 @@ def _read(sweep: Storage, key: str) -> Driver | None:
     if content is None:
         return None
     about = {name: content[name] for name in NEEDS}
+    if TEXT.holds(content.get("processes")):
+        about["processes"] = content["processes"]
     return Driver(number=int(match[1]), owner=match[2], **about)

@@ -92,6 +92,27 @@ def test_a_silent_driver_of_another_machine_is_waited_for_a_minute(
         assert not held.replaced
 
 
+def test_a_container_of_the_same_host_name_has_processes_of_its_own(
+    tmp_path: Path, nobody_beats: None
+):
+    """Whether its driver lives is not told by who has that pid here."""
+    sweep = LocalStorage(tmp_path)
+    here = {"host": socket.gethostname(), "pid": 4_000_000, "processes": "boot pid:[1]"}
+    claim(sweep, **here)
+    assert is_driven(sweep)
+    claim(sweep, **here, heartbeat_ms=now_ms(120))
+    assert not is_driven(sweep)
+
+
+@pytest.mark.skipif(not Path("/proc/self/ns/pid").is_symlink(), reason="of Linux")
+def test_a_claim_says_what_its_pid_is_a_number_of(tmp_path: Path):
+    sweep = LocalStorage(tmp_path)
+    with driving(sweep):
+        (key,) = sweep.list()
+        boot, space = json.loads(sweep.get(key))["processes"].split()
+    assert (len(boot), space) == (36, os.readlink("/proc/self/ns/pid"))
+
+
 @pytest.mark.parametrize("slow_s", [300, -300])
 def test_one_whose_clock_is_wrong_is_heard_by_its_next_heartbeat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_s: int
