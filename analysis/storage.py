@@ -22,9 +22,8 @@ from analysis.errors import InputError
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 #: What a disk or a file system over a network says that does not answer.
 NO_ANSWER = frozenset({
-    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNREFUSED, errno.ECONNRESET,
-    errno.ECONNABORTED, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH,
-    errno.EREMOTEIO, errno.ESHUTDOWN, errno.EPIPE,
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ESHUTDOWN, errno.EHOSTDOWN,
+    errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH,
 })  # fmt: skip
 #: The same of object stores, after pyarrow has asked several times: S3's errors and Google's have
 #: no number there, only names.
@@ -116,7 +115,8 @@ class Storage(Protocol):
 def open_storage(location: str | Path) -> Storage:
     """A local path, ``file://`` URL, or any URL that pyarrow's filesystems open (s3, gs, hdfs).
 
-    Nothing is created. Raises InputError for a URL that no filesystem can open.
+    Nothing is created. Raises InputError for a URL that no filesystem can open, and OSError where
+    it does not answer: pyarrow asks S3 for the region of a bucket whose URL does not tell it.
     """
     text = str(location)
     refuse_secrets(text)
@@ -134,8 +134,11 @@ def open_storage(location: str | Path) -> Storage:
     try:
         filesystem, root = fs.FileSystem.from_uri(_in_one_request(text))
     except (ArrowException, OSError, ValueError) as error:
+        if is_away(error):
+            raise
+        why = str(error).replace(_in_one_request(text), text)
         raise InputError(
-            f"storage {text!r} cannot be opened: {error}; "
+            f"storage {text!r} cannot be opened: {why}; "
             "use a local path or a URL such as s3://bucket/folder"
         ) from error
     if not root.strip("/"):

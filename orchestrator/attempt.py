@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from analysis import records
 from analysis.errors import InputError
-from analysis.storage import Storage, StorageFullError, is_away
+from analysis.storage import Storage, StorageFullError
 from orchestrator.driver_lease import current_driver
 from orchestrator.ledger import give_up, trial_storage
 from orchestrator.preemption import PreemptedError
@@ -35,8 +35,6 @@ logger = logging.getLogger(__name__)
 FAILED = "failed"
 UNFINISHED = "unfinished"
 
-#: Seconds that an attempt at a trial takes at least whose storage does not answer.
-AWAY_S = 30.0
 #: Seconds between two looks at whether to stop, while the next attempt is waited for.
 LOOK_S = 0.5
 
@@ -91,19 +89,6 @@ def attempt(
     if outcome is None and not shall_stop():
         raise PreemptedError(f"trial {spec.id} made room with a checkpoint, and goes on elsewhere")
     return outcome or UNFINISHED
-
-
-@contextlib.contextmanager
-def slow_while_away() -> Iterator[None]:
-    """Ray begins again at once, and only so many times: a storage that does not answer for minutes
-    must not use them up."""
-    try:
-        yield
-    except OSError as error:
-        if is_away(error):
-            logger.warning("%s; tried again in %.0f s", error, AWAY_S)
-            time.sleep(AWAY_S)
-        raise
 
 
 @contextlib.contextmanager

@@ -51,6 +51,7 @@ class Gate(BasicVariantGenerator):  # type: ignore[misc]
         self._given: list[Trial] = []
         self._nodes: list[Node] = []
         self._stopping = False
+        self._unread = False  # whether it shall stop
         self._looked = float("-inf")
         self._told: set[Need] = set()
         self.left: list[str] = []  # trials to be handed over anew, once this gate is `over`
@@ -135,8 +136,11 @@ class Gate(BasicVariantGenerator):  # type: ignore[misc]
             self._nodes = self._look_at_nodes()
             try:
                 self._stopping = self._stopping or self._shall_stop()
+                self._unread = False
             except OSError as error:  # what is raised here would end the whole sweep
-                logger.warning("whether the sweep shall stop cannot be read now: %s", error)
+                if not self._unread:
+                    logger.warning("whether the sweep shall stop cannot be read now: %s", error)
+                self._unread = True
 
     def _tell_what_waits(self, needs: Iterable[Need], running: bool) -> None:
         """Once for every need, when nodes have left and nothing is left to do but to wait."""

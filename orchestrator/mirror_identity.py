@@ -7,7 +7,7 @@ import uuid
 
 from analysis.errors import InputError
 from analysis.records import BrokenRecordError, encode_json, get_json
-from analysis.storage import Storage
+from analysis.storage import Storage, is_away
 from orchestrator.mirror_run import SWEEP_TAG, TRIAL_TAG
 from orchestrator.tracking import RefusedError, ServerAwayError, Tracking, redacted
 
@@ -81,4 +81,6 @@ def _noted_identity(sweep: Storage) -> str | None:
         log.warning("%s; the sweep's earlier runs stay in MLflow, and it gets new ones", error)
         return None
     except OSError as error:
+        if is_away(error):
+            raise
         raise InputError(f"{sweep.url_of(IDENTITY_FILE)} cannot be read: {error}") from error

@@ -76,7 +76,7 @@ class ResourcesSection(Frozen):
     checkpoint_every: int = Field(default=100, ge=1)  # updates
     keep_checkpoints: int = Field(default=2, ge=1)
     retries: int = Field(default=2, ge=0)  # of a trial that failed; outcomes are not retried
-    preemptions: int = Field(default=50, ge=0)  # of a trial whose node or process was taken away
+    preemptions: int = Field(default=50, ge=0)  # its node, process or storage was taken away
     concurrent: int | None = Field(default=None, ge=1)  # trials at once; null: as many as fit
     wait_for_nodes: bool = False  # for what no node has room for: the cluster grows on demand
     watts_per_worker: float | None = Field(default=None, gt=0, allow_inf_nan=False)

@@ -4,11 +4,13 @@ Both call the same `trainers.train.train`; neither says anything to Ray but that
 What a trial leaves behind is in its directory.
 """
 
+import logging
+import time
 from typing import Any
 
 from analysis.records import get_result
-from analysis.storage import Storage, open_storage
-from orchestrator.attempt import attempt, slow_while_away
+from analysis.storage import Storage, is_away, open_storage
+from orchestrator.attempt import attempt
 from orchestrator.ledger import trial_storage
 from orchestrator.placement import need_of
 from orchestrator.preemption import preemption_notice
@@ -18,6 +20,11 @@ from orchestrator.stopping import ask_to_stop, stop_requested
 from trainers.heartbeat import every
 from trainers.spec import TrialSpec, parse_spec
 
+logger = logging.getLogger(__name__)
+
+#: How long a trial waits on a node for a storage that does not answer, and between two looks.
+AWAY_S = 600.0
+AWAY_LOOK_S = 5.0
 #: Until workers are told that the process which waits for them is to go.
 NOTICE_LOOK_S = 1.0
 
@@ -41,12 +48,8 @@ def run_trial(config: dict[str, Any]) -> str:
     Returns what became of the trial. Raises NotSharedError on a node that does not see the sweep:
     another one may.
     """
-    with slow_while_away():
-        return _run_trial(config["trial"])
-
-
-def _run_trial(config: dict[str, Any]) -> str:
-    require_shared(config["sweep"], config["probe"])
+    config = config["trial"]
+    _wait_for_storage(config)
     sweep = open_storage(config["sweep"])
 
     def run(spec: TrialSpec) -> str | None:
@@ -105,5 +108,20 @@ def _over_workers(config: dict[str, Any], spec: TrialSpec) -> str | None:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    require_shared(config["sweep"], config["probe"])
+    _wait_for_storage(config)
     _alone(config)
+
+
+def _wait_for_storage(config: dict[str, Any]) -> None:
+    """Until it answers: Ray would begin the trial again at once, and only so many times. After ten
+    minutes another node may try. Raises as `require_shared` does."""
+    give_up = time.monotonic() + AWAY_S
+    while True:
+        try:
+            require_shared(config["sweep"], config["probe"])
+            return
+        except OSError as error:
+            if not is_away(error) or time.monotonic() > give_up:
+                raise
+            logger.warning("%s; asked again in %.0f s", error, AWAY_LOOK_S)
+        time.sleep(AWAY_LOOK_S)

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Tests are no package: without this a test file could not import what lies beside this one.
-sys.path.insert(0, str(Path(__file__).parent))
+# Tests are no package: without this none could import what several share. Not the folder of this
+# file: its `analysis` would be found before the real one.
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 from s3_server import CREDENTIALS, S3Server
 

@@ -22,7 +22,7 @@ from analysis.records import (
     manifest_key,
     read_manifest,
 )
-from analysis.storage import Storage
+from analysis.storage import Storage, is_away
 from trainers.checkpoint import DamagedCheckpointError, described, fetch
 from trainers.scratch import scratch_folder
 from trainers.spec import TrialSpec, parse_layout
@@ -60,6 +60,8 @@ def fork(trunk: Storage, branch: Storage, spec: TrialSpec, step: int) -> bool:
     try:
         tables = {table: records.read_records(trunk, table) for table in SCHEMAS}
     except (InputError, OSError, pa.ArrowException) as error:
+        if is_away(error):  # it may have them, and this trial begins anew but once
+            raise
         logger.warning("%s: its records cannot be read: %s", trunk.url, error)
         return False
     with scratch_folder() as folder:

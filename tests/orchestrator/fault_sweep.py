@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from analysis.records import METRICS, SPECTRA, committed_steps, get_json, read_records
@@ -46,8 +47,11 @@ def run(storage: object, *options: str) -> dict:
     return json.loads(done.stdout)
 
 
-def wait_for_a_running_trial(sweep: Storage, driver: subprocess.Popen, but_not: set[str]) -> str:
-    """The id of a trial that has a committed checkpoint and is not over yet."""
+def wait_for_a_running_trial(
+    sweep: Storage, driver: subprocess.Popen, but_not: set[str], earlier: Collection[str] = ()
+) -> str:
+    """The id of a trial that has a committed checkpoint and is not over yet, in an attempt that
+    is not among `earlier` keys of the sweep."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -57,7 +61,8 @@ def wait_for_a_running_trial(sweep: Storage, driver: subprocess.Popen, but_not: 
         for trial_id in sorted({key.split("/")[1] for key in keys} - but_not):
             place = f"trials/{trial_id}/"
             own = [key.removeprefix(place) for key in keys if key.startswith(place)]
-            if "result.json" not in own and committed_steps(own):
+            runs = any(key.startswith(f"{place}attempts/") for key in keys if key not in earlier)
+            if runs and "result.json" not in own and committed_steps(own):
                 return trial_id
     raise AssertionError("no trial got as far as a checkpoint")
 

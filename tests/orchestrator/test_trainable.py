@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from test_placement import trial as make_trial
 
 from analysis.records import RESULT, encode_json
 from analysis.storage import LocalStorage
-from orchestrator import attempt, preemption, trainable, worker_group
+from orchestrator import preemption, trainable, worker_group
 from orchestrator.ledger import trial_storage
 from trainers.lease import STOP_REQUEST
 
@@ -69,20 +70,49 @@ def test_nobody_is_told_to_stop_where_nothing_was_heard(
     assert trial.list() == [RESULT]
 
 
-@pytest.mark.parametrize(
-    ("number", "waits"), [(errno.ESTALE, [attempt.AWAY_S]), (errno.EACCES, [])]
-)
-def test_ray_is_told_late_of_a_storage_that_does_not_answer(
-    sweep: LocalStorage, monkeypatch: pytest.MonkeyPatch, number: int, waits: list[float]
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Time that goes by in sleep alone, `slept` by `slept`."""
+    slept: list[float] = []
+    clock = SimpleNamespace(slept=slept, sleep=slept.append, monotonic=lambda: sum(slept))
+    monkeypatch.setattr(trainable, "time", clock)
+    return clock
+
+
+def answering(after: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A storage that answers when it has been asked so many times."""
+    asked = iter(range(after))
+
+    def require_shared(url: str, key: str) -> None:
+        if next(asked, None) is not None:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(trainable, "require_shared", require_shared)
+
+
+WHERE = {"sweep": "/s", "probe": "key"}
+
+
+def test_a_storage_that_does_not_answer_is_waited_for(
+    clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ):
-    """It begins again at once, and as often as the budgets say: for minutes they would not do."""
-    waited: list[float] = []
-    monkeypatch.setattr(attempt.time, "sleep", waited.append)
+    """Ray begins again at once, and as often as the budgets say: for minutes they would not do."""
+    answering(3, errno.ESTALE, monkeypatch)
+    trainable._wait_for_storage(WHERE)
+    assert clock.slept == [trainable.AWAY_LOOK_S] * 3
 
-    def away(url: str, key: str) -> None:
-        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(trainable, "require_shared", away)
-    with pytest.raises(OSError, match=os.strerror(number)):
-        trainable.run_trial({"trial": {"sweep": sweep.url, "probe": "key"}})
-    assert waited == waits
+def test_but_not_for_ever_for_another_node_may_reach_it(
+    clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+):
+    answering(100_000, errno.ESTALE, monkeypatch)
+    with pytest.raises(OSError, match="Stale file handle"):
+        trainable._wait_for_storage(WHERE)
+    assert sum(clock.slept) == pytest.approx(trainable.AWAY_S, abs=2 * trainable.AWAY_LOOK_S)
+
+
+def test_one_that_has_answered_is_not(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch):
+    answering(3, errno.EACCES, monkeypatch)
+    with pytest.raises(PermissionError):
+        trainable.run_trial({"trial": WHERE})
+    assert clock.slept == []

@@ -26,8 +26,10 @@ class CountingLoader(importlib.machinery.SourceFileLoader):
         def counted(engine: Any, spec: Any, store: Any, ranks: Any, step: int) -> Any:
             done = update(engine, spec, store, ranks, step)
             if ranks.is_first:
-                with open(os.environ[LOG], "a", encoding="utf-8") as log:
-                    log.write(f"{spec.id} {os.getpid()} {step + 1}\n")
+                line = f"{spec.id} {os.getpid()} {step + 1}\n"
+                log = os.open(os.environ[LOG], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+                os.write(log, line.encode())  # whole, or not at all if it is killed
+                os.close(log)
             return done
 
         module.update = counted  # type: ignore[attr-defined]
