@@ -12,7 +12,7 @@ from typing import Any
 from analysis.records import get_json
 from analysis.storage import LocalStorage
 from benchmarks.fault_matrix import __doc__ as description
-from benchmarks.fault_matrix.checks import content, differences, most_updates_lost, wrong_points
+from benchmarks.fault_matrix.checks import content, differences, lost, wrong_points
 from benchmarks.fault_matrix.faults import Fault, faults
 from benchmarks.fault_matrix.mlflow_server import MlflowServer
 from benchmarks.fault_matrix.nodes import Nodes, free_port
@@ -64,14 +64,17 @@ def once(fault: Fault, moment: int, seed: int, folder: Path, undisturbed: Undist
         uri = collect(fault, scene)
         states = outcomes(scene)
         broken = differences(scene, undisturbed[key], completed_only=fault.reported)
-        lost, wrong = most_updates_lost(scene), wrong_points(scene, uri)
+        again, wrong = lost(scene), wrong_points(scene, uri)
+        most = max(again, default=0)
         ended = scene.complete() or (fault.reported and "failed" in states)
         problems = [*broken, *wrong]
         if not ended:
             problems.append(f"ended with {states}")
-        if lost > (1 + fault.harmed) * CHECKPOINT_EVERY:
-            problems.append(f"{lost} updates were done again")
-        row(fault, moment, states, not broken, lost, not wrong, scene, began)
+        if fault.cuts and not again:
+            problems.append("no trial was cut off")
+        if most > (1 + fault.harmed) * CHECKPOINT_EVERY:
+            problems.append(f"{most} updates of a trial were done again")
+        row(fault, moment, states, not broken, most, not wrong, scene, began)
         good = not problems
     except Exception as error:
         problems.append(f"{type(error).__name__}: {error}")

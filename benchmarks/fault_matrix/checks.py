@@ -39,8 +39,8 @@ def differences(
     return found
 
 
-def most_updates_lost(scene: Scene) -> int:
-    """Updates of one trial that were done and had to be done again, at most.
+def lost(scene: Scene) -> list[int]:
+    """Of every attempt that took a trial over, how many updates it had to do again.
 
     Raises RuntimeError if a trial that is complete was not seen to do every update.
     """
@@ -50,7 +50,7 @@ def most_updates_lost(scene: Scene) -> int:
         result = get_json(scene.trial(trial_id), "result.json") or {}
         if result.get("outcome") == "completed" and seen != set(range(1, STEPS + 1)):
             raise RuntimeError(f"{trial_id} is complete, and {len(seen)} updates of it were seen")
-    return max(map(updates_lost, updates.values()), default=0)
+    return [each for one in updates.values() for each in updates_lost(one)]
 
 
 def wrong_points(scene: Scene, uri: str) -> list[str]:

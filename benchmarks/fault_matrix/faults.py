@@ -33,6 +33,7 @@ class Fault:
     overrides: tuple[tuple[str, Any], ...] = ()
     tracking: Literal["embedded", "server", "never up"] = "embedded"
     full: bool = False  # storage on a file system that fills up
+    cuts: bool = False  # a trial off, which another attempt has to take over
     harmed: int = 0  # checkpoints, the newest ones
     reported: bool = False  # the trial itself ends with an outcome or failure of its own
 
@@ -40,19 +41,19 @@ class Fault:
 def faults() -> list[Fault]:
     two = (("resources.workers", 2), ("resources.zero_stage", 2), ("grid.width_multiplier", [2, 4]))
     return [
-        Fault("kill -9 a training worker of two", kill_worker_of_two, "nodes", two),
-        Fault("kill -9 a Tune actor that trains", kill_trainer),
-        Fault("kill -9 a raylet", kill_raylet, "nodes"),
+        Fault("kill -9 a training worker of two", kill_worker_of_two, "nodes", two, cuts=True),
+        Fault("kill -9 a Tune actor that trains", kill_trainer, cuts=True),
+        Fault("kill -9 a raylet", kill_raylet, "nodes", cuts=True),
         Fault("kill -9 the head node", kill_head, "nodes"),
-        Fault("kill -9 the driver", kill_driver),
+        Fault("kill -9 the driver", kill_driver, cuts=True),
         Fault("kill -9 the mirror", kill_mirror),
-        Fault("SIGTERM of a node", terminate_node, "nodes"),
-        Fault("SIGSTOP until replaced, then SIGCONT", suspend_until_replaced, "nodes"),
+        Fault("SIGTERM of a node", terminate_node, "nodes", cuts=True),
+        Fault("SIGSTOP until replaced, then SIGCONT", suspend_until_replaced, "nodes", cuts=True),
         Fault("MLflow server killed and restarted", restart_mlflow, tracking="server"),
         Fault("MLflow server never up", lambda scene: None, tracking="never up"),
-        Fault("newest checkpoint truncated", truncate_checkpoint, harmed=1),
-        Fault("a flipped byte in the newest checkpoint", flip_byte, harmed=1),
-        Fault("storage full", fill_storage, full=True),
+        Fault("newest checkpoint truncated", truncate_checkpoint, cuts=True, harmed=1),
+        Fault("a flipped byte in the newest checkpoint", flip_byte, cuts=True, harmed=1),
+        Fault("storage full", fill_storage, cuts=True, full=True),
         Fault(
             "a NaN loss",
             lambda scene: None,

@@ -24,19 +24,20 @@ def read_updates(log: Path) -> dict[str, list[tuple[int, int]]]:
     return found
 
 
-def updates_lost(updates: list[tuple[int, int]]) -> int:
-    """How far behind the update that had been reached an attempt at the trial began, at most.
+def updates_lost(updates: list[tuple[int, int]]) -> list[int]:
+    """Of every attempt at the trial but the first: how far it began behind what had been reached.
 
     What a process that was replaced still does beside its successor has no part in it.
     """
-    most = 0
+    lost = []
     newest = reached = 0
     last: dict[int, int] = {}  # step of every process
     for pid, step in updates:
         if last.get(pid) != step - 1:  # an attempt begins
-            most = max(most, reached - (step - 1))
+            if last:
+                lost.append(reached - (step - 1))
             newest = pid
         if pid == newest:
             reached = step
         last[pid] = step
-    return most
+    return lost
