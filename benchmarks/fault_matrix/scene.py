@@ -23,7 +23,7 @@ from benchmarks.fault_matrix.updates import counting
 from orchestrator.ledger import resolved_sweep
 
 SWEEPS = Path(__file__).parents[2] / "orchestrator" / "sweeps"
-STEPS = 500
+STEPS = 1000
 CHECKPOINT_EVERY = 40
 #: Wide enough that an update takes about 10 ms: a fault hits in the midst of something.
 OVERRIDES = {
@@ -148,9 +148,9 @@ class Scene:
                 return
 
     def at_a_random_moment(self) -> str:
-        """Wait for some trial to be somewhere between its first checkpoint and its last hundred
-        updates, and return its id: what strikes it may take a second to find."""
-        share = self.random.uniform(0.0, 0.7)
+        """Wait for some trial to be somewhere between its first checkpoint and its middle, and
+        return its id: what strikes it may take seconds to reach it, and then it shall still run."""
+        share = self.random.uniform(0.0, 0.5)
         checkpoints = STEPS // CHECKPOINT_EVERY
         wanted = 1 + int(share * (checkpoints - 1))
         late = self.random.uniform(0.0, 0.3)  # seconds: between two checkpoints

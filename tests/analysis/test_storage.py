@@ -477,7 +477,7 @@ def test_an_object_store_that_nobody_serves_is_away(
 # --- S3 --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mib", [5, 10, 24])
+@pytest.mark.parametrize("mib", [5, 10])
 def test_what_is_too_large_for_one_request_arrives_whole(
     s3: S3Server, tmp_path: Path, mib: int
 ) -> None:
