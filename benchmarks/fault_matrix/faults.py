@@ -44,8 +44,9 @@ def faults() -> list[Fault]:
         Fault("kill -9 a training worker of two", kill_worker_of_two, "nodes", two, cuts=True),
         Fault("kill -9 a Tune actor that trains", kill_trainer, cuts=True),
         Fault("kill -9 a raylet", kill_raylet, "nodes", cuts=True),
+        # Trials may outlive the head and the driver for the seconds that they need to their end.
         Fault("kill -9 the head node", kill_head, "nodes"),
-        Fault("kill -9 the driver", kill_driver, cuts=True),
+        Fault("kill -9 the driver", kill_driver),
         Fault("kill -9 the mirror", kill_mirror),
         Fault("SIGTERM of a node", terminate_node, "nodes", cuts=True),
         Fault("SIGSTOP until replaced, then SIGCONT", suspend_until_replaced, "nodes", cuts=True),
