@@ -2,7 +2,8 @@
 
 Every tokenizer is a `tokenizers.Tokenizer` underneath, so that an exported model carries a
 `tokenizer.json` that `transformers` opens. Text never turns into special tokens, even where it
-spells one: the separator comes between documents and from nowhere else.
+spells one: the separator comes between documents and from nowhere else. Documents are encoded
+whole, or cut where that provably changes nothing.
 """
 
 import hashlib
@@ -11,6 +12,8 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,42 +25,85 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from analysis.errors import InputError
 from trainers.data import sources
 from trainers.data.documents import Corpus
-from trainers.data.hub import local_folder
+from trainers.data.encoded import (
+    Encoded,
+    Ids,
+    bytes_by_offsets,
+    lost_places,
+    visible_characters,
+)
+from trainers.data.pretrained_tokenizer import (
+    Published,
+    from_file,
+    open_published,
+    probe_ids,
+    published_at_hand,
+)
+from trainers.data.tokenizer_parts import TokenizerParts, byte_characters, pieces
 
 log = logging.getLogger(__name__)
 
 SEPARATOR = "<|endoftext|>"
 
-#: Text that a BPE is trained on, taken evenly over the training split: about a second's work,
-#: and merges for a vocabulary of thousands do not change with more.
+#: Text that a BPE is trained on, at most and at least half of it where there is so much: about a
+#: second's work, and merges for a vocabulary of thousands do not change with more.
 BPE_TRAINING_BYTES = 4_000_000
-#: Pieces in which the training text is sampled, and long documents are encoded, in characters.
-PIECE = 2**16
+#: About how many places of the training split that text is taken from, at most.
+_PLACES = 1000
 
-_BPE_RULE = "bpe/1"
-#: The parts of a tokenizer.json that decide which ids a text becomes.
-_DECISIVE = ("added_tokens", "normalizer", "pre_tokenizer", "model")
+_BPE_RULE = "bpe/2"
 
-Ids = NDArray[np.uint32]
+#: Characters that the backend is given at a time: what it keeps of each token weighs a hundred
+#: times the id.
+_BATCH = 2**20
 
 
 class Tokenizer:
-    """A tokenizer with a document separator. Ids are below `vocab_size`."""
+    """A tokenizer with a document separator. Ids are below `vocab_size`.
 
-    def __init__(self, backend: tokenizers.Tokenizer, separator: int) -> None:
+    `lossless`: it is proven that every text decodes to itself. `unknown_id` stands for what the
+    tokenizer does not know. `remarks` are sentences for its user.
+    """
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, separator: int, remarks: tuple[str, ...] = ()
+    ) -> None:
+        """`backend` is changed: it neither truncates, pads nor puts anything around a text, and
+        text that spells a special token stays text."""
         backend.no_truncation()
         backend.no_padding()
+        backend.post_processor = None
         backend.encode_special_tokens = True
         self._backend = backend
+        self._parts = TokenizerParts(json.loads(backend.to_str()))
         self.separator = separator
-        self.hash = _content_hash(backend.to_str(), separator)
+        self.remarks = remarks
+        self.hash = self._parts.digest(separator)
+        self.lossless = self._parts.is_lossless
+        self.unknown_id = self._parts.unknown_id
         # Published tokenizers may leave holes: the embedding needs a row for the highest id.
         self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """Token ids of each text, without separators."""
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, np.uint32) for encoding in encodings]
+        """Token ids of each whole text, without separators. Raises InputError where the
+        tokenizer has none for a part of it, and none for unknown text either."""
+        if not self._parts.may_be_cut:
+            return [ids for part in _batches(texts) for ids in self._ids_of(part)]
+        cut = [list(pieces(text)) for text in texts]
+        flat = [piece for text in cut for piece in text]
+        encoded = [ids for part in _batches(flat) for ids in self._ids_of(part)]
+        ends = list(accumulate(map(len, cut), initial=0))
+        return [
+            encoded[start] if end == start + 1 else np.concatenate(encoded[start:end])
+            for start, end in pairwise(ends)
+        ]
+
+    def measure_batch(self, texts: Sequence[str]) -> list[Encoded]:
+        """The ids of `encode_batch`, with what they stand for."""
+        if self._parts.is_byte_level:
+            encoded = zip(texts, self.encode_batch(texts), strict=True)
+            return [self._by_tokens(text, ids) for text, ids in encoded]
+        return [encoded for part in _batches(texts) for encoded in self._by_offsets(part)]
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
         """The text of ids; the separator is spelt out."""
@@ -65,10 +111,18 @@ class Tokenizer:
         return text
 
     def save(self, directory: Path) -> Path:
-        """Write tokenizer.json and tokenizer_config.json, as `transformers` reads them."""
+        """Write tokenizer.json and tokenizer_config.json, as `transformers` reads them. Raises
+        InputError where the library does not read from the file what it wrote."""
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "tokenizer.json"
         path.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
+        reopened = from_file(path, str(path))
+        reopened.encode_special_tokens = True
+        if probe_ids(reopened) != probe_ids(self._backend):
+            raise InputError(
+                f"{path}: tokenizers {tokenizers.__version__} gives other ids for a probe text "
+                "after it has written and read this tokenizer; use another one"
+            )
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": self._backend.id_to_token(self.separator),
@@ -77,12 +131,72 @@ class Tokenizer:
         (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
         return path
 
+    def _encodings(self, texts: list[str], offsets: bool = False) -> list[tokenizers.Encoding]:
+        encode = self._backend.encode_batch if offsets else self._backend.encode_batch_fast
+        try:
+            return list(encode(texts, add_special_tokens=False))
+        except Exception as error:
+            if type(error) is not Exception:
+                raise
+            # The library has no class of its own for a part of a text that has no id.
+            raise InputError(
+                f"tokenizer: a text has a part without an id, and the tokenizer has no id for "
+                f"what it does not know ({error}); use another tokenizer, such as kind bpe"
+            ) from error
+
+    def _ids_of(self, texts: list[str]) -> list[Ids]:
+        return [np.array(encoding.ids, np.uint32) for encoding in self._encodings(texts)]
+
+    @cached_property
+    def _bytes_of_ids(self) -> NDArray[np.uint32]:
+        return self._parts.bytes_of_ids(self.vocab_size)
+
+    def _by_tokens(self, text: str, ids: Ids) -> Encoded:
+        """Of a byte-level tokenizer: the bytes of each token are those of the text, unless one
+        was left out or is unknown."""
+        text_bytes = self._bytes_of_ids[ids]
+        complete = int(text_bytes.sum(dtype=np.int64)) == len(text.encode())
+        if not complete or self._is_unknown(ids).any():
+            return self._by_offsets([text])[0]
+        altered = not self.lossless and self.decode(ids) != text
+        return self._measured(text, ids, text_bytes, altered, [])
+
+    def _by_offsets(self, texts: list[str]) -> list[Encoded]:
+        """Of any tokenizer: each id accounts for the characters that it was made of."""
+        found = []
+        for text, encoding in zip(texts, self._encodings(texts, offsets=True), strict=True):
+            ids = np.array(encoding.ids, np.uint32)
+            offsets = np.array(encoding.offsets, np.int64).reshape(len(ids), 2)
+            lost = lost_places(text, offsets[~self._is_unknown(ids)])
+            altered = self.decode(ids) != text
+            text_bytes = bytes_by_offsets(text, offsets)
+            found.append(self._measured(text, ids, text_bytes, altered, lost))
+        return found
+
+    def _is_unknown(self, ids: Ids) -> NDArray[np.bool_]:
+        if self.unknown_id is None:
+            return np.zeros(len(ids), np.bool_)
+        return ids == np.uint32(self.unknown_id)
+
+    def _measured(
+        self, text: str, ids: Ids, text_bytes: NDArray[np.uint32], altered: bool, lost: list[int]
+    ) -> Encoded:
+        return Encoded(
+            ids=ids,
+            text_bytes=text_bytes,
+            lost_characters=len(lost),
+            altered=altered,
+            characters=visible_characters(text),
+            separators=int((ids == self.separator).sum()),
+            lost_example=text[lost[0]] if lost else "",
+        )
+
 
 class ByteTokenizer(Tokenizer):
     """Ids 0-255 are the bytes of UTF-8, 256 is the separator."""
 
     def __init__(self) -> None:
-        vocabulary = {character: byte for byte, character in enumerate(_byte_characters())}
+        vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
         backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         backend.decoder = decoders.ByteLevel()
@@ -94,6 +208,20 @@ class ByteTokenizer(Tokenizer):
         return [np.frombuffer(text.encode(), np.uint8).astype(np.uint32) for text in texts]
 
 
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """The texts in order, in lists of about `_BATCH` characters."""
+    batch: list[str] = []
+    length = 0
+    for text in texts:
+        batch.append(text)
+        length += len(text)
+        if length >= _BATCH:
+            yield batch
+            batch, length = [], 0
+    if batch:
+        yield batch
+
+
 def open_tokenizer(config: sources.Tokenizer, corpus: Corpus, cache: Path) -> Tokenizer:
     """The tokenizer; one that is trained on the corpus is kept below `cache`. Raises InputError."""
     match config:
@@ -102,7 +230,7 @@ def open_tokenizer(config: sources.Tokenizer, corpus: Corpus, cache: Path) -> To
         case sources.BPETokenizer():
             return _open_bpe(config.vocab_size, corpus, cache)
         case sources.PretrainedTokenizer():
-            return _open_pretrained(config)
+            return _of_published(open_published(config))
 
 
 # --- byte-level BPE ------------------------------------------------------------------------
@@ -139,7 +267,7 @@ def train_bpe(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[SEPARATOR],
-        initial_alphabet=_byte_characters(),
+        initial_alphabet=byte_characters(),
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
@@ -153,40 +281,66 @@ def train_bpe(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
 
 
 def sample(corpus: Corpus) -> Iterator[str]:
-    """About `BPE_TRAINING_BYTES` of the training split: every k-th piece of its documents.
+    """At most `BPE_TRAINING_BYTES` of the training split, taken from all over it.
 
-    Of a corpus of unknown size, the first documents.
+    The split is read as one run of short pieces. Of each k that follow one another one is taken,
+    by its place alone: so every part and every source has its share, and a corpus in which
+    sources take turns cannot fall into step. k is doubled whenever too much has been taken, by
+    dropping one of each two: the length of the corpus need not be known. All of a small split.
     """
-    every = -(-(corpus.total_bytes or 0) // BPE_TRAINING_BYTES) or 1
-    taken = 0
-    texts = (document.text for document in corpus.documents("train"))
-    for number, piece in enumerate(piece for text in texts for piece in pieces(text)):
+    taken: list[list[str]] = []
+    size = 0
+    every, chosen = 1, 0
+    for number, piece in enumerate(_short_pieces(corpus)):
         if number % every == 0:
-            yield piece
-            taken += len(piece.encode())
-            if taken >= BPE_TRAINING_BYTES:
-                return
+            chosen = number + _drawn(every, f"{every} {number}")
+        if number != chosen:
+            continue
+        taken.append(piece)
+        size += _utf8_bytes(piece)
+        while size > BPE_TRAINING_BYTES and len(taken) > 1:
+            every *= 2
+            pairs = [taken[start : start + 2] for start in range(0, len(taken), 2)]
+            taken = [
+                pair[_drawn(2, f"{every} {place}") % len(pair)] for place, pair in enumerate(pairs)
+            ]
+            size = sum(map(_utf8_bytes, taken))
+    for piece in taken:
+        yield from piece
 
 
-def pieces(text: str, size: int = PIECE) -> Iterator[str]:
-    """The text in pieces of about `size` characters, cut after a line end where there is one."""
-    start = 0
-    while len(text) - start > size:
-        newline = text.rfind("\n", start, start + size)
-        end = newline + 1 if newline > start else start + size
-        yield text[start:end]
-        start = end
-    yield text[start:]
+def _short_pieces(corpus: Corpus) -> Iterator[list[str]]:
+    """The training split in short runs of about equal length, which may span documents; each is
+    the texts in it."""
+    enough = max(BPE_TRAINING_BYTES // _PLACES, 1)
+    run: list[str] = []
+    length = 0
+    for document in corpus.documents("train"):
+        for text in _short(document.text, enough):
+            run.append(text)
+            length += len(text)
+            if length >= enough:
+                yield run
+                run, length = [], 0
+    if run:
+        yield run
 
 
-def _byte_characters() -> list[str]:
-    """The printable character that byte-level tokenizers write for each byte, 0 to 255.
+def _short(text: str, size: int) -> Iterator[str]:
+    """The text in pieces of about `size` characters, cut in mid-word only where no word ends for
+    as long again: for training, that matters little."""
+    for piece in pieces(text, size):
+        for start in range(0, len(piece), 2 * size):
+            yield piece[start : start + 2 * size]
 
-    The visible characters of Latin-1 stand for themselves, the others for those from 256 on.
-    """
-    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = iter(range(256, 512))
-    return [chr(byte if byte in visible else next(others)) for byte in range(256)]
+
+def _drawn(below: int, key: str) -> int:
+    """A number from 0 to `below` - 1, the same for the same key on every machine."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) % below
+
+
+def _utf8_bytes(texts: list[str]) -> int:
+    return sum(len(text.encode()) for text in texts)
 
 
 def _keep(tokenizer: Tokenizer, path: Path) -> None:
@@ -205,7 +359,7 @@ def _read_kept(path: Path) -> Tokenizer | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         text, expected = content["tokenizer"], content["hash"]
         separator = _separator_in(text)
-        if _content_hash(text, separator) != expected:
+        if TokenizerParts(json.loads(text)).digest(separator) != expected:
             raise ValueError("its content does not match its hash")
     except FileNotFoundError:
         return None
@@ -220,64 +374,17 @@ def _separator_in(text: str) -> int:
     return next(int(token["id"]) for token in added if token["content"] == SEPARATOR)
 
 
-def _content_hash(text: str, separator: int) -> str:
-    """Sixteen hexadecimal digits over what decides the ids of a tokenizer.json."""
-    content = json.loads(text)
-    decisive = {key: content.get(key) for key in _DECISIVE} | {"separator": separator}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
-
-
 # --- published tokenizers ------------------------------------------------------------------
 
 
 def pretrained_at_hand(config: sources.PretrainedTokenizer) -> Tokenizer | None:
     """A published tokenizer from its folder or from what the hub's client keeps on this machine;
     None where that would have to ask the hub. Raises InputError for one that cannot be used."""
-    if local_folder("tokenizer pretrained", config.path):
-        return _open_pretrained(config)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(
-            snapshot_download(config.path, revision=config.revision, local_files_only=True)
-        )
-    except LocalEntryNotFoundError:
-        return None
-    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
-        return None  # files of that repository, but not these
-    return _open_pretrained(config.model_copy(update={"path": str(folder), "revision": None}))
+    published = published_at_hand(config)
+    return None if published is None else _of_published(published)
 
 
-def _open_pretrained(config: sources.PretrainedTokenizer) -> Tokenizer:
-    folder = local_folder("tokenizer pretrained", config.path)
-    from transformers import AutoTokenizer
-
-    try:
-        loaded = AutoTokenizer.from_pretrained(
-            str(folder or config.path), revision=config.revision, trust_remote_code=False
-        )
-    # OSError: not found or not reachable; ValueError, KeyError: files of no known tokenizer.
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"tokenizer pretrained: {config.path!r} cannot be opened: {error!r}; give a folder "
-            "with a tokenizer.json, or the id of a model on the Hugging Face hub"
-        ) from error
-    backend = getattr(loaded, "backend_tokenizer", None)
-    if not isinstance(backend, tokenizers.Tokenizer):
-        raise InputError(
-            f"tokenizer pretrained: {config.path!r} ({type(loaded).__name__}) has no "
-            "tokenizer.json form; convert it with transformers' save_pretrained, or use another"
-        )
-    if backend.get_vocab_size(with_added_tokens=False) < 2:  # made of the configuration alone
-        raise InputError(
-            f"tokenizer pretrained: {config.path!r} holds no vocabulary; give a folder with a "
-            "tokenizer.json, such as save_pretrained of transformers writes"
-        )
-    for separator in (loaded.eos_token_id, loaded.sep_token_id, loaded.bos_token_id):
-        if separator is not None:
-            return Tokenizer(tokenizers.Tokenizer.from_str(backend.to_str()), int(separator))
-    raise InputError(
-        f"tokenizer pretrained: {config.path!r} has no eos, sep or bos token to put between "
-        "documents; set eos_token in its tokenizer_config.json"
-    )
+def _of_published(published: Published) -> Tokenizer:
+    for remark in published.remarks:
+        log.warning("%s", remark)
+    return Tokenizer(published.backend, published.separator, published.remarks)
