@@ -10,6 +10,7 @@ import tokenizers
 
 from analysis.errors import InputError
 from trainers.data.corpus import Corpus, Document, Split, open_corpus
+from trainers.data.pretrained_tokenizer import probe_ids
 from trainers.data.store import cache_root, find_store
 from trainers.data.tokenizer import Tokenizer, open_tokenizer
 from trainers.spec import TrialSpec
@@ -22,7 +23,8 @@ def write_tokenizer(trial: TrialSpec, folder: Path, cache: Path | None = None) -
 
     It is taken from the token store, or made again from the trial's source. Text becomes the ids
     that the model was trained on: a published tokenizer that puts special tokens around a text no
-    longer does. Raises InputError where it cannot be had.
+    longer does. Raises InputError where it cannot be had, or `transformers` would give a text
+    other ids.
     """
     store = find_store(trial.data, cache)
     if store is not None:
@@ -35,6 +37,7 @@ def write_tokenizer(trial: TrialSpec, folder: Path, cache: Path | None = None) -
         remade.save(folder)
     _as_trained(folder / TOKENIZER)
     _for_generation(folder / CONFIG, trial.model.context)
+    _same_in_transformers(folder, separator)
     return separator
 
 
@@ -99,3 +102,19 @@ def _for_generation(path: Path, context: int) -> None:
         "model_max_length": context,
     }
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _same_in_transformers(folder: Path, separator: int) -> None:
+    """Whoever opens the model opens its tokenizer with `AutoTokenizer`, which builds a tokenizer
+    by rules of its own."""
+    import transformers
+
+    trained = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER))
+    opened = transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    ids = probe_ids(opened.backend_tokenizer)
+    if ids != probe_ids(trained) or opened.eos_token_id != separator or opened("")["input_ids"]:
+        raise InputError(
+            f"the tokenizer of this trial would not travel: AutoTokenizer of transformers "
+            f"{transformers.__version__} gives a probe text other ids than the model was trained "
+            "on; --no-tokenizer exports the model alone"
+        )
