@@ -18,7 +18,6 @@ from trainers.data.corpus import Corpus, open_corpus
 from trainers.data.documents import content_digest, held_out_cut, split_of
 from trainers.data.hub import pin
 from trainers.data.sources import DataSource, TextFiles
-from trainers.data.tokenizer import pieces
 
 TEXTS = [f"document {number}: " + "word " * number for number in range(40)]
 
@@ -337,10 +336,3 @@ def test_a_lone_file_that_is_empty_is_said_to_be(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
     with pytest.raises(InputError, match=r"a\.txt: the file is empty"):
         opened(tmp_path)
-
-
-@given(st.text(), st.integers(min_value=1, max_value=50))
-def test_pieces_join_to_the_text(text: str, size: int) -> None:
-    cut = list(pieces(text, size))
-    assert "".join(cut) == text
-    assert all(len(piece) <= size for piece in cut)

@@ -21,7 +21,6 @@ from trainers.data.tokenizer import (
     ByteTokenizer,
     Tokenizer,
     open_tokenizer,
-    sample,
     train_bpe,
 )
 
@@ -121,25 +120,6 @@ def test_training_gives_the_same_tokenizer_in_every_process() -> None:
     assert len(hashes) == 1
 
 
-def test_the_sample_is_all_of_a_small_training_split() -> None:
-    corpus = Texts("one", "#held out", "two")
-    assert list(sample(corpus)) == ["one", "two"]
-
-
-def test_the_sample_of_a_large_corpus_reaches_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BPE_TRAINING_BYTES", 1000)
-    taken = list(sample(Texts(*[f"{number:0100}" for number in range(100)])))
-    assert len(taken) == 10
-    assert [int(text) for text in taken] == list(range(0, 100, 10))
-
-
-def test_the_sample_of_a_stream_stops_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BPE_TRAINING_BYTES", 1000)
-    corpus = Texts(*[f"{number:0100}" for number in range(100)], size_known=False)
-    assert len(list(sample(corpus))) == 10
-    assert corpus.read == 10
-
-
 def test_a_trained_tokenizer_is_kept_and_read_back(tmp_path: Path) -> None:
     corpus = Texts(SOURCE, "#held out")
     first = open_tokenizer(BPETokenizer(vocab_size=300), corpus, tmp_path)
@@ -217,33 +197,6 @@ def test_truncation_and_padding_of_a_published_tokenizer_are_off(tmp_path: Path)
     path.write_text(json.dumps(content))
     loaded = open_tokenizer(PretrainedTokenizer(path=str(tmp_path)), Texts(), tmp_path)
     assert len(loaded.encode_batch(["longer than four"])[0]) == 16
-
-
-@pytest.mark.parametrize("content", [None, "{ cut", "{}"])
-def test_a_folder_without_a_usable_tokenizer_is_named(tmp_path: Path, content: str | None) -> None:
-    if content is not None:
-        (tmp_path / "tokenizer.json").write_text(content)
-        (tmp_path / "tokenizer_config.json").write_text(
-            '{"tokenizer_class": "PreTrainedTokenizerFast"}'
-        )
-    with pytest.raises(InputError, match=f"pretrained: '{tmp_path}' cannot be opened"):
-        open_tokenizer(PretrainedTokenizer(path=str(tmp_path)), Texts(), tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["GPT2Tokenizer", "PreTrainedTokenizerFast"])
-def test_a_folder_without_a_vocabulary_is_named(tmp_path: Path, kind: str) -> None:
-    (tmp_path / "tokenizer_config.json").write_text(f'{{"tokenizer_class": "{kind}"}}')
-    with pytest.raises(InputError, match=f"'{tmp_path}' (holds no vocabulary|cannot be opened)"):
-        open_tokenizer(PretrainedTokenizer(path=str(tmp_path)), Texts(), tmp_path)
-
-
-def test_a_tokenizer_without_a_separator_is_refused(tmp_path: Path) -> None:
-    ByteTokenizer().save(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text(
-        '{"tokenizer_class": "PreTrainedTokenizerFast"}'
-    )
-    with pytest.raises(InputError, match="has no eos, sep or bos token"):
-        open_tokenizer(PretrainedTokenizer(path=str(tmp_path)), Texts(), tmp_path)
 
 
 def test_a_tokenizer_never_brings_its_own_code(tmp_path: Path) -> None:

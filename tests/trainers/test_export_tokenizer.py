@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+from odd_tokenizers import ODD, publish
 from tokenizers import models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from analysis.errors import InputError
+from trainers import export_tokenizer
+from trainers.data.pretrained_tokenizer import PROBE
 from trainers.data.sources import (
     BPETokenizer,
     BytesTokenizer,
@@ -82,6 +85,52 @@ def test_text_becomes_the_ids_that_were_trained_on(trial_spec, tmp_path) -> None
     tokens = store.train[:400].tolist()
     document = tokens[: tokens.index(separator)]
     assert loaded(loaded.decode(document))["input_ids"] == document
+
+
+@pytest.fixture
+def odd_spec(make_spec, corpus, tmp_path):
+    """Of a tokenizer of that name: a trial, and the ids that its file gives the probe text."""
+
+    def made(name):
+        folder = publish(ODD[name](), tmp_path / "odd", tokenizer_class="GPT2Tokenizer")
+        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        source = DataSource(corpus=corpus, tokenizer=PretrainedTokenizer(path=str(folder)))
+        store = open_store(source, tmp_path / "cache")
+        spec = make_spec(
+            source=source.model_dump(),
+            data=store.data_spec.model_dump(),
+            model__vocab_size=store.vocab_size,
+        )
+        return spec, backend.encode(PROBE, add_special_tokens=False).ids
+
+    return made
+
+
+@pytest.mark.parametrize("model_type", [None, "gpt2", "llama", "decoder"])
+@pytest.mark.parametrize("name", ["byte_level_split", "byte_level_normalised", "unigram",
+                                  "word_pieces", "byte_fallback", "byte_level_added"])  # fmt: skip
+def test_normalisers_and_splits_travel(odd_spec, name, model_type, tmp_path) -> None:
+    """Beside a model's configuration, which AutoTokenizer reads, as well as alone."""
+    spec, expected = odd_spec(name)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    write_tokenizer(spec, folder, tmp_path / "cache")
+    if model_type is not None:
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    loaded = AutoTokenizer.from_pretrained(folder)
+    assert loaded(PROBE, truncation=False)["input_ids"] == expected
+
+
+def test_a_tokenizer_that_transformers_would_open_as_another_is_refused(
+    odd_spec, tmp_path, monkeypatch
+) -> None:
+    spec, _ = odd_spec("byte_level_split")
+    answers = iter([[1], [2]])
+    monkeypatch.setattr(export_tokenizer, "probe_ids", lambda backend: next(answers))
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with pytest.raises(InputError, match="gives a probe text other ids than the model was trained"):
+        write_tokenizer(spec, folder, tmp_path / "cache")
 
 
 def test_batches_are_padded_at_their_beginning_with_the_separator(trial_spec, tmp_path) -> None:
