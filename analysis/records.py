@@ -69,6 +69,7 @@ METRICS_SCHEMA = pa.schema(
         ("tokens_per_s", pa.float64()),
         ("mfu", pa.float64()),
         ("val_loss", pa.float64()),
+        ("val_loss_se", pa.float64()),  # as an estimate of the whole held-out split's
         ("val_perplexity", pa.float64()),
         ("val_bits_per_byte", pa.float64()),
     ]

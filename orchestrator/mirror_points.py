@@ -25,6 +25,7 @@ METRIC_NAMES = {
     },
     "evaluation": {
         "val_loss": "val/loss",
+        "val_loss_se": "val/loss_se",
         "val_perplexity": "val/perplexity",
         "val_bits_per_byte": "val/bits_per_byte",
     },

@@ -36,7 +36,7 @@ from orchestrator.stopping import (
 )
 from orchestrator.sweep_config import SweepConfig
 from orchestrator.tracking import git_state
-from trainers.data.batches import heldout_windows, training_batch
+from trainers.data.batches import heldout_starts, training_batch
 from trainers.data.hub import pin
 from trainers.data.store import TokenStore, open_store
 
@@ -138,13 +138,14 @@ def _pinned(config: SweepConfig, sweep: Storage) -> SweepConfig:
 
 def _check_tokens(store: TokenStore, grid: Grid) -> None:
     """Raises InputError if a split is too short for what some trial would ask of it."""
+    fingerprint = store.data_spec.corpus_fingerprint
     asked = {
         (spec.model.context, spec.evaluation.tokens, spec.spectra.tokens)
         for spec in _specs(grid.trials)
     }
     for context, evaluation, spectra in asked:
-        heldout_windows(store.heldout, max(evaluation, spectra), context)
-        training_batch(store.train, 0, 0, 1, context, store.data_spec.corpus_fingerprint)
+        heldout_starts(len(store.heldout), max(evaluation, spectra), context, fingerprint)
+        training_batch(store.train, 0, 0, 1, context, fingerprint)
 
 
 def _left_to_do(sweep: Storage, grid: Grid, retry_failed: bool) -> list[PlannedTrial]:

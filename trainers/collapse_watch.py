@@ -17,11 +17,12 @@ SITE = "post"
 class CollapseWatch:
     """Used by rank 0 alone. The trial's directory is marked as long as the rule is met."""
 
-    def __init__(self, spec: TrialSpec, writer: TrialWriter, unigram_entropy: float) -> None:
-        """With the records that the writer rests on, when a trial is resumed."""
+    def __init__(self, spec: TrialSpec, writer: TrialWriter, unigram_loss: float) -> None:
+        """With the records that the writer rests on, when a trial is resumed. `unigram_loss` is
+        what token frequencies alone cost on the measured tokens, in nats a token."""
         self._post_ln = spec.model.is_post_ln
         self._writer = writer
-        self._entropy = unigram_entropy
+        self._unigram_loss = unigram_loss
         self._steps: list[int] = []  # of snapshots
         self._ranks = np.empty((0, spec.model.depth))
         self._evaluated: list[int] = []
@@ -79,6 +80,6 @@ class CollapseWatch:
             self._ranks,
             self._evaluated[:known],
             self._losses[:known],
-            self._entropy,
+            self._unigram_loss,
             post_ln=self._post_ln,
         )

@@ -11,8 +11,10 @@ import numpy as np
 from analysis.collapse import Collapse
 from analysis.records import METRICS
 from trainers import accounting, hardware
+from trainers.data.batches import windows_in
+from trainers.data.store import TokenStore
 from trainers.engine import versions
-from trainers.spec import TrialSpec
+from trainers.spec import SEMANTICS_VERSION, TrialSpec
 from trainers.writer import TrialWriter
 
 #: The final training loss is the mean over this share of the updates, the last ones.
@@ -46,6 +48,7 @@ class Clock:
 
 def result_of(
     spec: TrialSpec,
+    store: TokenStore,
     writer: TrialWriter,
     outcome: str,
     reason: str | None,
@@ -54,7 +57,7 @@ def result_of(
     clock: Clock,
 ) -> dict[str, Any]:
     """The final numbers, all taken from the records. `collapse` is where it began, if it did."""
-    columns = ["train_loss", "val_loss", "val_perplexity", "val_bits_per_byte"]
+    columns = ["train_loss", "val_loss", "val_loss_se", "val_perplexity", "val_bits_per_byte"]
     table = writer.read(METRICS, columns)
     trained = [loss for loss in table.column("train_loss").to_pylist() if loss is not None]
     tail = trained[-max(1, round(FINAL_TRAIN_SHARE * len(trained))) :]
@@ -62,9 +65,11 @@ def result_of(
     final = {name: evaluations[-1][name] if evaluations else None for name in columns[1:]}
     if evaluations and evaluations[-1]["step"] != step:
         final = dict.fromkeys(final)  # it ended between evaluations: there is no final one
+    best = min(evaluations, key=lambda row: row["val_loss"], default=None)
     flops_per_token = accounting.training_flops_per_token(spec.model)
     return {
         "trial_id": spec.id,
+        "semantics_version": SEMANTICS_VERSION,
         "outcome": outcome,
         "reason": reason,
         "collapse": None if collapse is None else asdict(collapse),
@@ -72,7 +77,9 @@ def result_of(
         "steps": spec.training.steps,
         "tokens": step * spec.training.batch_tokens,
         "final": {"train_loss": float(np.mean(tail)) if tail else None, **final},
-        "best_val_loss": min((row["val_loss"] for row in evaluations), default=None),
+        "best_val_loss": None if best is None else best["val_loss"],
+        "best_val_loss_step": None if best is None else best["step"],
+        "data": supply(spec, store, step),
         "parameters": asdict(accounting.parameters(spec.model)),
         "flops_per_token": flops_per_token,
         "inference_flops_per_token": accounting.inference_flops_per_token(spec.model),
@@ -81,4 +88,22 @@ def result_of(
         "layout": {**spec.layout.model_dump(mode="json"), "device_name": hardware.device_name()},
         "versions": versions(),
         "finished_ms": time.time_ns() // 1_000_000,
+    }
+
+
+def supply(spec: TrialSpec, store: TokenStore, step: int) -> dict[str, Any]:
+    """What the tokens of a trial were made of: how many there are, and how often training went
+    through them. `window_tokens` are those of one pass; the last few of a split are in no window.
+    """
+    context = spec.model.context
+    in_windows = windows_in(len(store.train), context) * context
+    encoding = store.meta.contents.encoding
+    return {
+        "train_tokens": len(store.train),
+        "heldout_tokens": len(store.heldout),
+        "measured_tokens": spec.evaluation.tokens // context * context,
+        "window_tokens": in_windows,
+        "passes": step * spec.training.batch_tokens / in_windows,
+        "lossless": store.lossless,
+        "unknown_share": None if encoding is None else encoding.unknown_share,
     }

@@ -146,7 +146,7 @@ def _train(
         lease.began(step)
         log.started(spec.id, lease.attempt, step, spec.training.steps)
 
-    watch = None if writer is None else CollapseWatch(spec, writer, store.unigram_entropy)
+    watch = None if writer is None else CollapseWatch(spec, writer, heldout.unigram_loss)
 
     def record(table: str, rows: list[Row]) -> None:
         if writer is not None and watch is not None:
@@ -221,7 +221,7 @@ def _train(
             outcome, reason = "collapsed", collapse.reason
             writer.mark_collapse(asdict(collapse))  # whatever the last snapshot made of it
         writer.flush()
-        result = result_of(spec, writer, outcome, reason, collapse, step, clock)
+        result = result_of(spec, store, writer, outcome, reason, collapse, step, clock)
         result = writer.finish(result, spec.layout.branch_points)
     ranks.barrier()
     result = ranks.broadcast(result)

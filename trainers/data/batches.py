@@ -1,66 +1,86 @@
 """Which tokens a step sees: a function of (corpus, replicate, step), and of nothing else.
 
-Worker count and micro-batch only decide who takes which rows. All cells of a sweep with one
-replicate number see the same tokens in the same order, so their differences are of the model.
+A split is cut into windows of `context` tokens that follow each other; the last target of a window
+is the first input of the next, so every token but the first is a target once. The last tokens of
+a split, fewer than a context, are in no window.
+
+Training walks a keyed permutation of the windows: every window once before any comes twice. The
+key is the corpus, the replicate and the number of the pass. Worker count and micro-batch only
+decide who takes which rows, and nothing needs to be remembered to go on in the middle of a pass.
+All cells of a sweep with one replicate number and one context see the same tokens in the same
+order, so their differences are of the model.
 """
 
 import hashlib
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis.errors import InputError
+from trainers.data.permutation import permuted
+from trainers.data.shards import ShardedTokens
 
-Tokens = NDArray[np.unsignedinteger[Any]]
+
+def windows_in(tokens: int, context: int) -> int:
+    """Windows of a split of that many tokens; each has a target after its last token."""
+    return (tokens - 1) // context
 
 
 def training_batch(
-    tokens: Tokens, replicate: int, step: int, sequences: int, context: int, fingerprint: str
+    tokens: ShardedTokens,
+    replicate: int,
+    step: int,
+    sequences: int,
+    context: int,
+    fingerprint: str,
 ) -> NDArray[np.int64]:
-    """Uniformly random windows of the training split, [sequences, context + 1].
+    """The windows of update `step` + 1, [sequences, context + 1].
 
-    Inputs are columns 0..context-1, targets columns 1..context. A smaller batch is the head of a
-    larger one. `fingerprint` is the corpus's. Raises InputError for a split shorter than a window.
+    Inputs are columns 0..context-1, targets columns 1..context. Updates follow each other in the
+    permutation, so that two small batches are one larger one. `fingerprint` is the corpus's.
+    Raises InputError for a split shorter than a window.
     """
-    _require("training", tokens, context + 1, "one window")
-    key = hashlib.sha256(f"{fingerprint} {replicate}".encode()).digest()[:16]
-    # A counter-based generator needs no state of earlier steps: the step is part of its counter,
-    # and the low word counts within a step. Raw draws, for NumPy promises their stream for ever
-    # and that of `Generator.integers` not; the modulo's bias is below 2**-24 for any corpus.
-    generator = np.random.Philox(
-        key=np.frombuffer(key, "<u8"), counter=np.array([0, step, 0, 0], np.uint64)
-    )
-    windows = len(tokens) - context
-    starts = (generator.random_raw(sequences) % np.uint64(windows)).astype(np.int64)
-    return _windows(tokens, starts, context)
-
-
-def heldout_windows(tokens: Tokens, count_tokens: int, context: int) -> NDArray[np.int64]:
-    """The first count_tokens // context windows of the held-out split, [n, context + 1].
-
-    Each target is predicted once: a window starts at the last target of the one before.
-    Raises InputError where the split is too short.
-    """
-    count = count_tokens // context
+    count = windows_in(len(tokens), context)
     if count < 1:
+        raise _too_short("training", len(tokens), context + 1, "one window")
+    places = step * sequences + np.arange(sequences)
+    passes, within = np.divmod(places, count)
+    windows = np.empty(sequences, np.int64)
+    for number in np.unique(passes):
+        now = passes == number
+        windows[now] = permuted(within[now], count, f"{fingerprint} {replicate} {number}")
+    return tokens.windows(windows * context, context + 1)
+
+
+def heldout_starts(
+    tokens: int, count_tokens: int, context: int, fingerprint: str
+) -> NDArray[np.int64]:
+    """First tokens of count_tokens // context windows spread over the held-out split, in order.
+
+    The windows of the split are cut into equal strata, and one of each is taken, by a keyed draw:
+    every stretch of the split, and so every source, is measured in proportion to its tokens, to
+    within two windows. They depend on the corpus, the count and the context alone, so all trials
+    of a sweep measure the same. Raises InputError where the split is too short.
+    """
+    wanted = count_tokens // context
+    if wanted < 1:
         raise InputError(
             f"{count_tokens} held-out tokens are less than one context of {context}; ask for more"
         )
-    needed = count * context + 1
-    _require("held-out", tokens, needed, f"{count} windows of {context} tokens and a last target")
-    return _windows(tokens, np.arange(count) * context, context)
+    there = windows_in(tokens, context)
+    if there < wanted:
+        purpose = f"{wanted} windows of {context} tokens and a last target"
+        raise _too_short("held-out", tokens, wanted * context + 1, purpose)
+    edges = np.arange(wanted + 1) * there // wanted
+    key = hashlib.shake_256(f"{fingerprint} held-out {wanted}".encode()).digest(8 * wanted)
+    # The remainder's bias is below 2**-24 for any corpus.
+    drawn = np.frombuffer(key, "<u8") % np.diff(edges).astype(np.uint64)
+    return (edges[:-1] + drawn.astype(np.int64)) * context
 
 
-def _windows(tokens: Tokens, starts: NDArray[np.int64], context: int) -> NDArray[np.int64]:
-    windows: NDArray[np.int64] = tokens[starts[:, None] + np.arange(context + 1)].astype(np.int64)
-    return windows
-
-
-def _require(split: str, tokens: Tokens, needed: int, purpose: str) -> None:
-    if len(tokens) < needed:
-        raise InputError(
-            f"the {split} split of the corpus has {len(tokens)} tokens, and {purpose} "
-            f"need {needed}; use a larger corpus, a shorter context, or fewer "
-            "evaluation.tokens and spectra.tokens"
-        )
+def _too_short(split: str, tokens: int, needed: int, purpose: str) -> InputError:
+    return InputError(
+        f"the {split} split of the corpus has {tokens} tokens, and {purpose} "
+        f"need {needed}; use a larger corpus, a shorter context, or fewer "
+        "evaluation.tokens and spectra.tokens"
+    )

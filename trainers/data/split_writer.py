@@ -1,18 +1,23 @@
 """Writing one split of a token store, in constant memory whatever its length."""
 
-import hashlib
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from trainers.data.documents import Split
-from trainers.data.tokenizer import Tokenizer, pieces
+from trainers.data.contents import Encoding, SourcePart, added
+from trainers.data.documents import Document, Split
+from trainers.data.shards import (
+    TEXT_BYTES,
+    TOKEN,
+    ShardMeta,
+    ShardWriter,
+    shard_file,
+    shard_number,
+)
+from trainers.data.tokenizer import Encoded, Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -23,103 +28,147 @@ _REPORT_EVERY = 2**28  # bytes of text between two progress messages
 
 @dataclass(frozen=True)
 class SplitMeta:
-    """One Arrow file: its tokens, the documents and UTF-8 bytes behind them, the file's size, and
-    the hash of the ids, however Arrow frames them."""
+    """The shards of a split, and what is in them: tokens with separators, documents, and the
+    UTF-8 bytes behind them."""
 
     tokens: int
     documents: int
     text_bytes: int
-    file_bytes: int
-    sha256: str
+    shards: tuple[ShardMeta, ...]
+
+
+@dataclass
+class Lost:
+    """What encoding did to the text of a split, so far."""
+
+    characters: int = 0  # of text that are no white space
+    lost: int = 0  # of them
+    altered_documents: int = 0
+    unknown: int = 0  # ids
+    ids: int = 0
 
 
 class SplitWriter:
-    """Takes documents in order; `finish` leaves FOLDER/SPLIT.arrow.
-
-    Ids go to a plain file first: a memory map is one array only where the Arrow file is one
-    record batch, and the length of that must be known before it is begun.
-    """
+    """Takes documents in order; `finish` leaves FOLDER/SPLIT/00000.arrow and so on."""
 
     def __init__(self, folder: Path, split: Split, tokenizer: Tokenizer) -> None:
         self.counts = np.zeros(tokenizer.vocab_size, np.int64)
-        self.documents = 0
-        self._split = split
-        self._tokenizer = tokenizer
-        self._dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-        self._arrow = folder / f"{split}.arrow"
-        self._plain = folder / f"{split}.ids"
-        self._stream = self._plain.open("wb")
-        self._hash = hashlib.sha256()
+        self.sources: dict[str, SourcePart] = {}
+        self.lost = Lost()
+        self._folder, self._split, self._tokenizer = folder, split, tokenizer
+        dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+        self._columns = [(TOKEN, dtype)]
+        if split == "heldout":
+            self._columns.append((TEXT_BYTES, np.dtype(np.uint32)))
+        # Bytes of text behind ids are kept of the held-out split; what is lost is known of both.
+        self._measured = split == "heldout" or not tokenizer.lossless
         self._text_bytes = 0
-        self._waiting: list[tuple[str, bool]] = []  # pieces, and whether each ends its document
+        self._documents = 0
+        self._waiting: list[Document] = []  # of one shard
         self._waiting_length = 0
+        self._number = 0
+        self._shard: ShardWriter | None = None
+        self._shards: list[ShardMeta] = []
 
-    def add(self, text: str) -> None:
+    @property
+    def documents(self) -> int:
+        return self._documents
+
+    def add(self, document: Document) -> None:
         """One document; the separator is put after it."""
-        *inner, last = pieces(text)
-        self._waiting += [(piece, False) for piece in inner] + [(last, True)]
-        self._waiting_length += len(text)
-        self.documents += 1
-        before, self._text_bytes = self._text_bytes, self._text_bytes + len(text.encode())
+        number = shard_number(self._text_bytes)
+        if self._shard is None or number != self._number:
+            self._end_shard()
+            self._number = number
+            self._shard = ShardWriter(
+                self._folder, shard_file(self._split, number), self._columns
+            )
+        before, self._text_bytes = self._text_bytes, self._text_bytes + len(document.text.encode())
+        self._documents += 1
+        self._waiting.append(document)
+        self._waiting_length += len(document.text)
         if self._waiting_length >= _BATCH:
             self._flush()
         if before // _REPORT_EVERY < self._text_bytes // _REPORT_EVERY:
             log.info("%s split: %d MB of text encoded", self._split, self._text_bytes // 10**6)
 
     def finish(self) -> SplitMeta:
-        """Write the Arrow file and remove the plain one. At least one document was added."""
-        self._flush()
-        self.close()
-        tokens = int(self.counts.sum())
-        ids = np.memmap(self._plain, self._dtype, "r", shape=(tokens,))
-        batch = pa.record_batch(
-            [
-                pa.Array.from_buffers(
-                    pa.from_numpy_dtype(self._dtype), tokens, [None, pa.py_buffer(ids)]
-                )
-            ],
-            ["token"],
-        )
-        with self._arrow.open("wb") as stream:
-            with pa.ipc.new_file(stream, batch.schema) as writer:
-                writer.write_batch(batch)
-            sync(stream)
-        self._plain.unlink()
+        """Write what is left. At least one document was added."""
+        self._end_shard()
         return SplitMeta(
-            tokens=tokens,
-            documents=self.documents,
+            tokens=int(self.counts.sum()),
+            documents=self._documents,
             text_bytes=self._text_bytes,
-            file_bytes=self._arrow.stat().st_size,
-            sha256=self._hash.hexdigest(),
+            shards=tuple(self._shards),
         )
 
     def close(self) -> None:
-        """Close the file; more than once is no error."""
-        self._stream.close()
+        """Close the files; more than once is no error."""
+        if self._shard is not None:
+            self._shard.close()
+
+    def _end_shard(self) -> None:
+        if self._shard is not None:
+            self._flush()
+            self._shards.append(self._shard.finish())
+            self._shard = None
 
     def _flush(self) -> None:
-        texts = [text for text, _ in self._waiting]
+        if not self._waiting or self._shard is None:
+            return
+        texts = [document.text for document in self._waiting]
+        if self._measured:
+            measured = self._tokenizer.measure_batch(texts)
+            encoded = [one.ids for one in measured]
+            for text, one in zip(texts, measured, strict=True):
+                self._note_lost(text, one)
+        else:
+            measured = None
+            encoded = self._tokenizer.encode_batch(texts)
         separator = np.array([self._tokenizer.separator], np.uint32)
-        parts: list[NDArray[np.uint32]] = []
-        encoded = self._tokenizer.encode_batch(texts)
-        for (_, ends), ids in zip(self._waiting, encoded, strict=True):
-            parts += [ids, separator] if ends else [ids]
-        if parts:
-            joined = np.concatenate(parts)
-            self.counts += np.bincount(joined, minlength=len(self.counts))
-            data = joined.astype(self._dtype).tobytes()
-            self._hash.update(data)
-            self._stream.write(data)
+        ids = np.concatenate([part for one in encoded for part in (one, separator)])
+        values = {TOKEN: ids}
+        if measured is not None:
+            none = np.zeros(1, np.uint32)
+            values[TEXT_BYTES] = np.concatenate(
+                [part for one in measured for part in (one.text_bytes, none)]
+            )
+        self.counts += np.bincount(ids, minlength=len(self.counts))
+        for document, own in zip(self._waiting, encoded, strict=True):
+            part = self.sources.setdefault(
+                document.source, SourcePart(document.source, self._split, 0, 0, 0)
+            )
+            self.sources[document.source] = added(
+                part, 1, len(document.text.encode()), len(own) + 1
+            )
+        self._shard.add(values)
         self._waiting, self._waiting_length = [], 0
+
+    def _note_lost(self, text: str, one: Encoded) -> None:
+        lost = self.lost
+        lost.characters += len("".join(text.split()))
+        lost.lost += one.lost_characters
+        lost.altered_documents += one.altered
+        lost.ids += len(one.ids)
+        if self._tokenizer.unknown_id is not None:
+            lost.unknown += int((one.ids == self._tokenizer.unknown_id).sum())
+
+
+def encoding_of(parts: list[Lost]) -> Encoding:
+    """What encoding did to the text of several splits together."""
+    ids, characters = sum(part.ids for part in parts), sum(part.characters for part in parts)
+    altered = sum(part.altered_documents for part in parts)
+    lost = sum(part.lost for part in parts)
+    unknown = sum(part.unknown for part in parts)
+    return Encoding(
+        lossless=not (altered or lost or unknown),
+        unknown_share=unknown / max(ids, 1),
+        lost_share=lost / max(characters, 1),
+        altered_documents=altered,
+    )
 
 
 def entropy(counts: NDArray[np.int64]) -> float:
     """-sum p ln p in nats, p = counts / sum(counts); counts of 0 contribute 0."""
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())
-
-
-def sync(stream: IO[Any]) -> None:
-    """Push a file to the disk, so that no rename is durable before what it names."""
-    stream.flush()
-    os.fsync(stream.fileno())

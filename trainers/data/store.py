@@ -1,9 +1,11 @@
-"""Tokens on disk: each split one Arrow array, memory-mapped, in a cache keyed by content.
+"""Tokens on disk: each split a list of Arrow shards, memory-mapped, in a cache keyed by content.
 
     CACHE/tokens/<corpus fingerprint>-<tokenizer hash>-<format>/
-        train.arrow  heldout.arrow     one column, one record batch, uint16 or uint32
+        train/00000.arrow ...          token ids, uint16 or uint32
+        heldout/00000.arrow ...        the same, and the bytes of text that each stands for
+        unigram.arrow                  how often every id occurs in the training split
         tokenizer.json ...             what made them
-        meta.json                      counts, sizes and hashes, written last
+        meta.json                      what the corpus holds, the shards and their hashes; last
 
 Documents follow each other with the separator after each. A store is built beside its place and
 renamed into it, so whoever sees it sees it whole; processes on one machine wait for the one that
@@ -24,7 +26,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,25 +35,29 @@ from pydantic import TypeAdapter
 from analysis.errors import InputError
 from trainers.data import sources
 from trainers.data.corpus import Corpus, Split, open_corpus
+from trainers.data.contents import SPLITS, Contents, ordered
 from trainers.data.paths import user_path
+from trainers.data.shards import ShardedTokens, sync
 from trainers.data.sources import BytesTokenizer, DataSource, DataSpec
-from trainers.data.split_writer import SplitMeta, SplitWriter, entropy, sync
+from trainers.data.split_writer import SplitMeta, SplitWriter, encoding_of
 from trainers.data.tokenizer import Tokenizer, open_tokenizer
 from trainers.data.verified import verified_once
 
 log = logging.getLogger(__name__)
 
-Tokens = NDArray[np.unsignedinteger[Any]]
-
-SPLITS: tuple[Split, ...] = ("train", "heldout")
 META = "meta.json"
+UNIGRAM = "unigram.arrow"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FORMAT = 3
+FORMAT = 4
+
+#: Shares of all tokens between which the held-out split of a rule must lie; a split that the user
+#: gives may have any size.
+HELD_OUT_TOKENS = (0.02, 0.3)
 
 
 @dataclass(frozen=True)
 class Meta:
-    """meta.json. `unigram_entropy` is of the training split, in nats a token."""
+    """meta.json: what the corpus holds, and the files of the store."""
 
     format: int
     corpus_fingerprint: str
@@ -60,9 +65,10 @@ class Meta:
     vocab_size: int  # ids that the tokenizer has
     highest_id: int  # that occurs in either split
     separator: int
-    unigram_entropy: float
     tokenizer_sha256: str  # of tokenizer.json
+    unigram_sha256: str  # of the counts in unigram.arrow
     splits: dict[Split, SplitMeta]
+    contents: Contents
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,9 @@ class TokenStore:
 
     folder: Path
     meta: Meta
-    train: Tokens  # [training tokens]
-    heldout: Tokens  # [held-out tokens]
+    train: ShardedTokens
+    heldout: ShardedTokens
+    unigram: NDArray[np.int64]  # [ids of the tokenizer] occurrences in the training split
     vocab_size: int  # rows of the embedding
 
     @property
@@ -88,24 +95,14 @@ class TokenStore:
         return self.meta.separator
 
     @property
-    def train_bytes(self) -> int:
-        """UTF-8 bytes of the training text; bits per byte = loss * tokens / bytes / ln 2."""
-        return self.meta.splits["train"].text_bytes
-
-    @property
-    def heldout_bytes(self) -> int:
-        """UTF-8 bytes of the held-out text."""
-        return self.meta.splits["heldout"].text_bytes
-
-    @property
-    def unigram_entropy(self) -> float:
-        """Nats a token of the training split: what a model knows that has seen only counts."""
-        return self.meta.unigram_entropy
+    def lossless(self) -> bool:
+        """Whether every document decodes back to itself: bits per byte mean nothing otherwise."""
+        return self.meta.contents.encoding is not None and self.meta.contents.encoding.lossless
 
     @property
     def digest(self) -> str:
         """Sixteen digits that are equal for equal tokens of both splits."""
-        splits = "".join(self.meta.splits[split].sha256 for split in SPLITS)
+        splits = self.train.digest + self.heldout.digest
         return hashlib.sha256(splits.encode()).hexdigest()[:16]
 
     @property
@@ -189,14 +186,15 @@ def _open_kept(folder: Path) -> TokenStore | None:
     try:
         meta = _read_meta(folder)
         _check_tokenizer(folder, meta)
-        train, heldout = (_map(folder, split, meta.splits[split]) for split in SPLITS)
+        train, heldout = (_shards(folder, meta.splits[split]) for split in SPLITS)
+        unigram = _read_unigram(folder, meta)
     except FileNotFoundError:
         return None
     except (ValueError, LookupError, TypeError, OSError, RecursionError,
             pa.ArrowException) as error:  # fmt: skip
         log.warning("%s: a broken token store is made anew (%s)", folder, error)
         return None
-    return TokenStore(folder, meta, train, heldout, meta.vocab_size)
+    return TokenStore(folder, meta, train, heldout, unigram, meta.vocab_size)
 
 
 def stated_vocabulary(tokenizer: sources.Tokenizer) -> int | None:
@@ -224,10 +222,7 @@ def _read_meta(folder: Path) -> Meta:
     found = json.loads(text)["format"]
     if found != FORMAT:
         raise ValueError(f"format {found!r}, not {FORMAT}")
-    meta = TypeAdapter(Meta).validate_json(text, strict=True)
-    if not 0 <= meta.unigram_entropy < math.inf:
-        raise ValueError(f"a unigram entropy of {meta.unigram_entropy} nats")
-    return meta
+    return TypeAdapter(Meta).validate_json(text, strict=True)
 
 
 def _check_tokenizer(folder: Path, meta: Meta) -> None:
@@ -236,23 +231,35 @@ def _check_tokenizer(folder: Path, meta: Meta) -> None:
         raise ValueError("tokenizer.json does not match its hash")
 
 
-def _map(folder: Path, split: Split, meta: SplitMeta) -> Tokens:
-    path = folder / f"{split}.arrow"
-    if path.stat().st_size != meta.file_bytes:
-        raise ValueError(f"{path.name} has {path.stat().st_size} bytes, not {meta.file_bytes}")
-    batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-    tokens: Tokens = batch.column(0).to_numpy(zero_copy_only=True)
+def _shards(folder: Path, meta: SplitMeta) -> ShardedTokens:
+    tokens = ShardedTokens(folder, meta.shards)
     if len(tokens) != meta.tokens:
-        raise ValueError(f"{path.name} has {len(tokens)} tokens, not {meta.tokens}")
+        raise ValueError(f"its shards have {len(tokens)} tokens, not {meta.tokens}")
     # Every process of every trial opens the store, and a store may be hundreds of gigabytes: it
     # is read through once, and again when it has changed.
-    if not verified_once(path, meta.sha256, folder.parent.parent, lambda: _sha256(tokens)):
-        raise ValueError(f"the ids in {path.name} do not match their hash")
+    root = folder.parent.parent
+    tokens.check(lambda path, sha256, digest: verified_once(path, sha256, root, digest))
     return tokens
 
 
-def _sha256(tokens: Tokens) -> str:
-    return hashlib.sha256(tokens.data).hexdigest()
+def _read_unigram(folder: Path, meta: Meta) -> NDArray[np.int64]:
+    batch = pa.ipc.open_file((folder / UNIGRAM).read_bytes()).get_batch(0)
+    counts: NDArray[np.int64] = batch.column(0).to_numpy()
+    if len(counts) != meta.vocab_size or _sha256(counts) != meta.unigram_sha256:
+        raise ValueError(f"{UNIGRAM} does not match its hash")
+    return counts
+
+
+def _write_unigram(folder: Path, counts: NDArray[np.int64]) -> None:
+    batch = pa.record_batch([pa.array(counts)], ["count"])
+    with (folder / UNIGRAM).open("wb") as stream:
+        with pa.ipc.new_file(stream, batch.schema) as writer:
+            writer.write_batch(batch)
+        sync(stream)
+
+
+def _sha256(counts: NDArray[np.int64]) -> str:
+    return hashlib.sha256(counts.astype("<i8").tobytes()).hexdigest()
 
 
 # --- building ------------------------------------------------------------------------------
@@ -303,7 +310,7 @@ def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
             for split in SPLITS
         }
         for split, document in corpus.assigned():
-            writers[split].add(document.text)
+            writers[split].add(document)
         for split, writer in writers.items():
             if not writer.documents:
                 raise InputError(
@@ -311,7 +318,19 @@ def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
                     "give a larger corpus"
                 )
         splits = {split: writer.finish() for split, writer in writers.items()}
+    contents = Contents(
+        split_rule=corpus.split_rule,
+        sources=ordered(
+            {(s, w.split): part for w in writers.values() for s, part in w.sources.items()}
+        ),
+        left_out=corpus.left_out,
+        remarks=corpus.remarks,
+        encoding=encoding_of([writer.lost for writer in writers.values()]),
+    )
+    _check_shares(splits, corpus)
+    _check_lost(contents, tokenizer)
     tokenizer_path = tokenizer.save(folder)
+    _write_unigram(folder, writers["train"].counts)
     meta = Meta(
         format=FORMAT,
         corpus_fingerprint=corpus.fingerprint,
@@ -319,9 +338,10 @@ def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
         vocab_size=tokenizer.vocab_size,
         highest_id=max(int(writer.counts.nonzero()[0][-1]) for writer in writers.values()),
         separator=tokenizer.separator,
-        unigram_entropy=entropy(writers["train"].counts),
         tokenizer_sha256=hashlib.sha256(tokenizer_path.read_bytes()).hexdigest(),
+        unigram_sha256=_sha256(writers["train"].counts),
         splits=splits,
+        contents=contents,
     )
     with (folder / META).open("w", encoding="utf-8") as stream:
         json.dump(asdict(meta), stream, indent=1)

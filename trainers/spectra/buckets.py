@@ -5,17 +5,6 @@ from numpy.typing import NDArray
 
 from analysis.records import BUCKETS
 
-#: Tokens counted at a time: what is read of a mapped corpus is not kept.
-CHUNK = 1 << 24
-
-
-def token_counts(tokens: NDArray[np.unsignedinteger], vocab_size: int) -> NDArray[np.int64]:
-    """How often every id occurs, [vocab_size]."""
-    counts = np.zeros(vocab_size, np.int64)
-    for start in range(0, len(tokens), CHUNK):
-        counts += np.bincount(tokens[start : start + CHUNK], minlength=vocab_size)
-    return counts
-
 
 def token_buckets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """The bucket of every id, [vocab_size]: an index into `analysis.records.BUCKETS`.

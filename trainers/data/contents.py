@@ -1,0 +1,95 @@
+"""What a corpus holds, what was left out of it, and what encoding did to it: for people and
+records. The same for a plan, which knows tokens from a sample, and for a token store."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from trainers.data.documents import LeftOut, Split
+
+SPLITS: tuple[Split, ...] = ("train", "heldout")
+
+
+@dataclass(frozen=True)
+class SourcePart:
+    """What one source gives to one split. `bytes` are UTF-8 bytes of text; `tokens` include the
+    separator after each document."""
+
+    source: str
+    split: Split
+    documents: int
+    bytes: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What the tokenizer does to the text of both splits.
+
+    `lossless` says that every document decodes back to itself; shares are of non-space characters
+    (`lost_share`: no id stands for them, or the unknown id) and of ids (`unknown_share`).
+    """
+
+    lossless: bool
+    unknown_share: float
+    lost_share: float
+    altered_documents: int
+
+
+@dataclass(frozen=True)
+class Contents:
+    """`encoding` is None where nothing has been encoded; `estimated` says that tokens are
+    extrapolated from a sample spread over each source."""
+
+    split_rule: str
+    sources: tuple[SourcePart, ...]
+    left_out: tuple[LeftOut, ...]
+    remarks: tuple[str, ...]
+    encoding: Encoding | None = None
+    estimated: bool = False
+
+    def total(self, split: Split) -> SourcePart:
+        """The sum over the sources of one split, under an empty name."""
+        parts = [part for part in self.sources if part.split == split]
+        return SourcePart(
+            source="",
+            split=split,
+            documents=sum(part.documents for part in parts),
+            bytes=sum(part.bytes for part in parts),
+            tokens=sum(part.tokens for part in parts),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `resolved.corpus` of sweep.yaml and `widthlab plan --json` have it."""
+        splits = {}
+        for split in SPLITS:
+            total = self.total(split)
+            splits[split] = {
+                "documents": total.documents, "bytes": total.bytes, "tokens": total.tokens
+            }  # fmt: skip
+        return {
+            "split_rule": self.split_rule,
+            "splits": splits,
+            "sources": [asdict(part) for part in self.sources],
+            "left_out": [asdict(left) for left in self.left_out],
+            "remarks": list(self.remarks),
+            "encoding": None if self.encoding is None else asdict(self.encoding),
+            "estimated": self.estimated,
+        }
+
+
+def ordered(counts: Mapping[tuple[str, Split], SourcePart]) -> tuple[SourcePart, ...]:
+    """Parts in the order in which their sources were met, the training split first."""
+    place = {source: number for number, (source, _) in enumerate(reversed(list(counts)))}
+    return tuple(
+        sorted(counts.values(), key=lambda part: (-place[part.source], SPLITS.index(part.split)))
+    )
+
+
+def added(part: SourcePart, documents: int = 0, text_bytes: int = 0, tokens: int = 0) -> SourcePart:
+    return replace(
+        part,
+        documents=part.documents + documents,
+        bytes=part.bytes + text_bytes,
+        tokens=part.tokens + tokens,
+    )
