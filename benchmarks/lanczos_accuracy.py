@@ -136,7 +136,12 @@ def of_models(
         for ffn in feed_forwards(decoder):
             if ffn.width > largest:
                 continue
-            windows = heldout_windows(store.heldout, SAMPLES_PER_DIMENSION * ffn.width, 64)
+            windows = heldout_windows(
+                store.heldout,
+                SAMPLES_PER_DIMENSION * ffn.width,
+                64,
+                store.data_spec.corpus_fingerprint,
+            )
             sites = {"pre": Tap(ffn.nonlinearity_input, "output"), "post": Tap(ffn.down, "input")}
             with torch.no_grad(), Probe(sites) as probe:
                 for batch in torch.from_numpy(windows).split(32):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analysis.records import Row
-from trainers.data.batches import heldout_starts, windows_in
+from trainers.data.batches import heldout_starts, heldout_windows, windows_in
 from trainers.data.store import TokenStore
 from trainers.engine import Engine, Ranks
 from trainers.models.build import token_loss
@@ -29,12 +29,12 @@ class Heldout:
 
     def __init__(self, spec: TrialSpec, store: TokenStore, ranks: Ranks) -> None:
         self._spec, self._ranks = spec, ranks
-        context = spec.model.context
-        starts = self._starts(store, spec.evaluation.tokens)
+        context, fingerprint = spec.model.context, spec.data.corpus_fingerprint
+        starts = heldout_starts(len(store.heldout), spec.evaluation.tokens, context, fingerprint)
         windows = store.heldout.windows(starts, context + 1)
         self._evaluation = self._mine(windows)
         self._spectra = self._mine(
-            store.heldout.windows(self._starts(store, spec.spectra.tokens), context + 1)
+            heldout_windows(store.heldout, spec.spectra.tokens, context, fingerprint)
         )
         self._count = len(windows)
         #: Of all windows of the split, those that are measured.
@@ -50,12 +50,6 @@ class Heldout:
             there = min(len(counts), len(store.unigram))
             counts[:there] = store.unigram[:there]
             self._buckets = torch.from_numpy(token_buckets(counts)).to(ranks.device)
-
-    def _starts(self, store: TokenStore, tokens: int) -> NDArray[np.int64]:
-        spec = self._spec
-        return heldout_starts(
-            len(store.heldout), tokens, spec.model.context, spec.data.corpus_fingerprint
-        )
 
     def _mine(self, windows: NDArray[np.int64]) -> Tensor:
         each = len(windows) // self._ranks.world_size

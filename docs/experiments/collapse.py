@@ -31,7 +31,9 @@ from analysis.collapse import Collapse, CollapseRule, judge
 from analysis.records import SPEC
 from analysis.storage import Storage, open_storage
 from analysis.tables.sweep_tables import LAW_SITE, load_sweep
+from trainers.data.batches import heldout_windows
 from trainers.data.store import open_store
+from trainers.heldout import unigram_loss
 from trainers.spec import TrialSpec, parse_spec
 
 NOTHING_LEARNT = 0.97  # of H
@@ -147,7 +149,7 @@ def finished(sweep: Storage) -> tuple[str, int, list[Trial]]:
         curve = tables.curves[tables.curves["id"] == row["id"]]
         curve = curve[curve["kind"] == "evaluation"]
         # All trials of a sweep have the same tokens.
-        entropy = trials[0].entropy if trials else unigram_entropy(spec)
+        entropy = trials[0].entropy if trials else frequencies_alone(spec)
         trials.append(
             Trial(
                 name=", ".join(str(row[axis]) for axis in axes),
@@ -163,8 +165,13 @@ def finished(sweep: Storage) -> tuple[str, int, list[Trial]]:
     return tables.name, len(tables.trials), trials
 
 
-def unigram_entropy(spec: TrialSpec) -> float:
-    return open_store(spec.source, expected=spec.data).unigram_entropy
+def frequencies_alone(spec: TrialSpec) -> float:
+    """Nats a token on the measured tokens of a model that knows token frequencies alone."""
+    store = open_store(spec.source, expected=spec.data)
+    windows = heldout_windows(
+        store.heldout, spec.evaluation.tokens, spec.model.context, spec.data.corpus_fingerprint
+    )
+    return unigram_loss(store.unigram, windows[:, 1:])
 
 
 def report(trials: list[Trial]) -> None:

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from trainers.spectra import buckets
-from trainers.spectra.buckets import token_buckets, token_counts
+from trainers.spectra.buckets import token_buckets
 
 
 def test_tokens_of_equal_frequency_fall_into_three_equal_parts() -> None:
@@ -31,9 +30,3 @@ def test_a_bucket_holds_a_third_but_for_one_token_at_either_end(counts: np.ndarr
     for often, seldom in itertools.pairwise(frequent):
         if often.size and seldom.size:
             assert often.min() >= seldom.max()
-
-
-def test_a_corpus_is_counted_piece_by_piece(monkeypatch) -> None:
-    monkeypatch.setattr(buckets, "CHUNK", 7)
-    tokens = np.random.default_rng(0).integers(0, 30, 100).astype(np.uint16)
-    assert token_counts(tokens, 40).tolist() == np.bincount(tokens, minlength=40).tolist()

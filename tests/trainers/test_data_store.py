@@ -1,7 +1,6 @@
 """The token store: what is in it, and that whoever opens it finds it whole."""
 
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -10,16 +9,17 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from transformers import AutoTokenizer
 
 from analysis.errors import InputError
-from trainers.data import split_writer
+from trainers.data import shards, split_writer
 from trainers.data import store as store_module
 from trainers.data.at_hand import resolve
 from trainers.data.corpus import Corpus, open_corpus
+from trainers.data.shards import ShardedTokens
 from trainers.data.sources import BPETokenizer, BytesTokenizer, DataSource, DataSpec, TextFiles
-from trainers.data.split_writer import entropy
 from trainers.data.store import cache_root, expect, open_store
 from trainers.data.tokenizer import ByteTokenizer, Tokenizer
 
@@ -44,7 +44,16 @@ def documents(source: DataSource, split: str) -> list[str]:
 
 def files(folder: Path) -> dict[str, int]:
     """Inodes of a store's files: they change when it is made anew."""
-    return {path.name: path.stat().st_ino for path in folder.iterdir()}
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_ino
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def ids(tokens: ShardedTokens) -> np.ndarray:
+    """Every id of a split."""
+    return np.concatenate(list(tokens.chunks()))
 
 
 def test_documents_are_packed_with_the_separator_after_each(
@@ -53,7 +62,7 @@ def test_documents_are_packed_with_the_separator_after_each(
     store = open_store(source, cache)
     for split, tokens in (("train", store.train), ("heldout", store.heldout)):
         expected = [[*text.encode(), 256] for text in documents(source, split)]
-        assert tokens.tolist() == [token for document in expected for token in document]
+        assert ids(tokens).tolist() == [token for document in expected for token in document]
 
 
 def test_long_documents_are_packed_like_short_ones(
@@ -67,7 +76,7 @@ def test_long_documents_are_packed_like_short_ones(
     store = open_store(source, cache)
     decoded = [
         ByteTokenizer().decode(part[:-1])
-        for tokens in (store.train, store.heldout)
+        for tokens in (ids(store.train), ids(store.heldout))
         for part in np.split(tokens, np.flatnonzero(tokens == 256) + 1)[:-1]
     ]
     assert sorted(decoded) == sorted(texts)
@@ -77,35 +86,104 @@ def test_bpe_tokens_decode_to_the_documents(source: DataSource, cache: Path) -> 
     store = open_store(source.model_copy(update={"tokenizer": BPETokenizer(vocab_size=270)}), cache)
     tokenizer = AutoTokenizer.from_pretrained(store.tokenizer_path.parent)
     expected = "".join(text + tokenizer.eos_token for text in documents(source, "train"))
-    assert tokenizer.decode(store.train.tolist()) == expected
+    assert tokenizer.decode(ids(store.train).tolist()) == expected
     assert store.vocab_size == 270
-    assert store.train.max() < 270
+    assert ids(store.train).max() < 270
 
 
-def test_counts_of_bytes_and_the_entropy_are_those_of_the_text(
+def test_documents_bytes_tokens_and_counts_are_those_of_the_text(
     source: DataSource, cache: Path
 ) -> None:
     store = open_store(source, cache)
-    assert store.train_bytes == sum(len(text.encode()) for text in documents(source, "train"))
-    assert store.heldout_bytes == sum(len(text.encode()) for text in documents(source, "heldout"))
-    counts = Counter(store.train.tolist())
-    total = counts.total()
-    by_hand = -sum(n / total * math.log(n / total) for n in counts.values())
-    assert store.unigram_entropy == pytest.approx(by_hand, rel=1e-12)
+    for split, tokens in (("train", store.train), ("heldout", store.heldout)):
+        texts = documents(source, split)
+        total = store.meta.contents.total(split)
+        assert total.documents == len(texts)
+        assert total.bytes == sum(len(text.encode()) for text in texts)
+        assert total.tokens == len(tokens) == total.bytes + total.documents
+    counts = Counter(ids(store.train).tolist())
+    assert store.unigram.tolist() == [counts[token] for token in range(257)]
 
 
-def test_the_entropy_of_equal_counts_is_the_log_of_their_number() -> None:
-    assert entropy(np.array([5, 0, 5, 5, 5])) == pytest.approx(math.log(4))
-    assert entropy(np.array([0, 9])) == 0
+def test_each_held_out_id_knows_the_bytes_that_it_stands_for(
+    source: DataSource, cache: Path
+) -> None:
+    bpe = source.model_copy(update={"tokenizer": BPETokenizer(vocab_size=270)})
+    store = open_store(bpe, cache)
+    tokenizer = AutoTokenizer.from_pretrained(store.tokenizer_path.parent)
+    starts = np.arange(len(store.heldout))
+    found = store.heldout.text_bytes(starts, 1)[:, 0]
+    for token, text_bytes in zip(ids(store.heldout).tolist(), found.tolist(), strict=True):
+        spelt = tokenizer.convert_ids_to_tokens(token)  # a character a byte
+        assert text_bytes == (0 if token == store.separator else len(spelt))
+    assert found.sum() == store.meta.contents.total("heldout").bytes
 
 
-def test_tokens_are_mapped_and_cannot_be_written(source: DataSource, cache: Path) -> None:
+def test_sources_are_counted_apart(tmp_path: Path, cache: Path) -> None:
+    for name, count in (("a", 300), ("b", 150)):
+        rows = [{"text": f"{name} says {number} " * 5} for number in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = DataSource(corpus=TextFiles(paths=[str(tmp_path)]), tokenizer=BytesTokenizer())
+    contents = open_store(source, cache).meta.contents
+    assert [(part.source, part.split) for part in contents.sources] == [
+        ("a.jsonl", "train"), ("a.jsonl", "heldout"), ("b.jsonl", "train"), ("b.jsonl", "heldout")
+    ]  # fmt: skip
+    counted: Counter[str] = Counter()
+    for part in contents.sources:
+        counted[part.source] += part.documents
+        assert part.tokens == part.bytes + part.documents
+    assert counted == {"a.jsonl": 300, "b.jsonl": 150}
+
+
+# --- shards --------------------------------------------------------------------------------
+
+
+def test_one_shard_and_many_are_the_same_tokens(
+    source: DataSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = open_store(source, tmp_path / "one")
+    monkeypatch.setattr(shards, "SHARD_TEXT_BYTES", 100)
+    many = open_store(source, tmp_path / "many")
+    begins = np.cumsum([0, *(len(text.encode()) for text in documents(source, "train"))])[:-1]
+    counts = [len(store.meta.splits["train"].shards) for store in (one, many)]
+    assert counts == [1, len(set((begins // 100).tolist()))]
+    for split in ("train", "heldout"):
+        few, lots = getattr(one, split), getattr(many, split)
+        np.testing.assert_array_equal(ids(few), ids(lots))
+        starts = np.arange(0, len(few) - 40, 17)
+        np.testing.assert_array_equal(few.windows(starts, 40), lots.windows(starts, 40))
+    starts = np.arange(0, len(one.heldout) - 9, 3)
+    np.testing.assert_array_equal(
+        one.heldout.text_bytes(starts, 9), many.heldout.text_bytes(starts, 9)
+    )
+    assert one.meta.contents == many.meta.contents
+
+
+def test_a_shard_ends_with_a_document(
+    source: DataSource, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_TEXT_BYTES", 100)
     store = open_store(source, cache)
-    assert store.train.dtype == np.uint16
-    assert not store.train.flags.writeable
-    assert not store.train.flags.owndata
+    for meta in store.meta.splits["train"].shards:
+        own = pa.ipc.open_file(str(store.folder / meta.file)).get_batch(0).column("token")
+        assert own[-1].as_py() == 256
+        assert len(own) == meta.tokens
+
+
+def test_a_shard_is_mapped_when_it_is_touched_and_cannot_be_written(
+    source: DataSource, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_TEXT_BYTES", 100)
+    open_store(source, cache)
+    store = open_store(source, cache)  # verified before: nothing need be read
+    assert store.train._mapped == {}
+    store.train.windows(np.array([0]), 4)
+    ((place, mapped),) = store.train._mapped.items()
+    assert place == (0, "token")
+    assert mapped.dtype == np.uint16
+    assert not mapped.flags.owndata
     with pytest.raises(ValueError, match="read-only"):
-        store.train[0] = 1
+        mapped[0] = 1
 
 
 def test_a_vocabulary_beyond_two_bytes_takes_four(source: DataSource, tmp_path: Path) -> None:
@@ -119,8 +197,8 @@ def test_a_vocabulary_beyond_two_bytes_takes_four(source: DataSource, tmp_path: 
         DataSource.model_validate({**source.model_dump(), "tokenizer": wide}), tmp_path
     )
     assert store.vocab_size == 70_001
-    assert store.train.dtype == np.uint32
-    assert ByteTokenizer().decode(store.train[:4]) == documents(source, "train")[0][:4]
+    assert ids(store.train).dtype == np.uint32
+    assert ByteTokenizer().decode(ids(store.train)[:4]) == documents(source, "train")[0][:4]
 
 
 # --- the cache -----------------------------------------------------------------------------
@@ -133,22 +211,22 @@ def test_a_second_opening_reads_what_the_first_made(source: DataSource, cache: P
     assert files(second.folder) == before
     assert second.meta == first.meta
     assert sorted(before) == [
-        "heldout.arrow",
+        "heldout/00000.arrow",
         "meta.json",
         "tokenizer.json",
         "tokenizer_config.json",
-        "train.arrow",
+        "train/00000.arrow",
+        "unigram.arrow",
     ]
 
 
 def test_four_processes_at_once_make_one_store(source: DataSource, cache: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from trainers.data.sources import DataSource;"
-        "from trainers.data.store import open_store; import hashlib, os;"
+        "from trainers.data.store import open_store; import os;"
         "source = DataSource.model_validate_json(sys.argv[1]); sys.stdin.readline();"
         "store = open_store(source, Path(sys.argv[2]));"
-        "print(hashlib.sha256(store.train.tobytes()).hexdigest(),"
-        " os.stat(store.folder / 'train.arrow').st_ino)"
+        "print(store.digest, os.stat(store.folder / 'train/00000.arrow').st_ino)"
     )
     bpe = source.model_copy(update={"tokenizer": BPETokenizer(vocab_size=280)})
     processes = [
@@ -171,13 +249,18 @@ def test_four_processes_at_once_make_one_store(source: DataSource, cache: Path) 
     assert len(kept) == 2  # the store and its lock; nothing half-made
 
 
-@pytest.mark.parametrize("victim", ["train.arrow", "heldout.arrow", "meta.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "victim",
+    [
+        "train/00000.arrow", "heldout/00000.arrow", "unigram.arrow", "meta.json", "tokenizer.json"
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("damage", ["cut", "emptied", "removed"])
 def test_a_damaged_store_is_made_anew(
     source: DataSource, cache: Path, victim: str, damage: str
 ) -> None:
     first = open_store(source, cache)
-    tokens, spec, folder = first.train.tolist(), first.data_spec, first.folder
+    tokens, spec, folder = ids(first.train).tolist(), first.data_spec, first.folder
     del first
     path = folder / victim
     match damage:
@@ -188,7 +271,7 @@ def test_a_damaged_store_is_made_anew(
         case "removed":
             path.unlink()
     again = open_store(source, cache, spec)
-    assert again.train.tolist() == tokens
+    assert ids(again.train).tolist() == tokens
     assert again.data_spec == spec
     assert [p.name for p in folder.parent.iterdir() if p.name.startswith(".")] == []
 
@@ -286,7 +369,7 @@ def test_the_expected_store_opens_without_its_corpus(source: DataSource, cache: 
     assert isinstance(source.corpus, TextFiles)
     Path(source.corpus.paths[0]).unlink()
     again = open_store(source, cache, first.data_spec)
-    np.testing.assert_array_equal(again.train, first.train)
+    np.testing.assert_array_equal(ids(again.train), ids(first.train))
 
 
 def test_a_changed_corpus_or_tokenizer_is_refused(source: DataSource, cache: Path) -> None:

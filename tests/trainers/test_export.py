@@ -167,7 +167,9 @@ def test_a_model_of_bfloat16_is_near_and_half_the_size(make_spec, lively, trial,
 
 def held_out_loss(model: Any, spec: TrialSpec) -> float:
     store = open_store(spec.source, expected=spec.data)
-    windows = heldout_windows(store.heldout, spec.evaluation.tokens, spec.model.context)
+    windows = heldout_windows(
+        store.heldout, spec.evaluation.tokens, spec.model.context, spec.data.corpus_fingerprint
+    )
     tokens = torch.from_numpy(windows).long()
     with torch.no_grad():
         return float(token_loss(model(tokens[:, :-1]).logits, tokens[:, 1:]).mean())

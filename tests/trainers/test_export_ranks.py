@@ -46,7 +46,9 @@ def test_two_ranks_at_every_stage(make_spec, tmp_path) -> None:
         assert len(optimizers) == (2 if spec.layout.zero_stage else 0)
         model = trained_model(trial).model
         store = open_store(spec.source, expected=spec.data)
-        windows = heldout_windows(store.heldout, spec.evaluation.tokens, spec.model.context)
+        windows = heldout_windows(
+            store.heldout, spec.evaluation.tokens, spec.model.context, spec.data.corpus_fingerprint
+        )
         tokens = torch.from_numpy(windows)
         with torch.no_grad():
             loss = token_loss(model(tokens[:, :-1]).logits, tokens[:, 1:]).mean()

@@ -82,7 +82,7 @@ def test_text_becomes_the_ids_that_were_trained_on(trial_spec, tmp_path) -> None
     loaded = AutoTokenizer.from_pretrained(folder)
     store = find_store(trial_spec.data, tmp_path / "cache")
     assert separator == store.separator == loaded.eos_token_id
-    tokens = store.train[:400].tolist()
+    tokens = next(store.train.chunks())[:400].tolist()
     document = tokens[: tokens.index(separator)]
     assert loaded(loaded.decode(document))["input_ids"] == document
 

@@ -210,7 +210,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def change_a_token(folder: Path, split: str = "train") -> None:
     """In its place, leaving all counts and sizes as they are, and the times too."""
-    path = folder / f"{split}.arrow"
+    path = folder / f"{split}/00000.arrow"
     stat = path.stat()
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -223,11 +223,11 @@ def test_a_token_that_was_changed_is_noticed_and_the_store_made_anew(
     corpus, cache, caplog, split
 ) -> None:
     store = open_store(corpus, cache)
-    tokens = np.array(getattr(store, split))
+    tokens = np.concatenate(list(getattr(store, split).chunks()))
     change_a_token(store.folder, split)
     again = open_store(corpus, cache, expected=store.data_spec)
     assert "do not match their hash" in caplog.text
-    assert np.array_equal(getattr(again, split), tokens)
+    assert np.array_equal(np.concatenate(list(getattr(again, split).chunks())), tokens)
     assert again.digest == store.digest
 
 
@@ -243,8 +243,8 @@ def test_without_its_corpus_a_changed_store_is_refused(corpus, cache) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"vocab_size": "257"}, {"highest_id": None}, {"unigram_entropy": float("nan")},
-        {"unigram_entropy": -1.0}, {"separator": 1.5}, {"splits": []}, {"format": "3"},
+        {"vocab_size": "257"}, {"highest_id": None}, {"unigram_sha256": None},
+        {"contents": {}}, {"separator": 1.5}, {"splits": []}, {"format": "3"},
         {"splits": {"train": {}, "heldout": {}}},
     ],
 )  # fmt: skip
@@ -276,8 +276,10 @@ def test_other_tokens_than_a_checkpoint_was_trained_on_are_refused(
     change_a_token(store.folder)
     path = store.folder / "meta.json"
     meta = json.loads(path.read_text())
-    ids = pa.ipc.open_file(str(store.folder / "train.arrow")).get_batch(0).column(0).to_numpy()
-    meta["splits"]["train"]["sha256"] = hashlib.sha256(ids.data).hexdigest()
+    ids = (
+        pa.ipc.open_file(str(store.folder / "train/00000.arrow")).get_batch(0).column(0).to_numpy()
+    )
+    meta["splits"]["train"]["shards"][0]["sha256"] = hashlib.sha256(ids.data).hexdigest()
     path.write_text(json.dumps(meta))
     with pytest.raises(InputError, match="is not the one that the checkpoint of step 4"):
         train(spec, trial, diary())
@@ -393,7 +395,7 @@ def test_a_store_that_is_cut_short_in_mid_training_kills_it_and_is_made_anew(
     spec = make_spec(data=data.model_dump(), source=corpus.model_dump())
     path = tmp_path / "spec.json"
     path.write_bytes(spec.to_json())
-    tokens = find_store(data, cache).folder / "train.arrow"
+    tokens = find_store(data, cache).folder / "train/00000.arrow"
     done = subprocess.run(
         [sys.executable, "-c", CUT, str(tokens), str(path), "--out", str(trial.root)],
         check=False, cwd=REPOSITORY, timeout=240, capture_output=True,

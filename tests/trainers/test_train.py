@@ -12,6 +12,7 @@ from analysis.errors import InputError
 from analysis.records import METRICS, SPECTRA, read_records
 from analysis.storage import LocalStorage
 from trainers import accounting
+from trainers.data.batches import heldout_starts
 from trainers.data.store import open_store
 from trainers.engine import learning_rate
 from trainers.spec import parse_spec
@@ -80,13 +81,19 @@ def test_the_rows_say_what_the_update_was(make_spec, trial, diary) -> None:
 def test_an_evaluation_is_in_nats_in_perplexity_and_in_bits_per_byte(
     make_spec, trial, diary, text_source, token_cache
 ) -> None:
-    train(make_spec(training__steps=1), trial, diary())
+    spec = make_spec(training__steps=1)
+    train(spec, trial, diary())
     store = open_store(text_source, token_cache)
+    starts = heldout_starts(
+        len(store.heldout), spec.evaluation.tokens, spec.model.context, spec.data.corpus_fingerprint
+    )
+    targets = store.heldout.windows(starts + 1, spec.model.context)
+    text_bytes = (targets != 256).sum()  # a byte a token, and none for a separator
     rows = [row for row in read_records(trial, METRICS).to_pylist() if row["kind"] == "evaluation"]
     assert abs(rows[0]["val_loss"] - math.log(257)) < 0.1  # knows nothing yet
     for row in rows:
         assert row["val_perplexity"] == pytest.approx(math.exp(row["val_loss"]))
-        bits = row["val_loss"] / math.log(2) * len(store.heldout) / store.heldout_bytes
+        bits = row["val_loss"] * targets.size / text_bytes / math.log(2)
         assert row["val_bits_per_byte"] == pytest.approx(bits)
 
 

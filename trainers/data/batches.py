@@ -78,6 +78,15 @@ def heldout_starts(
     return (edges[:-1] + drawn.astype(np.int64)) * context
 
 
+def heldout_windows(
+    tokens: ShardedTokens, count_tokens: int, context: int, fingerprint: str
+) -> NDArray[np.int64]:
+    """The windows of `heldout_starts`, [n, context + 1]: inputs and targets as in training."""
+    return tokens.windows(
+        heldout_starts(len(tokens), count_tokens, context, fingerprint), context + 1
+    )
+
+
 def _too_short(split: str, tokens: int, needed: int, purpose: str) -> InputError:
     return InputError(
         f"the {split} split of the corpus has {tokens} tokens, and {purpose} "

@@ -1,7 +1,7 @@
 """What a corpus holds, what was left out of it, and what encoding did to it: for people and
 records. The same for a plan, which knows tokens from a sample, and for a token store."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -78,12 +78,11 @@ class Contents:
         }
 
 
-def ordered(counts: Mapping[tuple[str, Split], SourcePart]) -> tuple[SourcePart, ...]:
-    """Parts in the order in which their sources were met, the training split first."""
-    place = {source: number for number, (source, _) in enumerate(reversed(list(counts)))}
-    return tuple(
-        sorted(counts.values(), key=lambda part: (-place[part.source], SPLITS.index(part.split)))
-    )
+def ordered(parts: Iterable[SourcePart]) -> tuple[SourcePart, ...]:
+    """The parts by source, as sources were met; of each the training split first."""
+    found = list(parts)
+    met = list(dict.fromkeys(part.source for part in found))
+    return tuple(sorted(found, key=lambda part: (met.index(part.source), SPLITS.index(part.split))))
 
 
 def added(part: SourcePart, documents: int = 0, text_bytes: int = 0, tokens: int = 0) -> SourcePart:

@@ -26,9 +26,7 @@ def permuted(places: NDArray[np.integer], size: int, key: str) -> NDArray[np.int
     return found.astype(np.int64)
 
 
-def _network(
-    values: NDArray[np.uint64], half: int, keys: NDArray[np.uint64]
-) -> NDArray[np.uint64]:
+def _network(values: NDArray[np.uint64], half: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
     bits, mask = np.uint64(half), np.uint64(2**half - 1)
     left, right = values >> bits, values & mask
     for key in keys:

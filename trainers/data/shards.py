@@ -60,7 +60,7 @@ class ShardWriter:
 
     def __init__(self, folder: Path, file: str, columns: Sequence[tuple[str, np.dtype[Any]]]):
         self._file, self._path = file, folder / file
-        self._path.parent.mkdir(exist_ok=True)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         self._columns = dict(columns)
         self._plain = {name: self._path.with_suffix(f".{name}") for name in self._columns}
         self._streams = {name: path.open("wb") for name, path in self._plain.items()}

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trainers.data.contents import Encoding, SourcePart, added
 from trainers.data.documents import Document, Split
@@ -80,9 +79,7 @@ class SplitWriter:
         if self._shard is None or number != self._number:
             self._end_shard()
             self._number = number
-            self._shard = ShardWriter(
-                self._folder, shard_file(self._split, number), self._columns
-            )
+            self._shard = ShardWriter(self._folder, shard_file(self._split, number), self._columns)
         before, self._text_bytes = self._text_bytes, self._text_bytes + len(document.text.encode())
         self._documents += 1
         self._waiting.append(document)
@@ -166,9 +163,3 @@ def encoding_of(parts: list[Lost]) -> Encoding:
         lost_share=lost / max(characters, 1),
         altered_documents=altered,
     )
-
-
-def entropy(counts: NDArray[np.int64]) -> float:
-    """-sum p ln p in nats, p = counts / sum(counts); counts of 0 contribute 0."""
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
