@@ -43,7 +43,13 @@ def plan(
     config, directory = _load(sweep, overrides, storage)
     found = planned_data(config, directory)
     grid = expand(config, found.data, found.vocab_size)
-    made = make_plan(config, grid, measured_rate(directory), ids_known=found.known)
+    made = make_plan(
+        config,
+        grid,
+        measured_rate(directory),
+        ids_known=found.known,
+        contents=found.contents,
+    )
     if as_json:
         print_json(plan_json(made))
     else:

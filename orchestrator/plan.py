@@ -1,7 +1,7 @@
 """What a sweep comes to before it runs: cost per trial and in all, and what it cannot answer."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from orchestrator.cell import matching
 from orchestrator.grid import Dropped, Grid, Merged, PlannedTrial
 from orchestrator.plan_cost import DEFAULT_RATES, START_SECONDS, measuring_flops
 from orchestrator.plan_warnings import warnings
+from orchestrator.supply import passes, supply_notes, supply_warnings
 from orchestrator.sweep import RESOLVED
 from orchestrator.sweep_config import SweepConfig
 from trainers.accounting import (
@@ -20,6 +21,7 @@ from trainers.accounting import (
     training_flops_per_token,
     training_memory_bytes,
 )
+from trainers.data.contents import Contents
 from trainers.data.sources import DataSpec
 from trainers.spec import SEMANTICS_VERSION
 
@@ -103,13 +105,20 @@ class Plan:
     rate: float
     rate_measured: bool
     ids_known: bool = True
+    contents: Contents | None = None
 
 
 def make_plan(
-    config: SweepConfig, grid: Grid, rate: float | None = None, *, ids_known: bool = True
+    config: SweepConfig,
+    grid: Grid,
+    rate: float | None = None,
+    *,
+    ids_known: bool = True,
+    contents: Contents | None = None,
 ) -> Plan:
     """Cost of every trial. `rate` is the FLOP/s that one worker was measured to reach, if any;
-    `ids_known` is false where the grid was made before its corpus could be looked at."""
+    `ids_known` is false where the grid was made before its corpus could be looked at; `contents`
+    is what the corpus holds, where that is known."""
     layout = grid.trials[0].spec.layout
     cores = layout.cpus_per_worker if layout.device == "cpu" else 1
     per_worker = rate or DEFAULT_RATES[layout.device] * cores
@@ -124,13 +133,29 @@ def make_plan(
         merged=grid.merged,
         adjusted=_adjusted(grid.trials),
         overrides=_overrides(config, grid.trials),
-        notes=list(_notes(rows, ids_known)),
-        warnings=list(warnings(config, grid.trials)),
+        notes=[*_notes(rows, ids_known), *_of_supply(supply_notes, contents, grid)],
+        warnings=[
+            *_of_supply(supply_warnings, contents, grid),
+            *warnings(config, grid.trials),
+        ],
         totals=_totals(config, rows),
         rate=per_worker,
         rate_measured=rate is not None,
         ids_known=ids_known,
+        contents=contents,
     )
+
+
+def _of_supply(
+    say: Callable[[Contents, Sequence[PlannedTrial]], Iterator[str]],
+    contents: Contents | None,
+    grid: Grid,
+) -> Iterator[str]:
+    """What there is to say of the corpus's tokens, where they are known."""
+    if contents is None:
+        yield from ()
+    else:
+        yield from say(contents, grid.trials)
 
 
 def _row(trial: PlannedTrial, rate: float, branch: Branch | None) -> PlanRow:
@@ -208,6 +233,9 @@ def plan_json(plan: Plan) -> dict[str, Any]:
                 "parameters": asdict(row.parameters),
                 "flops_per_token": row.flops_per_token,
                 "tokens": row.tokens,
+                "passes": None
+                if plan.contents is None
+                else _finite(passes(row.trial.spec, plan.contents)),
                 "memory_bytes": row.memory_bytes,
                 "workers": row.workers,
                 "seconds": row.seconds,
@@ -225,7 +253,12 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "warnings": plan.warnings,
         "rate": {"flops_per_s": plan.rate, "measured": plan.rate_measured},
         "totals": asdict(plan.totals),
+        "corpus": None if plan.contents is None else plan.contents.to_dict(),
     }
+
+
+def _finite(number: float) -> float | None:
+    return number if number < float("inf") else None
 
 
 def _branch_json(branch: Branch | None, ids_known: bool) -> dict[str, Any] | None:
@@ -250,10 +283,12 @@ def resolved_yaml(
     data: DataSpec,
     vocab_size: int,
     git: Mapping[str, Any] | None = None,
+    contents: Contents | None = None,
 ) -> str:
     """sweep.yaml as run: every default written out, and what the grid came to.
 
-    `git` is the commit and dirty flag of the checkout that the sweep was started in, if any.
+    `git` is the commit and dirty flag of the checkout that the sweep was started in, if any;
+    `contents` is what the corpus holds.
 
     Reading it gives an equal config: the section `resolved` is for the analysis and is not read
     back, since the trials follow from the rest.
@@ -264,6 +299,7 @@ def resolved_yaml(
         "tokenizer_hash": data.tokenizer_hash,
         "vocab_size": vocab_size,
         "git": dict(git or {}),
+        "corpus": None if contents is None else _contents_yaml(contents),
         "trials": [
             {
                 "id": trial.id,
@@ -282,3 +318,11 @@ def resolved_yaml(
         ],
     }
     return strict_yaml.dump({**config.to_dict(), RESOLVED: resolved})
+
+
+def _contents_yaml(contents: Contents) -> dict[str, Any]:
+    """A line for each source and each kind of what was left out."""
+    found = contents.to_dict()
+    for key in ("sources", "left_out"):
+        found[key] = [strict_yaml.Inline(entry) for entry in found[key]]
+    return found

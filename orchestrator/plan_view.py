@@ -7,9 +7,12 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from analysis.wording import plural
+from orchestrator.corpus_view import render_contents
 from orchestrator.plan import Plan, PlanRow
 from orchestrator.plan_cells import left_out, named, value_text
 from orchestrator.plan_warnings import WIDTH_AND_SEED
+from orchestrator.supply import passes, passes_text
+from trainers.data.contents import Contents
 
 #: Columns that are words; the others are numbers and stand to the right.
 WORDS = ("trial", "hold")
@@ -19,6 +22,7 @@ hold: equal across widths (none: d_model; params: N; flops: FLOPs per token;
   all: in every half of the grid)
 D/d: D / d_model as it came to be, near the multiplier that was asked for
 params: all parameters; N: those outside embedding and head
+passes: over the training split
 memory: of one worker, beside Python and torch"""
 
 
@@ -28,6 +32,8 @@ def render_plan(plan: Plan) -> RenderableType:
     Trials stand in groups, by width; they run replicate by replicate, the costliest first.
     """
     parts: list[RenderableType] = [Text(f"Sweep {plan.sweep}", style="bold"), *_rows(plan)]
+    if plan.contents is not None:
+        parts += [Text(""), *render_contents(plan.contents)]
     parts.append(_totals(plan))
     parts += left_out(plan)
     parts += [Text(f"note: {note}") for note in plan.notes]
@@ -51,6 +57,7 @@ def _rows(plan: Plan) -> list[Text]:
             "tokens": f"{row.tokens:,}",
             "workers": row.workers,
         }
+        | ({} if plan.contents is None else {"passes": _passes(row, plan.contents)})
         for row in plan.rows
     ]
     common = {
@@ -72,7 +79,7 @@ def _rows(plan: Plan) -> list[Text]:
     cells = {
         row.trial.id: {
             name: text
-            for name, text in _columns(row, halves).items()
+            for name, text in _columns(row, halves, plan.contents).items()
             if name not in common and (plan.ids_known or name != "trial")
         }
         for row in ordered
@@ -101,7 +108,12 @@ def _rows(plan: Plan) -> list[Text]:
     return lines
 
 
-def _columns(row: PlanRow, halves: set[str]) -> dict[str, str]:
+def _passes(row: PlanRow, contents: Contents) -> str:
+    about = "about " if contents.estimated else ""
+    return f"{about}{passes_text(passes(row.trial.spec, contents))}"
+
+
+def _columns(row: PlanRow, halves: set[str], contents: Contents | None) -> dict[str, str]:
     axes, model, holds = row.trial.axes, row.trial.spec.model, row.trial.holds
     return {
         "trial": row.trial.id,
@@ -114,6 +126,7 @@ def _columns(row: PlanRow, halves: set[str]) -> dict[str, str]:
         "N": _scaled(row.parameters.non_embedding, 4),
         "FLOPs": _scaled(row.flops),
         "workers": str(row.workers),
+        **({} if contents is None else {"passes": _passes(row, contents)}),
         "memory": size(row.memory_bytes),
         "time": duration(row.seconds),
     }

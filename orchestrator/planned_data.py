@@ -11,6 +11,7 @@ from analysis.storage import Storage
 from orchestrator.ledger import resolved_sweep
 from orchestrator.sweep_config import SweepConfig
 from trainers.data.at_hand import resolve
+from trainers.data.contents import Contents
 from trainers.data.hub import is_commit
 from trainers.data.sources import DataSource, DataSpec, HubDataset, PretrainedTokenizer
 
@@ -21,11 +22,13 @@ NOT_FETCHED = DataSpec(corpus_fingerprint="not fetched", tokenizer_hash="not fet
 @dataclass(frozen=True)
 class PlannedData:
     """Which tokens, and how many rows the embedding has; `known` is whether these are the tokens
-    that a run would have, and its trials so their ids."""
+    that a run would have, and its trials so their ids. `contents` is what the corpus holds, None
+    where this machine does not know."""
 
     data: DataSpec
     vocab_size: int
     known: bool
+    contents: Contents | None = None
 
 
 def planned_data(config: SweepConfig, sweep: Storage) -> PlannedData:
@@ -33,9 +36,9 @@ def planned_data(config: SweepConfig, sweep: Storage) -> PlannedData:
     vocabulary is known."""
     before = last_run(sweep)
     source = as_pinned(config.source, before)
-    data, vocab_size = resolve(source)
-    known = data or _of_the_last_run(source, before)
-    return PlannedData(known or NOT_FETCHED, vocab_size, known=known is not None)
+    found = resolve(source)
+    known = found.data or _of_the_last_run(source, before)
+    return PlannedData(known or NOT_FETCHED, found.vocab_size, known is not None, found.contents)
 
 
 def last_run(sweep: Storage) -> dict[str, Any]:

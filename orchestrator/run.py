@@ -17,6 +17,7 @@ from analysis.errors import InputError
 from analysis.storage import Storage
 from orchestrator import execute, ledger
 from orchestrator.branches import branches, drop_used_branch_points
+from orchestrator.corpus_view import render_contents
 from orchestrator.driver_lease import Driving, driving
 from orchestrator.grid import Grid, PlannedTrial, expand
 from orchestrator.ledger import Ledger, give_up, read_ledger, trial_storage
@@ -34,9 +35,11 @@ from orchestrator.stopping import (
     stop_requested,
     stopping_on_signals,
 )
+from orchestrator.supply import supply_notes, supply_warnings
 from orchestrator.sweep_config import SweepConfig
 from orchestrator.tracking import git_state
 from trainers.data.batches import heldout_starts, training_batch
+from trainers.data.contents import Contents
 from trainers.data.hub import pin
 from trainers.data.store import TokenStore, open_store
 
@@ -81,6 +84,7 @@ def run_sweep(
     store = open_store(config.source, cache)
     grid = expand(config, store.data_spec, store.vocab_size)
     _check_tokens(store, grid)
+    _tell_of_corpus(store.meta.contents, grid, console)
     todo = _left_to_do(sweep, grid, retry_failed)
     if address is None:  # known before Ray is started, and before anything is written
         here = [Node({"CPU": float(_cpus()), "GPU": float(_gpus())})]
@@ -105,7 +109,12 @@ def run_sweep(
         sweep.put(
             ledger.SWEEP_FILE,
             resolved_yaml(
-                config, grid, store.data_spec, store.vocab_size, git_state(Path.cwd())
+                config,
+                grid,
+                store.data_spec,
+                store.vocab_size,
+                git_state(Path.cwd()),
+                store.meta.contents,
             ).encode(),
         )
         mirror = start_mirror(sweep.url, tracking)
@@ -146,6 +155,14 @@ def _check_tokens(store: TokenStore, grid: Grid) -> None:
     for context, evaluation, spectra in asked:
         heldout_starts(len(store.heldout), max(evaluation, spectra), context, fingerprint)
         training_batch(store.train, 0, 0, 1, context, fingerprint)
+
+
+def _tell_of_corpus(contents: Contents, grid: Grid, console: Console) -> None:
+    """What the losses of this sweep will be made of."""
+    for line in render_contents(contents):
+        console.print(line, soft_wrap=True)
+    for text in (*supply_notes(contents, grid.trials), *supply_warnings(contents, grid.trials)):
+        console.print(f"corpus: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _left_to_do(sweep: Storage, grid: Grid, retry_failed: bool) -> list[PlannedTrial]:

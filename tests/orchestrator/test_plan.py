@@ -71,6 +71,7 @@ def test_the_json_has_what_the_contract_says():
             "parameters",
             "flops_per_token",
             "tokens",
+            "passes",
             "memory_bytes",
             "workers",
             "seconds",

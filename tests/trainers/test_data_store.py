@@ -357,11 +357,11 @@ def test_a_cache_in_an_impossible_place_is_named(
 
 
 def test_resolving_agrees_with_the_store_and_makes_none(source: DataSource, cache: Path) -> None:
-    data, vocab_size = resolve(source, cache)
+    found = resolve(source, cache)
     assert not (cache / "tokens").exists()
-    store = open_store(source, cache, data)
-    assert (store.data_spec, store.vocab_size) == (data, vocab_size)
-    expect(store, data)
+    store = open_store(source, cache, found.data)
+    assert (store.data_spec, store.vocab_size) == (found.data, found.vocab_size)
+    expect(store, found.data)
 
 
 def test_the_expected_store_opens_without_its_corpus(source: DataSource, cache: Path) -> None:

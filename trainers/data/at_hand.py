@@ -1,10 +1,13 @@
 """Which tokens a source gives, as far as this machine can tell: a plan asks no hub."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.errors import InputError
 from trainers.data import sources
+from trainers.data.contents import Contents
 from trainers.data.corpus import Corpus, open_corpus
+from trainers.data.estimate import estimated_contents
 from trainers.data.hub import is_commit, local_folder
 from trainers.data.sources import (
     BPETokenizer,
@@ -14,7 +17,7 @@ from trainers.data.sources import (
     HubDataset,
     PretrainedTokenizer,
 )
-from trainers.data.store import cache_root, stated_vocabulary, writable
+from trainers.data.store import cache_root, find_store, stated_vocabulary, writable
 from trainers.data.tokenizer import (
     ByteTokenizer,
     Tokenizer,
@@ -24,18 +27,28 @@ from trainers.data.tokenizer import (
 )
 
 
-def resolve(source: DataSource, cache: Path | None = None) -> tuple[DataSpec | None, int]:
-    """Which tokens a source gives, and the rows of the embedding, as far as this machine can
-    tell: asks no hub and builds no store.
+@dataclass(frozen=True)
+class AtHand:
+    """`data` is None where the corpus or the tokenizer is on the hub and not here; `contents` is
+    None there too, and where the documents would have to be streamed."""
 
-    The first is None where the corpus or the tokenizer is on the hub and not here. Raises
-    InputError where not even the vocabulary is known, or a local source cannot be used.
+    data: DataSpec | None
+    vocab_size: int  # rows of the embedding
+    contents: Contents | None = None
+
+
+def resolve(source: DataSource, cache: Path | None = None) -> AtHand:
+    """Which tokens a source gives, as far as this machine can tell: asks no hub and builds no
+    store. How many tokens there are is known of a store that is there already, and estimated
+    from a sample of local documents otherwise.
+
+    Raises InputError where not even the vocabulary is known, or a local source cannot be used.
     """
     root = cache or cache_root()
     stated = stated_vocabulary(source.tokenizer)
     corpus = _corpus_at_hand(source.corpus)
     if corpus is None and stated is not None:
-        return None, stated
+        return AtHand(None, stated)
     with writable(root):
         tokenizer = _tokenizer_at_hand(source, corpus, root)
     if stated is not None:
@@ -50,9 +63,14 @@ def resolve(source: DataSource, cache: Path | None = None) -> tuple[DataSpec | N
             "that holds the tokenizer"
         )
     if corpus is None or tokenizer is None:
-        return None, vocab_size
+        return AtHand(None, vocab_size)
     data = DataSpec(corpus_fingerprint=corpus.fingerprint, tokenizer_hash=tokenizer.hash)
-    return data, vocab_size
+    kept = find_store(data, root)
+    if kept is not None:
+        return AtHand(data, vocab_size, kept.meta.contents)
+    if _is_streamed(source.corpus):
+        return AtHand(data, vocab_size)
+    return AtHand(data, vocab_size, estimated_contents(corpus, tokenizer))
 
 
 def _is_streamed(corpus: sources.Corpus) -> bool:

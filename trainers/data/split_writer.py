@@ -46,6 +46,15 @@ class Lost:
     unknown: int = 0  # ids
     ids: int = 0
 
+    def note(self, text: str, one: Encoded, unknown_id: int | None, is_document: bool) -> None:
+        """Add a text. One that is an excerpt may decode otherwise for being cut."""
+        self.characters += len("".join(text.split()))
+        self.lost += one.lost_characters
+        self.altered_documents += is_document and one.altered
+        self.ids += len(one.ids)
+        if unknown_id is not None:
+            self.unknown += int((one.ids == unknown_id).sum())
+
 
 class SplitWriter:
     """Takes documents in order; `finish` leaves FOLDER/SPLIT/00000.arrow and so on."""
@@ -118,7 +127,7 @@ class SplitWriter:
             measured = self._tokenizer.measure_batch(texts)
             encoded = [one.ids for one in measured]
             for text, one in zip(texts, measured, strict=True):
-                self._note_lost(text, one)
+                self.lost.note(text, one, self._tokenizer.unknown_id, True)
         else:
             measured = None
             encoded = self._tokenizer.encode_batch(texts)
@@ -140,15 +149,6 @@ class SplitWriter:
             )
         self._shard.add(values)
         self._waiting, self._waiting_length = [], 0
-
-    def _note_lost(self, text: str, one: Encoded) -> None:
-        lost = self.lost
-        lost.characters += len("".join(text.split()))
-        lost.lost += one.lost_characters
-        lost.altered_documents += one.altered
-        lost.ids += len(one.ids)
-        if self._tokenizer.unknown_id is not None:
-            lost.unknown += int((one.ids == self._tokenizer.unknown_id).sum())
 
 
 def encoding_of(parts: list[Lost]) -> Encoding:
