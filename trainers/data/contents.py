@@ -5,7 +5,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from analysis.errors import InputError
 from trainers.data.documents import LeftOut, Split
+from trainers.data.encoded import is_refused, lost_text_problem
 
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 
@@ -24,16 +26,40 @@ class SourcePart:
 
 @dataclass(frozen=True)
 class Encoding:
-    """What the tokenizer does to the text of both splits.
+    """What the tokenizer does to the text.
 
-    `lossless` says that every document decodes back to itself; shares are of non-space characters
-    (`lost_share`: no id stands for them, or the unknown id) and of ids (`unknown_share`).
+    `lossless`: every document decodes back to itself; `proven` says that this follows from the
+    tokenizer's parts for any text, and otherwise the documents were tried. Characters are those
+    that are no white space; lost are those that no id stands for, or the unknown id alone.
     """
 
     lossless: bool
-    unknown_share: float
-    lost_share: float
+    proven: bool
+    unknown_share: float  # of all ids
+    lost_share: float  # of all characters
+    lost_characters: int
+    characters: int  # of the documents that were measured
     altered_documents: int
+    separators_in_text: int  # ids within documents that are the one between documents
+    examples: tuple[str, ...] = ()  # of lost characters
+
+    @property
+    def remark(self) -> str | None:
+        """What a user must know of it, if anything. Raises InputError where more text is lost
+        than a loss can bear that is compared at a hundredth of a nat."""
+        if problem := lost_text_problem(
+            self.lost_characters, self.characters, self.unknown_share, self.examples
+        ):
+            if is_refused(self.lost_characters, self.characters):
+                raise InputError(problem)
+            return problem
+        if self.altered_documents:
+            return (
+                f"the tokenizer alters text: {self.altered_documents:,} documents do not decode "
+                "back to themselves (case, accents or white space may be gone); bits per byte "
+                "cannot be given"
+            )
+        return None
 
 
 @dataclass(frozen=True)

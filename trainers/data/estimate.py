@@ -7,7 +7,7 @@ import numpy as np
 
 from trainers.data.contents import Contents, SourcePart, added, ordered
 from trainers.data.documents import Corpus, Document, Split
-from trainers.data.split_writer import Lost, encoding_of
+from trainers.data.split_writer import Lost, encoding_of, with_remarks
 from trainers.data.tokenizer import Tokenizer
 
 #: A corpus up to this size is encoded whole; of a larger one about as much, spread evenly.
@@ -60,16 +60,17 @@ def estimated_contents(corpus: Corpus, tokenizer: Tokenizer) -> Contents:
             at.part = added(
                 at.part, tokens=at.part.documents + round(at.part.bytes * np.mean(at.ratios))
             )
-    return Contents(
+    contents = Contents(
         split_rule=corpus.split_rule,
         sources=ordered(
             at.part for at in sorted(sampled.values(), key=lambda at: at.part.split == "heldout")
         ),
         left_out=corpus.left_out,
         remarks=corpus.remarks,
-        encoding=encoding_of([lost]),
+        encoding=encoding_of([lost], tokenizer),
         estimated=not whole,
     )
+    return with_remarks(contents, tokenizer)
 
 
 def _excerpts(at: _Sampled, document: Document, apart: float) -> list[tuple[str, bool]]:
@@ -97,8 +98,8 @@ def _encode(
     else:
         measured = tokenizer.measure_batch(texts)
         counts = [len(one.ids) for one in measured]
-        for (_, text, is_document), one in zip(waiting, measured, strict=True):
-            lost.note(text, one, tokenizer.unknown_id, is_document)
+        for (_, _, is_document), one in zip(waiting, measured, strict=True):
+            lost.note(one, tokenizer.unknown_id, is_document)
     for (at, text, _), count in zip(waiting, counts, strict=True):
         if whole:
             at.part = added(at.part, tokens=count + 1)

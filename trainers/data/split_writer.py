@@ -1,13 +1,15 @@
 """Writing one split of a token store, in constant memory whatever its length."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from trainers.data.contents import Encoding, SourcePart, added
+from trainers.data.contents import Contents, Encoding, SourcePart, added
 from trainers.data.documents import Document, Split
+from trainers.data.encoded import Encoded
 from trainers.data.shards import (
     TEXT_BYTES,
     TOKEN,
@@ -16,12 +18,14 @@ from trainers.data.shards import (
     shard_file,
     shard_number,
 )
-from trainers.data.tokenizer import Encoded, Tokenizer
+from trainers.data.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
 #: Characters of text encoded at a time, over as many documents as that takes.
 _BATCH = 2**20
+#: Lost characters that are shown.
+EXAMPLES = 3
 _REPORT_EVERY = 2**28  # bytes of text between two progress messages
 
 
@@ -45,15 +49,20 @@ class Lost:
     altered_documents: int = 0
     unknown: int = 0  # ids
     ids: int = 0
+    separators: int = 0  # ids within documents that are the separator between them
+    examples: tuple[str, ...] = ()  # of lost characters
 
-    def note(self, text: str, one: Encoded, unknown_id: int | None, is_document: bool) -> None:
+    def note(self, one: Encoded, unknown_id: int | None, is_document: bool = True) -> None:
         """Add a text. One that is an excerpt may decode otherwise for being cut."""
-        self.characters += len("".join(text.split()))
+        self.characters += one.characters
         self.lost += one.lost_characters
         self.altered_documents += is_document and one.altered
         self.ids += len(one.ids)
+        self.separators += one.separators
         if unknown_id is not None:
             self.unknown += int((one.ids == unknown_id).sum())
+        if one.lost_example and len(self.examples) < EXAMPLES:
+            self.examples = tuple(dict.fromkeys((*self.examples, one.lost_example)))
 
 
 class SplitWriter:
@@ -126,8 +135,9 @@ class SplitWriter:
         if self._measured:
             measured = self._tokenizer.measure_batch(texts)
             encoded = [one.ids for one in measured]
-            for text, one in zip(texts, measured, strict=True):
-                self.lost.note(text, one, self._tokenizer.unknown_id, True)
+            if not self._tokenizer.lossless:
+                for one in measured:
+                    self.lost.note(one, self._tokenizer.unknown_id)
         else:
             measured = None
             encoded = self._tokenizer.encode_batch(texts)
@@ -151,15 +161,32 @@ class SplitWriter:
         self._waiting, self._waiting_length = [], 0
 
 
-def encoding_of(parts: list[Lost]) -> Encoding:
+def encoding_of(parts: Iterable[Lost], tokenizer: Tokenizer) -> Encoding:
     """What encoding did to the text of several splits together."""
-    ids, characters = sum(part.ids for part in parts), sum(part.characters for part in parts)
-    altered = sum(part.altered_documents for part in parts)
-    lost = sum(part.lost for part in parts)
-    unknown = sum(part.unknown for part in parts)
+    whole = Lost()
+    for part in parts:
+        whole.characters += part.characters
+        whole.lost += part.lost
+        whole.altered_documents += part.altered_documents
+        whole.unknown += part.unknown
+        whole.ids += part.ids
+        whole.separators += part.separators
+        whole.examples = tuple(dict.fromkeys((*whole.examples, *part.examples)))[:EXAMPLES]
     return Encoding(
-        lossless=not (altered or lost or unknown),
-        unknown_share=unknown / max(ids, 1),
-        lost_share=lost / max(characters, 1),
-        altered_documents=altered,
+        lossless=not (whole.altered_documents or whole.lost or whole.unknown),
+        proven=tokenizer.lossless,
+        unknown_share=whole.unknown / max(whole.ids, 1),
+        lost_share=whole.lost / max(whole.characters, 1),
+        lost_characters=whole.lost,
+        characters=whole.characters,
+        altered_documents=whole.altered_documents,
+        separators_in_text=whole.separators,
+        examples=whole.examples,
     )
+
+
+def with_remarks(contents: Contents, tokenizer: Tokenizer) -> Contents:
+    """With what is to be said of the tokenizer. Raises InputError where it loses too much text."""
+    encoding = contents.encoding
+    said = [] if encoding is None or encoding.remark is None else [encoding.remark]
+    return replace(contents, remarks=(*contents.remarks, *tokenizer.remarks, *said))

@@ -38,8 +38,8 @@ from trainers.data.corpus import Corpus, Split, open_corpus
 from trainers.data.paths import user_path
 from trainers.data.shards import ShardedTokens, sync
 from trainers.data.sources import BytesTokenizer, DataSource, DataSpec
-from trainers.data.split_writer import SplitMeta, SplitWriter, encoding_of
-from trainers.data.tokenizer import REFUSED_LOST_SHARE, Tokenizer, open_tokenizer
+from trainers.data.split_writer import SplitMeta, SplitWriter, encoding_of, with_remarks
+from trainers.data.tokenizer import Tokenizer, open_tokenizer
 from trainers.data.verified import verified_once
 
 log = logging.getLogger(__name__)
@@ -322,12 +322,10 @@ def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
         sources=ordered(part for w in writers.values() for part in w.sources.values()),
         left_out=corpus.left_out,
         remarks=corpus.remarks,
-        encoding=encoding_of([writer.lost for writer in writers.values()]),
+        encoding=encoding_of((writer.lost for writer in writers.values()), tokenizer),
     )
     _check_shares(splits, corpus)
-    if said := _lost_text(contents):
-        log.warning("%s", said)
-        contents = replace(contents, remarks=(*contents.remarks, said))
+    contents = with_remarks(contents, tokenizer)
     tokenizer_path = tokenizer.save(folder)
     _write_unigram(folder, writers["train"].counts)
     meta = Meta(
@@ -359,32 +357,6 @@ def _check_shares(splits: dict[Split, SplitMeta], corpus: Corpus) -> None:
         f"({splits['heldout'].tokens:,} of {splits['train'].tokens:,} and these); a rule must hold "
         f"out between {low:.0%} and {high:.0%}. Give a held-out part of your own "
         "(corpus.heldout), or more and shorter documents"
-    )
-
-
-def _lost_text(contents: Contents) -> str | None:
-    """What to say of text that the tokenizer loses, if it does. Raises InputError where that is
-    more than a loss can bear that is compared at a thousandth of a nat."""
-    encoding = contents.encoding
-    if encoding is None or encoding.lossless:
-        return None
-    worst = max(encoding.lost_share, encoding.unknown_share)
-    said = (
-        f"the tokenizer loses {encoding.lost_share:.2%} of the characters of the corpus, and "
-        f"{encoding.unknown_share:.2%} of its ids are the unknown token"
-    )
-    if worst > REFUSED_LOST_SHARE:
-        raise InputError(
-            f"{said}; more than {REFUSED_LOST_SHARE:.0%} is refused, for what is lost costs the "
-            "model nothing and makes any loss look good. Use a tokenizer made for this text, or "
-            "one of bytes (kind: bytes, or kind: bpe)"
-        )
-    if worst > 0:
-        return f"{said}: what is lost costs the model nothing; bits per byte are not given"
-    return (
-        f"the tokenizer alters text: {encoding.altered_documents:,} of "
-        f"{sum(part.documents for part in contents.sources):,} documents do not decode back to "
-        "themselves; bits per byte are not given"
     )
 
 
