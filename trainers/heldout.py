@@ -65,20 +65,19 @@ class Heldout:
         """An evaluation row. Raises DivergenceError for a loss that is not finite.
 
         `val_loss_se` is the standard error of `val_loss` as an estimate of the loss over the whole
-        held-out split: the spread of the windows' own losses, with the correction for a finite
-        population; 0 where every window is measured. It is the same tokens for every trial: a
-        difference between two trials has a smaller one.
+        held-out split. It is the same sample for every trial: a difference between two trials has
+        a smaller one.
         """
         engine.eval()
-        # The sum over windows of their mean losses, and of the squares.
-        total = torch.zeros(2, dtype=torch.float64, device=self._ranks.device)
+        # The mean loss of every window; each rank fills in its own.
+        means = torch.zeros(self._count, dtype=torch.float64, device=self._ranks.device)
+        place = self._ranks.rank * (self._count // self._ranks.world_size)
         for batch in self._batches(self._evaluation):
             losses = token_loss(engine.forward(batch[:, :-1]), batch[:, 1:]).double()
-            means = losses.view(len(batch), -1).mean(dim=1)
-            total[0] += means.sum()
-            total[1] += means.square().sum()
-        total = self._ranks.sum(total)
-        loss = float(total[0]) / self._count
+            means[place : place + len(batch)] = losses.view(len(batch), -1).mean(dim=1)
+            place += len(batch)
+        windows = self._ranks.sum(means).cpu().numpy()
+        loss = float(windows.mean())
         if not math.isfinite(loss):
             raise DivergenceError(f"the held-out loss is {loss} at step {step}")
         nats = loss * self._count * self._spec.model.context
@@ -86,19 +85,12 @@ class Heldout:
             **stamp(self._spec, step),
             "kind": "evaluation",
             "val_loss": loss,
-            "val_loss_se": self._standard_error(loss, float(total[1])),
+            "val_loss_se": standard_error(windows, self._share),
             "val_perplexity": math.exp(min(loss, 700.0)),
             "val_bits_per_byte": nats / self._text_bytes / math.log(2)
             if self._text_bytes
             else None,
         }
-
-    def _standard_error(self, mean: float, squares: float) -> float | None:
-        count = self._count
-        if count < 2:
-            return 0.0 if self._share == 1 else None
-        variance = max(squares / count - mean**2, 0.0) * count / (count - 1)
-        return math.sqrt(variance / count * (1 - self._share))
 
     def measure_spectra(self, engine: Engine, snapshots: Snapshots, step: int, final: bool) -> None:
         """Have a snapshot taken of every layer and site. Raises DivergenceError."""
@@ -113,6 +105,23 @@ class Heldout:
             snapshots.take(engine.module, engine.forward, batches, stamp(self._spec, step), final)
         except NonFiniteActivationsError as error:
             raise DivergenceError(str(error)) from error
+
+
+def standard_error(windows: NDArray[np.float64], share: float) -> float | None:
+    """Of the mean over `windows` [n], one of each stratum and in the order of the split, as an
+    estimate of the mean over all windows, of which they are `share`; None for a single one.
+
+    Neighbours differ by what a stratum holds and hardly by where it lies, so their squared
+    differences tell the variance within strata (Wolter, Introduction to Variance Estimation,
+    section 8.2, estimator v2). The correction for a finite population makes it 0 where every
+    window was measured.
+    """
+    if share == 1:
+        return 0.0
+    if len(windows) < 2:
+        return None
+    variance = float(np.square(np.diff(windows)).sum()) / (2 * (len(windows) - 1))
+    return math.sqrt(variance / len(windows) * (1 - share))
 
 
 def unigram_loss(counts: NDArray[np.int64], targets: NDArray[np.int64]) -> float:

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from analysis import records
-from trainers.data.batches import windows_in
+from trainers.data.batches import heldout_starts, windows_in
 from trainers.data.sources import BPETokenizer, DataSource, TextFiles
 from trainers.data.store import TokenStore, open_store
-from trainers.heldout import unigram_loss
+from trainers.heldout import standard_error, unigram_loss
 from trainers.train import train
 from trainers.weights import trained_model
 
@@ -78,10 +78,7 @@ def test_loss_and_bits_per_byte_are_those_of_the_whole_split(
     losses = losses_of_every_window(trial, store)
     whole = losses.mean()
     assert abs(final["val_loss"] - whole) < 3 * final["val_loss_se"]
-    # The standard error is that of a sample of so many windows of a population of so many.
     windows, measured = len(losses), tokens // CONTEXT
-    by_hand = losses.mean(axis=1).std() / math.sqrt(measured) * math.sqrt(1 - measured / windows)
-    assert final["val_loss_se"] == pytest.approx(by_hand, rel=0.25)
     # Bits per byte: all nats over all bytes of all text, less the few tokens of no window.
     text_bytes = store.meta.contents.total("heldout").bytes
     bits = losses.sum() / math.log(2) / text_bytes * (windows * CONTEXT) / losses.size
@@ -129,3 +126,25 @@ def test_frequencies_alone_cost_their_cross_entropy() -> None:
     targets = np.array([[0, 0], [1, 2]])
     by_hand = -(2 * math.log(0.6) + math.log(0.3) + math.log(0.1)) / 4
     assert unigram_loss(counts, targets) == pytest.approx(by_hand, rel=1e-12)
+
+
+def test_the_standard_error_is_the_spread_of_samples_of_a_split_in_two_parts() -> None:
+    draw = np.random.default_rng(0)
+    split = np.concatenate([draw.normal(6, 0.5, 300), draw.normal(3, 0.2, 900)])
+    starts = [heldout_starts(1201, 100, 1, f"corpus {n}") for n in range(2000)]
+    samples = [split[windows] for windows in starts]
+    spread = np.std([sample.mean() for sample in samples])
+    assert spread == pytest.approx(np.sqrt((0.25 * 0.25 + 0.75 * 0.04) / 100 * 11 / 12), rel=0.05)
+    found = [standard_error(sample, 100 / 1200) for sample in samples]
+    # A little too large, for where the two parts meet; as if drawn anywhere it would be 0.13.
+    assert spread < np.mean(found) < 1.4 * spread
+    within = [abs(s.mean() - split.mean()) < 3 * se for s, se in zip(samples, found, strict=True)]
+    assert np.mean(within) > 0.99
+
+
+def test_one_window_has_no_standard_error_and_all_have_none_to_tell() -> None:
+    assert standard_error(np.array([3.0]), 0.1) is None
+    assert standard_error(np.array([3.0]), 1) == 0
+    assert standard_error(np.array([3.0, 5.0]), 1) == 0
+    # (5 - 3)^2 / 2 over two windows, half of all.
+    assert standard_error(np.array([3.0, 5.0]), 0.5) == pytest.approx(np.sqrt(2 / 2 * 0.5))

@@ -51,7 +51,9 @@ TEXTS.append(" ".join([*(WORDS[k % 8] for k in range(49)), "xylo"]))
 def test_where_nearly_all_text_is_unknown_plan_and_run_refuse(tmp_path: Path) -> None:
     source = corpus(tmp_path, TEXTS, words(tmp_path / "t", ["xylo"]))
     for ask in (open_store, resolve):
-        with pytest.raises(InputError, match=r"the tokenizer loses 100 %.*50.5 % of the ids.*No more than 1 %"):
+        with pytest.raises(
+            InputError, match=r"the tokenizer loses 100 %.*50.5 % of the ids.*No more than 1 %"
+        ):
             ask(source, tmp_path / "cache")
     assert [p.suffix for p in (tmp_path / "cache" / "tokens").iterdir()] == [".lock"]
 
