@@ -203,7 +203,9 @@ def test_a_spec_of_a_later_version_is_refused_with_the_versions_that_are_known()
 
 def test_only_the_current_version_is_trained():
     refuse_other_semantics(spec(), "spec.json")
-    with pytest.raises(InputError, match="spec.json: trial 5f98526a76da is of semantics version 1"):
+    with pytest.raises(
+        InputError, match=r"spec\.json: trial 5f98526a76da is of semantics version 1"
+    ):
         refuse_other_semantics(spec(semantics_version=1), "spec.json")
 
 
