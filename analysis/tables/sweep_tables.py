@@ -35,7 +35,7 @@ from analysis.tables.sweep_file import (
     section,
 )
 from analysis.tables.trial_row import MEASURED, trial_row
-from analysis.wording import AXIS_PREFIX
+from analysis.wording import AXIS_PREFIX, plural
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +99,21 @@ class SweepTables:
     # Ids of finished trials in the directory that sweep.yaml does not name, by semantics version;
     # None where a trial does not tell its own. They enter nothing.
     beside: Mapping[int | None, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What of the directory enters nothing, in words: `11 finished trials of ... left out`."""
+        own = set(self.trials["semantics_version"])
+        told = []
+        for version, ids in self.beside.items():
+            if version in own:
+                of = "of an earlier version of the sweep file"
+            elif version is None:
+                of = "whose semantics version cannot be read"
+            else:
+                of = f"of semantics version {version}"
+            told.append(f"{plural(len(ids), 'finished trial')} {of} left out")
+        return tuple(told)
 
     def of(self, frame: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
         """The rows of `spectra`, `curves` or `eigenvalues` that belong to these trials."""
