@@ -160,7 +160,9 @@ def _left_out(corpus: Mapping[str, Any]) -> Iterator[str]:
 
 def _remarks(corpus: Mapping[str, Any]) -> Iterator[str]:
     given = corpus.get("remarks")
-    remarks = [sentence(str(one)) for one in given] if isinstance(given, list) else []
+    remarks = (
+        [sentence(str(one), capital=False) for one in given] if isinstance(given, list) else []
+    )
     if remarks:
         yield "<h3>Remarks</h3>"
         few = len(remarks) <= MOST_SOURCES

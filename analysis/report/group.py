@@ -84,14 +84,14 @@ class _Figures:
 
 def _loss(verdict: GroupVerdict, shown: _Figures) -> Iterator[str]:
     yield shown.row("loss-optimum", beside=_widths(verdict))
+    if verdict.choices:
+        yield "<h3>Other choices</h3>"
+        yield bullets(sentence(choice.sentence) for choice in verdict.choices)
     if verdict.on_best is not None:
         yield f'<h3 id="{verdict.slug}-best-losses">On best losses</h3>'
         yield paragraph(sentence(verdict.on_best.sentence))
         yield _best_losses(verdict)
         yield paragraph(SELECTION, "small faint")
-    if verdict.choices:
-        yield "<h3>Other choices</h3>"
-        yield bullets(sentence(choice.sentence) for choice in verdict.choices)
     others = _budgets(verdict)
     if others:
         yield "<h3>At other budgets</h3>"

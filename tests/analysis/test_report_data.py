@@ -92,7 +92,7 @@ def test_what_was_left_out_remarked_and_lost_is_said(report) -> None:
     text = report(corpus=CORPUS)
     assert "hidden .txt 3 files .a.txt" in text
     assert "null row 1,234 rows s1:7" in text
-    assert "S02.jsonl holds what looks like a separator." in text
+    assert "s02.jsonl holds what looks like a separator." in text
     assert "2.1 % of the tokens are unknown ones." in text
     assert "Less than 0.1 % of the characters have no token." in text
     assert "4 documents decode to another text than they were." in text
