@@ -53,6 +53,9 @@ SPECTRA = "spectra"
 #: No part comes near so many rows.
 MAX_ROWS = 2**25
 
+#: The semantics version of a spec or a result that does not say one: the first did not.
+FIRST_SEMANTICS = 1
+
 OUTCOMES = ("completed", "collapsed", "diverged", "stopped")
 
 #: kind is "train" or "evaluation"; the columns of the other kind are null.

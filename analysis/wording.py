@@ -47,6 +47,12 @@ def bracketed(bounds: Interval, digits: int = 2) -> str:
     return f"[{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]"
 
 
+def passes_text(passes: Interval) -> str:
+    """Fewest and most passes over the data: `25.5`, or `12.7 to 25.5`."""
+    fewest, most = (f"{number:.3g}" for number in passes)
+    return most if fewest == most else f"{fewest} to {most}"
+
+
 def plural(number: int, noun: str) -> str:
     """A number of things: `1 trial`, `3 trials`."""
     return f"{number} {noun}" + ("" if number == 1 else "s")

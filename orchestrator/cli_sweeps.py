@@ -186,6 +186,7 @@ def rerun(
     from orchestrator.driver_lease import is_driven
     from orchestrator.ledger import discard, find_trial, trial_storage
     from orchestrator.mirror import forget_trial
+    from orchestrator.old_trials import refuse_to_discard
     from orchestrator.tracking import storage_of
     from orchestrator.tracking import tracking_uri as tracking_of
 
@@ -193,6 +194,7 @@ def rerun(
     found = find_trial(directory, trial)
     if is_driven(directory):
         raise InputError(f"{directory.url} is running; `widthlab stop` it first")
+    refuse_to_discard(directory, found)
     # MLflow's run goes first: a trial without records would otherwise keep the old points.
     forget_trial(directory, tracking_of(storage_of(directory), tracking_uri), found)
     objects = discard(trial_storage(directory, found))

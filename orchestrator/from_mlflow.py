@@ -64,7 +64,8 @@ def rebuild(source: str, uri: str, out: str | None = None) -> Rebuilt:
     sweep.put(SWEEP_FILE, file)
     sweep.put(IDENTITY_FILE, encode_json({"identity": parent.tags[SWEEP_TAG]}))
     unreadable, nonfinite, links = {}, 0, {}
-    for cell in resolved_sweep(sweep)["resolved"]["trials"]:
+    cells = resolved_sweep(sweep)["resolved"]["trials"]
+    for cell in cells:
         run = runs.get(cell["id"])
         if run is None:
             continue  # never begun: it waits
@@ -78,6 +79,14 @@ def rebuild(source: str, uri: str, out: str | None = None) -> Rebuilt:
         except BrokenRecordError as error:
             unreadable[cell["id"]] = str(error)
             trial.put(records.FAILURE, _failure("mlflow", str(error)))
+    beside = len(runs.keys() - {cell["id"] for cell in cells})
+    if beside:
+        log.warning(
+            "%d runs of the sweep are of trials that its %s no longer names, of an earlier version "
+            "of the file or of widthlab; they are left out",
+            beside,
+            SWEEP_FILE,
+        )
     for trial_id, why in unreadable.items():
         log.warning("trial %s counts as failed: %s", trial_id, why)
     if nonfinite:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from analysis.records import ALL_TOKENS, METRICS, SPECTRA
+from analysis.records import ALL_TOKENS, FIRST_SEMANTICS, METRICS, SPECTRA
 from orchestrator.tracking import METRICS_PER_CALL, Point
 
 #: Column of the metrics table -> metric, by the kind of row.
@@ -219,6 +219,7 @@ def spec_params(spec: Mapping[str, Any]) -> dict[str, str]:
     source = spec.get("source") or {}
     chosen["source"] = {name: (part or {}).get("kind") for name, part in source.items()}
     chosen |= {key: spec.get(key) for key in ("kind", "parent")}
+    chosen["semantics_version"] = spec.get("semantics_version", FIRST_SEMANTICS)
     return flat(chosen)
 
 

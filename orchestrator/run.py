@@ -22,8 +22,9 @@ from orchestrator.driver_lease import Driving, driving
 from orchestrator.grid import Grid, PlannedTrial, expand
 from orchestrator.ledger import Ledger, give_up, read_ledger, trial_storage
 from orchestrator.mirror import start_mirror
+from orchestrator.old_trials import OldTrials, old_trials
 from orchestrator.placement import Node, trials_at_once
-from orchestrator.plan import resolved_yaml
+from orchestrator.plan import make_plan, resolved_yaml
 from orchestrator.planned_data import as_pinned, last_run
 from orchestrator.progress import Progress
 from orchestrator.ray_cluster import cluster, knock
@@ -86,6 +87,10 @@ def run_sweep(
     _check_tokens(store, grid)
     _tell_of_corpus(store.meta.contents, grid, console)
     todo = _left_to_do(sweep, grid, retry_failed)
+    old = old_trials(sweep)
+    if todo and old is not None:
+        totals = make_plan(config, grid, ledger.measured_rate(sweep)).totals
+        console.print(old.notice(totals), highlight=False, markup=False, soft_wrap=True)
     if address is None:  # known before Ray is started, and before anything is written
         here = [Node({"CPU": float(_cpus()), "GPU": float(_gpus())})]
         trials_at_once(here, _specs(_as_begun(sweep, todo)), None)
@@ -105,7 +110,7 @@ def run_sweep(
             limit, grows = config.resources.concurrent, config.resources.wait_for_nodes
             at_once = trials_at_once(nodes, _specs(todo), limit, grows)
             check_shared(sweep, nodes, _specs(todo))
-        _tell_of_orphans(sweep, grid, console)
+        _tell_of_orphans(sweep, grid, old, console)
         sweep.put(
             ledger.SWEEP_FILE,
             resolved_yaml(
@@ -178,9 +183,10 @@ def _left_to_do(sweep: Storage, grid: Grid, retry_failed: bool) -> list[PlannedT
     return left
 
 
-def _tell_of_orphans(sweep: Storage, grid: Grid, console: Console) -> None:
-    """Say so if finished trials lie here that this version of the sweep file does not name."""
-    named = {trial.id for trial in grid.trials}
+def _tell_of_orphans(sweep: Storage, grid: Grid, old: OldTrials | None, console: Console) -> None:
+    """Say so if finished trials lie here that this version of the sweep file does not name; of
+    those of another semantics version it has been said already."""
+    named = {trial.id for trial in grid.trials}.union(old.finished if old else ())
     finished = {
         key.split("/")[1] for key in sweep.list("trials") if key.endswith(f"/{records.RESULT}")
     }

@@ -14,7 +14,7 @@ from analysis.errors import InputError
 from analysis.storage import LocalStorage, Storage, open_storage
 from trainers.consent import require_consent
 from trainers.data.paths import user_path
-from trainers.spec import parse_spec
+from trainers.spec import parse_spec, refuse_other_semantics
 
 #: Exit codes beside 0, done, and 1, any other error.
 BAD_INPUT, STOPPED = 2, 3
@@ -65,6 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
             spec = parse_spec(options.spec.read_bytes(), str(options.spec))
         except OSError as error:
             raise InputError(f"{options.spec} cannot be read: {error.strerror}") from error
+        refuse_other_semantics(spec, str(options.spec))
         require_consent(spec, options.block, str(options.spec))
         trial = _open_trial(options.out)
         # The heavy imports wait until the input is known to be good.

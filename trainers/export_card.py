@@ -40,6 +40,7 @@ class ModelCard:
             "step": f"{self.step} of {training.steps} updates ({end}), "
             f"{self.step * training.batch_tokens:,} tokens",
             "held-out loss": _loss(self.loss, self.step),
+            "semantics version": f"{spec.semantics_version}, of training and measuring",
             "class": f"`{self.model_class}`, {self.parameters:,} parameters, {self.dtype}",
             **{name: f"`{value}`" for name, value in spec.axes.items()},
             "corpus": f"`{spec.source.corpus.kind}`, fingerprint `{spec.data.corpus_fingerprint}`",

@@ -13,13 +13,14 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from analysis.errors import InputError
-from analysis.records import BUCKETS
+from analysis.records import BUCKETS, FIRST_SEMANTICS
 from trainers.data.sources import DataSource, DataSpec
 from trainers.model_spec import ModelSpec
 from trainers.strict import MAX_STEPS, MAX_TOKENS, Frozen
 
-#: Raised whenever the meaning of training or measuring changes: it enters every id.
-SEMANTICS_VERSION = 1
+#: Raised whenever the meaning of training or measuring changes: it enters every id. What each
+#: version means is in docs/trial-directory.md.
+SEMANTICS_VERSION = 2
 
 Optimizer = Literal["adamw", "muon"]
 Schedule = Literal["cosine", "linear", "wsd"]
@@ -160,10 +161,23 @@ class TrialSpec(Frozen):
     spectra: SpectraSpec = SpectraSpec()
     kind: Literal["train"] = "train"
     parent: str | None = None  # the trial whose weights this one starts from
+    # What training and measuring mean in it. A trial of an earlier version can be read, mirrored
+    # and exported; only the current one is trained.
+    semantics_version: int = Field(default=SEMANTICS_VERSION, ge=FIRST_SEMANTICS)
 
     source: DataSource = DataSource()
     layout: Layout = Layout()
     axes: dict[str, Any] = Field(default_factory=dict)  # the cell as the sweep file named it
+
+    @model_validator(mode="after")
+    def _check_version(self) -> "TrialSpec":
+        if self.semantics_version > SEMANTICS_VERSION:
+            raise ValueError(
+                f"semantics_version {self.semantics_version} is of a later widthlab than this "
+                f"one, which knows {FIRST_SEMANTICS} to {SEMANTICS_VERSION}; read the trial with "
+                "the one that wrote it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_recipe(self) -> "TrialSpec":
@@ -262,12 +276,16 @@ def canonical_json(spec: TrialSpec) -> str:
     spectra = spec.spectra.model_copy(update={"memory_mb": memory})
     spec = spec.model_copy(update={"spectra": spectra})
     identity = spec.model_dump(mode="json", exclude=set(OUTSIDE_IDENTITY), exclude_defaults=True)
-    identity["semantics_version"] = SEMANTICS_VERSION
+    identity["semantics_version"] = spec.semantics_version  # at its default too
     return json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def parse_spec(data: bytes | str, place: str) -> TrialSpec:
-    """A spec from JSON. Raises InputError naming `place` and the first thing that is wrong."""
+    """A spec from JSON. Raises InputError naming `place` and the first thing that is wrong.
+
+    What has an id was written by widthlab, and without `semantics_version` by one that knew only
+    the first; what has neither was written by hand, and means the current one.
+    """
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -275,10 +293,23 @@ def parse_spec(data: bytes | str, place: str) -> TrialSpec:
     if not isinstance(content, dict):
         raise InputError(f"{place}: a spec is a JSON object, not {type(content).__name__}")
     claimed = content.pop("id", None)
+    if claimed is not None:
+        content.setdefault("semantics_version", FIRST_SEMANTICS)
     spec = _validated(TrialSpec, content, place)
     if claimed is not None and claimed != spec.id:
         raise InputError(f"{place}: says id {claimed} but its content is trial {spec.id}")
     return spec
+
+
+def refuse_other_semantics(spec: TrialSpec, place: str) -> None:
+    """Raises InputError naming `place` for a trial that this version would train as another."""
+    if spec.semantics_version != SEMANTICS_VERSION:
+        raise InputError(
+            f"{place}: trial {spec.id} is of semantics version {spec.semantics_version}, and this "
+            f"widthlab trains version {SEMANTICS_VERSION}: its data, held-out tokens and losses "
+            "would be others; `widthlab run` with the sweep's file trains such a trial anew, under "
+            "an id of its own"
+        )
 
 
 def parse_layout(content: dict[str, Any], place: str) -> Layout:

@@ -31,7 +31,7 @@ from trainers.memory import for_a_micro_batch
 from trainers.models.build import build, token_loss
 from trainers.outcome import Clock, DivergenceError, result_of
 from trainers.schedule import learning_rate
-from trainers.spec import TrialSpec, parse_layout, parse_spec
+from trainers.spec import TrialSpec, parse_layout, parse_spec, refuse_other_semantics
 from trainers.spectra.snapshots import Snapshots
 from trainers.writer import TrialWriter, stamp
 
@@ -70,8 +70,10 @@ def train(
     Every rank calls it with the same arguments. A finished trial returns its result at once.
     Setting `stop`, like a stop request in the trial's directory, makes it checkpoint and return.
     Any exception but LeaseLostError is also left in failure.json and raised again. Raises
-    InputError at once, and leaves no failure, where the directory is another trial's.
+    InputError at once, and leaves no failure, where the directory is another trial's, or the spec
+    of another semantics version.
     """
+    refuse_other_semantics(spec, trial.url)
     _refuse_other_trial(spec, trial)
     finished = records.get_result(trial, spec.id)
     if finished is not None:

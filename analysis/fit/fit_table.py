@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.errors import InputError
+from analysis.fit.one_semantics import refuse_mixed, stated
 from analysis.fit.saturating_law import SaturatingLaw, fit_saturating_law
 from analysis.fit.scaling_fit import (
     FLAT_WITHIN,
@@ -142,6 +143,7 @@ class TableFit:
 
 def fit_table(frame: pd.DataFrame, request: Request) -> TableFit:
     """Fit the law to every group of rows. Raises InputError, also where no group has a law."""
+    frame = stated(frame)
     labels_of = [*request.group, *([] if request.replicate is None else [request.replicate])]
     for column in [
         *request.columns.values(),
@@ -155,6 +157,8 @@ def fit_table(frame: pd.DataFrame, request: Request) -> TableFit:
         frame = _where(frame, column, value)
     numbers = {role: _numbers(frame, column, role) for role, column in request.columns.items()}
     labels = None if request.replicate is None else frame[request.replicate]
+    groups = _groups(frame, request.group)
+    refuse_mixed(frame, groups, np.logical_and.reduce(list(map(np.isfinite, numbers.values()))))
     fits = tuple(
         _fit_group(
             group,
@@ -162,7 +166,7 @@ def fit_table(frame: pd.DataFrame, request: Request) -> TableFit:
             None if labels is None else np.asarray(labels.iloc[rows], object),
             request,
         )
-        for group, rows in _groups(frame, request.group)
+        for group, rows in groups
     )
     reasons = [(one, one.fit.reason) for one in fits if isinstance(one.fit, Refusal)]
     if len(reasons) == len(fits):

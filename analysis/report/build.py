@@ -13,6 +13,7 @@ from string import Template
 import pandas as pd
 
 from analysis.laws.power_law import PowerLaw, Refusal, is_shown
+from analysis.report.data import data_section
 from analysis.report.front import front
 from analysis.report.group import group_section
 from analysis.report.page import figure, figures, paragraph, shades, table, words
@@ -54,6 +55,7 @@ def build_report(
             group_section(verdict, layers[verdict.slug], common, svgs)
             for verdict in recommendation.groups
         ),
+        data_section(tables),
         trials_section(tables, links),
         reproduce(tables, frames),
     ]

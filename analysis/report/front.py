@@ -53,10 +53,19 @@ def _card(verdicts: Sequence[GroupVerdict], common: Sequence[str]) -> str:
         f'<p class="label">{labels}</p><p class="width">{shown}</p>',
         paragraph(sentence(first.sentence.removeprefix(REFUSED))),
         "" if width is None else _line("Why", first.rule),
+        *(_best_losses(verdict) for verdict in verdicts),
         _spectra(first),
         *_next(verdicts, common),
     ]
     return f'<div class="verdict {first.verdict}">{"".join(parts)}</div>'
+
+
+def _best_losses(verdict: GroupVerdict) -> str:
+    """The other verdict, where runs end above their best loss."""
+    found = verdict.on_best
+    if found is None:
+        return ""
+    return _line("On best losses", found.sentence, f"{verdict.slug}-best-losses")
 
 
 def _spectra(verdict: GroupVerdict) -> str:

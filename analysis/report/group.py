@@ -20,10 +20,12 @@ from analysis.report.page import (
 )
 from analysis.verdict.budgets import CURRENCIES
 from analysis.verdict.equal_budget import BUDGETS
+from analysis.verdict.evidence import widths_of
 from analysis.verdict.layer_verdict import LayerVerdict
 from analysis.verdict.loss_optimum import LossCurve
 from analysis.verdict.next_cells import NextCells
 from analysis.verdict.recommend import GroupVerdict
+from analysis.verdict.supply import SELECTION
 from analysis.verdict.tuned_rate import TunedTrials
 from analysis.wording import bracketed, interval, multiple, plural
 
@@ -85,6 +87,11 @@ def _loss(verdict: GroupVerdict, shown: _Figures) -> Iterator[str]:
     if verdict.choices:
         yield "<h3>Other choices</h3>"
         yield bullets(sentence(choice.sentence) for choice in verdict.choices)
+    if verdict.on_best is not None:
+        yield f'<h3 id="{verdict.slug}-best-losses">On best losses</h3>'
+        yield paragraph(sentence(verdict.on_best.sentence))
+        yield _best_losses(verdict)
+        yield paragraph(SELECTION, "small faint")
     others = _budgets(verdict)
     if others:
         yield "<h3>At other budgets</h3>"
@@ -136,6 +143,27 @@ def _widths(verdict: GroupVerdict) -> str:
         + table(names, rows, chosen=chosen)
         + paragraph(about, "small faint")
     )
+
+
+def _best_losses(verdict: GroupVerdict) -> str:
+    """Final and best losses side by side, by width of the deciding budget."""
+    final, best = verdict.alternatives, widths_of(verdict.supply.on_best[0])
+    ends = {width["width_multiplier"]: width for width in final}
+    digits = decimals(verdict.supply.tolerance)
+    rows = [
+        [
+            multiple(width["width_multiplier"]),
+            str(width["D"]),
+            f"{ends[width['width_multiplier']]['val_loss']:.{digits}f}",
+            f"{width['val_loss']:.{digits}f}",
+            f"{width['excess_nats']:.{digits}f}",
+            f"{width['excess_upper_nats']:.{digits}f}",
+        ]
+        for width in best
+        if width["width_multiplier"] in ends
+    ]
+    names = ["width", "D", "final loss", "best loss", "excess of the best", "at most"]
+    return table(names, rows) if rows else ""
 
 
 def decimals(tolerance: float) -> int:

@@ -9,6 +9,7 @@ from pandas.api.types import is_object_dtype
 
 from analysis.laws.power_law import PowerLaw, Refusal
 from analysis.laws.saturation import Saturation, Untestable
+from analysis.report.data import sources_table
 from analysis.tables.sweep_tables import SweepTables
 from analysis.verdict.layer_verdict import LayerVerdict, layer_rows
 from analysis.verdict.recommend import GroupVerdict, Recommendation
@@ -30,6 +31,7 @@ def report_tables(
         "layers": _rows(recommendation, lambda verdict: _layer_rows(layers[verdict.slug])),
         "spectra": tables.with_axes(tables.spectra),
         "curves": tables.with_axes(tables.curves),
+        "sources": sources_table(tables),
     }
     return {name: one_type(frame) for name, frame in frames.items() if len(frame.columns)}
 

@@ -12,7 +12,7 @@ import yaml
 from analysis.report.page import bullets, folded, grouped_table, paragraph, table
 from analysis.report.tables import MOST_CSV_ROWS, has_csv
 from analysis.tables.sweep_tables import SweepTables
-from analysis.wording import duration, group_label, large, multiple, plural
+from analysis.wording import duration, group_label, large, multiple, passes_text, plural
 
 COLUMNS = {
     "state": "outcome",
@@ -21,7 +21,10 @@ COLUMNS = {
     "replicate": "seed",
     "parameters_total": "parameters",
     "tokens": "tokens",
+    "passes": "passes",
     "val_loss": "loss",
+    "val_loss_se": "s.e.",
+    "val_bits_per_byte": "bits per byte",
     "soft_rank": "soft",
     "hard_rank": "hard",
     "edim": "eDim",
@@ -33,11 +36,23 @@ STATES = (
     *("failed", "unfinished", "waiting", "duplicate"),
 )
 #: Columns that are said once where all trials have the same.
-SHARED = ("equal", "outcome", "D", "d_model", "seed", "parameters", "tokens")
+SHARED = (
+    *("equal", "outcome", "D", "d_model", "seed", "parameters", "tokens"),
+    *("passes", "bits per byte"),
+)
 ABOUT = (
     "Loss: held-out, at the end, in nats per token. Soft, hard, eDim: directions. Time: of the "
     "device, all told."
 )
+#: Said of columns that only trials from semantics version 2 on fill.
+ABOUT_PASSES = "Passes: over the training data."
+ABOUT_ERROR = (
+    "S.e.: standard error of the loss as an estimate of the whole held-out split's; trials are "
+    "measured on the same tokens, so that their differences are more exact than that."
+)
+#: Columns that nobody misses where no trial has them.
+OPTIONAL = ("passes", "s.e.", "bits per byte")
+LOSES_TEXT = "not given: the tokenizer loses text"
 #: Trials up to which their table is open from the start.
 FEW_TRIALS = 16
 
@@ -54,6 +69,8 @@ def trials_section(tables: SweepTables, links: Mapping[str, str]) -> str:
             *(_cell(name, trial[name]) for name in COLUMNS),
             str(trial["id"]),
         ]
+        if _loses_text(trial):
+            cells[2 + list(COLUMNS).index("val_bits_per_byte")] = LOSES_TEXT
         groups.setdefault(_group(tables, trial), []).append(cells)
     groups = dict(sorted(groups.items()))
     broken = tables.trials[tables.trials["reason"].notna()]
@@ -62,12 +79,15 @@ def trials_section(tables: SweepTables, links: Mapping[str, str]) -> str:
     ]
     listed, shared = _listed(groups, links)
     told = [*shared, ABOUT]
+    told += [ABOUT_PASSES] if tables.trials["passes"].notna().any() else []
+    told += [ABOUT_ERROR] if tables.trials["val_loss_se"].notna().any() else []
     if any(str(trial) in links for trial in tables.trials["id"]):
         told.append("The id of a trial leads to its MLflow run.")
     listed = paragraph(" ".join(told), "small faint") + listed
     count = len(tables.trials)
     few = count <= FEW_TRIALS
     parts = ["<h2>Trials</h2>", _outcomes(tables) if count > 1 else ""]
+    parts += [paragraph(f"Not among them: {text}.") for text in tables.left_out]
     parts.append(listed if few else folded(f"All {plural(count, 'trial')}", listed))
     if reasons:
         why = bullets(reasons)
@@ -87,10 +107,22 @@ def _listed(
         for place, name in enumerate(names)
         if name in SHARED and len(rows) > 1 and len({row[place] for row in rows}) == 1
     }
-    kept = [place for place, _ in enumerate(names) if place not in same]
+    empty = {
+        place
+        for place, name in enumerate(names)
+        if name in OPTIONAL and not any(row[place] for row in rows)
+    }
+    same = {place: text for place, text in same.items() if place not in empty}
+    kept = [place for place, _ in enumerate(names) if place not in {*same, *empty}]
     found = {title: [[row[at] for at in kept] for row in of] for title, of in groups.items()}
     shared = [f"All: {', '.join(f'{names[at]} {text}' for at, text in same.items())}."]
     return grouped_table([names[at] for at in kept], found, links), shared if same else []
+
+
+def _loses_text(trial: "pd.Series[Any]") -> bool:
+    """Whether there is a loss and no bits per byte of it, for the text is not all there."""
+    measured = np.isfinite(trial["val_loss"]) and not np.isfinite(trial["val_bits_per_byte"])
+    return bool(measured and trial["lossless"] is False)
 
 
 def _group(tables: SweepTables, trial: "pd.Series[Any]") -> str:
@@ -123,7 +155,10 @@ def _cell(name: str, value: object) -> str:
         return duration(number)
     if name in ("D", "d_model", "replicate"):
         return f"{number:g}"
-    return f"{number:.4f}" if name == "val_loss" else f"{number:.1f}"
+    if name == "passes":
+        return passes_text((number, number))
+    losses = ("val_loss", "val_loss_se", "val_bits_per_byte")
+    return f"{number:.4f}" if name in losses else f"{number:.1f}"
 
 
 def reproduce(tables: SweepTables, frames: Mapping[str, pd.DataFrame]) -> str:

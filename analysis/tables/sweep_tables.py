@@ -4,11 +4,10 @@ Which cells exist is read from the `resolved` section of sweep.yaml, what became
 trial directories: a cell without a directory is a row too, and says "waiting".
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,25 @@ import pyarrow.compute as pc
 
 from analysis import records
 from analysis.errors import InputError
-from analysis.records import ALL_TOKENS, METRICS, SPECTRA, SPECTRUM_COLUMNS
+from analysis.records import ALL_TOKENS, METRICS, SPECTRA
 from analysis.storage import Storage
 from analysis.tables.aggregate import LAW_SITE, aggregate, without_spectra
 from analysis.tables.aggregation import AGGREGATE_LAST, Aggregation
-from analysis.tables.sweep_file import holds_of, planned_cells, read_sweep_file, section
-from analysis.wording import AXIS_PREFIX
+from analysis.tables.semantics import (
+    finished_beside,
+    refuse_mixed,
+    semantics_of_result,
+    semantics_of_sweep,
+)
+from analysis.tables.sweep_file import (
+    SWEEP_FILE,
+    holds_of,
+    planned_cells,
+    read_sweep_file,
+    section,
+)
+from analysis.tables.trial_row import MEASURED, trial_row
+from analysis.wording import AXIS_PREFIX, plural
 
 logger = logging.getLogger(__name__)
 
@@ -45,14 +57,6 @@ REFERENCE_MULTIPLIER = 4.0
 #: Budgets further apart than this (relative) are of different model sizes, not one size missed.
 SAME_BUDGET = 0.10
 
-_PARAMETERS = ("total", "non_embedding", "embedding", "head", "attention", "ffn", "norm")
-_LOSSES = ("train_loss", "val_loss", "val_perplexity", "val_bits_per_byte")
-_SECONDS = ("training", "evaluation", "spectra", "checkpoints", "start", "total")
-_MEASURED = (
-    *("id", "state", "reason", "holds", "replicate", "uniform_width", "typed_multiplier"),
-    *("base_d_model", "step", "steps", "tokens", "flops", "flops_per_token", "snapshots"),
-    *("undersampled", "n_over_d", "invalid_spectra", "versions", "layout"),
-)
 _HEAVY = ("eigenvalues", "nodes", "weights")
 
 
@@ -62,11 +66,17 @@ class SweepTables:
 
     `trials` has a row per trial, in flat columns but for `holds`, a tuple:
     every axis by its name (with `axis_` before it where it is called like a column below); id;
-    state (an outcome, or failed, unfinished, waiting, duplicate) and reason; holds;
+    state (an outcome, or failed, unfinished, waiting, duplicate) and reason; semantics_version,
+    the same for all that have a result; holds;
     D [mean over layers], uniform_width, d_model, base_d_model, width_multiplier (D / d_model, of
     the achieved widths), typed_multiplier, replicate; step, steps [updates], tokens;
     parameters_* by component; flops [of training], flops_per_token, inference_flops_per_token;
-    train_loss, val_loss, best_val_loss [nats per token], val_perplexity, val_bits_per_byte;
+    train_loss, val_loss, best_val_loss [nats per token] and best_val_loss_step; val_loss_se, the
+    standard error of val_loss as an estimate of the whole held-out split's; val_perplexity,
+    val_bits_per_byte, missing where the tokenizer loses text;
+    train_tokens, heldout_tokens [of the splits], measured_tokens [of an evaluation],
+    window_tokens [of the training split's windows, once each]; passes over these; lossless and
+    unknown_share [of the tokens], of the tokenizer on this corpus;
     seconds_* by what they were spent on; layout [JSON], versions [digest]; and the spectral
     summary that `aggregation` names (`analysis.tables.aggregate.aggregate`). A trial that is a
     cell of two model sizes has a row in each.
@@ -86,6 +96,24 @@ class SweepTables:
     curves: pd.DataFrame
     eigenvalues: pd.DataFrame
     versions: Mapping[str, Mapping[str, Any]]  # library versions by their digest in `trials`
+    # Ids of finished trials in the directory that sweep.yaml does not name, by semantics version;
+    # None where a trial does not tell its own. They enter nothing.
+    beside: Mapping[int | None, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What of the directory enters nothing, in words: `11 finished trials of ... left out`."""
+        own = set(self.trials["semantics_version"])
+        told = []
+        for version, ids in self.beside.items():
+            if version in own:
+                of = "of an earlier version of the sweep file"
+            elif version is None:
+                of = "whose semantics version cannot be read"
+            else:
+                of = f"of semantics version {version}"
+            told.append(f"{plural(len(ids), 'finished trial')} {of} left out")
+        return tuple(told)
 
     def of(self, frame: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
         """The rows of `spectra`, `curves` or `eigenvalues` that belong to these trials."""
@@ -93,10 +121,11 @@ class SweepTables:
 
     def with_axes(self, frame: pd.DataFrame) -> pd.DataFrame:
         """`spectra` or `curves` with what the trial of a row is, so that it stands alone: axes,
-        state, holds (joined by +), replicate, d_model and width_multiplier. An axis that is
-        called like a column of the frame (the learning rate of a step) has `axis_` before it."""
+        state, semantics_version, holds (joined by +), replicate, d_model and width_multiplier. An
+        axis that is called like a column of the frame (the learning rate of a step) has `axis_`
+        before it."""
         axes = [axis for axis in self.group_axes if axis != "base_d_model"]
-        about = ["state", "holds", "replicate", "d_model", "width_multiplier"]
+        about = ["state", "semantics_version", "holds", "replicate", "d_model", "width_multiplier"]
         columns = list(dict.fromkeys([*axes, *about]))
         trials = self.trials.drop_duplicates("id").set_index("id")[columns]
         trials = trials.assign(holds=trials["holds"].map("+".join))
@@ -109,14 +138,17 @@ def load_sweep(
 ) -> SweepTables:
     """Read a sweep's directory; `aggregate_*` go before what its file says.
 
-    Raises InputError where it is no sweep, or its file cannot be used. A trial that cannot be
-    read is a row of state "failed" that says why.
+    Raises InputError where it is no sweep, its file cannot be used, or finished trials of it are
+    of several semantics versions. A trial that cannot be read is a row of state "failed" that says
+    why.
     """
     config = read_sweep_file(sweep)
+    of_sweep = semantics_of_sweep(config, sweep.url_of(SWEEP_FILE))
     how = Aggregation.of(section(config, "analysis"), last=aggregate_last, layers=aggregate_layers)
     cells = planned_cells(config, sweep.url)
     axes = _axes(cells)
     rows, spectra, curves, eigenvalues = [], [], [], []
+    finished = []
     versions = {}
     for cell in cells:
         trial = sweep.child(f"trials/{cell['id']}")
@@ -125,19 +157,26 @@ def load_sweep(
             snapshots = _records(trial, SPECTRA, str(cell["id"]), result)
             curve = _records(trial, METRICS, str(cell["id"]), result)
             _refuse_contradiction(trial, result, curve)
-            row = _trial_row(trial, cell, axes, result or {})
+            version = of_sweep
+            if result is not None:
+                version = semantics_of_result(result, trial.url_of(records.RESULT))
+            row = trial_row(trial, cell, axes, result or {}, version)
         except InputError as error:  # one damaged trial must not take the others' verdict
             logger.warning("left out: %s", error)
             result, snapshots, curve = None, _none(SPECTRA), _none(METRICS)
-            row = _trial_row(None, cell, axes, {}) | {"state": "failed", "reason": str(error)}
+            row = trial_row(None, cell, axes, {}, of_sweep)
+            row |= {"state": "failed", "reason": str(error)}
         snapshots = snapshots.filter(pc.field("bucket") == ALL_TOKENS)
         light = snapshots.drop_columns(list(_HEAVY))
         rows.append(row)
+        if result is not None:
+            finished.append(row["semantics_version"])
         spectra.append(light)
         eigenvalues.append(_last_eigenvalues(snapshots))
         curves.append(curve)
         if row["versions"] is not None:
             versions[row["versions"]] = section(result or {}, "versions")
+    refuse_mixed(finished, sweep.url)
     group_axes = [axes[name] for name in axes if name not in WITHIN_GROUP]
     reference = reference_multiplier(config)
     typed = section(config, "grid").get("d_model")
@@ -157,6 +196,7 @@ def load_sweep(
         curves=pa.concat_tables(curves).to_pandas(),
         eigenvalues=pa.concat_tables(eigenvalues).to_pandas(),
         versions=versions,
+        beside=finished_beside(sweep, {str(cell["id"]) for cell in cells}),
     )
 
 
@@ -224,9 +264,8 @@ def holding(trials: pd.DataFrame, hold: str) -> pd.DataFrame:
 
 def _axes(cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Column by axis. An axis called like a measured quantity gets a prefix."""
-    taken = {*_MEASURED, *_LOSSES, *SPECTRUM_COLUMNS}
     names = dict.fromkeys(name for cell in cells for name in cell["axes"])
-    return {name: f"{AXIS_PREFIX}{name}" if name in taken else name for name in names}
+    return {name: f"{AXIS_PREFIX}{name}" if name in MEASURED else name for name in names}
 
 
 def _by_size(
@@ -276,60 +315,7 @@ def _clusters(values: pd.Series) -> list[list[Any]]:
     return clusters
 
 
-# --- a trial -------------------------------------------------------------------------------
-
-
-def _trial_row(
-    trial: Storage | None,
-    cell: Mapping[str, Any],
-    axes: Mapping[str, str],
-    result: Mapping[str, Any],
-) -> dict[str, Any]:
-    """A row of what is known; without `trial` of nothing but the cell itself."""
-    given = cell["axes"]
-    state, reason = ("waiting", None) if trial is None else _state(trial, result)
-    final, seconds = section(result, "final"), section(result, "seconds")
-    parameters = {**section(cell, "parameters"), **section(result, "parameters")}
-    widths = np.atleast_1d(np.asarray(given.get("D", np.nan), float))
-    uniform = bool((widths == widths[0]).all())
-    width, d_model = float(widths.mean()), _number(given.get("d_model"))
-    versions, layout = section(result, "versions"), dict(section(result, "layout"))
-    layout.pop("branch_points", None)  # which checkpoints are kept, not how the work lies
-    row = {
-        "id": str(cell["id"]),
-        "state": state,
-        "reason": reason,
-        "holds": holds_of(cell),
-        **{column: _scalar(given.get(name)) for name, column in axes.items()},
-        "replicate": given.get("seed", 0),
-        "D": width,
-        "uniform_width": uniform,
-        "d_model": d_model,
-        "typed_multiplier": _number(given.get("width_multiplier")),
-        "width_multiplier": width / d_model,
-        "step": _number(result.get("step")),
-        "steps": _number(result.get("steps")),
-        "tokens": _number(result.get("tokens")),
-        "flops": _number(result.get("flops") or cell.get("flops")),
-        "flops_per_token": _number(result.get("flops_per_token")),
-        "inference_flops_per_token": _number(result.get("inference_flops_per_token")),
-        "best_val_loss": _number(result.get("best_val_loss")),
-        "versions": _digest(versions),
-        "layout": json.dumps(layout, sort_keys=True) if layout else None,
-    }
-    row |= {f"parameters_{name}": _number(parameters.get(name)) for name in _PARAMETERS}
-    row |= {name: _number(final.get(name)) for name in _LOSSES}
-    return row | {f"seconds_{name}": _number(seconds.get(name)) for name in _SECONDS}
-
-
-def _state(trial: Storage, result: Mapping[str, Any]) -> tuple[str, str | None]:
-    if result:
-        return str(result.get("outcome")), result.get("reason")
-    failure = records.get_json(trial, records.FAILURE)
-    if failure:
-        return "failed", failure.get("message")
-    begun = records.get_json(trial, records.LEASE) is not None
-    return ("unfinished", None) if begun else ("waiting", None)
+# --- the records of a trial ----------------------------------------------------------------
 
 
 def _last_eigenvalues(snapshots: pa.Table) -> pa.Table:
@@ -375,27 +361,3 @@ def _refuse_contradiction(
 
 def _none(table: str) -> pa.Table:
     return records.SCHEMAS[table].empty_table().add_column(0, "id", pa.array([], pa.string()))
-
-
-def _number(value: object) -> float:
-    """A float; NaN for anything that is not a number, infinity for one that is too large."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return float("nan")
-    try:
-        return float(value)
-    except OverflowError:
-        return float("inf") if value > 0 else -float("inf")
-
-
-def _scalar(value: object) -> object:
-    """What can be a cell of a table: a list as JSON, and a date, which YAML knows, as text."""
-    if isinstance(value, list | dict | tuple):
-        return json.dumps(value, default=str)
-    return value if value is None or isinstance(value, str | int | float) else str(value)
-
-
-def _digest(versions: Mapping[str, Any]) -> str | None:
-    """Eight digits that are equal for equal library versions."""
-    if not versions:
-        return None
-    return hashlib.sha256(json.dumps(versions, sort_keys=True).encode()).hexdigest()[:8]

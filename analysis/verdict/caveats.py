@@ -8,11 +8,13 @@ import pandas as pd
 from analysis.laws.power_law import PowerLaw, is_shown
 from analysis.laws.saturation import Saturation
 from analysis.laws.spectral import RANKS, SpectralEvidence
+from analysis.records import FIRST_SEMANTICS, OUTCOMES
 from analysis.spectrum import SAMPLES_PER_DIMENSION
 from analysis.tables.sweep_tables import SweepTables
 from analysis.verdict.equal_budget import BUDGETS, BudgetEvidence
 from analysis.verdict.loss_optimum import MISFIT, LossCurve
 from analysis.verdict.next_cells import REPLICATES
+from analysis.verdict.supply import Supply, caveats_of_supply
 from analysis.verdict.tuned_rate import AXIS, TunedTrials, is_tunable
 from analysis.wording import interval, large, multiple, percent, plural
 
@@ -28,12 +30,15 @@ def caveats_of(
     losses: Sequence[BudgetEvidence],
     multiplier: float | None,
     tables: SweepTables,
+    supply: Supply,
     tuned: TunedTrials | None = None,
 ) -> Iterator[str]:
     """Every caveat of one group, the weightiest first."""
     yield from _missing_halves(spectral, losses)
     if losses:
         yield from _of_loss(losses[0], multiplier)
+    yield from caveats_of_supply(supply)
+    yield from _of_semantics(trials)
     yield from _of_runs(trials)
     if tuned is None:
         yield _of_learning_rate(trials, tables)
@@ -97,6 +102,17 @@ def _why_none_within(curve: LossCurve) -> str:
     if np.all(curve.excess >= curve.tolerance):
         return "none of the grid lies near enough to it"
     return f"the noise of {curve.noise_sd:.2g} nats is too large for that"
+
+
+def _of_semantics(trials: pd.DataFrame) -> Iterator[str]:
+    ended = trials[trials["state"].isin(OUTCOMES)]
+    if (ended["semantics_version"] == FIRST_SEMANTICS).any():
+        yield (
+            f"The trials are of semantics version {FIRST_SEMANTICS}: their held-out losses and "
+            "spectra are of the first windows of the held-out split, not of all of it, their bits "
+            "per byte mix two samples, and training windows were drawn with replacement. They "
+            "compare with each other, not with trials of later versions."
+        )
 
 
 def _of_runs(trials: pd.DataFrame) -> Iterator[str]:

@@ -81,8 +81,13 @@ def evidence_of(
             "below": PLATEAU,
             "sentence": spectral.stop.sentence,
         },
-        "loss": {evidence.hold: _loss(evidence) for evidence in losses},
+        "loss": losses_of(losses),
     }
+
+
+def losses_of(losses: Sequence[BudgetEvidence]) -> dict[str, Any]:
+    """The loss optimum by the budget that was held equal."""
+    return {evidence.hold: _loss(evidence) for evidence in losses}
 
 
 def _holds_for(trials: pd.DataFrame, deciding: BudgetEvidence | None) -> dict[str, Any]:

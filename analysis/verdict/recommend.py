@@ -22,9 +22,10 @@ from analysis.verdict.budgets import AtBudget, at_equal_budgets
 from analysis.verdict.caveats import TUNED, caveats_of
 from analysis.verdict.choices import Choice, choices_of
 from analysis.verdict.equal_budget import TOLERANCE_NATS, BudgetEvidence, judge_losses
-from analysis.verdict.evidence import evidence_of, widths_of
+from analysis.verdict.evidence import evidence_of, losses_of, widths_of
 from analysis.verdict.loss_optimum import LossCurve
 from analysis.verdict.next_cells import NextCells
+from analysis.verdict.supply import SELECTION, Supply, judge_supply
 from analysis.verdict.transfer import SizeOptimum, Target, Transfer, transfer
 from analysis.verdict.tuned_rate import AXIS as RATE_AXIS
 from analysis.verdict.tuned_rate import TunedTrials, is_tunable, tune
@@ -54,6 +55,7 @@ class GroupVerdict:
     choices: tuple[Choice, ...]  # for quality and for efficiency; none where nothing is recommended
     at_budgets: tuple[AtBudget, ...]  # the loss against the width at every kind of equal budget
     tuned: TunedTrials | None  # where each width enters at its own learning rate
+    supply: Supply  # passes over the data, and what the best losses of the runs say
     caveats: tuple[str, ...]
     run_next: tuple[NextCells, ...]
 
@@ -65,6 +67,11 @@ class GroupVerdict:
     def deciding(self) -> BudgetEvidence | None:
         """The budget that decides, if any was held equal."""
         return self.losses[0] if self.losses else None
+
+    @property
+    def on_best(self) -> "Decision | None":
+        """The verdict on the best losses of the runs; None where the final ones are as good."""
+        return decide(self.supply.on_best) if self.supply.on_best else None
 
     @property
     def alternatives(self) -> list[dict[str, Any]]:
@@ -87,10 +94,36 @@ class GroupVerdict:
             "learning_rates": [width.to_dict() for width in self.tuned.widths]
             if self.tuned
             else None,
-            "evidence": evidence_of(self.trials, self.spectral, self.losses, self.agrees),
+            "evidence": {
+                **evidence_of(self.trials, self.spectral, self.losses, self.agrees),
+                "supply": self.supply.to_dict(),
+                "best_loss": None if self.on_best is None else self._best_loss(self.on_best),
+            },
             "caveats": list(self.caveats),
             "run_next": [cells.to_dict() for cells in self.run_next],
         }
+
+    def _best_loss(self, found: "Decision") -> dict[str, Any]:
+        return {
+            "verdict": "refused" if found.width_multiplier is None else "recommended",
+            "width_multiplier": found.width_multiplier,
+            "interval": None if found.curve is None else found.curve.interval,
+            "sentence": found.sentence,
+            "rule": found.rule,
+            "selection": SELECTION,
+            "alternatives": widths_of(self.supply.on_best[0]),
+            "loss": losses_of(self.supply.on_best),
+        }
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the losses at equal budgets come to, by the rules of docs/verdict.md."""
+
+    curve: LossCurve | None  # with the optimum; None where none is established
+    width_multiplier: float | None  # D / d_model; None where no width is recommended
+    sentence: str
+    rule: str
 
 
 @dataclass(frozen=True)
@@ -101,6 +134,7 @@ class Recommendation:
     aggregation: str  # how a trial's snapshots became one rank
     groups: tuple[GroupVerdict, ...]
     transfers: tuple[Transfer, ...] = ()  # none where the sweep file names no target
+    left_out: tuple[str, ...] = ()  # finished trials of the directory that enter nothing
 
     def to_dict(self) -> dict[str, Any]:
         """The content of recommendation.json."""
@@ -109,6 +143,7 @@ class Recommendation:
             "aggregation": self.aggregation,
             "groups": [group.to_dict() for group in self.groups],
             "transfer": [found.to_dict() for found in self.transfers],
+            "left_out": list(self.left_out),
         }
 
 
@@ -133,9 +168,8 @@ def recommend(tables: SweepTables) -> Recommendation:
         sizes = _same(tables.trials, group, but=("base_d_model",))
         verdicts.append(_judge(group, trials, sizes, tables, tolerance, rate))
     transfers = _transfers(verdicts, analysis)
-    return Recommendation(
-        tables.name, tables.aggregation.text, tuple(_told_apart(verdicts)), transfers
-    )
+    told = tuple(_told_apart(verdicts))
+    return Recommendation(tables.name, tables.aggregation.text, told, transfers, tables.left_out)
 
 
 def _slug(label: str) -> str:
@@ -196,7 +230,8 @@ def _judge(
     elif not _is_recommended(losses):
         run_next += next_cells.for_refusal(losses[0], group, rate)
     at_budgets = at_equal_budgets(sizes, trials, losses, tolerance)
-    return _verdict(group, trials, spectral, losses, at_budgets, run_next, tables, None)
+    supply = judge_supply(trials, tolerance, lambda rows: judge_losses(rows, tolerance))
+    return _verdict(group, trials, spectral, losses, at_budgets, run_next, tables, supply, None)
 
 
 def _judge_tuned(
@@ -216,8 +251,11 @@ def _judge_tuned(
     if not _is_recommended(losses):
         run_next += next_cells.for_refusal(losses[0], on_grid, rate)
     at_budgets = at_equal_budgets(tuned.trials, tuned.trials, losses, tolerance)
+    supply = judge_supply(
+        trials, tolerance, lambda rows: judge_losses(tune(rows).trials, tolerance)
+    )
     named = {**group, RATE_AXIS: TUNED}
-    return _verdict(named, trials, spectral, losses, at_budgets, run_next, tables, tuned)
+    return _verdict(named, trials, spectral, losses, at_budgets, run_next, tables, supply, tuned)
 
 
 def _is_recommended(losses: Sequence[BudgetEvidence]) -> bool:
@@ -236,25 +274,19 @@ def _verdict(
     at_budgets: tuple[AtBudget, ...],
     run_next: Sequence[NextCells],
     tables: SweepTables,
+    supply: Supply,
     tuned: TunedTrials | None,
 ) -> GroupVerdict:
-    optimum = losses[0].optimum if losses else None
-    chosen = optimum if isinstance(optimum, LossCurve) and optimum.recommended else None
-    multiplier = None
-    if chosen is not None and chosen.headline is not None:
-        multiplier = float(chosen.multiplier[chosen.headline])
-        rule, sentence = _rule(chosen), _sentence(losses[0], chosen, multiplier)
-    else:
-        rule = _why_refused(losses[0] if losses else None)
-        sentence = f"no recommendation: {rule}"
+    decided = decide(losses)
+    multiplier = decided.width_multiplier
     return GroupVerdict(
         group=group,
         label=group_label(group),
         slug=_slug(group_label(group)),
         width_multiplier=multiplier,
-        interval=chosen.interval if chosen else None,
-        sentence=sentence,
-        rule=rule,
+        interval=decided.curve.interval if decided.curve else None,
+        sentence=decided.sentence,
+        rule=decided.rule,
         trials=trials,
         spectral=spectral,
         losses=losses,
@@ -262,9 +294,21 @@ def _verdict(
         choices=choices_of(losses[0]) if losses else (),
         at_budgets=at_budgets,
         tuned=tuned,
-        caveats=tuple(caveats_of(trials, spectral, losses, multiplier, tables, tuned)),
+        supply=supply,
+        caveats=tuple(caveats_of(trials, spectral, losses, multiplier, tables, supply, tuned)),
         run_next=tuple(run_next),
     )
+
+
+def decide(losses: Sequence[BudgetEvidence]) -> Decision:
+    """The verdict on the first of the budgets, or why there is none."""
+    optimum = losses[0].optimum if losses else None
+    chosen = optimum if isinstance(optimum, LossCurve) and optimum.recommended else None
+    if chosen is not None and chosen.headline is not None:
+        multiplier = float(chosen.multiplier[chosen.headline])
+        return Decision(chosen, multiplier, _sentence(losses[0], chosen, multiplier), _rule(chosen))
+    rule = _why_refused(losses[0] if losses else None)
+    return Decision(chosen, None, f"no recommendation: {rule}", rule)
 
 
 def _transfers(

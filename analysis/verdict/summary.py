@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from analysis.laws.power_law import PowerLaw, Refusal, is_shown
 from analysis.tables.sweep_tables import SweepTables
 from analysis.verdict.recommend import GroupVerdict, Recommendation
-from analysis.wording import bracketed, duration, flops, group_label, plural
+from analysis.verdict.supply import SELECTION
+from analysis.wording import bracketed, duration, flops, group_label, passes_text, plural
 
 COLUMNS = 96
 
@@ -38,7 +39,10 @@ def headline(tables: SweepTables) -> str:
     if seconds > 0:
         spent = float(trials.loc[trials["tokens"].notna(), "flops"].sum(min_count=1))
         line += f"; {duration(seconds)} of device time, {flops(spent)}"
-    return line
+    passes = trials["passes"].dropna()
+    if len(passes) and passes.max() > 1:
+        line += f"; {passes_text((passes.min(), passes.max()))} passes over the training data"
+    return "; ".join([line, *tables.left_out])
 
 
 def shared_caveats(recommendation: Recommendation) -> list[str]:
@@ -84,6 +88,8 @@ def _verdict(verdict: GroupVerdict, common: list[str]) -> Iterator[str]:
     yield from _wrapped(f"{group_label(verdict.group)}: {verdict.sentence}.", "", "  ")
     if verdict.width_multiplier is not None:
         yield from _wrapped(f"rule: {verdict.rule}.", "  ")
+    if verdict.on_best is not None:
+        yield from _wrapped(f"on best losses: {verdict.on_best.sentence}. {SELECTION}", "  ")
     for choice in verdict.choices:
         yield from _wrapped(f"{choice.sentence}.", "  ")
     for found in verdict.at_budgets:

@@ -160,9 +160,17 @@ def metrics_rows(loss: float, rng: np.random.Generator) -> list[dict[str, Any]]:
 
 
 def write_trial(
-    trial: LocalStorage, cell: Cell, truth: Truth, outcome: str, samples: int, replicate_luck: float
+    trial: LocalStorage,
+    cell: Cell,
+    truth: Truth,
+    outcome: str,
+    samples: int,
+    replicate_luck: float,
+    passes: float,
+    rise: float,
 ) -> None:
-    """A finished trial, or what a failed or unfinished one leaves."""
+    """A finished trial, or what a failed or unfinished one leaves. Its final loss is by `rise`
+    above its best; it has passed `passes` times over its training data."""
     if outcome == "waiting":
         return
     trial.put(records.LEASE, records.encode_json({"attempt": 1, "heartbeat_ms": 1}))
@@ -182,8 +190,10 @@ def write_trial(
         "spectra": records.put_part(trial, "spectra", 1, spectra_rows(cell, truth, samples, rng)),
     }
     seconds = cell.flops / 2e9
+    windows = round(STEPS * BATCH / passes)
     result = {
         "trial_id": cell.id,
+        "semantics_version": 2,
         "outcome": outcome,
         "reason": None if outcome == "completed" else f"made up to be {outcome}",
         "step": STEPS,
@@ -193,10 +203,21 @@ def write_trial(
         "final": {
             "train_loss": final,
             "val_loss": final,
+            "val_loss_se": None if final is None else 0.0123,
             "val_perplexity": None if final is None else float(np.exp(final)),
             "val_bits_per_byte": None if final is None else final / 2,
         },
-        "best_val_loss": final,
+        "best_val_loss": None if final is None else final - rise,
+        "best_val_loss_step": None if final is None else STEPS - 50 * (rise > 0),
+        "data": {
+            "train_tokens": windows + 7,
+            "heldout_tokens": 100_000,
+            "measured_tokens": 16_384,
+            "window_tokens": windows,
+            "passes": STEPS * BATCH / windows,
+            "lossless": True,
+            "unknown_share": 0.0,
+        },
         "parameters": cell.parameters,
         "flops_per_token": cell.flops // (STEPS * BATCH),
         "inference_flops_per_token": cell.flops // (3 * STEPS * BATCH),
@@ -232,6 +253,9 @@ def build_sweep_in() -> Callable[..., LocalStorage]:
         cells: list[Cell] | None = None,
         analysis: Mapping[str, Any] | None = None,
         rates: Sequence[float] = (),
+        passes: float = 0.5,
+        rises: Callable[[Cell], float] = lambda cell: 0.0,
+        corpus: Mapping[str, Any] | None = None,
     ) -> LocalStorage:
         truths = {
             group: Truth(**planted) if isinstance(planted, Mapping) else planted
@@ -255,6 +279,8 @@ def build_sweep_in() -> Callable[..., LocalStorage]:
                 outcomes(cell),
                 samples,
                 float(luck[cell.seed]),
+                passes,
+                rises(cell),
             )
         axis = {"learning_rate": list(rates)} if rates else {}
         content = {
@@ -269,7 +295,8 @@ def build_sweep_in() -> Callable[..., LocalStorage]:
             "training": {"steps": STEPS, "batch_tokens": BATCH, "learning_rate": 6e-3},
             "analysis": dict(analysis or {"tolerance_nats": 0.01, "aggregate_last": 5}),
             "resolved": {
-                "semantics_version": 1,
+                "semantics_version": 2,
+                **({} if corpus is None else {"corpus": dict(corpus)}),
                 "corpus_fingerprint": "0123456789abcdef",
                 "tokenizer_hash": "fedcba9876543210",
                 "vocab_size": 512,

@@ -167,3 +167,50 @@ def test_a_column_that_pandas_kept_as_the_index_of_a_parquet_file_is_found(
     code, out, _ = run(tmp_path / "ranks.parquet", *POWER, "--json")
     assert code == 0
     assert json.loads(out)["groups"][0]["parameters"]["beta"] == pytest.approx(0.7)
+
+
+# --- semantics versions --------------------------------------------------------------------
+
+
+@pytest.fixture
+def versions(ranks: Path, tmp_path: Path) -> Path:
+    """Two tables of trials one after the other: the older one had no column of versions."""
+    old = pd.read_csv(ranks)
+    new = old.assign(rank=2 * old["D"] ** 0.5, semantics_version=2)
+    pd.concat([old, new]).to_csv(tmp_path / "both.csv", index=False)
+    return tmp_path / "both.csv"
+
+
+def test_rows_of_two_semantics_versions_are_refused_with_counts_and_the_way_out(
+    run, versions
+) -> None:
+    code, out, err = run(versions, *POWER)
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert "10 rows of semantics version 1 and 10 rows of semantics version 2" in line
+    assert "--where semantics_version=VERSION" in line
+    code, _, err = run(versions, *POWER, "--group", "norm")
+    assert code == 2
+    assert "group post has 5 rows of semantics version 1 and 5 rows" in err
+
+
+def test_one_version_is_fitted_alone_or_each_as_a_group(run, versions) -> None:
+    for version, slope in ((1, 0.7), (2, 0.5)):
+        where = f"semantics_version={version}"
+        code, out, _ = run(versions, *POWER, "--where", where, "--json")
+        assert code == 0
+        (found,) = json.loads(out)["groups"]
+        assert found["parameters"]["beta"] == pytest.approx(slope)
+    code, out, _ = run(versions, *POWER, "--group", "semantics_version", "--json")
+    assert code == 0
+    slopes = [group["parameters"]["beta"] for group in json.loads(out)["groups"]]
+    assert sorted(slopes) == pytest.approx([0.5, 0.7])
+
+
+def test_a_row_that_enters_no_law_mixes_nothing(run, versions, tmp_path) -> None:
+    table = pd.read_csv(versions)
+    table.loc[table["semantics_version"].isna(), "rank"] = np.nan
+    table.to_csv(tmp_path / "emptied.csv", index=False)
+    code, out, _ = run(tmp_path / "emptied.csv", *POWER, "--json")
+    assert code == 0
+    assert json.loads(out)["groups"][0]["n"] == 10

@@ -120,19 +120,30 @@ def test_explicit_widths_are_taken_as_they_are():
 # --- identity ------------------------------------------------------------------------------
 
 
-def test_ids_of_the_first_version_stand():
+def test_ids_of_every_version_stand():
     """Stored trials are found by these: never edit them, raise SEMANTICS_VERSION."""
     found = {
-        (*(t.axes[a] for a in ("architecture", "norm", "width_multiplier", "d_model")),): t.id
+        (*(t.axes[a] for a in ("architecture", "norm", "width_multiplier", "d_model")),): t
         for t in grid("hold=[none, params]", "norm=pre", "width_multiplier=[1, 4]").trials
     }
-    assert found == {
+    before = {
+        cell: t.spec.model_copy(update={"semantics_version": 1}).id for cell, t in found.items()
+    }
+    assert before == {
         ("gpt2", "pre", 1.0, 64): "75ec093e9269",
         ("gpt2", "pre", 1.0, 88): "9c3cf8ed60c9",
         ("gpt2", "pre", 4.0, 64): "6d29e66c8357",
         ("llama", "pre", 1.0, 64): "e2d7d56b6ab3",
         ("llama", "pre", 1.0, 96): "ac3eaf67c734",
         ("llama", "pre", 4.0, 64): "37b59e80fd83",
+    }
+    assert {cell: t.id for cell, t in found.items()} == {
+        ("gpt2", "pre", 1.0, 64): "6e1f0a656d12",
+        ("gpt2", "pre", 1.0, 88): "82519cb0eef0",
+        ("gpt2", "pre", 4.0, 64): "8963b39e021a",
+        ("llama", "pre", 1.0, 64): "cbd82c667410",
+        ("llama", "pre", 1.0, 96): "670950e1b315",
+        ("llama", "pre", 4.0, 64): "a2acb4fdd738",
     }
 
 

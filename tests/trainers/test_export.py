@@ -257,6 +257,20 @@ def test_a_trial_that_goes_on_is_exported_as_far_as_it_is(
     assert "4 of 10 updates (unfinished)" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_a_trial_of_the_first_semantics_version_is_exported_and_its_card_says_so(
+    make_spec, lively, trial, tmp_path
+) -> None:
+    spec = of_model(make_spec, "gpt2").model_copy(update={"semantics_version": 1})
+    committed(trial, spec, lively(spec.model))
+    stored = json.loads(trial.get(records.SPEC))
+    del stored["semantics_version"]  # as that version wrote it
+    trial.put(records.SPEC, records.encode_json(stored))
+    export(trial, str(tmp_path / "out"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"`{spec.id}`" in card
+    assert "| semantics version | 1," in card
+
+
 # --- refusals ------------------------------------------------------------------------------
 
 

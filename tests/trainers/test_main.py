@@ -156,12 +156,14 @@ def test_a_second_sigterm_on_the_heels_of_the_first_changes_nothing(monkeypatch)
         ("spec", "README.md/trial", "cannot be made a folder: Not a directory"),
         ("spec", "~no-such-user/x", "--out: path '~no-such-user/x' cannot be looked up"),
         ("spec", "", "--out: a path is empty"),
+        ("old spec", "trial", "is of semantics version 1, and this widthlab trains version 2"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(make_spec, tmp_path, content, out, message) -> None:
     path = tmp_path / "spec.json"
     if content is not None:
-        path.write_bytes(make_spec().to_json() if content == "spec" else content.encode())
+        specs = {"spec": make_spec(), "old spec": make_spec(semantics_version=1)}
+        path.write_bytes(specs[content].to_json() if content in specs else content.encode())
     done = run_in_repository([*PYTHON, "-m", "trainers", str(path), "--out", out])
     assert done.returncode == 2
     assert done.stdout == ""

@@ -1,6 +1,7 @@
 """The identity of a trial: what enters its id, what does not, and that neither ever moves."""
 
 import json
+from hashlib import sha256
 from typing import Any, get_args
 
 import pytest
@@ -14,6 +15,7 @@ from trainers.model_spec import Activation, FFNWeight, ModelSpec
 from trainers.models.placements import PLACEMENTS
 from trainers.spec import (
     OUTSIDE_IDENTITY,
+    SEMANTICS_VERSION,
     EvaluationSpec,
     Layout,
     Schedule,
@@ -22,6 +24,7 @@ from trainers.spec import (
     TrialSpec,
     canonical_json,
     parse_spec,
+    refuse_other_semantics,
 )
 
 GPT2: dict[str, Any] = {
@@ -96,6 +99,7 @@ CHANGES: dict[str, Any] = {
     "spectra__method": "lanczos",
     "spectra__buckets": True,
     "parent": "0123456789ab",
+    "semantics_version": 1,
 }
 #: What a field needs beside it to be allowed at all.
 MUON: dict[str, Any] = {"training__optimizer": "muon", "training__gradient_clipping": 0.0}
@@ -121,27 +125,88 @@ def identity_fields() -> set[str]:
     return fields
 
 
+GOLDEN: list[dict[str, Any]] = [
+    {},
+    {"replicate": 1},
+    {"model__architecture": "llama", "model__norm": "post"},
+    {"spectra__sites": ["pre", "post"], "training__precision": "bf16"},
+]
+
+
 @pytest.mark.parametrize(
-    ("changes", "expected"),
+    ("changes", "first", "second"),
     [
-        ({}, "5f98526a76da"),
-        ({"replicate": 1}, "ef280b507c56"),
-        ({"model__architecture": "llama", "model__norm": "post"}, "3139a19826cc"),
-        ({"spectra__sites": ["pre", "post"], "training__precision": "bf16"}, "9b6f74917a45"),
+        (GOLDEN[0], "5f98526a76da", "be6a8bc4c74d"),
+        (GOLDEN[1], "ef280b507c56", "24fb89b0d0bd"),
+        (GOLDEN[2], "3139a19826cc", "be8c3cea1703"),
+        (GOLDEN[3], "9b6f74917a45", "62f514928b5a"),
     ],
 )
-def test_ids_of_the_first_version_stand(changes, expected):
+def test_ids_of_every_version_stand(changes, first, second):
     """A stored trial is found again by its id: never edit these, raise SEMANTICS_VERSION."""
-    assert spec(**changes).id == expected
+    assert spec(**changes, semantics_version=1).id == first
+    assert spec(**changes, semantics_version=2).id == second
 
 
-def test_the_canonical_form_holds_what_is_not_at_its_default():
-    assert canonical_json(spec()) == (
-        '{"data":{"corpus_fingerprint":"0123456789abcdef","tokenizer_hash":"fedcba9876543210"},'
-        '"model":{"architecture":"gpt2","context":64,"d_model":64,"ffn_widths":[256,256],'
-        '"head_dim":16,"norm":"pre","vocab_size":512},"replicate":0,"semantics_version":1,'
-        '"training":{"batch_tokens":2048,"learning_rate":0.006,"steps":250}}'
-    )
+CANONICAL = (
+    '{"data":{"corpus_fingerprint":"0123456789abcdef","tokenizer_hash":"fedcba9876543210"},'
+    '"model":{"architecture":"gpt2","context":64,"d_model":64,"ffn_widths":[256,256],'
+    '"head_dim":16,"norm":"pre","vocab_size":512},"replicate":0,"semantics_version":%d,'
+    '"training":{"batch_tokens":2048,"learning_rate":0.006,"steps":250}}'
+)
+
+
+def test_the_canonical_form_holds_the_version_and_what_is_not_at_its_default():
+    assert canonical_json(spec()) == CANONICAL % SEMANTICS_VERSION
+    for version in (1, 2):
+        of_version = spec(semantics_version=version)
+        assert canonical_json(of_version) == CANONICAL % version
+        assert of_version.id == sha256((CANONICAL % version).encode()).hexdigest()[:12]
+
+
+# --- semantics versions --------------------------------------------------------------------
+
+
+def test_a_spec_says_its_version_and_a_new_one_has_the_current():
+    assert spec().semantics_version == SEMANTICS_VERSION == 2
+    assert json.loads(spec().to_json())["semantics_version"] == 2
+
+
+def written_before(**changes: Any) -> dict[str, Any]:
+    """A spec.json as the first version wrote it."""
+    content = json.loads(spec(**changes, semantics_version=1).to_json())
+    del content["semantics_version"]
+    return content
+
+
+def test_a_spec_of_the_first_version_is_read_under_the_id_that_it_has():
+    read = parse_spec(json.dumps(written_before()), "spec.json")
+    assert (read.semantics_version, read.id) == (1, "5f98526a76da")
+
+
+def test_an_old_spec_whose_content_was_changed_is_told_by_its_id():
+    changed = written_before() | {"replicate": 7}
+    with pytest.raises(InputError, match="says id 5f98526a76da but its content is trial"):
+        parse_spec(json.dumps(changed), "spec.json")
+
+
+def test_a_spec_written_by_hand_is_of_the_current_version():
+    """It has no id, for nobody has trained it."""
+    assert parse_spec(json.dumps(GPT2), "spec.json") == spec()
+
+
+def test_a_spec_of_a_later_version_is_refused_with_the_versions_that_are_known():
+    later = json.loads(spec().to_json()) | {"semantics_version": 3}
+    with pytest.raises(InputError, match=r"spec.json: .*version 3 is of a later.* knows 1 to 2"):
+        parse_spec(json.dumps(later), "spec.json")
+
+
+def test_only_the_current_version_is_trained():
+    refuse_other_semantics(spec(), "spec.json")
+    with pytest.raises(
+        InputError, match=r"spec\.json: trial 5f98526a76da is of semantics version 1"
+    ):
+        refuse_other_semantics(spec(semantics_version=1), "spec.json")
 
 
 def test_every_identity_field_is_tried_below():

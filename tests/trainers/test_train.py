@@ -43,6 +43,14 @@ def test_its_spec_is_read_back(make_spec, trial, diary) -> None:
     assert parse_spec(trial.get(records.SPEC), "spec.json").id == spec.id
 
 
+def test_a_spec_of_an_earlier_semantics_version_is_refused_before_anything_is_written(
+    make_spec, trial, diary
+) -> None:
+    with pytest.raises(InputError, match="is of semantics version 1"):
+        train(make_spec(semantics_version=1), trial, diary())
+    assert trial.list() == []
+
+
 def test_a_directory_without_a_spec_is_no_trial(trial) -> None:
     with pytest.raises(InputError, match="is no trial directory"):
         read_spec(trial)

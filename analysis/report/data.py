@@ -1,0 +1,218 @@
+"""The report's section on the data: what the corpus held, how it was split, what was left out.
+
+All of it is what the run wrote into `resolved.corpus` of sweep.yaml. A storage may be anybody's, so
+what is not there, or is something else than it should be, is left open and never fatal.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+import pandas as pd
+
+from analysis.report.page import bullets, folded, paragraph, sentence, table
+from analysis.tables.sweep_file import section
+from analysis.tables.sweep_tables import SweepTables
+from analysis.wording import large, percent, plural
+
+#: Sources with a row of their own, the largest; the others are summed up in one.
+MOST_SOURCES = 12
+SPLITS = {"train": "training", "heldout": "held out"}
+COUNTS = ("documents", "bytes", "tokens")
+NOT_RECORDED = (
+    "What the corpus held and what was left out of it was not recorded: the sweep was run by a "
+    "version that did not."
+)
+
+
+def data_section(tables: SweepTables) -> str:
+    """Splits and sources with their sizes, the split rule, what was left out, remarks, and what
+    the tokenizer keeps of the text; one sentence where none of it was recorded."""
+    corpus = section(section(tables.config, "resolved"), "corpus")
+    parts = ["<h2>Data</h2>", _configured(tables)]
+    if not corpus:
+        return "\n".join([*parts, paragraph(NOT_RECORDED)])
+    rule = corpus.get("split_rule")
+    parts += [paragraph(sentence(str(rule)))] if rule else []
+    parts += [*_splits(corpus), *_sources(corpus), *_left_out(corpus), *_remarks(corpus)]
+    parts += _encoding(corpus)
+    return "\n".join(parts)
+
+
+def sources_table(tables: SweepTables) -> pd.DataFrame:
+    """Every source and split with its documents, bytes and tokens; without a column where they
+    were not recorded."""
+    corpus = section(section(tables.config, "resolved"), "corpus")
+    rows = [
+        {"source": str(row.get("source")), "split": str(row.get("split"))}
+        | {name: _count(row.get(name)) for name in COUNTS}
+        for row in _objects(corpus, "sources")
+    ]
+    return pd.DataFrame(rows)
+
+
+def _configured(tables: SweepTables) -> str:
+    """Corpus and tokenizer as the sweep file names them."""
+    told = []
+    for name in ("corpus", "tokenizer"):
+        given = section(tables.config, name)
+        own = [
+            f"{key.replace('_', ' ')} {value}"
+            for key, value in given.items()
+            if key != "kind" and isinstance(value, str | int) and not isinstance(value, bool)
+        ]
+        if given.get("kind"):
+            told.append(f"{name} {given['kind']}" + (f" ({', '.join(own)})" if own else ""))
+    return paragraph(sentence("; ".join(told))) if told else ""
+
+
+def _splits(corpus: Mapping[str, Any]) -> Iterator[str]:
+    splits = section(corpus, "splits")
+    rows, sums = [], dict.fromkeys(COUNTS, 0)
+    for split, title in SPLITS.items():
+        of = section(splits, split)
+        counts = {name: _count(of.get(name)) for name in COUNTS}
+        rows.append((title, counts))
+        for name in COUNTS:
+            sums[name] += counts[name] or 0
+    if not any(count is not None for _, counts in rows for count in counts.values()):
+        return
+    yield table(
+        ["split", "documents", "bytes", "tokens", "share of the tokens"],
+        [
+            [
+                title,
+                *(_number(counts[name]) for name in COUNTS),
+                _share(counts["tokens"], sums["tokens"]),
+            ]
+            for title, counts in rows
+        ],
+    )
+
+
+def _sources(corpus: Mapping[str, Any]) -> Iterator[str]:
+    """The largest sources, each with what either split has of it."""
+    sources: dict[str, dict[str, dict[str, int | None]]] = {}
+    for row in _objects(corpus, "sources"):
+        counts = {name: _count(row.get(name)) for name in COUNTS}
+        sources.setdefault(str(row.get("source")), {})[str(row.get("split"))] = counts
+    if not sources:
+        return
+    ordered = sorted(sources.items(), key=lambda item: (-_size(item[1]), item[0]))
+    shown, others = ordered[:MOST_SOURCES], ordered[MOST_SOURCES:]
+    if len(others) == 1:  # one row for one source says less than its own
+        shown, others = ordered, []
+    of_split = {split: sum(_tokens(own, split) for _, own in ordered) for split in SPLITS}
+    rows = [_source_row(name, [own], of_split) for name, own in shown]
+    if others:
+        title = f"{len(others)} others together"
+        rows.append(_source_row(title, [own for _, own in others], of_split))
+    names = ["source", "documents", "bytes", "training tokens", "share", "held-out tokens", "share"]
+    listed = table(names, rows)
+    yield "<h3>Sources</h3>"
+    yield listed
+    yield paragraph(
+        "Documents and bytes: of both splits. Shares: of the tokens of the split.", "small faint"
+    )
+
+
+def _source_row(
+    name: str,
+    members: Sequence[Mapping[str, Mapping[str, int | None]]],
+    of_split: Mapping[str, int],
+) -> list[str]:
+    def total(what: str) -> int:
+        return sum(counts[what] or 0 for own in members for counts in own.values())
+
+    row = [name, _number(total("documents")), _number(total("bytes"))]
+    for split in SPLITS:
+        tokens = sum(_tokens(own, split) for own in members)
+        row += [_number(tokens), _share(tokens, of_split[split])]
+    return row
+
+
+def _size(own: Mapping[str, Mapping[str, int | None]]) -> int:
+    """By which sources are ordered: tokens, or bytes where these are not known."""
+    tokens = sum(counts["tokens"] or 0 for counts in own.values())
+    return tokens or sum(counts["bytes"] or 0 for counts in own.values())
+
+
+def _tokens(own: Mapping[str, Mapping[str, int | None]], split: str) -> int:
+    return own[split]["tokens"] or 0 if split in own else 0
+
+
+def _left_out(corpus: Mapping[str, Any]) -> Iterator[str]:
+    rows = [
+        [
+            str(row.get("reason") or ""),
+            str(row.get("suffix") or ""),
+            f"{_number(_count(row.get('count')))} {row.get('unit') or ''}",
+            str(row.get("example") or ""),
+        ]
+        for row in _objects(corpus, "left_out")
+    ]
+    yield "<h3>Left out</h3>"
+    if not rows:
+        yield paragraph("Nothing of what the corpus holds.")
+        return
+    yield table(["reason", "suffix", "how many", "for example"], rows)
+
+
+def _remarks(corpus: Mapping[str, Any]) -> Iterator[str]:
+    given = corpus.get("remarks")
+    remarks = (
+        [sentence(str(one), capital=False) for one in given] if isinstance(given, list) else []
+    )
+    if remarks:
+        yield "<h3>Remarks</h3>"
+        few = len(remarks) <= MOST_SOURCES
+        title = escape(plural(len(remarks), "remark"))
+        yield bullets(remarks) if few else folded(title, bullets(remarks))
+
+
+def _encoding(corpus: Mapping[str, Any]) -> Iterator[str]:
+    encoding = section(corpus, "encoding")
+    if not encoding:
+        return
+    told = []
+    if encoding.get("lossless") is True:
+        told.append("The tokenizer keeps every text: what it encodes decodes to the same.")
+    for name, what in (
+        ("unknown_share", "of the tokens are unknown ones"),
+        ("lost_share", "of the characters have no token"),
+    ):
+        share = encoding.get(name)
+        if isinstance(share, int | float) and not isinstance(share, bool) and share > 0:
+            told.append(f"{_small_percent(float(share))} {what}.")
+    altered = _count(encoding.get("altered_documents"))
+    if altered:
+        told.append(f"{plural(altered, 'document')} decode to another text than they were.")
+    if encoding.get("lossless") is not True and not told:
+        told.append("The tokenizer may alter a text; of these documents it altered none.")
+    yield "<h3>Encoding</h3>" + paragraph(" ".join(told))
+
+
+def _objects(corpus: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    given = corpus.get(name)
+    return [row for row in given if isinstance(row, Mapping)] if isinstance(given, list) else []
+
+
+def _count(value: object) -> int | None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if whole and 0 <= value < 2**63 else None  # type: ignore[operator,return-value]
+
+
+def _number(count: int | None) -> str:
+    """A count in full as long as it is short; nothing where it is not known."""
+    if count is None:
+        return ""
+    return f"{count:,}" if count < 1_000_000 else large(count)
+
+
+def _share(part: int | None, whole: int) -> str:
+    return "" if part is None or not whole else percent(part / whole)
+
+
+def _small_percent(share: float) -> str:
+    """A share that is never rounded to nothing."""
+    return percent(share) if share >= 0.0005 else "Less than 0.1 %"

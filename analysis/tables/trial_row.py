@@ -1,0 +1,118 @@
+"""A trial as one row of the table of trials: what its cell, its result and its state say."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from analysis import records
+from analysis.records import SPECTRUM_COLUMNS
+from analysis.storage import Storage
+from analysis.tables.sweep_file import holds_of, section
+
+_PARAMETERS = ("total", "non_embedding", "embedding", "head", "attention", "ffn", "norm")
+_LOSSES = ("train_loss", "val_loss", "val_loss_se", "val_perplexity", "val_bits_per_byte")
+_SECONDS = ("training", "evaluation", "spectra", "checkpoints", "start", "total")
+_DATA = (
+    *("train_tokens", "heldout_tokens", "measured_tokens", "window_tokens"),
+    *("passes", "unknown_share"),
+)
+#: Columns that an axis of the same name must not take.
+MEASURED = frozenset(
+    (
+        *("id", "state", "reason", "holds", "replicate", "uniform_width", "typed_multiplier"),
+        *("base_d_model", "step", "steps", "tokens", "flops", "flops_per_token", "snapshots"),
+        *("undersampled", "n_over_d", "invalid_spectra", "versions", "layout"),
+        *("semantics_version", "best_val_loss", "best_val_loss_step", "lossless"),
+        *_LOSSES,
+        *_DATA,
+        *SPECTRUM_COLUMNS,
+    )
+)
+
+
+def trial_row(
+    trial: Storage | None,
+    cell: Mapping[str, Any],
+    axes: Mapping[str, str],
+    result: Mapping[str, Any],
+    semantics_version: int,
+) -> dict[str, Any]:
+    """A row of what is known, by the column that each axis has in `axes`; without `trial` of
+    nothing but the cell itself. Its columns are those of `SweepTables.trials`."""
+    given = cell["axes"]
+    state, reason = ("waiting", None) if trial is None else _state(trial, result)
+    final, seconds = section(result, "final"), section(result, "seconds")
+    data = section(result, "data")
+    lossless = data.get("lossless")
+    parameters = {**section(cell, "parameters"), **section(result, "parameters")}
+    widths = np.atleast_1d(np.asarray(given.get("D", np.nan), float))
+    uniform = bool((widths == widths[0]).all())
+    width, d_model = float(widths.mean()), _number(given.get("d_model"))
+    versions, layout = section(result, "versions"), dict(section(result, "layout"))
+    layout.pop("branch_points", None)  # which checkpoints are kept, not how the work lies
+    row = {
+        "id": str(cell["id"]),
+        "state": state,
+        "reason": reason,
+        "semantics_version": semantics_version,
+        "holds": holds_of(cell),
+        **{column: _scalar(given.get(name)) for name, column in axes.items()},
+        "replicate": given.get("seed", 0),
+        "D": width,
+        "uniform_width": uniform,
+        "d_model": d_model,
+        "typed_multiplier": _number(given.get("width_multiplier")),
+        "width_multiplier": width / d_model,
+        "step": _number(result.get("step")),
+        "steps": _number(result.get("steps")),
+        "tokens": _number(result.get("tokens")),
+        "flops": _number(result.get("flops") or cell.get("flops")),
+        "flops_per_token": _number(result.get("flops_per_token")),
+        "inference_flops_per_token": _number(result.get("inference_flops_per_token")),
+        "best_val_loss": _number(result.get("best_val_loss")),
+        "best_val_loss_step": _number(result.get("best_val_loss_step")),
+        "lossless": lossless if isinstance(lossless, bool) else None,
+        "versions": _digest(versions),
+        "layout": json.dumps(layout, sort_keys=True) if layout else None,
+    }
+    row |= {f"parameters_{name}": _number(parameters.get(name)) for name in _PARAMETERS}
+    row |= {name: _number(final.get(name)) for name in _LOSSES}
+    row |= {name: _number(data.get(name)) for name in _DATA}
+    return row | {f"seconds_{name}": _number(seconds.get(name)) for name in _SECONDS}
+
+
+def _state(trial: Storage, result: Mapping[str, Any]) -> tuple[str, str | None]:
+    if result:
+        return str(result.get("outcome")), result.get("reason")
+    failure = records.get_json(trial, records.FAILURE)
+    if failure:
+        return "failed", failure.get("message")
+    begun = records.get_json(trial, records.LEASE) is not None
+    return ("unfinished", None) if begun else ("waiting", None)
+
+
+def _number(value: object) -> float:
+    """A float; NaN for anything that is not a number, infinity for one that is too large."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return float("nan")
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf") if value > 0 else -float("inf")
+
+
+def _scalar(value: object) -> object:
+    """What can be a cell of a table: a list as JSON, and a date, which YAML knows, as text."""
+    if isinstance(value, list | dict | tuple):
+        return json.dumps(value, default=str)
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def _digest(versions: Mapping[str, Any]) -> str | None:
+    """Eight digits that are equal for equal library versions."""
+    if not versions:
+        return None
+    return hashlib.sha256(json.dumps(versions, sort_keys=True).encode()).hexdigest()[:8]
