@@ -1,6 +1,7 @@
 """The commands that take a sweep: plan, run, status, stop, rerun, gc."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -266,8 +267,8 @@ def _where(sweep: Storage, storage: str, tracking_uri: str | None, report: str |
     if tracking_uri:
         lines.append(f"MLflow   {tracking_uri}")
     else:
-        elsewhere = "" if storage == DEFAULT_STORAGE else f" --storage {storage}"
-        lines.append(f"MLflow   {_program()} ui{elsewhere}")
+        elsewhere = [] if storage == DEFAULT_STORAGE else ["--storage", storage]
+        lines.append(f"MLflow   {shlex.join([_program(), 'ui', *elsewhere])}")
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from analysis.errors import InputError
-from analysis.storage import refuse_secrets
+from analysis.storage_url import FILE, file_url_path, refuse_secrets
 from orchestrator.cli_options import STORAGE_VARIABLE
 from orchestrator.job_follow import PATIENCE_S, POLL_S
 from orchestrator.job_package import ENVIRONMENT_FILE, fill, own_modules
@@ -30,12 +30,12 @@ from orchestrator.job_server import (
     ServerLostError,
     check_address,
 )
+from orchestrator.sqlite_uri import is_sqlite
 from orchestrator.sweep import load_sweep
 from orchestrator.sweep_config import SweepConfig
 from orchestrator.tracking import (
     DIRTY,
     GIT_VARIABLE,
-    SQLITE,
     URI_VARIABLE,
     git_state,
     given_uri,
@@ -171,25 +171,29 @@ def _environment(storage: str, uri: str | None) -> dict[str, str]:
 
 def _check_storage(storage: str) -> None:
     refuse_secrets(storage)
-    path = storage.removeprefix("file://")
-    if "://" not in path and not path.startswith(("/", "~")):
+    path = storage.removeprefix(FILE)
+    if "://" in path:
+        return
+    if not path.startswith(("/", "~")):
         raise InputError(
             f"storage {storage!r} is relative to this folder, and a job runs in another, on the "
             f"cluster, which Ray deletes; give --storage or {STORAGE_VARIABLE} an absolute path "
             "that every node mounts, or a URL such as s3://bucket/folder"
         )
+    if storage.startswith(FILE):
+        file_url_path(storage)  # refused here, and not by a job that has been sent
 
 
 def _tracking_uri(submission: Submission) -> str | None:
     """The MLflow server for the job, None for the SQLite file beside the sweeps."""
     raw = submission.tracking_uri or os.environ.get(URI_VARIABLE, "")
-    if raw.startswith(SQLITE) and not raw.removeprefix(SQLITE).startswith("/"):
+    if is_sqlite(raw) and not raw.partition(":///")[2].startswith("/"):
         raise InputError(
             f"the tracking URI {raw!r} is a file of this folder, which the cluster has not; give "
             "an MLflow server's URI with --tracking-uri or MLFLOW_TRACKING_URI"
         )
     uri = given_uri(submission.tracking_uri)
-    storage = submission.storage.removeprefix("file://")
+    storage = submission.storage.removeprefix(FILE)
     if uri is None and "://" in storage:
         raise InputError(
             f"storage {storage!r} is remote and cannot hold an MLflow database; give "

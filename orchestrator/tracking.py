@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from analysis.errors import InputError
 from analysis.storage import LocalStorage, Storage, open_storage
+from orchestrator.sqlite_uri import is_sqlite, sqlite_path, sqlite_uri
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +32,6 @@ log = logging.getLogger(__name__)
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
 IMAGE_FOLDER = "images"  # of a run's artifacts; MLflow's own name for it
-SQLITE = "sqlite:///"
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 #: Names the commit to a job, whose folder is no checkout: HASH, or HASH-dirty.
 GIT_VARIABLE = "WIDTHLAB_GIT_COMMIT"
@@ -141,26 +141,30 @@ def embedded_uri(storage: Storage) -> str:
             f"storage {storage.url!r} is remote and cannot hold an MLflow database; give the URI "
             "of an MLflow server with --tracking-uri or MLFLOW_TRACKING_URI"
         )
-    return f"{SQLITE}{storage.path(DATABASE)}"
+    return sqlite_uri(storage.path(DATABASE))
 
 
 def redacted(uri: str) -> str:
     """The URI without user name and password, for messages; any text may be given."""
-    if uri.startswith(SQLITE):
+    if is_sqlite(uri):
         return uri
     # Up to the last @: a password may hold a slash that nobody escaped.
     return re.sub(r"^(\w[\w+.-]*://)?.*@", r"\1", uri, flags=re.DOTALL)
 
 
 def _checked(uri: str, place: str) -> str:
-    database = sqlite_path(uri)
+    try:
+        database = sqlite_path(uri)
+    except InputError as error:
+        raise InputError(f"{place} {error}") from error
     if database is not None:
-        if uri in (SQLITE, f"{SQLITE}:memory:") or uri.endswith("/") or database.is_dir():
+        if str(database) == ":memory:" or uri.endswith("/") or database.is_dir():
             raise InputError(
                 f"{place} {uri!r} names no file for MLflow's database; use "
                 "sqlite:////absolute/path/mlflow.db"
             )
-        return f"{SQLITE}{database.absolute()}"  # a relative path would follow the working folder
+        # A relative path would follow the working folder; one file has one URI.
+        return sqlite_uri(database.absolute())
     if _has_host(uri) or re.match(r"databricks(://|$)", uri):
         return uri
     raise InputError(
@@ -196,11 +200,6 @@ def git_state(folder: Path) -> dict[str, str | bool]:
     except (OSError, subprocess.SubprocessError):
         return {}  # no git, or no checkout: nothing to say
     return {"commit": commit, "dirty": bool(changes)}
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The file of an SQLite URI, None for any other."""
-    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
 
 
 # --- the connection ------------------------------------------------------------------------
