@@ -25,7 +25,7 @@ from orchestrator.placement import Node, trials_at_once
 from orchestrator.plan import resolved_yaml
 from orchestrator.planned_data import as_pinned, last_run
 from orchestrator.progress import Progress
-from orchestrator.ray_cluster import cluster, knock
+from orchestrator.ray_cluster import check_temporary, cluster, knock
 from orchestrator.retries import RETRIES, Budget
 from orchestrator.shared_storage import check_shared
 from orchestrator.stopping import (
@@ -82,6 +82,8 @@ def run_sweep(
     grid = expand(config, store.data_spec, store.vocab_size)
     _check_tokens(store, grid)
     todo = _left_to_do(sweep, grid, retry_failed)
+    if todo:
+        check_temporary(address)
     if address is None:  # known before Ray is started, and before anything is written
         here = [Node({"CPU": float(_cpus()), "GPU": float(_gpus())})]
         trials_at_once(here, _specs(_as_begun(sweep, todo)), None)

@@ -1,4 +1,4 @@
-"""A storage's URL is read as a URL: no character of a name is dropped, and none taken for another."""
+"""A storage's URL is read as a URL: no character of a name is dropped or taken for another."""
 
 from pathlib import Path
 from urllib.parse import quote
@@ -59,7 +59,7 @@ def test_a_fragment_that_would_be_dropped_is_refused(url: str) -> None:
 
 @pytest.mark.parametrize("name", ["100%data", "a b", "ä", "[x]"])
 def test_a_name_pasted_into_an_object_stores_url_is_refused_with_its_code(name: str) -> None:
-    with pytest.raises(InputError, match="%25 for %.*%20 for a space"):
+    with pytest.raises(InputError, match=r"%25 for %.*%20 for a space"):
         open_storage(f"s3://bucket/{name}?region=us-east-1")
 
 
@@ -71,6 +71,6 @@ def test_an_escaped_name_is_the_folder_of_that_name(name: str) -> None:
 
 
 def test_an_object_that_a_url_names_is_the_object() -> None:
-    """A key with characters of its own is escaped in the URL that names it, and not in the store."""
+    """A key is escaped in the URL that names it, and not in the store."""
     storage = ArrowStorage(fs._MockFileSystem(), "bucket", "s3://bucket?region=eu")
     assert storage.url_of("a b/100%") == "s3://bucket/a%20b/100%25?region=eu"
