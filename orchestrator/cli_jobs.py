@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 def submit(
     sweep: Annotated[
-        Path | None, typer.Argument(metavar="SWEEP.yaml", help="the sweep file")
+        Path | None,
+        typer.Argument(
+            metavar="SWEEP.yaml", help="the sweep file; its relative paths mean its folder"
+        ),
     ] = None,
     overrides: SetOption = None,
     address: Annotated[

@@ -81,8 +81,8 @@ def _import(path: str, module: str) -> ModuleType:
         if absent is not None and f"{module}.".startswith(f"{absent}."):
             raise InputError(
                 f"model.block: {path!r}: there is no module {absent}. The folder that holds it "
-                "must be the one that the command is run in, or be on PYTHONPATH, on every "
-                "machine that trains"
+                "must be that of the sweep file, or the one that the command is run in, or be on "
+                "PYTHONPATH, on every machine that trains"
             ) from error
         raise InputError(
             f"model.block: {path!r}: {module} fails when it is imported: "
