@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from analysis.errors import InputError
 from analysis.storage import LocalStorage, Storage, open_storage
+from orchestrator.mlflow_text import calls, storable
 from orchestrator.sqlite_uri import is_sqlite, sqlite_path, sqlite_uri
 
 if TYPE_CHECKING:
@@ -40,9 +41,6 @@ DIRTY = "-dirty"
 #: What MLflow takes in one call (mlflow.utils.validation).
 METRICS_PER_CALL = 1000
 PARAMS_PER_CALL = 100
-#: Older servers cut parameter values off here, and nobody reads longer ones.
-PARAM_LENGTH = 500
-TAG_LENGTH = 5000
 
 #: Short, for a server that is away must not hold up the end of a sweep; a user's value wins.
 CLIENT_ENVIRONMENT = {
@@ -279,11 +277,12 @@ class Tracking:
     def send_params(self, run_id: str, params: Mapping[str, str]) -> None:
         """Params that the run does not have yet; MLflow refuses to change one."""
         from mlflow.entities import Param
+        from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
-        items = [Param(key, _storable(value, PARAM_LENGTH)) for key, value in params.items()]
-        for first in range(0, len(items), PARAMS_PER_CALL):
+        texts = {key: storable(value, MAX_PARAM_VAL_LENGTH) for key, value in params.items()}
+        for call in calls(texts, PARAMS_PER_CALL):
             with talking(f"sending params of run {run_id}"):
-                self._client.log_batch(run_id, params=items[first : first + PARAMS_PER_CALL])
+                self._client.log_batch(run_id, params=[Param(*item) for item in call.items()])
 
     def send_points(self, run_id: str, points: Sequence[Point]) -> None:
         """At most METRICS_PER_CALL finite points, in one call."""
@@ -405,12 +404,9 @@ def _run(run: Any) -> Run:
 
 
 def _cut(tags: Mapping[str, str]) -> dict[str, str]:
-    return {key: _storable(value, TAG_LENGTH) for key, value in tags.items()}
+    from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
-
-def _storable(text: str, length: int) -> str:
-    """Cut, and without what a database answers to as if it were away: half pairs and NUL."""
-    return text[:length].encode(errors="replace").decode().replace("\0", "?")
+    return {key: storable(value, MAX_TAG_VAL_LENGTH) for key, value in tags.items()}
 
 
 def _user() -> str:
