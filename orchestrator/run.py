@@ -21,6 +21,7 @@ from orchestrator.driver_lease import Driving, driving
 from orchestrator.grid import Grid, PlannedTrial, expand
 from orchestrator.ledger import Ledger, give_up, read_ledger, trial_storage
 from orchestrator.mirror import start_mirror
+from orchestrator.muon_notes import muon_notes
 from orchestrator.placement import Node, trials_at_once
 from orchestrator.plan import resolved_yaml
 from orchestrator.planned_data import as_pinned, last_run
@@ -94,6 +95,8 @@ def run_sweep(
         held = stack.enter_context(driving(sweep))
         forget_stop(sweep)  # from here on a request is for this run
         at_once = 0
+        for note in muon_notes(_specs(todo)):
+            console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
         if todo:
             console.print("starting Ray" if address is None else f"joining Ray at {address}")
             nodes = stack.enter_context(cluster(address, _cpus()))

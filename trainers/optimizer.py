@@ -31,7 +31,7 @@ def make_optimizer(model: nn.Module, training: TrainingSpec) -> torch.optim.Opti
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        matrix = _is_layer_matrix(name, parameter)
+        matrix = is_layer_matrix(name, parameter)
         parameter.use_muon = matrix  # type: ignore[attr-defined]  # ZeRO reads the tag
         (matrices if matrix else others).append(parameter)
     groups = _muon_groups(matrices, training)
@@ -42,7 +42,7 @@ def make_optimizer(model: nn.Module, training: TrainingSpec) -> torch.optim.Opti
     return optimizer
 
 
-def _is_layer_matrix(name: str, parameter: Tensor) -> bool:
+def is_layer_matrix(name: str, parameter: Tensor) -> bool:
     """Whether Muon moves it: a matrix of a layer, of which embeddings and head are none."""
     return name.startswith("layers.") and parameter.ndim == 2
 

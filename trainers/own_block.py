@@ -156,6 +156,20 @@ def _numel(modules: Iterable[nn.Module]) -> int:
     return sum(parameter.numel() for parameter in held)
 
 
+def left_to_adamw(model: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Shapes of the layers' weights that Muon does not move though they are more than one row, by
+    name: stacks of matrices, and kernels of convolutions."""
+    from trainers.optimizer import is_layer_matrix
+
+    return {
+        name: tuple(parameter.shape)
+        for name, parameter in _on_paper(model).named_parameters()
+        if name.startswith("layers.")
+        and parameter.ndim >= 2
+        and not is_layer_matrix(name, parameter)
+    }
+
+
 def layer_matrices(model: ModelSpec) -> int:
     """Weights of all layers that are multiplied per token: of every matrix once, except where
     the block states its own number. Raises InputError where that is no number."""
