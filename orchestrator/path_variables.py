@@ -25,6 +25,8 @@ PATHS = (
     "GOOGLE_APPLICATION_CREDENTIALS", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE",
     "CURL_CA_BUNDLE",
 )  # fmt: skip
+#: Those of them that say where token stores are kept.
+CACHES = ("WIDTHLAB_CACHE", "XDG_CACHE_HOME")
 #: Several paths each, an empty one being the current folder.
 SEARCHED = ("PYTHONPATH",)
 
@@ -45,6 +47,18 @@ def make_absolute(environment: MutableMapping[str, str], folder: Path | None = N
         if paths := environment.get(name):
             environment[name] = os.pathsep.join(
                 _absolute(path, here) for path in paths.split(os.pathsep)
+            )
+
+
+def require_absolute(environment: Mapping[str, str]) -> None:
+    """Raises InputError where a node gives its trials a cache that each would look for elsewhere:
+    a Ray that was started by others has their environment, not the command's."""
+    for name in CACHES:
+        path = environment.get(name) or "/"
+        if not path.startswith(("/", "~")):
+            raise InputError(
+                f"{name} {path!r} of this node's Ray is a relative path, and a trial runs in a "
+                "folder of its own; start Ray on the node with an absolute one"
             )
 
 

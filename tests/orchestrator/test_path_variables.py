@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.errors import InputError
-from orchestrator.path_variables import LONGEST_SOCKET, PATHS, check_sockets, make_absolute
+from orchestrator.path_variables import (
+    CACHES,
+    LONGEST_SOCKET,
+    PATHS,
+    check_sockets,
+    make_absolute,
+    require_absolute,
+)
 from orchestrator.ray_cluster import cluster
 
 
@@ -43,6 +50,15 @@ def test_an_empty_folder_for_temporary_files_is_none():
     environment = {"TMPDIR": "", "HF_HOME": ""}
     make_absolute(environment, Path("/here"))
     assert environment == {"HF_HOME": ""}
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_a_node_whose_caches_would_be_the_trials_own_is_refused(name: str):
+    require_absolute({name: "/cache"})
+    require_absolute({name: "~/cache"})
+    require_absolute({name: ""})
+    with pytest.raises(InputError, match=f"{name} 'relcache' of this node's Ray .* absolute"):
+        require_absolute({name: "relcache"})
 
 
 # --- sockets -------------------------------------------------------------------------------
