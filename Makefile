@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow faults lint format bench constraints clean
+.PHONY: demo test test-slow faults floors lint format bench constraints clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
@@ -26,6 +26,23 @@ test-slow: $(READY)  ## proofs of minutes
 
 faults: $(READY)  ## kill everything there is at random moments, and compare
 	$(BIN)/python -m benchmarks.fault_matrix
+
+# What each dependency is used for, and Ray, MLflow and S3 once.
+FLOORS := $(addprefix tests/analysis/test_,fit_table.py laws.py loss_optimum.py records.py report.py \
+    storage.py table.py) \
+  $(addprefix tests/trainers/test_,checkpoint.py data_hub.py data_store.py data_text_files.py \
+    data_tokenizer.py engine.py export.py optimizer.py own_block.py spec.py train.py) \
+  $(addprefix tests/orchestrator/test_,cli.py fit.py from_mlflow.py mirror.py object_store.py \
+    odd_names.py plan.py run.py sweep_file.py)
+
+floors:  ## try the lowest versions that the ranges of pyproject.toml admit
+	rm -rf build/floors
+	$(PYTHON) -m venv build/floors
+	build/floors/bin/python -m pip install --quiet uv
+	build/floors/bin/uv pip compile --quiet --python build/floors/bin/python --extra dev \
+	  --resolution lowest-direct --no-header --no-annotate --output-file build/floors.txt pyproject.toml
+	build/floors/bin/python -m pip install --quiet --constraint build/floors.txt --editable '.[dev]'
+	build/floors/bin/python -m pytest $(FLOORS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -15,8 +15,17 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
+from urllib.parse import quote
 
 from analysis.errors import InputError
+from analysis.storage_url import (
+    FILE,
+    REMEDY,
+    file_url_path,
+    in_one_request,
+    refuse_fragment,
+    refuse_secrets,
+)
 
 #: What a file system says when nothing more fits on it, or within a quota.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -120,8 +129,8 @@ def open_storage(location: str | Path) -> Storage:
     """
     text = str(location)
     refuse_secrets(text)
-    if text.startswith("file://"):
-        return LocalStorage(Path(text.removeprefix("file://")))
+    if text.startswith(FILE):
+        return LocalStorage(file_url_path(text))
     if "://" not in text:
         if not text:
             raise InputError("storage: the path is empty; use . for the current folder")
@@ -129,46 +138,22 @@ def open_storage(location: str | Path) -> Storage:
             return LocalStorage(Path(text))
         except RuntimeError as error:  # of expanduser: ~somebody who is not there
             raise InputError(f"storage {text!r}: {error}") from error
+    refuse_fragment(text)
     from pyarrow import ArrowException, fs
 
     try:
-        filesystem, root = fs.FileSystem.from_uri(_in_one_request(text))
+        filesystem, root = fs.FileSystem.from_uri(in_one_request(text))
     except (ArrowException, OSError, ValueError) as error:
         if is_away(error):
             raise
-        why = str(error).replace(_in_one_request(text), text)
+        why = str(error).replace(in_one_request(text), text)
         raise InputError(
             f"storage {text!r} cannot be opened: {why}; "
-            "use a local path or a URL such as s3://bucket/folder"
+            f"use a local path or a URL such as s3://bucket/folder, and {REMEDY}"
         ) from error
     if not root.strip("/"):
         raise InputError(f"storage {text!r} names no bucket or folder; add one")
     return ArrowStorage(filesystem, root, text)
-
-
-def refuse_secrets(location: str) -> None:
-    """Raises InputError for a URL with a password: where a storage is stands in messages, process
-    lists and MLflow."""
-    scheme, mark, rest = location.partition("://")
-    if not mark or scheme == "file":
-        return
-    place = re.split("[/?]", rest, maxsplit=1)[0]
-    name, colon, after = place.partition(":")
-    # A secret may hold a slash that nobody escaped; then the @ is not before the first one.
-    if colon and ("@" in after or ("@" in rest and not after.isdecimal())):
-        raise InputError(
-            f"storage {scheme}://{name}:...@ names a secret, and where a storage is can be read by "
-            "others; give it by the environment (for S3 AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY) or the provider's own files, and leave it out of the URL"
-        )
-
-
-def _in_one_request(url: str) -> str:
-    """With an option of pyarrow's that puts a small object on S3 in one request in place of three.
-    What is refused is then told when the stream is closed."""
-    if not url.startswith("s3:") or "allow_delayed_open" in url:
-        return url
-    return f"{url}{'&' if '?' in url else '?'}allow_delayed_open=true"
 
 
 class LocalStorage:
@@ -296,7 +281,7 @@ class ArrowStorage:
     def url_of(self, key: str) -> str:
         # s3://bucket/folder?region=x: whoever opens it needs the options too.
         base, mark, options = self._url.partition("?")
-        return f"{base.rstrip('/')}/{_checked(key)}{mark}{options}"
+        return f"{base.rstrip('/')}/{quote(_checked(key))}{mark}{options}"
 
     def put(self, key: str, data: bytes) -> None:
         with self._output(self._path(key)) as stream:

@@ -36,8 +36,9 @@ from orchestrator.grid import PlannedTrial, expand
 from orchestrator.ledger import trial_storage
 from orchestrator.mirror import start_mirror
 from orchestrator.plan import resolved_yaml
+from orchestrator.sqlite_uri import sqlite_path
 from orchestrator.sweep import load_sweep
-from orchestrator.tracking import CLIENT_ENVIRONMENT, sqlite_path, tracking_uri
+from orchestrator.tracking import CLIENT_ENVIRONMENT, tracking_uri
 from orchestrator.ui import SERVER_ENVIRONMENT, free_port, server_command
 from trainers.data.store import open_store
 

@@ -1,5 +1,6 @@
 """The command `submit`: sweeps as jobs of a Ray cluster, followed, listed and stopped."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 
 def submit(
     sweep: Annotated[
-        Path | None, typer.Argument(metavar="SWEEP.yaml", help="the sweep file")
+        Path | None,
+        typer.Argument(
+            metavar="SWEEP.yaml", help="the sweep file; its relative paths mean its folder"
+        ),
     ] = None,
     overrides: SetOption = None,
     address: Annotated[
@@ -170,4 +174,5 @@ def _list(server: "JobServer", as_json: bool) -> None:
 
 
 def _command(server: "JobServer", option: str, job: "Job") -> str:
-    return f"`widthlab submit {option} {job.id} --address {server.address}`"
+    words = ["widthlab", "submit", option, job.id, "--address", server.address]
+    return f"`{shlex.join(words)}`"

@@ -8,7 +8,10 @@ import typer
 STORAGE_VARIABLE = "WIDTHLAB_STORAGE"
 DEFAULT_STORAGE = "widthlab-runs"
 
-SweepArgument = Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="the sweep file")]
+SweepArgument = Annotated[
+    Path,
+    typer.Argument(metavar="SWEEP.yaml", help="the sweep file; its relative paths mean its folder"),
+]
 TargetArgument = Annotated[
     str, typer.Argument(metavar="SWEEP", help="the sweep file, or the sweep's directory")
 ]
@@ -18,7 +21,11 @@ NameOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="override a key of the file; repeatable"),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="override a key of the file; repeatable; a relative path means the current folder",
+    ),
 ]
 StorageOption = Annotated[
     str,

@@ -1,6 +1,7 @@
 """The commands that take a sweep: plan, run, status, stop, rerun, gc."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,6 +37,7 @@ def plan(
     """Show the grid: every trial with its size and cost. Runs nothing."""
     from orchestrator.grid import expand
     from orchestrator.ledger import measured_rate
+    from orchestrator.old_trials import notice_of_old_trials
     from orchestrator.plan import make_plan, plan_json
     from orchestrator.plan_view import render_plan
     from orchestrator.planned_data import planned_data
@@ -50,6 +52,8 @@ def plan(
         ids_known=found.known,
         contents=found.contents,
     )
+    if notice := notice_of_old_trials(directory, made.totals):
+        made = replace(made, warnings=[notice, *made.warnings])
     if as_json:
         print_json(plan_json(made))
     else:
@@ -274,8 +278,8 @@ def _where(sweep: Storage, storage: str, tracking_uri: str | None, report: str |
     if tracking_uri:
         lines.append(f"MLflow   {tracking_uri}")
     else:
-        elsewhere = "" if storage == DEFAULT_STORAGE else f" --storage {storage}"
-        lines.append(f"MLflow   {_program()} ui{elsewhere}")
+        elsewhere = [] if storage == DEFAULT_STORAGE else ["--storage", storage]
+        lines.append(f"MLflow   {shlex.join([_program(), 'ui', *elsewhere])}")
     return "\n".join(lines)
 
 

@@ -18,6 +18,7 @@ from analysis.errors import InputError
 from orchestrator.mirror_identity import experiment_name
 from orchestrator.mirror_parent import SWEEP_FILE_TAG
 from orchestrator.mirror_run import PARENT_TAG, SWEEP_TAG, TRIAL_TAG
+from orchestrator.sqlite_uri import sqlite_path
 from orchestrator.tracking import (
     Point,
     RefusedError,
@@ -25,7 +26,6 @@ from orchestrator.tracking import (
     client_of,
     first_line,
     redacted,
-    sqlite_path,
     talking,
 )
 

@@ -10,6 +10,7 @@ from orchestrator import strict_yaml
 from orchestrator.branches import Branch, branches
 from orchestrator.cell import matching
 from orchestrator.grid import Dropped, Grid, Merged, PlannedTrial
+from orchestrator.muon_notes import muon_notes
 from orchestrator.plan_cost import DEFAULT_RATES, START_SECONDS, measuring_flops
 from orchestrator.plan_warnings import warnings
 from orchestrator.supply import passes, supply_notes, supply_warnings
@@ -216,6 +217,7 @@ def _notes(rows: Sequence[PlanRow], ids_known: bool) -> Iterator[str]:
             f"{plural(len(branched), 'trial')} with fewer steps branch off from longer ones at the "
             f"end of the stable phase: {steps:,} updates are trained once and counted once"
         )
+    yield from muon_notes(row.trial.spec for row in rows)
 
 
 # --- outputs -------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from analysis.errors import InputError
+from orchestrator.path_variables import check_sockets, make_absolute
 from orchestrator.placement import Node
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ ENVIRONMENT = {
 
 #: What Ray takes for an address and finds for itself.
 LOOKED_UP = ("auto", "local")
+#: What starts one here, in the process that asks for it.
+STARTED = (None, "local")
 
 #: Ray's own label for what a cloud may take back at any time, and its value for that.
 MARKET, SPOT = "ray.io/market-type", "spot"
@@ -38,6 +41,8 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[list[Node]
     """
     if address is not None:
         knock(address)
+    make_absolute(os.environ)
+    check_temporary(address)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
@@ -95,6 +100,12 @@ def knock(address: str) -> None:
             f"no Ray cluster answers at {address}: {error}; give the HOST:PORT of a Ray head, "
             "or leave --address out to start one here"
         ) from error
+
+
+def check_temporary(address: str | None) -> None:
+    """Raises InputError where a Ray is to be started here below a folder of too long a name."""
+    if address in STARTED:
+        check_sockets(os.environ, os.getpid())
 
 
 def _warn_of_spot_node(nodes: list[Node], own: str) -> None:

@@ -22,12 +22,13 @@ from orchestrator.driver_lease import Driving, driving
 from orchestrator.grid import Grid, PlannedTrial, expand
 from orchestrator.ledger import Ledger, give_up, read_ledger, trial_storage
 from orchestrator.mirror import start_mirror
+from orchestrator.muon_notes import muon_notes
 from orchestrator.old_trials import OldTrials, old_trials
 from orchestrator.placement import Node, trials_at_once
 from orchestrator.plan import make_plan, resolved_yaml
 from orchestrator.planned_data import as_pinned, last_run
 from orchestrator.progress import Progress
-from orchestrator.ray_cluster import cluster, knock
+from orchestrator.ray_cluster import check_temporary, cluster, knock
 from orchestrator.retries import RETRIES, Budget
 from orchestrator.shared_storage import check_shared
 from orchestrator.stopping import (
@@ -88,9 +89,11 @@ def run_sweep(
     _tell_of_corpus(store.meta.contents, grid, console)
     todo = _left_to_do(sweep, grid, retry_failed)
     old = old_trials(sweep)
-    if todo and old is not None:
-        totals = make_plan(config, grid, ledger.measured_rate(sweep)).totals
-        console.print(old.notice(totals), highlight=False, markup=False, soft_wrap=True)
+    if todo:
+        if old is not None:
+            totals = make_plan(config, grid, ledger.measured_rate(sweep)).totals
+            console.print(old.notice(totals), highlight=False, markup=False, soft_wrap=True)
+        check_temporary(address)
     if address is None:  # known before Ray is started, and before anything is written
         here = [Node({"CPU": float(_cpus()), "GPU": float(_gpus())})]
         trials_at_once(here, _specs(_as_begun(sweep, todo)), None)
@@ -101,6 +104,8 @@ def run_sweep(
         held = stack.enter_context(driving(sweep))
         forget_stop(sweep)  # from here on a request is for this run
         at_once = 0
+        for note in muon_notes(_specs(todo)):
+            console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
         if todo:
             console.print("starting Ray" if address is None else f"joining Ray at {address}")
             nodes = stack.enter_context(cluster(address, _cpus()))

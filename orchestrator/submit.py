@@ -11,14 +11,14 @@ import secrets
 import shlex
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from analysis.errors import InputError
-from analysis.storage import refuse_secrets
+from analysis.storage_url import FILE, file_url_path, refuse_secrets
 from orchestrator.cli_options import STORAGE_VARIABLE
 from orchestrator.job_follow import PATIENCE_S, POLL_S
 from orchestrator.job_package import ENVIRONMENT_FILE, fill, own_modules
@@ -30,18 +30,18 @@ from orchestrator.job_server import (
     ServerLostError,
     check_address,
 )
+from orchestrator.sqlite_uri import is_sqlite
 from orchestrator.sweep import load_sweep
 from orchestrator.sweep_config import SweepConfig
+from orchestrator.sweep_paths import paths_of
 from orchestrator.tracking import (
     DIRTY,
     GIT_VARIABLE,
-    SQLITE,
     URI_VARIABLE,
     git_state,
     given_uri,
     redacted,
 )
-from trainers.data.sources import HubDataset, PretrainedTokenizer, TextFiles
 
 #: How MLflow's client is told who it is, and which experiment is meant.
 MLFLOW_VARIABLES = (
@@ -87,10 +87,11 @@ def prepare(submission: Submission, address: str) -> Prepared:
     """Everything that can be checked without the cluster. Raises InputError."""
     check_address(address)
     config = load_sweep(submission.sweep, submission.overrides)
+    typed = load_sweep(submission.sweep, submission.overrides, as_typed=True)
     _check_storage(submission.storage)
     uri = _tracking_uri(submission)
     folders = [submission.sweep.resolve().parent, Path.cwd()]
-    notes = [*_about_data(config), *_about_tracking(uri, address)]
+    notes = [*_about_data(typed, config), *_about_tracking(uri, address)]
     return Prepared(
         config,
         submission.storage,
@@ -171,25 +172,29 @@ def _environment(storage: str, uri: str | None) -> dict[str, str]:
 
 def _check_storage(storage: str) -> None:
     refuse_secrets(storage)
-    path = storage.removeprefix("file://")
-    if "://" not in path and not path.startswith(("/", "~")):
+    path = storage.removeprefix(FILE)
+    if "://" in path:
+        return
+    if not path.startswith(("/", "~")):
         raise InputError(
             f"storage {storage!r} is relative to this folder, and a job runs in another, on the "
             f"cluster, which Ray deletes; give --storage or {STORAGE_VARIABLE} an absolute path "
             "that every node mounts, or a URL such as s3://bucket/folder"
         )
+    if storage.startswith(FILE):
+        file_url_path(storage)  # refused here, and not by a job that has been sent
 
 
 def _tracking_uri(submission: Submission) -> str | None:
     """The MLflow server for the job, None for the SQLite file beside the sweeps."""
     raw = submission.tracking_uri or os.environ.get(URI_VARIABLE, "")
-    if raw.startswith(SQLITE) and not raw.removeprefix(SQLITE).startswith("/"):
+    if is_sqlite(raw) and not raw.partition(":///")[2].startswith("/"):
         raise InputError(
             f"the tracking URI {raw!r} is a file of this folder, which the cluster has not; give "
             "an MLflow server's URI with --tracking-uri or MLFLOW_TRACKING_URI"
         )
     uri = given_uri(submission.tracking_uri)
-    storage = submission.storage.removeprefix("file://")
+    storage = submission.storage.removeprefix(FILE)
     if uri is None and "://" in storage:
         raise InputError(
             f"storage {storage!r} is remote and cannot hold an MLflow database; give "
@@ -204,32 +209,17 @@ def _about_tracking(uri: str | None, address: str) -> Iterator[str]:
         yield f"the job looks for MLflow at {redacted(uri or '')} on the cluster's head, not here"
 
 
-def _about_data(config: SweepConfig) -> Iterator[str]:
-    """What the cluster must be able to read. Raises InputError for what it cannot: data do not
-    travel with a job."""
-    paths: Sequence[str] = ()
-    place = "corpus.paths"
-    if isinstance(config.corpus, TextFiles):
-        paths = config.corpus.paths
-    elif isinstance(config.corpus, HubDataset) and _is_folder(config.corpus.dataset):
-        paths, place = [config.corpus.dataset], "corpus.dataset"
-    yield from _on_every_node(place, paths)
-    tokenizer = config.tokenizer
-    if isinstance(tokenizer, PretrainedTokenizer) and _is_folder(tokenizer.path):
-        yield from _on_every_node("tokenizer.path", [tokenizer.path])
-
-
-def _on_every_node(place: str, paths: Sequence[str]) -> Iterator[str]:
-    for path in paths:
-        if not path.startswith(("/", "~")):
+def _about_data(typed: SweepConfig, config: SweepConfig) -> Iterator[str]:
+    """What the cluster must be able to read, of a sweep as it was typed and with absolute paths.
+    Raises InputError for what it cannot: data do not travel with a job."""
+    for path, found in zip(paths_of(typed), paths_of(config), strict=True):
+        if path.maybe_hub and found.maybe_hub:
+            continue  # a repository of the hub, OWNER/NAME
+        if path.relative:
             raise InputError(
-                f"{place} {path!r} is relative to this folder, and data do not travel with a job; "
-                "put them where every node of the cluster can read them, and give the absolute "
-                f"path ({Path(path).absolute()} is this machine's)"
+                f"{path.place} {path.text!r} is relative to a folder of this machine, and data do "
+                "not travel with a job; put them where every node of the cluster can read them, "
+                f"and give the absolute path ({found.text} is this machine's)"
             )
-        yield f"{place} {path} must be there on every node of the cluster; it does not travel"
-
-
-def _is_folder(name: str) -> bool:
-    """Whether a name stands for a folder and not for a repository of the hub, OWNER/NAME."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).is_dir()
+        where = "must be there on every node of the cluster"
+        yield f"{path.place} {path.text} {where}; it does not travel"

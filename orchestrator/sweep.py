@@ -36,6 +36,7 @@ from orchestrator.sweep_errors import (
     wrong,
 )
 from orchestrator.sweep_overrides import check_overrides, read_overrides
+from orchestrator.sweep_paths import resolved
 
 __all__ = ["SweepConfig", "load_sweep", "parse_sweep"]
 
@@ -52,12 +53,15 @@ OTHER_WAY = {
 }
 
 
-def load_sweep(path: str | Path, settings: Sequence[str] = ()) -> SweepConfig:
+def load_sweep(
+    path: str | Path, settings: Sequence[str] = (), *, as_typed: bool = False
+) -> SweepConfig:
     """Read a sweep file, or the resolved sweep.yaml of a sweep's directory.
 
     `settings` are `key=value`, the value in YAML, the key dotted (`training.steps`) or bare
     where only one place has it; a setting takes the place of what the file says of that key,
-    be it on the grid or in its section. Raises InputError.
+    be it on the grid or in its section. Relative paths mean the folder of the file, and those of
+    `settings` the current one; with `as_typed` they are left as they are. Raises InputError.
     """
     try:
         text = Path(path).read_bytes()
@@ -66,11 +70,15 @@ def load_sweep(path: str | Path, settings: Sequence[str] = ()) -> SweepConfig:
             f"sweep file {str(path)!r} cannot be read: {error.strerror}; "
             "give the path of a YAML file"
         ) from error
-    return parse_sweep(text, str(path), settings)
+    folder = None if as_typed else Path(path).resolve().parent
+    return parse_sweep(text, str(path), settings, folder)
 
 
-def parse_sweep(text: str | bytes, place: str, settings: Sequence[str] = ()) -> SweepConfig:
-    """`load_sweep` of text; `place` is what errors call it."""
+def parse_sweep(
+    text: str | bytes, place: str, settings: Sequence[str] = (), folder: Path | None = None
+) -> SweepConfig:
+    """`load_sweep` of text; `place` is what errors call it, and `folder` what relative paths of
+    the text mean, None to leave them as they are."""
     document = strict_yaml.read(text, place)
     origins = {path: f"line {line}" for path, line in document.lines.items()}
     file = File(place, document.content, origins)
@@ -85,7 +93,7 @@ def parse_sweep(text: str | bytes, place: str, settings: Sequence[str] = ()) -> 
     except ValidationError as error:
         raise explained(file, error) from error
     check_overrides(file, config)
-    return config
+    return config if folder is None else resolved(file, config, folder)
 
 
 def _check_sections(file: File) -> None:

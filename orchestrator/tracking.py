@@ -20,6 +20,8 @@ from urllib.parse import urlsplit
 
 from analysis.errors import InputError
 from analysis.storage import LocalStorage, Storage, open_storage
+from orchestrator.mlflow_text import calls, storable
+from orchestrator.sqlite_uri import is_sqlite, sqlite_path, sqlite_uri
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +33,6 @@ log = logging.getLogger(__name__)
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
 IMAGE_FOLDER = "images"  # of a run's artifacts; MLflow's own name for it
-SQLITE = "sqlite:///"
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 #: Names the commit to a job, whose folder is no checkout: HASH, or HASH-dirty.
 GIT_VARIABLE = "WIDTHLAB_GIT_COMMIT"
@@ -40,9 +41,6 @@ DIRTY = "-dirty"
 #: What MLflow takes in one call (mlflow.utils.validation).
 METRICS_PER_CALL = 1000
 PARAMS_PER_CALL = 100
-#: Older servers cut parameter values off here, and nobody reads longer ones.
-PARAM_LENGTH = 500
-TAG_LENGTH = 5000
 
 #: Short, for a server that is away must not hold up the end of a sweep; a user's value wins.
 CLIENT_ENVIRONMENT = {
@@ -141,26 +139,30 @@ def embedded_uri(storage: Storage) -> str:
             f"storage {storage.url!r} is remote and cannot hold an MLflow database; give the URI "
             "of an MLflow server with --tracking-uri or MLFLOW_TRACKING_URI"
         )
-    return f"{SQLITE}{storage.path(DATABASE)}"
+    return sqlite_uri(storage.path(DATABASE))
 
 
 def redacted(uri: str) -> str:
     """The URI without user name and password, for messages; any text may be given."""
-    if uri.startswith(SQLITE):
+    if is_sqlite(uri):
         return uri
     # Up to the last @: a password may hold a slash that nobody escaped.
     return re.sub(r"^(\w[\w+.-]*://)?.*@", r"\1", uri, flags=re.DOTALL)
 
 
 def _checked(uri: str, place: str) -> str:
-    database = sqlite_path(uri)
+    try:
+        database = sqlite_path(uri)
+    except InputError as error:
+        raise InputError(f"{place} {error}") from error
     if database is not None:
-        if uri in (SQLITE, f"{SQLITE}:memory:") or uri.endswith("/") or database.is_dir():
+        if str(database) == ":memory:" or uri.endswith("/") or database.is_dir():
             raise InputError(
                 f"{place} {uri!r} names no file for MLflow's database; use "
                 "sqlite:////absolute/path/mlflow.db"
             )
-        return f"{SQLITE}{database.absolute()}"  # a relative path would follow the working folder
+        # A relative path would follow the working folder; one file has one URI.
+        return sqlite_uri(database.absolute())
     if _has_host(uri) or re.match(r"databricks(://|$)", uri):
         return uri
     raise InputError(
@@ -196,11 +198,6 @@ def git_state(folder: Path) -> dict[str, str | bool]:
     except (OSError, subprocess.SubprocessError):
         return {}  # no git, or no checkout: nothing to say
     return {"commit": commit, "dirty": bool(changes)}
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The file of an SQLite URI, None for any other."""
-    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
 
 
 # --- the connection ------------------------------------------------------------------------
@@ -280,11 +277,12 @@ class Tracking:
     def send_params(self, run_id: str, params: Mapping[str, str]) -> None:
         """Params that the run does not have yet; MLflow refuses to change one."""
         from mlflow.entities import Param
+        from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
-        items = [Param(key, _storable(value, PARAM_LENGTH)) for key, value in params.items()]
-        for first in range(0, len(items), PARAMS_PER_CALL):
+        texts = {key: storable(value, MAX_PARAM_VAL_LENGTH) for key, value in params.items()}
+        for call in calls(texts, PARAMS_PER_CALL):
             with talking(f"sending params of run {run_id}"):
-                self._client.log_batch(run_id, params=items[first : first + PARAMS_PER_CALL])
+                self._client.log_batch(run_id, params=[Param(*item) for item in call.items()])
 
     def send_points(self, run_id: str, points: Sequence[Point]) -> None:
         """At most METRICS_PER_CALL finite points, in one call."""
@@ -406,12 +404,9 @@ def _run(run: Any) -> Run:
 
 
 def _cut(tags: Mapping[str, str]) -> dict[str, str]:
-    return {key: _storable(value, TAG_LENGTH) for key, value in tags.items()}
+    from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
-
-def _storable(text: str, length: int) -> str:
-    """Cut, and without what a database answers to as if it were away: half pairs and NUL."""
-    return text[:length].encode(errors="replace").decode().replace("\0", "?")
+    return {key: storable(value, MAX_TAG_VAL_LENGTH) for key, value in tags.items()}
 
 
 def _user() -> str:

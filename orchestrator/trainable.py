@@ -5,6 +5,7 @@ What a trial leaves behind is in its directory.
 """
 
 import logging
+import os
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ from analysis.records import get_result
 from analysis.storage import Storage, is_away, open_storage
 from orchestrator.attempt import attempt
 from orchestrator.ledger import trial_storage
+from orchestrator.path_variables import require_absolute
 from orchestrator.placement import need_of
 from orchestrator.preemption import preemption_notice
 from orchestrator.retries import Budget
@@ -81,6 +83,7 @@ def _branch_off(sweep: Storage, spec: TrialSpec, trunk: str, step: int) -> None:
 def _alone(config: dict[str, Any]) -> str | None:
     from trainers.train import train
 
+    require_absolute(os.environ)
     spec = parse_spec(config["spec"], "trial")
     trial = trial_storage(open_storage(config["sweep"]), spec.id)
     with preemption_notice() as notice:

@@ -7,7 +7,8 @@ from typing import NoReturn
 
 from analysis.errors import InputError
 from analysis.storage import Storage
-from orchestrator.tracking import ARTIFACTS, CLIENT_ENVIRONMENT, DATABASE, embedded_uri
+from orchestrator.sqlite_uri import sqlite_path
+from orchestrator.tracking import ARTIFACTS, CLIENT_ENVIRONMENT, embedded_uri
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 5000
@@ -36,15 +37,16 @@ def open_ui(storage: Storage, port: int = DEFAULT_PORT) -> NoReturn:
 def server_command(storage: Storage, port: int) -> tuple[list[str], str]:
     """The command that serves the storage's database, and the address it will have."""
     uri = embedded_uri(storage)
-    database = storage.url + "/" + DATABASE
-    if not os.path.exists(database):
+    database = sqlite_path(uri)
+    assert database is not None
+    if not database.is_file():
         raise InputError(
             f"there is no MLflow database {database}; run a sweep with this storage, or send an "
             "existing one with `widthlab sync DIR`"
         )
     free = free_port(port)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    command += ["--artifacts-destination", f"{storage.url}/{ARTIFACTS}", "--workers", "1"]
+    command += ["--artifacts-destination", (database.parent / ARTIFACTS).as_uri(), "--workers", "1"]
     command += ["--host", HOST, "--port", str(free)]
     return command, f"http://{HOST}:{free}"
 

@@ -3,6 +3,7 @@
 Which parameter is treated how is decided here, by its name and shape, once for all ZeRO stages.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from trainers.spec import TrainingSpec
+
+log = logging.getLogger(__name__)
 
 #: Root mean square of Muon's update at learning rate 1, as AdamW's typically is: one learning
 #: rate serves both (arXiv 2502.16982, equation 4 and section 2.2).
@@ -31,9 +34,16 @@ def make_optimizer(model: nn.Module, training: TrainingSpec) -> torch.optim.Opti
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        matrix = _is_layer_matrix(name, parameter)
+        matrix = is_layer_matrix(name, parameter)
         parameter.use_muon = matrix  # type: ignore[attr-defined]  # ZeRO reads the tag
         (matrices if matrix else others).append(parameter)
+    stacks = [p for p in others if p.ndim > 2]
+    if stacks:
+        log.warning(
+            "muon takes matrices alone: %d weights with three dimensions or more, such as one of "
+            "%s, go to AdamW",
+            len(stacks), list(stacks[0].shape),
+        )  # fmt: skip
     groups = _muon_groups(matrices, training)
     groups += [{**group, "use_muon": False} for group in _adamw_groups(others, training)]
     optimizer: torch.optim.Optimizer = MuonWithAuxAdam(
@@ -42,7 +52,7 @@ def make_optimizer(model: nn.Module, training: TrainingSpec) -> torch.optim.Opti
     return optimizer
 
 
-def _is_layer_matrix(name: str, parameter: Tensor) -> bool:
+def is_layer_matrix(name: str, parameter: Tensor) -> bool:
     """Whether Muon moves it: a matrix of a layer, of which embeddings and head are none."""
     return name.startswith("layers.") and parameter.ndim == 2
 

@@ -81,8 +81,8 @@ def _import(path: str, module: str) -> ModuleType:
         if absent is not None and f"{module}.".startswith(f"{absent}."):
             raise InputError(
                 f"model.block: {path!r}: there is no module {absent}. The folder that holds it "
-                "must be the one that the command is run in, or be on PYTHONPATH, on every "
-                "machine that trains"
+                "must be that of the sweep file, or the one that the command is run in, or be on "
+                "PYTHONPATH, on every machine that trains"
             ) from error
         raise InputError(
             f"model.block: {path!r}: {module} fails when it is imported: "
@@ -154,6 +154,20 @@ def _numel(modules: Iterable[nn.Module]) -> int:
     """Parameters of modules, each once."""
     held = {parameter for module in modules for parameter in module.parameters(recurse=False)}
     return sum(parameter.numel() for parameter in held)
+
+
+def left_to_adamw(model: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Shapes of the layers' weights that Muon does not move though they are more than one row, by
+    name: stacks of matrices, and kernels of convolutions."""
+    from trainers.optimizer import is_layer_matrix
+
+    return {
+        name: tuple(parameter.shape)
+        for name, parameter in _on_paper(model).named_parameters()
+        if name.startswith("layers.")
+        and parameter.ndim >= 2
+        and not is_layer_matrix(name, parameter)
+    }
 
 
 def layer_matrices(model: ModelSpec) -> int:

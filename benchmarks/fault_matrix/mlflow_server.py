@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.fault_matrix.nodes import free_port
+from orchestrator.sqlite_uri import sqlite_uri
 
 
 @dataclass
@@ -25,8 +26,9 @@ class MlflowServer:
     def start(self) -> None:
         self.folder.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        place = self.folder.absolute()
+        command += ["--backend-store-uri", sqlite_uri(place / "mlflow.db")]
+        command += ["--artifacts-destination", (place / "artifacts").as_uri()]
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(

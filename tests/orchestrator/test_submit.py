@@ -85,7 +85,10 @@ FOLDERS = [
 
 
 @pytest.mark.parametrize(("changes", "place"), FOLDERS)
-def test_data_of_the_submitters_folder_are_refused(tmp_path: Path, changes: dict, place: str):
+def test_data_of_the_submitters_folder_are_refused(
+    tmp_path: Path, changes: dict, place: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=f"{place}.*do not travel.*every node"):
         prepared(tmp_path, changes)
 

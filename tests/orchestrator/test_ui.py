@@ -43,7 +43,7 @@ def test_the_server_is_bound_to_loopback_on_this_storage(tmp_path: Path) -> None
     assert command[1:4] == ["-m", "mlflow", "server"]
     assert given["--host"] == "127.0.0.1"
     assert given["--backend-store-uri"] == f"sqlite:///{tmp_path}/mlflow.db"
-    assert given["--artifacts-destination"] == f"{tmp_path}/mlartifacts"
+    assert given["--artifacts-destination"] == f"file://{tmp_path}/mlartifacts"
     assert url == f"http://127.0.0.1:{given['--port']}"
 
 

@@ -325,6 +325,20 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert cache_root() == Path("/caches/widthlab")
     monkeypatch.setenv("WIDTHLAB_CACHE", "/scratch/w")
     assert cache_root() == Path("/scratch/w")
+    monkeypatch.setenv("WIDTHLAB_CACHE", "~/w")
+    assert cache_root() == Path("/home/someone/w")
+
+
+@pytest.mark.parametrize("name", ["WIDTHLAB_CACHE", "XDG_CACHE_HOME"])
+def test_a_relative_cache_does_not_follow_a_change_of_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delenv("WIDTHLAB_CACHE", raising=False)
+    monkeypatch.setenv(name, "relcache")
+    monkeypatch.chdir(tmp_path)
+    root = cache_root()
+    monkeypatch.chdir("/")
+    assert root.is_relative_to(tmp_path / "relcache")
 
 
 def test_a_cache_that_cannot_be_a_folder_is_named(source: DataSource, tmp_path: Path) -> None:

@@ -190,3 +190,16 @@ def test_without_a_gradient_matrices_shrink_by_rate_times_decay(optimizer: str) 
     for name, parameter in model.named_parameters():
         factor = 1 - RATE * DECAY if parameter.ndim == 2 else 1.0
         torch.testing.assert_close(parameter.detach(), before[name] * factor)
+
+
+def test_a_stack_of_matrices_is_adamws_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    model = Layer()
+    make_optimizer(model, training("muon"))
+    assert caplog.messages == []
+    model.layers.append(nn.Conv1d(12, 12, 3, groups=12, bias=False))
+    found = moved_by(model, make_optimizer(model, training("muon")))
+    assert {name for name, (muon, _) in found.items() if muon} == {
+        f"layers.{layer}.weight" for layer in range(3)
+    }
+    (message,) = caplog.messages
+    assert "1 weights with three dimensions or more, such as one of [12, 1, 3]" in message

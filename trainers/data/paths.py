@@ -1,5 +1,6 @@
 """Local paths as users write them: `~` expanded, and what cannot be a path refused by name."""
 
+import glob
 from pathlib import Path
 
 from analysis.errors import InputError
@@ -26,6 +27,21 @@ def user_path(what: str, text: str) -> Path:
             "give another path, such as an absolute one"
         ) from error
     return path
+
+
+def seen_from(folder: Path, text: str) -> str:
+    """A path or glob that a user wrote in `folder`, an absolute one, for who stands elsewhere.
+
+    One that begins with `~` is left as it is. A folder's own brackets are no wildcards.
+    """
+    if text.startswith("~"):
+        return text
+    path = folder / text
+    try:
+        literal = not glob.has_magic(text) or path.exists()
+    except (OSError, ValueError):  # no name that a file can have: told when it is opened
+        literal = True
+    return str(path if literal else Path(glob.escape(str(folder)), text))
 
 
 def _shortened(text: str) -> str:

@@ -111,11 +111,12 @@ class TokenStore:
 
 
 def cache_root() -> Path:
-    """$WIDTHLAB_CACHE, else widthlab below $XDG_CACHE_HOME or ~/.cache."""
+    """$WIDTHLAB_CACHE, else widthlab below $XDG_CACHE_HOME or ~/.cache; absolute, for a relative
+    one is of the folder that the command is run in."""
     if chosen := os.environ.get("WIDTHLAB_CACHE"):
-        return user_path("WIDTHLAB_CACHE", chosen)
+        return user_path("WIDTHLAB_CACHE", chosen).absolute()
     if base := os.environ.get("XDG_CACHE_HOME"):
-        return user_path("XDG_CACHE_HOME", base) / "widthlab"
+        return user_path("XDG_CACHE_HOME", base).absolute() / "widthlab"
     return Path.home() / ".cache" / "widthlab"
 
 

@@ -9,6 +9,7 @@ import io
 import logging
 import lzma
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -171,9 +172,10 @@ def _fixed_part(pattern: Path) -> Path:
     """The leading folders of a glob that hold no wildcard."""
     plain = Path(pattern.anchor)
     for part in pattern.relative_to(pattern.anchor).parts[:-1]:
-        if glob.has_magic(part):
+        name = re.sub(r"\[([*?[])\]", r"\1", part)  # a folder's own brackets are escaped
+        if part != glob.escape(name):
             break
-        plain /= part
+        plain /= name
     return plain
 
 
