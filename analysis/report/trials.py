@@ -50,7 +50,7 @@ ABOUT_ERROR = (
     "S.e.: standard error of the loss as an estimate of the whole held-out split's; trials are "
     "measured on the same tokens, so that their differences are more exact than that."
 )
-#: Columns that nobody misses where no trial has them.
+#: Columns that nobody misses where no trial has them; passes are told where data were repeated.
 OPTIONAL = ("passes", "s.e.", "bits per byte")
 LOSES_TEXT = "not given: the tokenizer loses text"
 #: Trials up to which their table is open from the start.
@@ -59,19 +59,23 @@ FEW_TRIALS = 16
 
 def trials_section(tables: SweepTables, links: Mapping[str, str]) -> str:
     """Outcomes by group, then every trial, with a link to its MLflow run where there is one."""
+    repeated = bool((tables.trials["passes"] > 1).any())
     groups: dict[str, list[list[str]]] = {}
     order = ["width_multiplier", "replicate", "d_model"]
     for _, trial in tables.trials.sort_values(order, kind="stable").iterrows():
         width = trial["width_multiplier"]
-        cells = [
+        cells = {name: _cell(name, trial[name]) for name in COLUMNS}
+        if not repeated:
+            cells["passes"] = ""
+        if _loses_text(trial):
+            cells["val_bits_per_byte"] = LOSES_TEXT
+        row = [
             multiple(width) if np.isfinite(width) else "",
             "+".join(trial["holds"]),
-            *(_cell(name, trial[name]) for name in COLUMNS),
+            *cells.values(),
             str(trial["id"]),
         ]
-        if _loses_text(trial):
-            cells[2 + list(COLUMNS).index("val_bits_per_byte")] = LOSES_TEXT
-        groups.setdefault(_group(tables, trial), []).append(cells)
+        groups.setdefault(_group(tables, trial), []).append(row)
     groups = dict(sorted(groups.items()))
     broken = tables.trials[tables.trials["reason"].notna()]
     reasons = [
@@ -79,7 +83,7 @@ def trials_section(tables: SweepTables, links: Mapping[str, str]) -> str:
     ]
     listed, shared = _listed(groups, links)
     told = [*shared, ABOUT]
-    told += [ABOUT_PASSES] if tables.trials["passes"].notna().any() else []
+    told += [ABOUT_PASSES] if repeated else []
     told += [ABOUT_ERROR] if tables.trials["val_loss_se"].notna().any() else []
     if any(str(trial) in links for trial in tables.trials["id"]):
         told.append("The id of a trial leads to its MLflow run.")
@@ -122,7 +126,7 @@ def _listed(
 def _loses_text(trial: "pd.Series[Any]") -> bool:
     """Whether there is a loss and no bits per byte of it, for the text is not all there."""
     measured = np.isfinite(trial["val_loss"]) and not np.isfinite(trial["val_bits_per_byte"])
-    return bool(measured and trial["lossless"] is False)
+    return bool(measured and trial["lossless"] is not None and not trial["lossless"])
 
 
 def _group(tables: SweepTables, trial: "pd.Series[Any]") -> str:

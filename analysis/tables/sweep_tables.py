@@ -169,8 +169,8 @@ def load_sweep(
         snapshots = snapshots.filter(pc.field("bucket") == ALL_TOKENS)
         light = snapshots.drop_columns(list(_HEAVY))
         rows.append(row)
-        if result is not None:
-            finished.append(row["semantics_version"])
+        if result is not None and (result["records"] or np.isfinite(row["val_loss"])):
+            finished.append(row["semantics_version"])  # what has no numbers enters no law
         spectra.append(light)
         eigenvalues.append(_last_eigenvalues(snapshots))
         curves.append(curve)

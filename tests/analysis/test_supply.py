@@ -63,6 +63,19 @@ def test_passes_are_in_table_headline_caveat_and_recommendation(build_sweep: Bui
     assert supply["passes"] == pytest.approx([25.5, 25.5], abs=1e-3)
 
 
+def test_the_report_lists_passes_where_data_were_repeated(build_sweep: Build) -> None:
+    sweeps = [
+        build_sweep(multipliers=[1.0, 2.0], holds=("none",), passes=passes, name=f"p{passes}")
+        for passes in (1.0, 2.0)
+    ]
+    for sweep in sweeps:
+        analyse(sweep)
+    once, twice = (sweep.get("report/report.html").decode() for sweep in sweeps)
+    assert "Passes: over the training data." not in once
+    assert "Passes: over the training data." in twice
+    assert "tokens 512k, passes 2." in twice
+
+
 def test_less_than_a_pass_is_said_nowhere_but_in_the_table(build_sweep: Build) -> None:
     tables = load_sweep(build_sweep(multipliers=[1.0, 2.0, 4.0]))
     assert "passes" not in headline(tables)
