@@ -68,13 +68,13 @@ def resolved(file: File, config: SweepConfig, folder: Path) -> SweepConfig:
     for path in paths_of(config):
         if path.relative:
             found = _found(file, path, Path.cwd() if _is_set(file, path.keys) else folder)
-            section, key, *index = path.keys
-            changed = sections.setdefault(str(section), {})
+            section, key, *index = map(str, path.keys)
+            changed = sections.setdefault(section, {})
             if index:
-                whole = changed.setdefault(str(key), list(getattr(getattr(config, section), key)))
-                whole[index[0]] = found
+                whole = changed.setdefault(key, list(getattr(getattr(config, section), key)))
+                whole[int(index[0])] = found
             else:
-                changed[str(key)] = found
+                changed[key] = found
     return config.model_copy(
         update={
             section: getattr(config, section).model_copy(update=changed)

@@ -1,5 +1,7 @@
 """A storage may be called anything that a folder may: no name is read as part of a URI."""
 
+import json
+import os
 import shlex
 import sqlite3
 import subprocess
@@ -7,6 +9,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+from uuid import uuid4
 
 import pytest
 from hypothesis import given
@@ -16,6 +19,7 @@ from sqlalchemy.engine import make_url
 
 from analysis.errors import InputError
 from analysis.storage import LocalStorage
+from orchestrator import cli
 from orchestrator.cli_sweeps import _where
 from orchestrator.mlflow_reader import MlflowReader
 from orchestrator.sqlite_uri import sqlite_path, sqlite_uri
@@ -103,6 +107,29 @@ def test_the_interface_serves_the_same_database_and_files(tmp_path: Path):
     destination = urlsplit(given_to["--artifacts-destination"])
     assert (destination.query, destination.fragment) == ("", "")
     assert unquote(destination.path) == str(tmp_path / ALL / "mlartifacts")
+
+
+@pytest.mark.slow  # Ray is started for it
+def test_a_sweep_of_such_a_storage_is_whole_and_its_relative_cache_is_one(tmp_path: Path):
+    cache = f"cache-{uuid4().hex}"
+    environment = {**os.environ, "WIDTHLAB_CACHE": cache}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    sweep = Path(cli.__file__).parent / "sweeps" / "tiny.yaml"
+    command = [sys.executable, "-m", "orchestrator.cli", "run", str(sweep), "--storage", ALL]
+    command += ["--json", "--set", "grid.width_multiplier=[2, 4]", "--set", "training.steps=10"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["counts"]["completed"] == 2
+    assert report["mirrored"]
+    assert {path.name for path in tmp_path.iterdir()} == {ALL, cache}
+    with closing(sqlite3.connect(tmp_path / ALL / "mlflow.db")) as database:
+        assert database.execute("SELECT count(*) FROM runs").fetchone() == (3,)  # and the sweep's
+    assert len(list((tmp_path / cache / "tokens").glob("*/meta.json"))) == 1
+    temporary = environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp"
+    assert [*Path(temporary, "ray").glob(f"session_*/artifacts/**/{cache}")] == []
 
 
 # --- URIs that users give ------------------------------------------------------------------
