@@ -22,7 +22,7 @@ _BUFFER = 2**20  # bytes read, and bytes decompressed, at a time
 _DAMAGE = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
 
 
-def decompressed(stream: BinaryIO, compression: str, place: str) -> BinaryIO:
+def decompressed(stream: io.BufferedReader, compression: str, place: str) -> BinaryIO:
     """The content of a compressed stream, itself a stream; closing it closes both.
 
     `compression` is one of `COMPRESSIONS`, and `place` names the file in messages.
@@ -51,7 +51,7 @@ def told(
     errors: tuple[type[Exception], ...],
     explain: Callable[[Exception], InputError],
     below: BinaryIO | None = None,
-) -> BinaryIO:
+) -> io.BufferedReader:
     """A stream whose reading raises what `explain` makes of `errors`; closing it closes `below`.
 
     Errors of the system, which have a number, are no fault of the file and pass.
@@ -96,14 +96,16 @@ class _NotEmpty:
     """A decompressor that takes no bytes at all for a file that was cut short: even a
     compressed nothing has a header."""
 
-    def __init__(self, content: Any, compressed: BinaryIO) -> None:
+    def __init__(self, content: Any, compressed: io.BufferedReader) -> None:
         self._content, self._compressed = content, compressed
+        self._begun = False
         self.close = content.close
 
     def read(self, size: int) -> bytes:
-        content: bytes = self._content.read(size)
-        if not content and not self._compressed.tell():
+        if not self._begun and not self._compressed.peek(1):
             raise EOFError("the file is empty")
+        self._begun = True
+        content: bytes = self._content.read(size)
         return content
 
 

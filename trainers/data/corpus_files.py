@@ -8,8 +8,8 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 
 from analysis.errors import InputError
 from trainers.data.compressed import COMPRESSIONS, told
@@ -253,11 +253,11 @@ def _common_folder(names: list[str]) -> str:
     return f"{firsts.pop()}/" if inside and len(firsts) == 1 else ""
 
 
-def _open_file(path: Path) -> BinaryIO:
+def _open_file(path: Path) -> BufferedReader:
     return path.open("rb")
 
 
-def _open_member(path: Path, info: zipfile.ZipInfo) -> BinaryIO:
+def _open_member(path: Path, info: zipfile.ZipInfo) -> BufferedReader:
     def damaged(error: Exception) -> InputError:
         return InputError(
             f"{path}: member {info.filename} cannot be unpacked: {error}; "

@@ -6,7 +6,6 @@ space or Unicode form are cut at the same place.
 
 import re
 import unicodedata
-from collections.abc import Iterator
 
 from trainers.data.documents import HELD_OUT_SHARE, normalised
 
@@ -38,10 +37,13 @@ def place_of_cut(text: str) -> int:
         for leeway in (-_LEEWAY, 0, _LEEWAY)
     )
     for place in _PLACES:
-        after = place.search(text, aim, high)
-        before = None if after else _last(place.finditer(text, low, aim))
-        if match := after or before:
-            return len(normalised(text[: match.end()]))
+        found = None
+        for match in place.finditer(text, low, high):
+            found = match.end()
+            if found >= aim:
+                break
+        if found is not None:
+            return len(normalised(text[:found]))
     at = next((at for at in range(aim, high + 1) if _separable(text, at)), aim)
     return len(normalised(text[:at]))
 
@@ -79,13 +81,6 @@ def _index(text: str, share: float) -> int:
         return int(len(text) * share)
     encoded = text.encode()
     return len(encoded[: int(len(encoded) * share)].decode(errors="ignore"))
-
-
-def _last(matches: Iterator[re.Match[str]]) -> re.Match[str] | None:
-    found = None
-    for found in matches:  # noqa: B007
-        pass
-    return found
 
 
 def _separable(text: str, at: int) -> bool:

@@ -41,7 +41,7 @@ class SourceFile:
     kind: str  # ".jsonl", of what a compressed file holds
     compression: str  # ".gz", or empty
     source: str
-    open: Callable[[], BinaryIO]
+    open: Callable[[], io.BufferedReader]
 
     @property
     def suffix(self) -> str:

@@ -142,7 +142,7 @@ class TextCorpus(Corpus):
                 "separator and are one document each"
             )
         if any(file.kind in WHOLE for _, file in self._files):
-            way_out = "with separator: {mark} in the corpus section, .txt, .md and .py files are split there"
+            way_out = "separator: {mark} in the corpus section splits .txt, .md and .py files there"
         else:
             way_out = "rows of tables are not split at it; give a document a row"
         yield from reader.marks.remarks(way_out)
