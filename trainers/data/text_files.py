@@ -127,6 +127,13 @@ class TextCorpus(Corpus):
             raise InputError(
                 f"{self._what} hold no text; every document is empty or left out ({left_out})"
             )
+        if any(split == "heldout" for split, _ in self._files):
+            for side, count in (
+                ("training", self._held_out_from),
+                ("held-out", len(sizes) - self._held_out_from),
+            ):
+                if not count:
+                    raise InputError(f"{self._what}: the {side} files hold no text; name others")
         separator = self._config.separator
         if separator is not None and not reader.separated:
             kinds = " ".join(WHOLE)
