@@ -117,13 +117,12 @@ def _expand(path: str, omissions: Omissions) -> Iterator[Found]:
     elif given.exists():
         yield _known(Found(given.parent, given.name, given))
     elif glob.has_magic(path):
-        matches = sorted(map(Path, glob.glob(str(given), recursive=True)))
-        root = _fixed_part(given)
+        root, pattern = _fixed_part(given)
         names_cards = "readme" in given.name.lower()
-        for match in matches:
+        for name in sorted(glob.glob(pattern, root_dir=root, recursive=True)):
+            match = root / name
             if match.is_dir():
                 continue  # data/** matches folders and then what is in them
-            name = match.relative_to(root).as_posix()
             if is_card(name) and not names_cards:
                 omissions.add(CARD, shown_suffix(name), "files", name)
             else:
@@ -134,14 +133,13 @@ def _expand(path: str, omissions: Omissions) -> Iterator[Found]:
         )
 
 
-def _fixed_part(pattern: Path) -> Path:
-    """The leading folders of a glob that hold no wildcard."""
-    plain = Path(pattern.anchor)
-    for part in pattern.relative_to(pattern.anchor).parts[:-1]:
-        if glob.has_magic(part):
-            break
-        plain /= part
-    return plain
+def _fixed_part(path: Path) -> tuple[Path, str]:
+    """The leading folders of a glob that hold no wildcard, or are there as they are written; and
+    the rest, which is the pattern."""
+    root, parts = Path(path.anchor), list(path.relative_to(path.anchor).parts)
+    while len(parts) > 1 and (not glob.has_magic(parts[0]) or (root / parts[0]).is_dir()):
+        root /= parts.pop(0)
+    return root, "/".join(parts)
 
 
 def _known(file: Found) -> Found:

@@ -162,5 +162,6 @@ def fingerprint_of(rule: str, documents: Iterable[Document]) -> str:
     whole = hashlib.sha256(rule.encode())
     for document in documents:
         content = hashlib.sha256(document.text.encode()).digest()
-        whole.update(f"\0{document.name}\0".encode() + content)
+        name = document.name.encode(errors="surrogateescape")  # of a file, which may be any bytes
+        whole.update(b"\0" + name + b"\0" + content)
     return whole.hexdigest()[:16]
