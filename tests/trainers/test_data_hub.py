@@ -87,6 +87,7 @@ def test_the_split_that_the_user_names_is_held_out(tmp_path: Path) -> None:
         "1 documents that are trained on stand among the 3 held-out ones too, but for white space "
         "or Unicode form: on those the held-out loss is that of known text",
     )
+    assert opened(path, heldout="validation").fingerprint == corpus.fingerprint
     two = opened(path, heldout={"split": "validation", "documents": 2})
     assert texts(two, "heldout") == ["document  7", "another"]
     assert len({corpus.fingerprint, two.fingerprint, opened(path).fingerprint}) == 3

@@ -97,6 +97,15 @@ def test_what_is_not_laid_out_in_splits_is_split_by_size(
     assert not corpus.left_out
 
 
+def test_a_file_that_keeps_a_layout_from_being_recognised_is_said(tmp_path: Path) -> None:
+    corpus = opened(write(tmp_path, "train.txt", "valid.txt", "LICENSE.txt"))
+    assert corpus.remarks == (
+        "train.txt and 1 other files are called after splits, but LICENSE.txt is not: all are "
+        "taken for one corpus and split by size; to hold out those files, name them with the "
+        "corpus's heldout",
+    )
+
+
 def test_parts_are_the_outermost_name_that_says() -> None:
     assert part_of("train/test.txt") == "train"
     assert part_of("a/b/test.jsonl") == "test"

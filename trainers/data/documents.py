@@ -6,6 +6,7 @@ differ only in these are one document for the split.
 """
 
 import hashlib
+import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ _DIGEST_RANGE = 2**64
 #: What `str.split` takes for white space, of ASCII.
 _ASCII_SPACE = b"\t\n\v\f\r\x1c\x1d\x1e\x1f "
 _MARK = "\ufeff"  # the byte order mark
+_OTHER_SPACE = re.compile(rf"[^\S\x00-\x7f]|{_MARK}")
 
 
 @dataclass(frozen=True)
@@ -120,10 +122,11 @@ def is_empty(text: str) -> bool:
 
 def normalised(text: str) -> bytes:
     """The UTF-8 bytes by which copies of a text are known: NFC, without white space."""
-    if text.isascii():
-        return text.encode().translate(None, _ASCII_SPACE)
-    bare = "".join(text.replace(_MARK, "").split())
-    return unicodedata.normalize("NFC", bare).encode()
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+        if _OTHER_SPACE.search(text):
+            text = "".join(text.replace(_MARK, "").split())
+    return text.encode().translate(None, _ASCII_SPACE)
 
 
 def digest_of(content: bytes) -> int:

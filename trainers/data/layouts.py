@@ -51,6 +51,21 @@ def laid_out(files: Sequence[SourceFile]) -> list[Part] | None:
     return known if both and len(known) == len(parts) else None
 
 
+def nearly_laid_out(files: Sequence[SourceFile]) -> str | None:
+    """A sentence where files of a training and a held-out part are there, and others beside
+    them keep the layout from being recognised."""
+    parts = [part_of(file.name) for file in files]
+    if None not in parts or "train" not in parts or len(set(parts)) < 3:
+        return None
+    other = files[parts.index(None)].name
+    named = [file.name for file, part in zip(files, parts, strict=True) if part is not None]
+    return (
+        f"{named[0]} and {len(named) - 1} other files are called after splits, but {other} is not: "
+        "all are taken for one corpus and split by size; to hold out those files, name them with "
+        "the corpus's heldout"
+    )
+
+
 def split_by_layout(
     files: Sequence[SourceFile], parts: Sequence[Part], asked: str | None, omissions: Omissions
 ) -> tuple[list[tuple[Split, SourceFile]], Part]:

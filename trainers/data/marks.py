@@ -4,11 +4,9 @@ import re
 from collections.abc import Iterator
 
 _LETTERS = "[A-Za-z][A-Za-z0-9_ ]{0,30}"
+_NAMES = "(?i:eos|eot|eod|bos|sep|endoftext)"
 #: Marks that stand for the end or the beginning of a text, wherever they stand.
-_ANYWHERE = re.compile(
-    rf"<\|{_LETTERS}\|>|</s>|<\|>|(?i:<eos>|<eot>|<eod>|<bos>|<sep>|<endoftext>|\[eos\]|\[eot\]"
-    r"|\[eod\]|\[bos\]|\[sep\])"
-)
+_ANYWHERE = re.compile(rf"<\|{_LETTERS}\|>|<\|>|</s>|<{_NAMES}>|\[{_NAMES}\]")
 #: Tags of documents, at the beginning of a line.
 _TAG = re.compile(r"^<(/?)(doc|document|article|text|page)\b[^>\n]{0,300}>", re.MULTILINE)
 #: A line of nothing but one sign, three times or more, or of a word in brackets.
@@ -35,6 +33,7 @@ class Marks:
         if "<" in text or "[" in text:
             for match in _ANYWHERE.finditer(text):
                 self._add(match.group(), file)
+        if text.startswith("<") or "\n<" in text:
             for match in _TAG.finditer(text):
                 self._add(f"<{match[1]}{match[2]}{'>' if match[1] else ' ...>'}", file)
         if lines:

@@ -29,6 +29,11 @@ class HubSplit(Frozen):
     documents: int | None = Field(default=None, ge=1)
 
 
+def _as_hub_split(value: Any) -> Any:
+    """The name of a split as a section of its own."""
+    return {"split": value} if isinstance(value, str) else value
+
+
 def _as_paths(value: Any) -> Any:
     """One path as a list. Raises ValueError for what names neither paths nor a split."""
     if isinstance(value, str):
@@ -74,7 +79,7 @@ class HubDataset(Frozen):
     revision: str | None = None
     column: str = "text"
     documents: int | None = Field(default=None, ge=2)  # how many to take, from the first
-    heldout: HubSplit | None = None
+    heldout: Annotated[HubSplit | None, BeforeValidator(_as_hub_split)] = None
     on_bad_row: BadRow = "refuse"
 
 

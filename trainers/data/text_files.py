@@ -22,7 +22,7 @@ from trainers.data.documents import (
     fingerprint_of,
 )
 from trainers.data.held_out import Sizes
-from trainers.data.layouts import laid_out, part_of, split_by_layout
+from trainers.data.layouts import laid_out, nearly_laid_out, part_of, split_by_layout
 from trainers.data.readers import WHOLE, Reader, SourceFile
 from trainers.data.size_split import SizeSplit, changed, measured, stamps
 
@@ -59,6 +59,8 @@ class TextCorpus(Corpus):
             self._by_size = SizeSplit(sizes, lambda: self._documents(self._reader()), self._what)
             self._rule = self._by_size.rule
             remarks += self._by_size.remarks
+            if nearly := nearly_laid_out([file for _, file in self._files]):
+                remarks.append(nearly)
         else:
             self._rule = rule
             remarks += _twins(sizes, self._held_out_from)
