@@ -1,29 +1,81 @@
-"""What a corpus is: named documents, each wholly in the training or wholly in the held-out split.
+"""What a corpus is: named documents, each with the split it belongs to, and what was left out.
 
-Holding out whole documents is what makes held-out loss mean anything: neighbouring pieces of one
-file share names, habits and copied passages, and a random split of pieces leaks them.
+Held-out text must not stand in training too: the digest that splits documents is of their text
+without white space, line ends, byte order marks and in one Unicode form, so that copies which
+differ only in these are one document for the split.
 """
 
 import hashlib
+import re
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 Split = Literal["train", "heldout"]
+Unit = Literal["files", "folders", "documents", "rows"]
 
-#: The share of documents that the content rule holds out.
+#: The share of a corpus that is held out: of its bytes, or of a stream's documents.
 HELD_OUT_SHARE = 0.1
 
 _DIGEST_RANGE = 2**64
+#: What `str.split` takes for white space, of ASCII.
+_ASCII_SPACE = b"\t\n\v\f\r\x1c\x1d\x1e\x1f "
+_MARK = "\ufeff"  # the byte order mark
+_OTHER_SPACE = re.compile(rf"[^\S\x00-\x7f]|{_MARK}")
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text, and the name that error messages and the fingerprint know it by."""
+    """One text, the name that error messages and the fingerprint know it by, and the source it
+    is counted under: a file, a folder, shards of one set, or a split of a data set."""
 
     name: str
     text: str
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What a corpus holds and its splits do not, of one reason and one kind of file.
+
+    `suffix` is such as ".jsonl.gz", and empty where it means nothing; `example` is one name.
+    """
+
+    reason: str
+    suffix: str
+    count: int
+    unit: Unit
+    example: str
+
+
+class Omissions:
+    """Counts what is left out while a corpus is read."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, str, Unit], int] = {}
+        self._examples: dict[tuple[str, str, Unit], str] = {}
+
+    def add(self, reason: str, suffix: str, unit: Unit, example: str) -> None:
+        """One more; the first of a kind is its example."""
+        kind = (reason, suffix, unit)
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        self._examples.setdefault(kind, example)
+
+    def take(self, row: LeftOut) -> None:
+        """As many more as a row of another count holds."""
+        kind = (row.reason, row.suffix, row.unit)
+        self._counts[kind] = self._counts.get(kind, 0) + row.count
+        self._examples.setdefault(kind, row.example)
+
+    def listed(self) -> tuple[LeftOut, ...]:
+        """By reason, the most frequent suffix first."""
+        rows = [
+            LeftOut(reason, suffix, count, unit, self._examples[reason, suffix, unit])
+            for (reason, suffix, unit), count in self._counts.items()
+        ]
+        return tuple(sorted(rows, key=lambda row: (row.reason, -row.count, row.suffix)))
 
 
 class Corpus(ABC):
@@ -47,14 +99,49 @@ class Corpus(ABC):
         """The documents of one split."""
         return (document for part, document in self.assigned() if part == split)
 
+    @property
+    def split_rule(self) -> str:
+        """One sentence for people: how the held-out split is made."""
+        return ""
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """What neither split holds; of a stream, complete once it has been read to its end."""
+        return ()
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know of the corpus, a sentence each; complete when `left_out` is."""
+        return ()
+
+
+def is_empty(text: str) -> bool:
+    """Whether a text is no document: it holds nothing but white space and byte order marks."""
+    return not text or text.isspace() or not text.replace(_MARK, "").strip()
+
+
+def normalised(text: str) -> bytes:
+    """The UTF-8 bytes by which copies of a text are known: NFC, without white space."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+        if _OTHER_SPACE.search(text):
+            text = "".join(text.replace(_MARK, "").split())
+    return text.encode().translate(None, _ASCII_SPACE)
+
+
+def digest_of(content: bytes) -> int:
+    """A uniform 64-bit number that is a function of normalised bytes alone."""
+    return int.from_bytes(hashlib.sha256(content).digest()[:8])
+
 
 def content_digest(text: str) -> int:
-    """A uniform 64-bit number that is a function of the text alone."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+    """A uniform 64-bit number, equal for texts that differ only in white space, line ends,
+    Unicode form or byte order marks."""
+    return digest_of(normalised(text))
 
 
 def held_out_cut(lowest: int, highest: int) -> int:
-    """The digest up to which a document is held out, given the range of digests in the corpus.
+    """The digest up to which a document of a stream is held out, given the range of digests.
 
     About `HELD_OUT_SHARE` of all documents, but at least one and never all of them. The rule
     sees only contents, so copies of one document never end up on both sides.
@@ -66,7 +153,7 @@ def held_out_cut(lowest: int, highest: int) -> int:
 
 
 def split_of(text: str, cut: int) -> Split:
-    """The split that the content rule puts a text in."""
+    """The split that the rule for streams puts a text in."""
     return "heldout" if content_digest(text) <= cut else "train"
 
 
@@ -78,5 +165,6 @@ def fingerprint_of(rule: str, documents: Iterable[Document]) -> str:
     whole = hashlib.sha256(rule.encode())
     for document in documents:
         content = hashlib.sha256(document.text.encode()).digest()
-        whole.update(f"\0{document.name}\0".encode() + content)
+        name = document.name.encode(errors="surrogateescape")  # of a file, which may be any bytes
+        whole.update(b"\0" + name + b"\0" + content)
     return whole.hexdigest()[:16]

@@ -17,8 +17,10 @@ def pin(source: sources.DataSource) -> sources.DataSource:
     """
     corpus, tokenizer = source.corpus, source.tokenizer
     if isinstance(corpus, sources.TextFiles):
-        paths = [str(user_path("corpus text", path).absolute()) for path in corpus.paths]
-        corpus = corpus.model_copy(update={"paths": paths})
+        absolute = {"paths": _absolute(corpus.paths)}
+        if isinstance(corpus.heldout, list):
+            absolute["heldout"] = _absolute(corpus.heldout)
+        corpus = corpus.model_copy(update=absolute)
     elif isinstance(corpus, sources.HubDataset):
         if folder := local_folder("corpus hub", corpus.dataset):
             corpus = corpus.model_copy(update={"dataset": str(folder)})
@@ -32,6 +34,10 @@ def pin(source: sources.DataSource) -> sources.DataSource:
             revision = resolve_revision("model", tokenizer.path, tokenizer.revision)
             tokenizer = tokenizer.model_copy(update={"revision": revision})
     return sources.DataSource(corpus=corpus, tokenizer=tokenizer)
+
+
+def _absolute(paths: list[str]) -> list[str]:
+    return [str(user_path("corpus text", path).absolute()) for path in paths]
 
 
 def local_folder(what: str, name: str) -> Path | None:

@@ -1,7 +1,8 @@
-"""A corpus streamed through the `datasets` library: from the hub, or from a local folder.
+"""A corpus through the `datasets` library: streamed from the hub, or read from a local folder.
 
 Nothing is downloaded ahead and nothing held whole: C4 is larger than a disk. The fingerprint of
-a hub data set is therefore its commit; that of a folder, the contents of its files.
+a hub data set is therefore its commit, and its documents are held out one by one, by their digest
+alone; a folder is read through first, and split by size as files are.
 """
 
 import hashlib
@@ -15,15 +16,22 @@ from typing import Any
 from analysis.errors import InputError
 from trainers.data import sources
 from trainers.data.documents import (
+    HELD_OUT_SHARE,
     Corpus,
     Document,
+    LeftOut,
+    Omissions,
     Split,
     content_digest,
     held_out_cut,
+    is_empty,
     split_of,
 )
+from trainers.data.held_out import Sizes
 from trainers.data.hub import local_folder, resolve_revision
-from trainers.data.readers import checked_text
+from trainers.data.marks import Marks
+from trainers.data.size_split import SizeSplit, changed, measured, stamps
+from trainers.data.tables import BadRowError, checked_text, no_column
 
 #: The content rule learns its cut from the first documents: in a set of this many, one is held
 #: out by the plain rule anyway (the odds against are 1e-12); smaller sets get at least one.
@@ -31,58 +39,157 @@ FIRST_DOCUMENTS = 256
 
 
 class HubCorpus(Corpus):
-    """The first `documents` of one split of a data set, in the order in which it streams."""
+    """The first `documents` of one split of a data set, in the order in which they come."""
 
     def __init__(self, config: sources.HubDataset) -> None:
-        """Resolves the revision. Raises InputError where the data set cannot be found."""
+        """Resolves the revision, or reads a local folder once. Raises InputError where the data
+        set cannot be found, read or split."""
         self._folder = local_folder("corpus hub", config.dataset)
         if self._folder is None:
             revision = resolve_revision("dataset", config.dataset, config.revision)
             config = config.model_copy(update={"revision": revision})
         self._config = config
+        self._total_bytes: int | None = None
+        self._by_size: SizeSplit | None = None
+        self._seen = _Seen()
+        if self._folder is not None:
+            self._stamps = stamps(_files(self._folder))
+            self._measure()
 
     @cached_property
     def fingerprint(self) -> str:
         config = self._config.model_dump(exclude={"kind"})
         if self._folder is not None:
             config |= {"dataset": _folder_digest(self._folder), "revision": None}
-        text = json.dumps(["hub/1", config], sort_keys=True)
+        text = json.dumps(["hub/2", config], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
-    def total_bytes(self) -> None:
-        return None
+    def total_bytes(self) -> int | None:
+        return self._total_bytes
+
+    @property
+    def split_rule(self) -> str:
+        heldout = self._config.heldout
+        if heldout is not None:
+            first = f"the first {heldout.documents} documents of " if heldout.documents else ""
+            return f"{first}split {heldout.split!r} of the data set is held out"
+        if self._by_size is not None:
+            return self._by_size.rule
+        return (
+            f"documents of a stream are held out by content, about {HELD_OUT_SHARE:.0%} of their "
+            "number: those of the lowest digests"
+        )
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        return self._seen.omissions.listed()
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        cut = self._by_size.remarks if self._by_size is not None else ()
+        return (*cut, *self._seen.remarks(self._config))
 
     def assigned(self) -> Iterator[tuple[Split, Document]]:
-        documents = self._stream()
+        if self._folder is not None and stamps(_files(self._folder)) != self._stamps:
+            raise changed(f"corpus hub: folder {self._folder}")
+        seen = _Seen()
+        if self._by_size is not None:
+            yield from self._by_size.assigned(self._stream(seen))
+        elif self._config.heldout is not None:
+            yield from self._as_asked(self._config.heldout, seen)
+        else:
+            yield from self._by_digest(seen)
+        self._seen = seen  # complete only now, and of this pass alone
+
+    def _measure(self) -> None:
+        """Read the whole of a local folder."""
+        seen, sizes = _Seen(), Sizes()
+        heldout = self._config.heldout
+        if heldout is None:
+            documents: Iterator[Document] = self._stream(seen)
+        else:
+            documents = (document for _, document in self._as_asked(heldout, seen))
+        for _ in measured(documents, sizes):
+            pass
+        self._seen, self._total_bytes = seen, sizes.total
+        if heldout is None:
+            if not len(sizes):
+                raise self._one_text([])
+            self._by_size = SizeSplit(
+                sizes, lambda: self._stream(_Seen()), f"corpus hub: {self._named()}"
+            )
+
+    def _by_digest(self, seen: "_Seen") -> Iterator[tuple[Split, Document]]:
+        documents = self._stream(seen)
         first = list(itertools.islice(documents, FIRST_DOCUMENTS))
         digests = [content_digest(document.text) for document in first]
         if len(set(digests)) < 2:
-            raise InputError(
-                f"corpus hub: data set {self._config.dataset!r}, split {self._config.split!r}: "
-                f"the first {len(first)} documents that are not empty hold "
-                f"{len(set(digests))} distinct texts in column {self._config.column!r}; "
-                "at least two are needed, for whole documents are held out"
-            )
+            raise self._one_text(digests)
         cut = held_out_cut(min(digests), max(digests))
         for document in itertools.chain(first, documents):
             yield split_of(document.text, cut), document
 
-    def _stream(self) -> Iterator[Document]:
-        config = self._config
-        for number, row in enumerate(itertools.islice(self._rows(), config.documents)):
-            place = f"data set {config.dataset!r}, split {config.split!r}, document {number}"
-            if config.column not in row:
-                raise InputError(
-                    f"{place}: no column {config.column!r}; there are {', '.join(row)}; "
-                    "set the corpus's column"
-                )
-            text = checked_text(row[config.column], place, config.column)
-            if text:
-                yield Document(f"{config.split}:{number}", text)
+    def _as_asked(
+        self, heldout: sources.HubSplit, seen: "_Seen"
+    ) -> Iterator[tuple[Split, Document]]:
+        if heldout.split == self._config.split:
+            raise InputError(
+                f"corpus hub: {self._named()}: heldout: split {heldout.split!r} is the one that "
+                "is trained on; name another"
+            )
+        digests: set[int] = set()
+        for document in self._stream(seen, heldout.split, heldout.documents):
+            digests.add(content_digest(document.text))
+            seen.heldout += 1
+            yield "heldout", document
+        if not seen.heldout:
+            raise InputError(
+                f"corpus hub: data set {self._config.dataset!r}: the held-out split "
+                f"{heldout.split!r} holds no text in column {self._config.column!r}"
+            )
+        for document in self._stream(seen):
+            seen.twins += content_digest(document.text) in digests
+            yield "train", document
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        rows = iter(self._open())
+    def _named(self) -> str:
+        return f"data set {self._config.dataset!r}, split {self._config.split!r}"
+
+    def _one_text(self, digests: list[int]) -> InputError:
+        return InputError(
+            f"corpus hub: {self._named()}: the first {len(digests)} documents that are not empty "
+            f"hold {len(set(digests))} distinct texts in column {self._config.column!r}; "
+            "at least two are needed, for whole documents are held out"
+        )
+
+    def _stream(
+        self, seen: "_Seen", split: str | None = None, documents: int | None = None
+    ) -> Iterator[Document]:
+        """The documents of a split that are not empty; without one, of that which is trained on."""
+        config = self._config
+        if split is None:
+            split, documents = config.split, config.documents
+        source = f"{self._folder.name if self._folder else config.dataset}:{split}"
+        for number, row in enumerate(itertools.islice(self._rows(split), documents)):
+            place = f"data set {config.dataset!r}, split {split!r}, document {number}"
+            name = f"{split}:{number}"
+            try:
+                if config.column not in row:
+                    raise BadRowError("no such column", no_column(place, config.column, list(row)))
+                text = checked_text(row[config.column], place, config.column)
+            except BadRowError as error:
+                if config.on_bad_row == "refuse":
+                    raise error.refused() from error
+                seen.omissions.add(error.reason, "", "rows", name)
+                continue
+            if is_empty(text):
+                seen.omissions.add("empty document", "", "documents", name)
+                continue
+            seen.marks.look(text, source, lines=False)
+            yield Document(name, text, source)
+
+    def _rows(self, split: str) -> Iterator[dict[str, Any]]:
+        rows = iter(self._open(split))
         while True:
             try:
                 row = next(rows)
@@ -95,7 +202,7 @@ class HubCorpus(Corpus):
                 ) from error
             yield row
 
-    def _open(self) -> Any:
+    def _open(self, split: str) -> Any:
         from datasets import load_dataset
 
         config = self._config
@@ -103,7 +210,7 @@ class HubCorpus(Corpus):
             return load_dataset(
                 str(self._folder or config.dataset),
                 name=config.name,
-                split=config.split,
+                split=split,
                 revision=config.revision,
                 streaming=True,
             )
@@ -111,21 +218,47 @@ class HubCorpus(Corpus):
         except (OSError, ValueError) as error:
             raise InputError(
                 f"corpus hub: data set {config.dataset!r} (name {config.name!r}, split "
-                f"{config.split!r}) cannot be opened: {error}"
+                f"{split!r}) cannot be opened: {error}"
             ) from error
+
+
+class _Seen:
+    """What one pass over a data set came by."""
+
+    def __init__(self) -> None:
+        self.omissions = Omissions()
+        self.marks = Marks()
+        self.heldout = 0
+        self.twins = 0
+
+    def remarks(self, config: sources.HubDataset) -> Iterator[str]:
+        if config.documents is not None:
+            yield f"only the first {config.documents} documents of split {config.split!r} are taken"
+        if self.twins:
+            yield (
+                f"{self.twins} documents that are trained on stand among the {self.heldout} "
+                "held-out ones too, but for white space or Unicode form: on those the held-out "
+                "loss is that of known text"
+            )
+        yield from self.marks.remarks("rows are not split at it; give a document a row")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files of a folder that are not hidden, in the order of their names."""
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.is_file() and not any(part.startswith(".") for part in parts):
+            yield path
 
 
 def _folder_digest(folder: Path) -> str:
     """SHA-256 over names and contents of a folder's files that are not hidden."""
     whole = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if not path.is_file() or any(part.startswith(".") for part in name.parts):
-            continue
+    for path in _files(folder):
         try:
             with path.open("rb") as stream:
                 content = hashlib.file_digest(stream, "sha256").digest()
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error}") from error
-        whole.update(name.as_posix().encode() + b"\0" + content)
+        whole.update(path.relative_to(folder).as_posix().encode() + b"\0" + content)
     return whole.hexdigest()

@@ -12,7 +12,14 @@ from functools import cached_property
 from pathlib import Path
 
 from analysis.errors import InputError
-from trainers.data.documents import Corpus, Document, Split, fingerprint_of
+from trainers.data.documents import (
+    Corpus,
+    Document,
+    LeftOut,
+    Omissions,
+    Split,
+    fingerprint_of,
+)
 
 #: Folders of tests, whose inputs are data rather than prose of a kind with the rest, and
 #: `pydoc_data`, one generated string literal of 0.75 MB.
@@ -20,6 +27,7 @@ SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "pydoc_data", "__pyca
 #: Written when Python is built or installed: they hold the paths of one machine.
 SKIPPED_PREFIXES = ("_sysconfigdata", "sitecustomize", "usercustomize")
 
+SOURCE = "python-source"
 HELD_OUT_BYTES = 0.08
 #: A module above this share of all bytes is always trained on, so that no single package
 #: dominates the held-out loss. In Python 3.11 these are 18 of 200: `encodings`, `asyncio`, ...
@@ -47,6 +55,21 @@ class PythonSourceCorpus(Corpus):
     @cached_property
     def total_bytes(self) -> int:
         return sum(len(document.text.encode()) for document in self._documents)
+
+    @property
+    def split_rule(self) -> str:
+        return (
+            f"whole modules and packages are held out, in the order of their names' hashes, until "
+            f"they make up {HELD_OUT_BYTES:.0%} of the bytes; one of more than "
+            f"{LARGEST_HELD_OUT:.0%} is always trained on"
+        )
+
+    @cached_property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        omissions = Omissions()
+        for name in _left_out_folders(self._root):
+            omissions.add("tests and generated code", "", "folders", name)
+        return omissions.listed()
 
     def assigned(self) -> Iterator[tuple[Split, Document]]:
         for document in self._documents:
@@ -87,7 +110,7 @@ def _read(root: Path) -> Iterator[Document]:
                 "the standard library of this Python has been altered"
             ) from error
         if text:
-            yield Document(name, text)
+            yield Document(name, text, SOURCE)
 
 
 def _names(root: Path) -> Iterator[str]:
@@ -99,3 +122,14 @@ def _names(root: Path) -> Iterator[str]:
         for name in files:
             if name.endswith(".py") and not name.startswith(SKIPPED_PREFIXES):
                 yield (Path(folder) / name).relative_to(root).as_posix()
+
+
+def _left_out_folders(root: Path) -> Iterator[str]:
+    """Folders of Python files that are no part of the corpus, in the order of their paths."""
+    for folder, folders, _ in os.walk(root):
+        here = Path(folder)
+        for name in sorted(set(folders) & (SKIPPED_FOLDERS - {"__pycache__"})):
+            yield (here / name).relative_to(root).as_posix()
+        folders[:] = sorted(
+            name for name in folders if name.isidentifier() and name not in SKIPPED_FOLDERS
+        )

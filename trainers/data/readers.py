@@ -1,154 +1,139 @@
 """Reading one file of text, whatever its kind.
 
-A `.txt`, `.md` or `.py` file is one document; a line of `.jsonl` and a row of `.csv` or `.parquet`
-is one, its text in a named column. Tables are streamed; a `.txt` file must fit in memory.
+A `.txt`, `.md` or `.py` file is one document, or several where it holds the separator; a line of
+`.jsonl` and a row of `.csv` or `.parquet` is one, its text in a named column. Tables are
+streamed, and so are the documents between separators; a file of one document, and a Parquet file
+that is compressed as a whole or lies in a zip, must fit in memory.
 """
 
-import csv
-import json
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 from analysis.errors import InputError
-from trainers.data.documents import Document
+from trainers.data.compressed import decompressed
+from trainers.data.documents import Document, Omissions, is_empty
+from trainers.data.marks import Marks
+from trainers.data.tables import Rows, decoded, read_csv, read_jsonl, read_parquet
 
-PROSE = (".txt", ".md")
-WHOLE = (*PROSE, ".py")
-TABLES = (".jsonl", ".csv", ".parquet")
+WHOLE = (".txt", ".md", ".py")
+JSON_LINES = (".jsonl", ".ndjson")
+TABLES = (*JSON_LINES, ".csv", ".parquet")
 
-_LONGEST_CSV_FIELD = 2**31 - 1  # the largest that fits a C long everywhere
+_CHUNK = 2**20  # bytes
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file, or a member of a zip: `name` as in the fingerprint, `place` as in messages."""
+    """A file, or a member of a zip.
+
+    `name` is as in the fingerprint, where a compressed file has the name of its content; `place`
+    as in messages; `path` is the file that it lies in, and `root` the folder that the user
+    pointed at.
+    """
 
     name: str
     place: str
-    open: Callable[[], BinaryIO]
+    path: Path
+    root: Path
+    kind: str  # ".jsonl", of what a compressed file holds
+    compression: str  # ".gz", or empty
+    source: str
+    open: Callable[[], io.BufferedReader]
 
     @property
     def suffix(self) -> str:
-        return PurePosixPath(self.name).suffix.lower()
+        return self.kind + self.compression
+
+    def content(self) -> BinaryIO:
+        """What the file holds, decompressed. Raises OSError."""
+        stream = self.open()
+        if self.compression:
+            return decompressed(stream, self.compression, self.place)
+        return stream
 
 
-def read_file(file: SourceFile, column: str) -> Iterator[Document]:
-    """The documents of one file that are not empty. Raises InputError naming file and place."""
-    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
-    try:
-        if file.suffix in WHOLE:
-            texts = iter([(file.name, _read_whole(file))])
-        else:
-            texts = readers[file.suffix](file, column)
-        for name, text in texts:
-            if text:
-                yield Document(name, text)
-    except OSError as error:
-        raise InputError(f"{file.place}: cannot be read: {error}") from error
+class Reader:
+    """Reads the files of one corpus, and knows what was left out and what was seen on the way."""
 
+    def __init__(self, column: str, separator: str | None, skip: bool) -> None:
+        """`skip` is whether bad rows are left out instead of refused."""
+        self.omissions = Omissions()
+        self.marks = Marks()
+        self._column, self._skip = column, skip
+        self._separator = separator
+        self.separated = 0  # files that hold the separator
+        self.whole = 0  # files that do not
 
-def _read_whole(file: SourceFile) -> str:
-    with file.open() as stream:
-        return _decode(stream.read(), file.place, 0)
-
-
-def _read_jsonl(file: SourceFile, column: str) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(_lines(file), start=1):
-        if line.isspace():
-            continue
-        place = f"{file.place}:{number}"
+    def documents(self, file: SourceFile) -> Iterator[Document]:
+        """Those that are not empty, in order. Raises InputError naming file and place."""
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{place}: not JSON: {error}") from error
-        except RecursionError as error:
-            raise InputError(f"{place}: JSON nested too deeply to be read") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{place}: a line must be a JSON object, not {type(row).__name__}")
-        if column not in row:
-            raise _no_column(place, column, list(row))
-        yield f"{file.name}:{number}", checked_text(row[column], place, column)
+            for name, text in self._texts(file):
+                if is_empty(text):
+                    self.omissions.add("empty document", file.suffix, "documents", name)
+                else:
+                    self.marks.look(text, file.name, lines=file.kind == ".txt")
+                    yield Document(name, text, file.source)
+        except OSError as error:
+            raise InputError(f"{file.place}: cannot be read: {error}") from error
+
+    def _texts(self, file: SourceFile) -> Iterator[tuple[str, str]]:
+        if file.kind in WHOLE:
+            with file.content() as stream:
+                if self._separator is None:
+                    yield file.name, decoded(stream.read(), file.place, 0)
+                else:
+                    yield from self._parts(file, stream, self._separator)
+            return
+        rows = Rows(file.name, file.place, file.suffix, self._column, self._skip, self.omissions)
+        if file.kind == ".parquet":
+            with file.content() as stream:
+                yield from read_parquet(rows, stream if stream.seekable() else _held(stream))
+            return
+        with file.content() as stream:
+            yield from (read_csv if file.kind == ".csv" else read_jsonl)(rows, stream)
+
+    def _parts(
+        self, file: SourceFile, stream: BinaryIO, separator: str
+    ) -> Iterator[tuple[str, str]]:
+        """The documents between separators, without the line end beside one."""
+        offset = 0
+        mark = separator.encode()
+        for number, (part, at_end) in enumerate(_split(stream, mark)):
+            if number == 0 and at_end:
+                self.whole += 1
+                yield file.name, decoded(part, file.place, 0)
+                return
+            text = decoded(part, file.place, offset)
+            if number > 0:
+                text = text.removeprefix("\r\n" if text.startswith("\r\n") else "\n")
+            if not at_end:
+                text = text.removesuffix("\r\n" if text.endswith("\r\n") else "\n")
+            # What follows the last separator is no document that somebody left empty.
+            if not (at_end and is_empty(text)):
+                yield f"{file.name}:{number}", text
+            offset += len(part) + len(mark)
+        self.separated += 1
 
 
-def _read_csv(file: SourceFile, column: str) -> Iterator[tuple[str, str]]:
-    csv.field_size_limit(_LONGEST_CSV_FIELD)  # the default, 128 KiB, is less than an article
-    rows = csv.DictReader(_lines(file), strict=True)
-    try:
-        if column not in (rows.fieldnames or ()):
-            raise _no_column(file.place, column, list(rows.fieldnames or ()))
-        for row in rows:
-            place = f"{file.place}:{rows.line_num}"
-            yield f"{file.name}:{rows.line_num}", checked_text(row[column], place, column)
-    except csv.Error as error:
-        raise InputError(f"{file.place}:{rows.line_num}: not CSV: {error}") from error
+def _split(stream: BinaryIO, mark: bytes) -> Iterator[tuple[bytes, bool]]:
+    """The bytes between marks, and whether they are the last."""
+    pending, searched = bytearray(), 0
+    while chunk := stream.read(_CHUNK):
+        pending += chunk
+        start = 0
+        at = pending.find(mark, max(0, searched - len(mark) + 1))
+        while at >= 0:
+            yield bytes(pending[start:at]), False
+            start = at + len(mark)
+            at = pending.find(mark, start)
+        del pending[:start]
+        searched = len(pending)
+    yield bytes(pending), True
 
 
-def _read_parquet(file: SourceFile, column: str) -> Iterator[tuple[str, str]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with file.open() as stream, pq.ParquetFile(stream) as table:
-            names = table.schema_arrow.names
-            if column not in names:
-                raise _no_column(file.place, column, names)
-            number = 0
-            for batch in table.iter_batches(batch_size=1024, columns=[column]):
-                for value in batch.column(0):
-                    place = f"{file.place}: row {number}"
-                    try:
-                        text = value.as_py()
-                    except UnicodeDecodeError as error:
-                        raise InputError(f"{place}: column {column!r} is not UTF-8") from error
-                    yield f"{file.name}:{number}", checked_text(text, place, column)
-                    number += 1
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{file.place}: not Parquet: {error}") from error
-
-
-def _lines(file: SourceFile) -> Iterator[str]:
-    offset = 0
-    with file.open() as stream:
-        for line in stream:
-            yield _decode(line, file.place, offset)
-            offset += len(line)
-
-
-def _decode(content: bytes, place: str, offset: int) -> str:
-    try:
-        text = content.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{place}: byte {offset + error.start} (0x{content[error.start]:02x}) is not UTF-8; "
-            "convert the file, for example with iconv"
-        ) from error
-    # A byte order mark says how to read the file and is no part of its text.
-    return text.removeprefix("\ufeff") if offset == 0 else text
-
-
-def checked_text(value: object, place: str, column: str) -> str:
-    """The value if it is text that UTF-8 can hold. Raises InputError."""
-    if not isinstance(value, str):
-        raise InputError(
-            f"{place}: column {column!r} holds {type(value).__name__}, not text; "
-            "set the corpus's column to one that holds text"
-        )
-    if value.isascii():
-        return value
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair
-        raise InputError(
-            f"{place}: column {column!r}: character {error.start} is half a surrogate pair, "
-            "which is no text; repair or remove the document"
-        ) from error
-    return value
-
-
-def _no_column(place: str, column: str, names: list[str]) -> InputError:
-    return InputError(
-        f"{place}: no column {column!r}; there are {', '.join(names) or 'none'}; "
-        "set the corpus's column"
-    )
+def _held(stream: BinaryIO) -> BinaryIO:
+    # Parquet is read from its end, and what is compressed cannot be read backwards.
+    return io.BytesIO(stream.read())

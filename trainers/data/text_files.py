@@ -1,60 +1,70 @@
 """A corpus of the user's own files: prose, code, or tables with a text column.
 
-Documents are held out whole, by a hash of their content. A lone `.txt` or `.md` file is cut in
-two instead, for want of another document.
+Held out is what the user names, or what the files are laid out as, or else about a tenth of the
+bytes by the rule of `trainers.data.held_out`.
 """
 
-import glob
-import io
-import logging
-import lzma
-import os
-import re
-import zipfile
-import zlib
-from collections.abc import Iterator
-from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from analysis.errors import InputError
 from trainers.data import sources
+from trainers.data.corpus_files import find_files
 from trainers.data.documents import (
-    HELD_OUT_SHARE,
     Corpus,
     Document,
+    LeftOut,
+    Omissions,
     Split,
-    content_digest,
     fingerprint_of,
-    held_out_cut,
-    split_of,
 )
-from trainers.data.paths import user_path
-from trainers.data.readers import PROSE, TABLES, WHOLE, SourceFile, read_file
+from trainers.data.held_out import Sizes
+from trainers.data.layouts import laid_out, nearly_laid_out, part_of, split_by_layout
+from trainers.data.readers import WHOLE, Reader, SourceFile
+from trainers.data.size_split import SizeSplit, changed, measured, stamps
 
-log = logging.getLogger(__name__)
-
-KNOWN = (*WHOLE, *TABLES, ".zip")
-#: What `zipfile` raises for archives that are damaged, encrypted or packed in an unknown way.
-UNREADABLE_ZIP = (
-    OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError,
-)  # fmt: skip
+#: The split that files are in, where it is not the documents' sizes that decide.
+Assigned = list[tuple[Split, SourceFile]]
 
 
 class TextCorpus(Corpus):
-    """Documents in the order of the configured paths, and of names within a folder or zip."""
+    """Documents in the order of the configured paths, and of names within a folder or zip; those
+    of one source follow each other."""
 
     def __init__(self, config: sources.TextFiles) -> None:
-        """Reads everything once. Raises InputError for what cannot be read or split."""
-        self._column = config.column
-        self._files = tuple(find_files(config.paths))
-        self._lone = self._files[0] if len(self._files) == 1 else None
-        if self._lone and self._lone.suffix not in PROSE:
-            self._lone = None
-        self._total_bytes = 0
-        self._lowest, self._highest = 2**64, -1
-        self._fingerprint = fingerprint_of("text/1", self._measured())
-        self._cut = 0 if self._lone else self._find_cut(config.paths)
+        """Reads everything once, and texts that must be cut once more. Raises InputError for
+        what cannot be read or split."""
+        self._config = config
+        self._what = f"corpus text: paths {config.paths}"
+        omissions = Omissions()
+        named, self._files, rule = _split_by_files(config, omissions)
+        self._stamps = stamps(file.path for _, file in self._files)
+        reader, sizes = self._reader(), Sizes()
+        self._held_out_from = 0  # the first document of held-out files
+        self._fingerprint = fingerprint_of(
+            json.dumps(["text/2", named, config.column, config.separator, config.on_bad_row]),
+            self._measured(reader, sizes),
+        )
+        for row in reader.omissions.listed():
+            omissions.take(row)
+        self._left_out = omissions.listed()
+        self._total_bytes = sizes.total
+        self._check(reader, sizes)
+        self._by_size: SizeSplit | None = None
+        remarks = [*_doubled(self._files), *self._about_marks(reader)]
+        if named == BY_SIZE:
+            self._by_size = SizeSplit(sizes, lambda: self._documents(self._reader()), self._what)
+            self._rule = self._by_size.rule
+            remarks += self._by_size.remarks
+            if nearly := nearly_laid_out([file for _, file in self._files]):
+                remarks.append(nearly)
+        else:
+            self._rule = rule
+            remarks += _twins(sizes, self._held_out_from)
+        self._remarks = tuple(remarks)
 
     @property
     def fingerprint(self) -> str:
@@ -64,193 +74,166 @@ class TextCorpus(Corpus):
     def total_bytes(self) -> int:
         return self._total_bytes
 
+    @property
+    def split_rule(self) -> str:
+        return self._rule
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        return self._left_out
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return self._remarks
+
     def assigned(self) -> Iterator[tuple[Split, Document]]:
-        if self._lone:
-            head, tail = self._all()
-            yield "train", head
-            yield "heldout", tail
+        reader = self._reader()
+        if self._by_size is not None:
+            yield from self._by_size.assigned(self._documents(reader))
             return
-        for document in self._all():
-            yield split_of(document.text, self._cut), document
+        for split, file in self._files:
+            for document in self._read(reader, file):
+                yield split, document
 
-    def _all(self) -> Iterator[Document]:
-        if self._lone:
-            yield from cut_tail(next(read_file(self._lone, self._column), None), self._lone)
-            return
-        for file in self._files:
-            yield from read_file(file, self._column)
+    def _reader(self) -> Reader:
+        config = self._config
+        return Reader(config.column, config.separator, config.on_bad_row == "skip")
 
-    def _measured(self) -> Iterator[Document]:
-        for document in self._all():
-            self._total_bytes += len(document.text.encode())
-            digest = content_digest(document.text)
-            self._lowest, self._highest = min(self._lowest, digest), max(self._highest, digest)
-            yield document
+    def _documents(self, reader: Reader) -> Iterator[Document]:
+        for _, file in self._files:
+            yield from self._read(reader, file)
 
-    def _find_cut(self, paths: list[str]) -> int:
-        if not self._total_bytes:
-            raise InputError(f"corpus text: paths {paths} hold no text; every document is empty")
-        try:
-            return held_out_cut(self._lowest, self._highest)
-        except ValueError as error:
+    def _read(self, reader: Reader, file: SourceFile) -> Iterator[Document]:
+        if stamps([file.path]).items() <= self._stamps.items():
+            yield from reader.documents(file)
+        else:
+            raise changed(f"corpus text: {file.path}")
+
+    def _measured(self, reader: Reader, sizes: Sizes) -> Iterator[Document]:
+        """Every document, named with the split that its file is in where there is one."""
+        for split, file in self._files:
+            if split == "train":
+                self._held_out_from = len(sizes)
+            for document in measured(self._read(reader, file), sizes):
+                yield Document(f"{split}/{document.name}", document.text)
+            if split == "train":
+                self._held_out_from = len(sizes)
+
+    def _check(self, reader: Reader, sizes: Sizes) -> None:
+        """Raises InputError for a corpus or a split of it that holds nothing."""
+        if not sizes.total:
+            left_out = ", ".join(f"{row.count} {row.reason}" for row in self._left_out)
+            one = self._files[0][1] if len(self._files) == 1 else None
+            if one is not None and one.kind in WHOLE:
+                raise InputError(f"{one.place}: the file is empty; give one that holds text")
             raise InputError(
-                f"corpus text: paths {paths} hold one distinct document, and whole documents are "
-                "held out; give at least two, or one .txt or .md file, the end of which is held "
-                "out instead"
-            ) from error
-
-
-def cut_tail(document: Document | None, file: SourceFile) -> tuple[Document, Document]:
-    """A lone text as two: its last tenth, from a blank line or else a line on, is held out."""
-    if document is None:
-        raise InputError(f"{file.place}: the file is empty; give one that holds text")
-    text = document.text
-    aim = int(len(text) * (1 - HELD_OUT_SHARE))
-    for boundary in ("\n\n", "\n"):
-        at = text.find(boundary, aim) + len(boundary)
-        if len(boundary) <= at < len(text):
-            return Document(f"{file.name}#head", text[:at]), Document(
-                f"{file.name}#tail", text[at:]
+                f"{self._what} hold no text; every document is empty or left out ({left_out})"
             )
-    raise InputError(
-        f"{file.place}: a lone text of {len(text)} characters with no line break in its last "
-        f"{HELD_OUT_SHARE:.0%} cannot be split for held-out evaluation; "
-        "break it into lines, or give several files"
+        if any(split == "heldout" for split, _ in self._files):
+            for side, count in (
+                ("training", self._held_out_from),
+                ("held-out", len(sizes) - self._held_out_from),
+            ):
+                if not count:
+                    raise InputError(f"{self._what}: the {side} files hold no text; name others")
+        separator = self._config.separator
+        if separator is not None and not reader.separated:
+            kinds = " ".join(WHOLE)
+            raise InputError(
+                f"{self._what}: the separator {separator!r} is in none of the {reader.whole} files "
+                f"of kind {kinds}, the only ones that are split at it; correct it or leave it out"
+            )
+
+    def _about_marks(self, reader: Reader) -> Iterator[str]:
+        if reader.whole and self._config.separator is not None:
+            yield (
+                f"{reader.whole} files of {reader.whole + reader.separated} do not hold the "
+                "separator and are one document each"
+            )
+        if any(file.kind in WHOLE for _, file in self._files):
+            way_out = "separator: {mark} in the corpus section splits .txt, .md and .py files there"
+        else:
+            way_out = "rows of tables are not split at it; give a document a row"
+        yield from reader.marks.remarks(way_out)
+
+
+# --- which file is in which split ----------------------------------------------------------
+
+BY_SIZE, NAMED = "by size", "named"
+
+
+def _split_by_files(config: sources.TextFiles, omissions: Omissions) -> tuple[str, Assigned, str]:
+    """What decides the split, the files with theirs, training files first, and a sentence that
+    says so. Where sizes decide, all files count as training files here."""
+    files = find_files(config.paths, omissions)
+    if isinstance(config.heldout, list):
+        return NAMED, *_named(files, config.heldout, omissions)
+    asked = config.heldout.split if config.heldout is not None else None
+    parts = laid_out(files)
+    if parts is None:
+        if asked is not None:
+            raise InputError(
+                f"corpus text: heldout: split {asked!r}: paths {config.paths} are not laid out as "
+                f"train and held-out files{_why_not(files)}; name the held-out files instead"
+            )
+        return BY_SIZE, [("train", file) for file in files], ""
+    kept, chosen = split_by_layout(files, parts, asked, omissions)
+    rule = (
+        f"the files laid out as {chosen} are held out, those laid out as train are trained on"
+        f"{' (recognised by their names)' if asked is None else ''}"
     )
+    return chosen, _training_first(kept), rule
 
 
-# --- finding files -------------------------------------------------------------------------
-
-
-def find_files(paths: list[str]) -> Iterator[SourceFile]:
-    """The files that paths, folders and globs name, each once. Raises InputError."""
-    seen: set[Path] = set()
-    for path in paths:
-        found = False
-        for name, file in _expand(path):
-            found = True
-            if (resolved := _resolved(file)) not in seen:
-                seen.add(resolved)
-                yield from _members(name, file)
-        if not found:
-            raise InputError(
-                f"corpus text: path {path!r} names no file of a known kind ({' '.join(KNOWN)})"
-            )
-
-
-def _resolved(file: Path) -> Path:
-    try:
-        return file.resolve()
-    except (OSError, RuntimeError) as error:  # RuntimeError: symbolic links that form a loop
-        raise InputError(f"{file}: cannot be read: {error}; remove it") from error
-
-
-def _expand(path: str) -> Iterator[tuple[str, Path]]:
-    """Files of one configured path with the names that enter the fingerprint.
-
-    Names are relative to what the user pointed at, so that a corpus may be moved.
-    """
-    given = user_path("corpus text", path)
-    if given.is_dir():
-        yield from _walk(given, given)
-    elif given.exists():
-        yield _known(given.name, given)
-    elif glob.has_magic(path):
-        matches = sorted(map(Path, glob.glob(str(given), recursive=True)))
-        fixed = _fixed_part(given)
-        for match in matches:
-            if match.is_dir():
-                continue  # data/** matches folders and then what is in them
-            yield _known(match.relative_to(fixed).as_posix(), match)
-    else:
+def _named(
+    files: Sequence[SourceFile], paths: list[str], omissions: Omissions
+) -> tuple[Assigned, str]:
+    """Split as the user says. What both sides name is held out and not trained on."""
+    heldout = find_files(paths, omissions)
+    theirs = {file.path.resolve() for file in heldout}
+    train = [file for file in files if file.path.resolve() not in theirs]
+    if not train:
         raise InputError(
-            f"corpus text: path {path!r} does not exist (looked for {given.absolute()})"
+            f"corpus text: heldout {paths} names every file of the corpus, and none is left to "
+            "train on"
+        )
+    both = len(files) - len(train)
+    rule = f"the files that heldout names are held out: {', '.join(paths)}"
+    if both:
+        rule += f"; {both} of them lie below paths too, and are not trained on"
+    splits: Assigned = [("train", file) for file in train]
+    return splits + [("heldout", file) for file in heldout], rule
+
+
+def _why_not(files: Sequence[SourceFile]) -> str:
+    other = next((file.name for file in files if part_of(file.name) is None), None)
+    return f": {other} is not called after one of them" if other is not None else ""
+
+
+def _training_first(files: Assigned) -> Assigned:
+    return sorted(files, key=lambda each: each[0] == "heldout")
+
+
+# --- what a user should know ---------------------------------------------------------------
+
+
+def _doubled(files: Assigned) -> Iterator[str]:
+    """Files that stand twice, once compressed."""
+    names = Counter((file.root, file.name) for _, file in files)
+    doubled = [name for (_, name), count in names.items() if count > 1]
+    if doubled:
+        yield (
+            f"{len(doubled)} files stand there compressed and not, and are read twice, such as "
+            f"{doubled[0]}: remove one of the two"
         )
 
 
-def _fixed_part(pattern: Path) -> Path:
-    """The leading folders of a glob that hold no wildcard."""
-    plain = Path(pattern.anchor)
-    for part in pattern.relative_to(pattern.anchor).parts[:-1]:
-        name = re.sub(r"\[([*?[])\]", r"\1", part)  # a folder's own brackets are escaped
-        if part != glob.escape(name):
-            break
-        plain /= name
-    return plain
-
-
-def _known(name: str, file: Path) -> tuple[str, Path]:
-    if file.suffix.lower() not in KNOWN:
-        raise InputError(
-            f"corpus text: {file}: files of kind {file.suffix or '(no suffix)'!r} cannot be read; "
-            f"known are {' '.join(KNOWN)}"
+def _twins(sizes: Sizes, held_out_from: int) -> Iterator[str]:
+    """Held-out documents that are trained on as well."""
+    heldout, train = sizes.digests[held_out_from:], sizes.digests[:held_out_from]
+    twins = int(np.isin(heldout, train).sum())
+    if twins:
+        yield (
+            f"{twins} of {len(heldout)} held-out documents stand in the training split too, but "
+            "for white space or Unicode form: on them the held-out loss is that of known text"
         )
-    return name, file
-
-
-def _walk(folder: Path, root: Path) -> Iterator[tuple[str, Path]]:
-    """Files of known kind below a folder. The rest is counted: a README must not be an error."""
-
-    def refuse(error: OSError) -> None:
-        # Passed over, its files would be missing from the corpus without a word.
-        raise InputError(
-            f"corpus text: {error.filename} cannot be listed: {error.strerror}; make it readable, "
-            "or name the files beside it"
-        ) from error
-
-    found, others = [], 0
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            file = Path(parent) / name
-            if name.startswith(".") or file.suffix.lower() not in KNOWN:
-                others += 1
-            else:
-                found.append((file.relative_to(root).as_posix(), file))
-    if others:
-        log.info("%s: left out %d files that are hidden or of another kind", folder, others)
-    yield from sorted(found)
-
-
-def _members(name: str, file: Path) -> Iterator[SourceFile]:
-    """The file itself, or the members of a zip in the order of their names."""
-    if file.suffix.lower() != ".zip":
-        yield SourceFile(name, str(file), partial(_open_file, file))
-        return
-    try:
-        with zipfile.ZipFile(file) as archive:
-            infos = sorted(archive.infolist(), key=lambda info: info.filename)
-    except UNREADABLE_ZIP as error:
-        raise InputError(f"{file}: cannot be read as a zip: {error}") from error
-    suffixes = (*WHOLE, *TABLES)
-    kept = [
-        info
-        for info in infos
-        if PurePosixPath(info.filename).suffix.lower() in suffixes
-        and not info.is_dir()
-        and not PurePosixPath(info.filename).name.startswith(".")  # __MACOSX/._name
-    ]
-    if not kept:
-        raise InputError(f"{file}: the zip holds no file of a known kind ({' '.join(suffixes)})")
-    for info in kept:
-        if info.flag_bits & 0x1:
-            raise InputError(f"{file}: member {info.filename} is encrypted; unpack it first")
-        yield SourceFile(
-            f"{name}/{info.filename}", f"{file}:{info.filename}", partial(_open_member, file, info)
-        )
-
-
-def _open_file(file: Path) -> BinaryIO:
-    return file.open("rb")
-
-
-def _open_member(file: Path, info: zipfile.ZipInfo) -> BinaryIO:
-    # Held whole: Parquet is read from its end, and a zip member cannot be read backwards cheaply.
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return io.BytesIO(archive.read(info))
-    except UNREADABLE_ZIP as error:
-        raise InputError(
-            f"{file}: member {info.filename} cannot be unpacked: {error}; "
-            "pack the zip anew, or give the unpacked files"
-        ) from error

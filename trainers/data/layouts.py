@@ -1,0 +1,93 @@
+"""Files laid out as train, validation and test: the split that their author meant.
+
+Recognised only where every file of a corpus belongs to one of the names, by a folder or by its
+own name, and where both training and held-out files are there: `train-00000-of-00010.parquet`,
+`validation/`, `wiki.test.txt`.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Literal
+
+from analysis.errors import InputError
+from trainers.data.documents import Omissions, Split
+from trainers.data.readers import SourceFile
+
+Part = Literal["train", "validation", "test"]
+
+WORDS: dict[str, Part] = {
+    "train": "train",
+    **dict.fromkeys(("valid", "validation", "val", "dev", "eval", "heldout"), "validation"),
+    "test": "test",
+}
+
+#: Words of a name that number its shards.
+_SHARD_WORDS = frozenset({"of", "part", "shard", "split"})
+
+
+def part_of(name: str) -> Part | None:
+    """The part that a file belongs to, by the outermost folder or else its own name that says."""
+    *folders, last = PurePosixPath(name).parts
+    stem = last.removesuffix(PurePosixPath(last).suffix)
+    return next((part for part in map(_part_of_words, [*folders, stem]) if part), None)
+
+
+def _part_of_words(name: str) -> Part | None:
+    """Of `train`, `train-00000-of-00010` and `wiki.train`; not of `train-stations`."""
+    words = [word for word in re.split(r"[-_. ]+", name.lower()) if word and not word.isdigit()]
+    words = [word for word in words if word not in _SHARD_WORDS]
+    return WORDS.get(words[-1]) if words else None
+
+
+def laid_out(files: Sequence[SourceFile]) -> list[Part] | None:
+    """The part of every file, or None where they are not laid out so.
+
+    The folder that the user pointed at counts where nothing below it says a part.
+    """
+    parts = [part_of(file.name) or _part_of_words(file.root.name) for file in files]
+    known = [part for part in parts if part is not None]
+    both = "train" in known and len(set(known)) > 1
+    return known if both and len(known) == len(parts) else None
+
+
+def nearly_laid_out(files: Sequence[SourceFile]) -> str | None:
+    """A sentence where files of a training and a held-out part are there, and others beside
+    them keep the layout from being recognised."""
+    parts = [part_of(file.name) for file in files]
+    if None not in parts or "train" not in parts or len(set(parts)) < 3:
+        return None
+    other = files[parts.index(None)].name
+    named = [file.name for file, part in zip(files, parts, strict=True) if part is not None]
+    return (
+        f"{named[0]} and {len(named) - 1} other files are called after splits, but {other} is not: "
+        "all are taken for one corpus and split by size; to hold out those files, name them with "
+        "the corpus's heldout"
+    )
+
+
+def split_by_layout(
+    files: Sequence[SourceFile], parts: Sequence[Part], asked: str | None, omissions: Omissions
+) -> tuple[list[tuple[Split, SourceFile]], Part]:
+    """The files with their splits, and which part is held out: `asked`, else the validation
+    files, else the test files. The third part is left out, and counted.
+
+    Raises InputError where there are no files of the part that is asked for.
+    """
+    both: tuple[Part, Part] = ("validation", "test")
+    there = [part for part in both if part in parts]
+    chosen = WORDS.get(asked.lower()) if asked is not None else there[0]
+    if chosen is None or chosen not in there:
+        raise InputError(
+            f"corpus text: heldout: split {asked!r} is not there; the files are laid out as "
+            f"{', '.join(dict.fromkeys(parts))}"
+        )
+    kept: list[tuple[Split, SourceFile]] = []
+    for file, part in zip(files, parts, strict=True):
+        if part == "train":
+            kept.append(("train", file))
+        elif part == chosen:
+            kept.append(("heldout", file))
+        else:
+            omissions.add(f"{part} split", file.suffix, "files", file.name)
+    return kept, chosen

@@ -1,0 +1,69 @@
+"""What looks like a mark between documents, in text that was not split at it."""
+
+import re
+from collections.abc import Iterator
+
+_LETTERS = "[A-Za-z][A-Za-z0-9_ ]{0,30}"
+_NAMES = "(?i:eos|eot|eod|bos|sep|endoftext)"
+#: Marks that stand for the end or the beginning of a text, wherever they stand.
+_ANYWHERE = re.compile(rf"<\|{_LETTERS}\|>|<\|>|</s>|<{_NAMES}>|\[{_NAMES}\]")
+#: Tags of documents, at the beginning of a line.
+_TAG = re.compile(r"^<(/?)(doc|document|article|text|page)\b[^>\n]{0,300}>", re.MULTILINE)
+#: A line of nothing but one sign, three times or more, or of a word in brackets.
+_LINE = re.compile(
+    r"^[ \t]*(?P<rule>([=*#~%@_+-])\2{2,}|<{1,3}[A-Z_ ]{3,20}>{1,3}|\[[A-Z_ ]{3,20}\]|%|\f)"
+    r"[ \t]*\r?$",
+    re.MULTILINE,
+)
+#: A line of signs is taken for a mark from so many on: two may frame a heading.
+_FEWEST_LINES = 3
+#: Marks of one corpus that are told of; more are shown as a number.
+MOST_MARKS = 5
+
+
+class Marks:
+    """Counts what looks like marks, by mark and file, while a corpus is read."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, dict[str, int]] = {}
+
+    def look(self, text: str, file: str, lines: bool) -> None:
+        """`lines` is whether a line of signs counts too: in a `.txt` it does, elsewhere such
+        lines are headings and rules."""
+        if "<" in text or "[" in text:
+            for match in _ANYWHERE.finditer(text):
+                self._add(match.group(), file)
+        if text.startswith("<") or "\n<" in text:
+            for match in _TAG.finditer(text):
+                self._add(f"<{match[1]}{match[2]}{'>' if match[1] else ' ...>'}", file)
+        if lines:
+            found: dict[str, int] = {}
+            for match in _LINE.finditer(text):
+                if not _ANYWHERE.fullmatch(match["rule"]):
+                    found[match["rule"]] = found.get(match["rule"], 0) + 1
+            for mark, count in found.items():
+                if count >= _FEWEST_LINES:
+                    self._add(mark, file, count)
+
+    def _add(self, mark: str, file: str, count: int = 1) -> None:
+        files = self._counts.setdefault(mark, {})
+        files[file] = files.get(file, 0) + count
+
+    def remarks(self, way_out: str) -> Iterator[str]:
+        """A sentence for each mark; `way_out` ends it, with `{mark}` where the mark goes."""
+        often = sorted(self._counts.items(), key=lambda item: (-sum(item[1].values()), item[0]))
+        for mark, files in often[:MOST_MARKS]:
+            file, count = max(files.items(), key=lambda item: item[1])
+            total = sum(files.values())
+            others = f" (in {len(files)} files, {total} times)" if len(files) > 1 else ""
+            yield (
+                f"{file} holds {mark!r} {count} times{others}, which looks like a mark between "
+                f"documents and is read as text: {way_out.format(mark=_yaml(mark))}"
+            )
+        if len(often) > MOST_MARKS:
+            yield f"{len(often) - MOST_MARKS} other texts that look like marks were found"
+
+
+def _yaml(mark: str) -> str:
+    """As a double-quoted scalar of YAML."""
+    return '"' + mark.replace("\\", "\\\\").replace('"', '\\"').replace("\f", "\\f") + '"'
