@@ -358,8 +358,7 @@ def test_a_store_that_vanishes_in_mid_training_is_a_clear_failure_of_the_next_at
     log = dying_at(6)
 
     def vanish() -> None:
-        for path in sorted(find_store(data, cache).folder.iterdir()):
-            path.unlink()
+        shutil.rmtree(find_store(data, cache).folder)
         Path(corpus.corpus.paths[0]).unlink()
 
     log.after[3] = vanish

@@ -105,6 +105,11 @@ class Corpus(ABC):
         return ""
 
     @property
+    def split_is_given(self) -> bool:
+        """Whether the held-out part is the user's or the data set's own, and no rule's."""
+        return False
+
+    @property
     def left_out(self) -> tuple[LeftOut, ...]:
         """What neither split holds; of a stream, complete once it has been read to its end."""
         return ()

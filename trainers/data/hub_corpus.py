@@ -82,6 +82,10 @@ class HubCorpus(Corpus):
         )
 
     @property
+    def split_is_given(self) -> bool:
+        return self._config.heldout is not None
+
+    @property
     def left_out(self) -> tuple[LeftOut, ...]:
         return self._seen.omissions.listed()
 

@@ -79,6 +79,10 @@ class TextCorpus(Corpus):
         return self._rule
 
     @property
+    def split_is_given(self) -> bool:
+        return self._by_size is None
+
+    @property
     def left_out(self) -> tuple[LeftOut, ...]:
         return self._left_out
 
