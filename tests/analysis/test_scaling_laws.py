@@ -174,9 +174,10 @@ def test_no_start_of_lbfgs_ends_lower() -> None:
         ]
     best = found.objective.min()
     assert best <= min(reference) * (1 + 1e-9)
-    reached = np.mean(found.objective <= 1.001 * best)
-    assert reached > 0.25
-    assert reached > 5 * np.mean(np.asarray(reference) <= 1.001 * best)
+    assert np.mean(found.objective <= 1.001 * best) > 0.25
+    # How many starts of L-BFGS end at the best, 1 to 4 of these 50, is decided by the last bit of
+    # a sum, and so by the processor; where its middle start ends, at nine times ours, is not.
+    assert np.median(found.objective) < np.median(reference) / 4
 
 
 def test_a_weight_of_two_is_a_row_twice() -> None:
