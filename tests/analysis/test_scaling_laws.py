@@ -273,6 +273,7 @@ def test_replicates_of_a_cell_are_drawn_together() -> None:
     assert "12 cells" in found.interval_method
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", [1, 3])
 def test_intervals_of_kaplan_cover_the_truth(runs: int) -> None:
     rng = np.random.default_rng(8)
