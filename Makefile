@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow faults floors lint format bench constraints clean
+.PHONY: demo test test-fast test-slow faults floors lint format bench constraints clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
@@ -20,6 +20,10 @@ demo: $(READY)  ## train the shipped small sweep and print its verdict
 # Ray; every test computes on one thread.
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )) --dist loadfile --no-loadscope-reorder
+
+test-fast: $(READY)  ## for daily work: no processes, no Ray, nothing that takes seconds
+	$(BIN)/python -m pytest --numprocesses $$(getconf _NPROCESSORS_ONLN) --dist loadfile \
+	  --no-processes -m 'not slow and not long'
 
 test-slow: $(READY)  ## proofs of minutes
 	$(BIN)/python -m pytest -m slow --timeout 3000

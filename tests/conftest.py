@@ -1,8 +1,10 @@
 """What holds for all tests."""
 
+import multiprocessing.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import settings
@@ -31,3 +33,66 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     return s3_server
+
+
+# --- without processes ---------------------------------------------------------------------
+
+#: Fixtures that start a process: whoever asks for one is marked by it.
+STARTING = {"s3", "s3_server"}
+#: What Python tells an audit hook before it starts one.
+STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.system"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--no-processes",
+        action="store_true",
+        help="leave out the tests marked `processes`; any other that starts one fails",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m is looked at
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if STARTING & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.processes)
+    starting = {item.path for item in items if item.get_closest_marker("processes")}
+    # Files that wait for processes go first: what only computes fills the cores while they do,
+    # and none of them is left alone at the end. Sorting keeps the order within each kind.
+    items.sort(key=lambda item: item.path not in starting)
+    if config.getoption("--no-processes"):
+        left_out = [item for item in items if item.get_closest_marker("processes")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("processes")]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--no-processes"):
+        return
+
+    def refuse(*what: Any) -> NoReturn:
+        pytest.fail(f"a process is started, so the test needs @pytest.mark.processes: {what}")
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in STARTS and _under_test:
+            refuse(event, *arguments)
+
+    sys.addaudithook(audit)
+    spawn: Any = multiprocessing.util.spawnv_passfds  # which tells no hook
+
+    def watched(*arguments: Any) -> Any:
+        return refuse(*arguments) if _under_test else spawn(*arguments)
+
+    setattr(multiprocessing.util, "spawnv_passfds", watched)  # noqa: B010 (no type has it)
+
+
+_under_test: list[pytest.Item] = []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    _under_test.append(item)
+    try:
+        return (yield)
+    finally:
+        _under_test.remove(item)

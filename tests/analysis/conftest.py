@@ -326,3 +326,11 @@ def build_sweep(
 ) -> Callable[..., LocalStorage]:
     """Writes a sweep and returns its storage."""
     return functools.partial(build_sweep_in, tmp_path)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made and not drawn, which takes most of an analysis: for tests of its words and
+    tables. Every file is there, of an empty drawing."""
+    blank = {"svg": b'<svg xmlns="http://www.w3.org/2000/svg"></svg>', "png": b"\x89PNG"}
+    monkeypatch.setattr("analysis.pipeline.render", lambda figure: dict(blank))

@@ -53,7 +53,14 @@ def analysed(
     request: pytest.FixtureRequest, build_sweep_in: Build, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[LocalStorage, Analysis]:
     built = build_sweep_in(tmp_path_factory.mktemp("sweep"), **cases()[request.param])
-    return built, analyse(built)
+    return built, analysed_without_heat_maps(built)
+
+
+def analysed_without_heat_maps(sweep: LocalStorage) -> Analysis:
+    """The maps that lie beside a report take half the drawing, and none is looked at here."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("analysis.pipeline.MOST_HEAT_MAPS", 0)
+        return analyse(sweep)
 
 
 @pytest.fixture
@@ -201,6 +208,7 @@ def test_other_budgets_are_one_in_text_and_json(sweep: LocalStorage) -> None:
             assert re.search(rf"At equal [^:]*{names[currency]}[^:]*: {re.escape(said)}", page)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_several_budgets_are_one_in_figure_and_json(build_sweep: Build) -> None:
     sweep = build_sweep(seeds=[0, 1], holds=("params", "flops"))
     (group,) = analyse(sweep).recommendation["groups"]
@@ -240,6 +248,7 @@ def test_the_terminal_says_what_the_report_and_json_say(
             assert f"seed: {cells['grid']['seed']}" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_only_cells_that_the_file_does_not_have_are_to_be_added_to_it(build_sweep: Build) -> None:
     sweep = build_sweep(
         seeds=[0, 1],
@@ -335,7 +344,7 @@ def test_training_ends_where_the_table_of_trials_says(
 def test_groups_beside_each_other_are_one_in_figures_and_json(build_sweep: Build) -> None:
     steep = {"best": 30.0, "curvature": 0.05}
     sweep = build_sweep({("gpt2", "pre"): {}, ("llama", "pre"): steep}, seeds=[0, 1, 2])
-    groups = analyse(sweep).recommendation["groups"]
+    groups = analysed_without_heat_maps(sweep).recommendation["groups"]
     assert [group["verdict"] for group in groups] == ["recommended", "refused"]
     recommendation = recommend(load_sweep(sweep))
 

@@ -26,6 +26,7 @@ def text_of(sweep: LocalStorage) -> str:
     return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", html)))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_report_json_tables_and_summary_agree(build_sweep: Build) -> None:
     states = {(1.5, "params"): "failed", (8.0, "none"): "diverged", (5.33, "none"): "waiting"}
     sweep = build_sweep(outcomes=lambda c: states.get((c.multiplier, c.holds[0]), "completed"))
@@ -78,6 +79,7 @@ def test_every_figure_and_table_comes_in_two_kinds(build_sweep: Build) -> None:
     assert tables == {f"{name}.{kind}" for name in named for kind in ("csv", "parquet")}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_summary_fits_a_terminal(build_sweep: Build) -> None:
     sweep = build_sweep(outcomes=lambda c: "failed" if c.multiplier == 8 else "completed")
     summary = analyse(sweep).summary
@@ -129,6 +131,7 @@ def test_trials_without_a_snapshot_still_make_a_report(build_sweep: Build) -> No
     assert group["evidence"]["laws_left_out"] == {"no spectra": 7}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_sweep_without_any_result_is_refused(build_sweep: Build) -> None:
     sweep = build_sweep(outcomes=lambda c: "failed" if c.multiplier == 1 else "waiting")
     with pytest.raises(InputError, match=r"none of 13 trials has a result yet .*2 failed"):
@@ -136,6 +139,7 @@ def test_a_sweep_without_any_result_is_refused(build_sweep: Build) -> None:
     assert not sweep.list("report")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_axes_are_called_as_the_sweep_file_calls_them(build_sweep: Build) -> None:
     """The frames have `axis_steps`, for `steps` is measured too; what is to be pasted into a
     sweep file, and what people read, say steps. An axis that means nothing is not named."""
@@ -153,6 +157,7 @@ def test_axes_are_called_as_the_sweep_file_calls_them(build_sweep: Build) -> Non
         assert "block None" not in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_group_is_named_in_full_where_its_name_is_long(build_sweep: Build) -> None:
     sweep = build_sweep(multipliers=[1, 2], holds=("none",))
     content = yaml.safe_load(sweep.get("sweep.yaml"))

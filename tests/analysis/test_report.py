@@ -84,6 +84,7 @@ def test_the_report_is_whole_in_itself(build_sweep: Build) -> None:
     assert "@import" not in html
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_verdict_comes_first_and_names_its_interval(build_sweep: Build) -> None:
     sweep = build_sweep(seeds=[0, 1])
     (group,) = analyse(sweep).recommendation["groups"]
@@ -96,6 +97,7 @@ def test_the_verdict_comes_first_and_names_its_interval(build_sweep: Build) -> N
     assert places == sorted(places)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_trials_lead_to_their_runs_where_there_is_a_server(build_sweep: Build) -> None:
     sweep = build_sweep(multipliers=[1.0, 2.0], holds=("none",))
     links = {"gpt2-pre-64-64-0": 'https://mlflow.example/#/experiments/1/runs/a?b="c"&d'}
@@ -107,6 +109,7 @@ def test_trials_lead_to_their_runs_where_there_is_a_server(build_sweep: Build) -
     assert "MLflow run" not in page_of(sweep).text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_how_to_reproduce_it_is_told(build_sweep: Build) -> None:
     sweep = build_sweep(multipliers=[1.0, 2.0])
     content = yaml.safe_load(sweep.get("sweep.yaml"))
@@ -148,6 +151,7 @@ def test_a_group_with_nothing_to_show_stands_beside_one_that_has(build_sweep: Bu
     assert not [key for key in shown.list("report/figures") if "post" in key]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_groups_refused_for_the_same_reason_share_a_verdict(build_sweep: Build) -> None:
     sweep = build_sweep(
         {("gpt2", "pre"): {}, ("llama", "pre"): {}}, multipliers=[1.0], seeds=[0, 1]
@@ -174,6 +178,7 @@ def test_figures_take_the_colours_of_the_page(build_sweep: Build) -> None:
     assert not [colour for colour in own if colour in inline]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_learning_rate_that_is_an_axis_has_its_place_beside_that_of_a_step(
     build_sweep: Build,
 ) -> None:
@@ -184,6 +189,7 @@ def test_a_learning_rate_that_is_an_axis_has_its_place_beside_that_of_a_step(
     assert "learning_rate" in curves
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_all_trials_have_in_common_is_said_once(build_sweep: Build) -> None:
     sweep = build_sweep(multipliers=[1.0, 2.0], holds=("none",))
     analyse(sweep)
@@ -192,6 +198,7 @@ def test_what_all_trials_have_in_common_is_said_once(build_sweep: Build) -> None
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_large_tables_are_parquet_only_and_the_report_says_so(
     build_sweep: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:

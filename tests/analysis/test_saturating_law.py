@@ -32,6 +32,7 @@ def test_a_pure_power_law_does_not_level_off() -> None:
     assert any("does not level off" in text for text in found.warnings)
 
 
+@pytest.mark.slow
 def test_the_interval_of_the_level_covers_it() -> None:
     rng = np.random.default_rng(0)
     held = []

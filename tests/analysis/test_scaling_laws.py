@@ -174,9 +174,10 @@ def test_no_start_of_lbfgs_ends_lower() -> None:
         ]
     best = found.objective.min()
     assert best <= min(reference) * (1 + 1e-9)
-    reached = np.mean(found.objective <= 1.001 * best)
-    assert reached > 0.25
-    assert reached > 5 * np.mean(np.asarray(reference) <= 1.001 * best)
+    assert np.mean(found.objective <= 1.001 * best) > 0.25
+    # How many starts of L-BFGS end at the best, 1 to 4 of these 50, is decided by the last bit of
+    # a sum, and so by the processor; where its middle start ends, at nine times ours, is not.
+    assert np.median(found.objective) < np.median(reference) / 4
 
 
 def test_a_weight_of_two_is_a_row_twice() -> None:
@@ -272,6 +273,7 @@ def test_replicates_of_a_cell_are_drawn_together() -> None:
     assert "12 cells" in found.interval_method
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", [1, 3])
 def test_intervals_of_kaplan_cover_the_truth(runs: int) -> None:
     rng = np.random.default_rng(8)

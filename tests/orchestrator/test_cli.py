@@ -193,6 +193,7 @@ def test_status_marks_a_trial_whose_layers_have_collapsed_and_cuts_no_id_short(
     assert told["counts"]["collapsed"] == 0
 
 
+@pytest.mark.processes
 def test_plan_prints_one_json_object(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-m", "orchestrator.cli", "plan", str(SWEEPS / "tiny.yaml"), "--json"],
@@ -203,6 +204,7 @@ def test_plan_prints_one_json_object(tmp_path: Path):
     assert len(plan["trials"]) == 3
 
 
+@pytest.mark.processes
 def test_help_loads_nothing_heavy():
     probe = (
         "import sys; from orchestrator import cli; sys.argv = ['widthlab', '--help'];\n"

@@ -56,6 +56,7 @@ def test_a_run_that_was_refused_before_it_wrote_anything_leaves_no_trace(tmp_pat
     assert sweep.list() == []
 
 
+@pytest.mark.processes
 def test_a_killed_driver_of_this_machine_need_not_be_waited_for(tmp_path: Path):
     source = (
         "import sys, os, signal\n"

@@ -20,6 +20,8 @@ from fault_sweep import (
 from analysis.records import METRICS, get_json
 from analysis.storage import LocalStorage
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def disturbed(tmp_path_factory: pytest.TempPathFactory) -> dict:

@@ -85,6 +85,7 @@ def test_two_mirrors_of_one_sweep_never_send_at_once(bench: Bench) -> None:
     assert bench.client.get_experiment_by_name("widthlab") is None
 
 
+@pytest.mark.processes
 def test_the_process_sends_while_it_lives_and_ends_the_sweep_when_told(
     bench: Bench, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +100,7 @@ def test_the_process_sends_while_it_lives_and_ends_the_sweep_when_told(
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.processes
 def test_the_process_tells_that_the_server_was_away_and_never_the_password(
     bench: Bench, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,6 +121,7 @@ def test_the_process_tells_that_the_server_was_away_and_never_the_password(
     assert "secret" not in told
 
 
+@pytest.mark.processes
 def test_a_mirror_that_is_killed_twice_is_replaced_twice(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -140,6 +143,7 @@ def test_a_mirror_that_is_killed_twice_is_replaced_twice(
     assert any("ended by itself with code -9" in r.getMessage() for r in caplog.records)
 
 
+@pytest.mark.processes
 def test_a_mirror_of_no_sweep_ends_and_is_not_started_again(
     bench: Bench, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,11 +4,13 @@ import os
 import signal
 import time
 
+import pytest
 from mirror_bench import Bench, finish_trial, put_rows
 
 from orchestrator.mirror import LOCK_FILE, start_mirror
 
 
+@pytest.mark.processes
 def test_a_mirror_that_is_terminated_with_its_driver_still_sends_the_rest(bench: Bench) -> None:
     trial = bench.begin()
     mirror = start_mirror(bench.sweep.url, bench.uri)

@@ -329,6 +329,7 @@ def test_durations_are_in_words(seconds, words):
     assert duration(seconds) == words
 
 
+@pytest.mark.processes
 def test_a_plan_is_made_without_torch_ray_or_mlflow():
     heavy = {"torch", "ray", "mlflow", "transformers", "deepspeed", "pandas"}
     code = (

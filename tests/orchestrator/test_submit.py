@@ -136,6 +136,7 @@ def test_mlflows_credentials_are_passed_on_where_they_are_set(
     assert "the cluster's" not in sent.values()
 
 
+@pytest.mark.processes
 def test_a_job_knows_the_commit_it_was_submitted_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -156,6 +157,7 @@ def test_a_job_knows_the_commit_it_was_submitted_from(
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
 
 
+@pytest.mark.processes
 @settings(max_examples=10)
 @given(value=WORDS, setting=WORDS)
 def test_a_shell_hands_every_value_and_setting_on_as_it_is(
@@ -198,6 +200,7 @@ def test_widthlab_and_the_sweep_travel_and_nothing_that_lies_beside_them(tmp_pat
     assert not [name for name in sent if "__pycache__" in name]
 
 
+@pytest.mark.processes
 def test_what_travels_runs_without_the_checkout(tmp_path: Path):
     fill(tmp_path, TINY, [], {})
     done = subprocess.run(

@@ -1,33 +1,51 @@
 """Whole sweeps by the command line: real Ray, real training, real MLflow, seconds each."""
 
+import contextlib
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from analysis.records import MANIFEST_NAME, checkpoint_folder, committed_steps, encode_json
 from analysis.storage import LocalStorage
+from orchestrator import cli
 
-TINY = Path(__file__).parents[2] / "orchestrator" / "sweeps" / "tiny.yaml"
-PATIENCE_S = 120
+pytestmark = pytest.mark.processes
 
-
-def widthlab(*arguments: object, code: int = 0) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        [sys.executable, "-m", "orchestrator.cli", *map(str, arguments)],
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == code, done.stderr
-    return done
+WIDTHLAB = (sys.executable, "-m", "orchestrator.cli")
+TINY = Path(cli.__file__).parent / "sweeps" / "tiny.yaml"
+#: Of the trial that is stopped on its way: more than pass while it is told.
+STEPS = 1000
+PATIENCE_S = 240
+#: Between two looks, so that looking does not take the core that the sweep needs.
+LOOK_S = 0.05
 
 
 def run(storage: Path, *overrides: str, code: int = 0, options: tuple[str, ...] = ()) -> dict:
+    """A sweep as it is typed, in a process of its own."""
     sets = [word for override in overrides for word in ("--set", override)]
-    done = widthlab("run", TINY, "--storage", storage, "--json", *sets, *options, code=code)
+    done = subprocess.run(
+        [*WIDTHLAB, "run", TINY, "--storage", storage, "--json", *sets, *options],
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
     return json.loads(done.stdout)  # and nothing but JSON
+
+
+@pytest.fixture
+def widthlab(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Another command of widthlab's, which starts no Ray and so needs no process: its stdout."""
+
+    def call(*arguments: object) -> str:
+        capsys.readouterr()
+        cli.app([str(argument) for argument in arguments], standalone_mode=False)
+        return capsys.readouterr().out
+
+    return call
 
 
 def results(storage: Path) -> dict[str, bytes]:
@@ -53,40 +71,38 @@ def test_a_sweep_ends_with_a_judgement_and_a_report(first: tuple[Path, dict]):
     assert Path(report["report"]).is_file()
 
 
-def test_a_finished_sweep_trains_nothing_and_a_new_width_only_itself(first: tuple[Path, dict]):
+def test_a_new_width_trains_only_itself_and_a_failing_trial_stops_nobody(
+    first: tuple[Path, dict], widthlab: Callable[..., str]
+):
     storage, report = first
-    before = results(storage)
-    again = run(storage, "hold=[none, params]", "grid.width_multiplier=[2, 4]")
-    assert again["trained"] == 0
-    assert again["trials"] == report["trials"]
-    wider = run(storage, "hold=[none, params]", "grid.width_multiplier=[2, 4, 6]")
-    assert wider["trained"] == 2  # one in each half of the grid
-    assert {key: results(storage)[key] for key in before} == before
-
-
-def test_a_failing_trial_is_recorded_and_stops_nobody(tmp_path: Path):
-    two = "grid.width_multiplier=[1, 2]"
-    plan = json.loads(widthlab("plan", TINY, "--json", "--set", two).stdout)
-    bad = plan["trials"][0]["id"]
-    spoil(LocalStorage(tmp_path / "tiny" / "trials" / bad))
+    sweep = storage / "tiny"
+    before, wider = results(storage), ("hold=[none, params]", "grid.width_multiplier=[2, 4, 6]")
+    sets = [word for override in wider for word in ("--set", override)]
+    planned = [cell["id"] for cell in json.loads(widthlab("plan", TINY, "--json", *sets))["trials"]]
+    bad, _ = (trial_id for trial_id in planned if trial_id not in before)  # one in each half
+    spoil(LocalStorage(sweep / "trials" / bad))
     unreachable = ("--tracking-uri", "http://127.0.0.1:9")
-    report = run(tmp_path, "resources.retries=1", two, code=1, options=unreachable)
-    assert report["counts"] == {**report["counts"], "completed": 1, "failed": 1}
+    report = run(storage, "resources.retries=1", *wider, code=1, options=unreachable)
+    assert report["trained"] == 2  # or tried to
+    assert report["counts"] == {**report["counts"], "completed": 4, "failed": 1}
     state = {trial["id"]: trial for trial in report["trials"]}
     assert state[bad]["state"] == "failed"
     assert "none of the checkpoints" in state[bad]["message"]
+    assert {key: results(storage)[key] for key in before} == before
 
     # A tracking server that does not answer costs nothing but a later `sync`.
     assert not report["mirrored"]
-    sweep = tmp_path / "tiny"
-    synced = json.loads(widthlab("sync", sweep, "--json").stdout)
-    assert synced["points"] > 0
-    assert json.loads(widthlab("sync", sweep, "--json").stdout)["points"] == 0
+    assert json.loads(widthlab("sync", sweep, "--json"))["points"] > 0
+    assert json.loads(widthlab("sync", sweep, "--json"))["points"] == 0
 
-    # Failed trials are left alone until somebody asks; a rerun starts from nothing.
-    assert run(tmp_path, two, code=1)["trained"] == 0
+    # What is finished is not trained again, and what failed not before somebody asks; a rerun
+    # starts from nothing.
+    again = run(storage, *wider, code=1)
+    assert again["trained"] == 0
+    assert again["trials"] == report["trials"]
     widthlab("rerun", sweep, bad[:8])
-    assert run(tmp_path, two)["counts"]["completed"] == 2
+    assert run(storage, *wider)["counts"]["completed"] == 5
+    assert {key: results(storage)[key] for key in before} == before
 
 
 def spoil(trial: LocalStorage) -> None:
@@ -100,19 +116,20 @@ def spoil(trial: LocalStorage) -> None:
     trial.put(f"{folder}/{MANIFEST_NAME}", encode_json(manifest))
 
 
-def test_a_stopped_sweep_goes_on_where_it_was(tmp_path: Path):
-    sets = ["--set", "steps=1500", "--set", "grid.width_multiplier=2", "--set",
-            "checkpoint_every=50"]  # fmt: skip
-    command = ["run", str(TINY), "--storage", str(tmp_path), "--json", *sets]
+def test_a_stopped_sweep_goes_on_where_it_was(tmp_path: Path, widthlab: Callable[..., str]):
+    sets = (f"steps={STEPS}", "grid.width_multiplier=2", "checkpoint_every=20")
+    command = [*WIDTHLAB, "run", TINY, "--storage", tmp_path, "--json"]
+    command += [word for override in sets for word in ("--set", override)]
     sweep = tmp_path / "tiny"
     with subprocess.Popen(
-        [sys.executable, "-m", "orchestrator.cli", *command],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as driver:  # fmt: skip
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as driver:
         deadline = time.monotonic() + PATIENCE_S
         while not any(committed_steps(trial_keys(sweep, path)) for path in trials(sweep)):
             assert time.monotonic() < deadline
-            assert driver.poll() is None, driver.communicate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                driver.wait(LOOK_S)
+            assert driver.returncode is None, driver.communicate()
         widthlab("stop", sweep)
         output, errors = driver.communicate(timeout=PATIENCE_S)
     assert driver.returncode == 1, errors
@@ -120,11 +137,11 @@ def test_a_stopped_sweep_goes_on_where_it_was(tmp_path: Path):
     assert stopped["stopped"]
     (trial,) = stopped["trials"]
     assert trial["state"] == "waiting"
-    assert 0 < trial["step"] < 1500
-    report = json.loads(widthlab(*command).stdout)
+    assert 0 < trial["step"] < STEPS
+    report = run(tmp_path, *sets)
     assert report["counts"]["completed"] == 1
     (result,) = map(json.loads, results(tmp_path).values())
-    assert (result["step"], result["attempts"]) == (1500, 2)
+    assert (result["step"], result["attempts"]) == (STEPS, 2)
 
 
 def trials(sweep: Path) -> list[Path]:

@@ -79,6 +79,7 @@ def test_every_document_is_in_one_split_and_in_order(corpus: PythonSourceCorpus)
     assert sorted(train + heldout) == both
 
 
+@pytest.mark.processes
 def test_another_process_finds_the_same_fingerprint(corpus: PythonSourceCorpus) -> None:
     program = (
         "from trainers.data.corpus import open_corpus;"

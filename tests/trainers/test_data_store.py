@@ -218,6 +218,7 @@ def test_a_second_opening_reads_what_the_first_made(source: DataSource, cache: P
     ]
 
 
+@pytest.mark.processes
 def test_four_processes_at_once_make_one_store(source: DataSource, cache: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from trainers.data.sources import DataSource;"

@@ -100,6 +100,7 @@ def test_merges_make_text_shorter(bpe: Tokenizer) -> None:
     assert len(bpe.encode_batch([SOURCE])[0]) < 0.8 * len(SOURCE.encode())
 
 
+@pytest.mark.processes
 def test_training_gives_the_same_tokenizer_in_every_process() -> None:
     program = (
         "from pathlib import Path; from trainers.data import tokenizer as t;"

@@ -73,6 +73,7 @@ def spec_of(make_spec, changes: dict[str, Any]) -> TrialSpec:
     return make_spec(model=content, training__weight_decay=0.0)
 
 
+@pytest.mark.processes
 def test_it_works_where_widthlab_is_not_installed(
     make_spec, lively, users_blocks, outside, tmp_path
 ) -> None:

@@ -121,7 +121,7 @@ def test_wherever_two_takers_meet_no_two_hold_and_no_number_is_used_twice(
     assert len({fence.claim.attempt for fence in taken}) == len(taken)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(["take", "late put"]), max_size=12))
 def test_nothing_that_an_older_attempt_still_does_brings_it_back(tmp_path_factory, story) -> None:
     trial = LocalStorage(tmp_path_factory.mktemp("trial"))

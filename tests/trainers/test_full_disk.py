@@ -149,6 +149,7 @@ def may_mount() -> bool:
     return subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 @pytest.mark.skipif(not may_mount(), reason="this machine lets nobody mount a small disk")
 def test_on_a_disk_that_is_really_full(make_spec, tmp_path, bits, diary) -> None:

@@ -66,6 +66,7 @@ def run_in_repository(arguments: list[str], **environment: str) -> subprocess.Co
     )  # fmt: skip
 
 
+@pytest.mark.processes
 def test_it_trains_the_same_trial_with_no_scheduler_and_no_tracking_in_the_process(
     run, make_spec, trial, diary, bits, tmp_path
 ) -> None:
@@ -80,22 +81,24 @@ def test_it_trains_the_same_trial_with_no_scheduler_and_no_tracking_in_the_proce
     assert bits(trial) == bits(here)
 
 
-def test_no_bit_depends_on_the_cores_of_the_machine(make_spec, tmp_path, bits) -> None:
+@pytest.mark.processes
+def test_no_bit_depends_on_the_cores_of_the_machine(
+    make_spec, trial, diary, tmp_path, bits
+) -> None:
     """Ray gives a trial as many threads as it has CPUs, a shell all that there are; the widths
     are those from which on LAPACK would use them."""
     path = tmp_path / "spec.json"
     spec = make_spec(training__steps=2, model__ffn_widths=[128, 256])
     path.write_bytes(spec.to_json())
-    found = []
-    for threads in ("1", "2"):
-        out = tmp_path / threads
-        command = [sys.executable, "-m", "trainers", str(path), "--out", str(out)]
-        done = run_in_repository(command, OMP_NUM_THREADS=threads)
-        assert done.returncode == 0, done.stderr
-        found.append(bits(LocalStorage(out)))
-    assert found[0] == found[1]
+    command = [sys.executable, "-m", "trainers", str(path), "--out", str(trial.root)]
+    done = run_in_repository(command, OMP_NUM_THREADS="2")
+    assert done.returncode == 0, done.stderr
+    here = LocalStorage(tmp_path / "here")
+    train(spec, here, diary())  # on one thread, as every test
+    assert bits(trial) == bits(here)
 
 
+@pytest.mark.processes
 def test_killed_by_the_system_and_started_again_it_ends_with_the_same_bits(
     run, make_spec, trial, diary, bits, tmp_path
 ) -> None:
@@ -112,6 +115,7 @@ def test_killed_by_the_system_and_started_again_it_ends_with_the_same_bits(
     assert bits(trial) == bits(whole)
 
 
+@pytest.mark.processes
 def test_a_sigterm_becomes_a_checkpoint_and_the_trial_is_continued(
     run, make_spec, trial, diary
 ) -> None:
@@ -159,17 +163,28 @@ def test_a_second_sigterm_on_the_heels_of_the_first_changes_nothing(monkeypatch)
         ("old spec", "trial", "is of semantics version 1, and this widthlab trains version 2"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(make_spec, tmp_path, content, out, message) -> None:
+def test_bad_input_is_one_line_and_exit_code_2(
+    make_spec, tmp_path, monkeypatch, capsys, content, out, message
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # of this process, it stays as it is
     path = tmp_path / "spec.json"
     if content is not None:
         specs = {"spec": make_spec(), "old spec": make_spec(semantics_version=1)}
         path.write_bytes(specs[content].to_json() if content in specs else content.encode())
-    done = run_in_repository([*PYTHON, "-m", "trainers", str(path), "--out", out])
-    assert done.returncode == 2
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
+    assert command.main([str(path), "--out", out]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
     assert line.startswith("error: ")
     assert message in line
+
+
+@pytest.mark.processes
+def test_the_exit_code_is_that_of_the_process() -> None:
+    done = run_in_repository([*PYTHON, "-m", "trainers", "no-such.json", "--out", "trial"])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: no-such.json cannot be read")
 
 
 class Left(BaseException):
@@ -204,6 +219,7 @@ NUMBERS = {
 }
 
 
+@pytest.mark.processes
 def test_two_ranks_give_the_numbers_of_one(run, make_spec, trial, diary, tmp_path) -> None:
     two = make_spec(layout__workers=2, layout__zero_stage=2, training__batch_tokens=128)
     one = make_spec(layout__zero_stage=2, training__batch_tokens=128)
@@ -221,6 +237,7 @@ def test_two_ranks_give_the_numbers_of_one(run, make_spec, trial, diary, tmp_pat
     assert read_records(trial, SPECTRA)["N"] == read_records(alone, SPECTRA)["N"]
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_ranks_that_were_stopped_resume_exactly(

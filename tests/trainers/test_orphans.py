@@ -74,10 +74,8 @@ SMALL = {
 }  # fmt: skip
 
 
-def moments_of_a_trial(make_spec, tmp_path, diary, inside: bool) -> list[int]:
-    """Which of the calls that a trial makes, in order, it may be halted at."""
-    trial = Halting(tmp_path / "counted", -1, None, inside)
-    train(make_spec(**SMALL), trial, diary())
+def moments_of(trial: Halting, inside: bool) -> list[int]:
+    """Which of the calls that a trial has made, in order, it may be halted at."""
     looks = [call.startswith("list ") for call in trial.calls]
     return [number for number, look in enumerate(looks, 1) if look == inside]
 
@@ -91,10 +89,10 @@ def contents(trial: LocalStorage) -> dict[str, bytes]:
 def test_wherever_it_was_halted_its_successors_trial_stays_as_it_is(
     make_spec, tmp_path, diary, bits, plain, inside, every
 ) -> None:
-    alone = LocalStorage(tmp_path / "alone")
+    alone = Halting(tmp_path / "alone", -1, None, inside)  # never halted
     spec = make_spec(**SMALL)
     train(spec, alone, diary())
-    moments = moments_of_a_trial(make_spec, tmp_path, diary, inside)
+    moments = moments_of(alone, inside)
     took_over = 0
     for moment in moments[every // 2 :: every]:
         root = tmp_path / f"at-{moment}"
@@ -135,8 +133,9 @@ def started(spec_path: Path, trial: LocalStorage, *options: str) -> subprocess.P
     )  # fmt: skip
 
 
+@pytest.mark.processes
 def test_stopped_replaced_and_continued_by_the_system_it_writes_nothing_more(
-    make_spec, trial, tmp_path, bits
+    make_spec, trial, tmp_path, bits, diary
 ) -> None:
     spec = make_spec(training__steps=150, layout__checkpoint_every=5)
     path = tmp_path / "spec.json"
@@ -164,6 +163,5 @@ def test_stopped_replaced_and_continued_by_the_system_it_writes_nothing_more(
     assert left.keys() <= now.keys()
     assert [claim.attempt for claim in claims(trial)] == [1, 2]
     alone = LocalStorage(tmp_path / "alone")
-    with started(path, alone) as third:
-        third.communicate(timeout=240)
+    train(spec, alone, diary())
     assert bits(trial) == bits(alone)

@@ -46,6 +46,7 @@ with scratch_folder() as folder:
 """
 
 
+@pytest.mark.processes
 def test_what_a_killed_process_left_goes_when_the_next_one_needs_room(temporary: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", KILLED], check=False, cwd=REPOSITORY, timeout=60,

@@ -16,14 +16,23 @@ from trainers.lease import STOP_REQUEST
 from trainers.train import train
 
 
+@pytest.fixture(scope="module")
+def trained_whole() -> dict[bytes, LocalStorage]:
+    """Trials that nothing has interrupted, by spec and layout: each is trained once."""
+    return {}
+
+
 @pytest.fixture
-def whole(make_spec, tmp_path, diary):
+def whole(make_spec, tmp_path_factory, diary, trained_whole):
     """Train a spec without interruption, beside the trial under test."""
 
     def run(**changes) -> LocalStorage:
-        trial = LocalStorage(tmp_path / "whole")
-        train(make_spec(**changes), trial, diary())
-        return trial
+        spec = make_spec(**changes)
+        if spec.to_json() not in trained_whole:
+            trial = LocalStorage(tmp_path_factory.mktemp("whole"))
+            train(spec, trial, diary())
+            trained_whole[spec.to_json()] = trial
+        return trained_whole[spec.to_json()]
 
     return run
 

@@ -198,6 +198,7 @@ def slice_trained(tmp_path_factory: pytest.TempPathFactory) -> dict[Cell, Traine
     return train(SLICE, 8, tmp_path_factory.mktemp("slice"))
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("cell", SLICE, ids=lambda cell: "-".join(map(str, cell)))
 def test_a_layout_changes_no_loss_and_resumes_exactly(
     slice_trained: dict[Cell, Trained], cell: Cell
@@ -205,6 +206,7 @@ def test_a_layout_changes_no_loss_and_resumes_exactly(
     check(cell, slice_trained[cell])
 
 
+@pytest.mark.processes
 def test_the_gradient_norm_is_that_of_the_gradient_or_none(
     slice_trained: dict[Cell, Trained],
 ) -> None:
@@ -225,6 +227,7 @@ def matrix_trained(tmp_path_factory: pytest.TempPathFactory) -> dict[Cell, Train
     return train(cells, 20, tmp_path_factory.mktemp("matrix"))
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize("model", MODELS)
