@@ -208,6 +208,8 @@ class HubCorpus(Corpus):
         from datasets import load_dataset
 
         config = self._config
+        # OSError: not found or not reachable; ValueError: no such split, name or kind of file.
+        problems: tuple[type[Exception], ...] = (OSError, *self._damage)
         try:
             return load_dataset(
                 str(self._folder or config.dataset),
@@ -216,8 +218,7 @@ class HubCorpus(Corpus):
                 revision=config.revision,
                 streaming=True,
             )
-        # OSError: not found or not reachable; ValueError: no such split, name or kind of file.
-        except (OSError, *self._damage) as error:
+        except problems as error:
             raise InputError(
                 f"corpus hub: data set {config.dataset!r} (name {config.name!r}, split "
                 f"{split!r}) cannot be opened: {error}{self._other_way}"
