@@ -82,20 +82,25 @@ def _whole(corpus: Corpus) -> list[str]:
     return list(texts.values())
 
 
-def test_documents_are_held_out_in_the_order_of_their_digests() -> None:
-    draw = np.random.default_rng(0)
-    digests = draw.integers(0, 2**64, 5000, np.uint64)
-    lengths = draw.integers(100, 2000, 5000)
-    sizes = Sizes()
-    for digest, length in zip(digests.tolist(), lengths.tolist(), strict=True):
-        sizes.add(digest, length, length)
-    assert heavy_texts(sizes) == []
-    codes = held_out_codes(sizes, [], 0)
-    assert codes is not None
-    order = np.argsort(digests)
-    reached = np.cumsum(lengths[order])
-    count = int(np.argmin(np.abs(reached - lengths.sum() / 10))) + 1
-    assert set(np.flatnonzero(codes == HELD_OUT)) == set(order[:count])
+@pytest.mark.parametrize("spread", [2**64, 2**50])  # over all buckets, over a few
+def test_documents_are_held_out_in_the_order_of_their_digests(spread: int) -> None:
+    for seed in range(40):
+        draw = np.random.default_rng(seed)
+        count = int(draw.integers(40, 4000))
+        digests = draw.integers(0, spread, count, np.uint64)
+        digests[: count // 5] = digests[-(count // 5) :]  # copies
+        lengths = draw.integers(100, 300, count)
+        lengths[: count // 5] = lengths[-(count // 5) :]
+        sizes = Sizes()
+        for digest, length in zip(digests.tolist(), lengths.tolist(), strict=True):
+            sizes.add(digest, length, length)
+        assert heavy_texts(sizes) == []
+        codes = held_out_codes(sizes, [], 0)
+        assert codes is not None
+        groups = sorted(set(digests.tolist()))
+        reached = np.cumsum([lengths[digests == group].sum() for group in groups])
+        last = groups[int(np.argmin(np.abs(reached - lengths.sum() / 10)))]
+        assert (codes == HELD_OUT).tolist() == (digests <= last).tolist()
 
 
 def test_the_larger_part_is_never_held_out_of_short_texts() -> None:

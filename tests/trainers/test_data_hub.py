@@ -1,5 +1,6 @@
 """Data sets through the `datasets` library, on local folders; the hub itself only when away."""
 
+import gzip
 import itertools
 import json
 import shutil
@@ -177,6 +178,15 @@ def test_a_folder_of_no_data_and_a_broken_file_are_named(tmp_path: Path) -> None
     (path / "train.jsonl").write_text('{"text": "fine"}\n{"text": cut')
     with pytest.raises(InputError, match=r"data set '.*/data'.* cannot be"):
         texts(opened(path), "train")
+
+
+def test_a_compressed_file_that_is_cut_short_is_named(tmp_path: Path) -> None:
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
+    path = tmp_path / "data"
+    path.mkdir()
+    (path / "train.jsonl.gz").write_bytes(gzip.compress(rows.encode())[:-500])
+    with pytest.raises(InputError, match=r"/data'.* cannot be .*Compressed file ended .*kind"):
+        opened(path)
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nowhere", "a/b/c"])

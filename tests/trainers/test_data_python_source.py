@@ -11,7 +11,7 @@ import pytest
 
 from analysis.errors import InputError
 from trainers.data.corpus import open_corpus
-from trainers.data.documents import Document
+from trainers.data.documents import Document, LeftOut
 from trainers.data.python_source import (
     HELD_OUT_BYTES,
     LARGEST_HELD_OUT,
@@ -52,6 +52,17 @@ def test_tests_and_what_is_installed_beside_the_library_are_left_out(
         assert not {"test", "tests", "site-packages", "pydoc_data"} & set(folders), document.name
         assert all(folder.isidentifier() for folder in folders)
         assert not document.name.startswith("_sysconfigdata")
+
+
+def test_what_is_left_out_and_how_it_is_split_is_said(tmp_path: Path) -> None:
+    root = library(tmp_path / "library")
+    for folder in ("test", "package1/tests"):
+        (root / folder).mkdir()
+        (root / folder / "a.py").write_text("pass\n")
+    corpus = PythonSourceCorpus(root)
+    assert corpus.left_out == (LeftOut("tests and generated code", "", 2, "folders", "test"),)
+    assert "whole modules and packages are held out" in corpus.split_rule
+    assert {document.source for _, document in corpus.assigned()} == {"python-source"}
 
 
 def test_no_module_is_on_both_sides(corpus: PythonSourceCorpus) -> None:

@@ -96,7 +96,9 @@ def _what_there_is(rows: tuple[LeftOut, ...]) -> str:
         f"{row.count} {row.suffix or row.unit} ({row.reason}, such as {row.example})"
         for row in rows
     ]
-    return f"; it holds {', '.join(told_of)}" if told_of else ""
+    if not told_of:
+        return ""
+    return f"; it holds {', '.join(told_of)}; a data card or a hidden file must be named itself"
 
 
 def _resolved(file: Path) -> Path:

@@ -8,6 +8,8 @@ alone; a folder is read through first, and split by size as files are.
 import hashlib
 import itertools
 import json
+import lzma
+import zlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -199,10 +201,10 @@ class HubCorpus(Corpus):
                 row = next(rows)
             except StopIteration:
                 return
-            # Broken or mismatched files; a network that fails midway is not the user's input.
-            except ValueError as error:
+            except self._damage as error:
                 raise InputError(
                     f"corpus hub: data set {self._config.dataset!r} cannot be read: {error}"
+                    f"{self._other_way}"
                 ) from error
             yield row
 
@@ -210,6 +212,8 @@ class HubCorpus(Corpus):
         from datasets import load_dataset
 
         config = self._config
+        # OSError: not found or not reachable; ValueError: no such split, name or kind of file.
+        problems: tuple[type[Exception], ...] = (OSError, *self._damage)
         try:
             return load_dataset(
                 str(self._folder or config.dataset),
@@ -218,12 +222,22 @@ class HubCorpus(Corpus):
                 revision=config.revision,
                 streaming=True,
             )
-        # OSError: not found or not reachable; ValueError: no such split, name or kind of file.
-        except (OSError, ValueError) as error:
+        except problems as error:
             raise InputError(
                 f"corpus hub: data set {config.dataset!r} (name {config.name!r}, split "
-                f"{split!r}) cannot be opened: {error}"
+                f"{split!r}) cannot be opened: {error}{self._other_way}"
             ) from error
+
+    @property
+    def _damage(self) -> tuple[type[Exception], ...]:
+        """What broken or mismatched files raise; a network that fails midway is not the user's
+        input."""
+        local = (OSError, EOFError, zlib.error, lzma.LZMAError) if self._folder else ()
+        return (ValueError, *local)
+
+    @property
+    def _other_way(self) -> str:
+        return "; corpus kind text reads files without `datasets`" if self._folder else ""
 
 
 class _Seen:

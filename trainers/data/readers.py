@@ -58,10 +58,13 @@ class SourceFile:
 class Reader:
     """Reads the files of one corpus, and knows what was left out and what was seen on the way."""
 
-    def __init__(self, column: str, separator: str | None, skip: bool) -> None:
-        """`skip` is whether bad rows are left out instead of refused."""
+    def __init__(
+        self, column: str, separator: str | None, skip: bool, marks: Marks | None = None
+    ) -> None:
+        """`skip` is whether bad rows are left out instead of refused; `marks`, where given, takes
+        what looks like a mark between documents."""
         self.omissions = Omissions()
-        self.marks = Marks()
+        self._marks = marks
         self._column, self._skip = column, skip
         self._separator = separator
         self.separated = 0  # files that hold the separator
@@ -74,7 +77,8 @@ class Reader:
                 if is_empty(text):
                     self.omissions.add("empty document", file.suffix, "documents", name)
                 else:
-                    self.marks.look(text, file.name, lines=file.kind == ".txt")
+                    if self._marks is not None:
+                        self._marks.look(text, file.name, lines=file.kind == ".txt")
                     yield Document(name, text, file.source)
         except OSError as error:
             raise InputError(f"{file.place}: cannot be read: {error}") from error

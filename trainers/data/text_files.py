@@ -23,6 +23,7 @@ from trainers.data.documents import (
 )
 from trainers.data.held_out import Sizes
 from trainers.data.layouts import laid_out, nearly_laid_out, part_of, split_by_layout
+from trainers.data.marks import Marks
 from trainers.data.readers import WHOLE, Reader, SourceFile
 from trainers.data.size_split import SizeSplit, changed, measured, stamps
 
@@ -42,7 +43,8 @@ class TextCorpus(Corpus):
         omissions = Omissions()
         named, self._files, rule = _split_by_files(config, omissions)
         self._stamps = stamps(file.path for _, file in self._files)
-        reader, sizes = self._reader(), Sizes()
+        marks, sizes = Marks(), Sizes()
+        reader = self._reader(marks)
         self._held_out_from = 0  # the first document of held-out files
         self._fingerprint = fingerprint_of(
             json.dumps(["text/2", named, config.column, config.separator, config.on_bad_row]),
@@ -54,7 +56,7 @@ class TextCorpus(Corpus):
         self._total_bytes = sizes.total
         self._check(reader, sizes)
         self._by_size: SizeSplit | None = None
-        remarks = [*_doubled(self._files), *self._about_marks(reader)]
+        remarks = [*_doubled(self._files), *self._about_marks(reader, marks)]
         if named == BY_SIZE:
             self._by_size = SizeSplit(sizes, lambda: self._documents(self._reader()), self._what)
             self._rule = self._by_size.rule
@@ -99,9 +101,9 @@ class TextCorpus(Corpus):
             for document in self._read(reader, file):
                 yield split, document
 
-    def _reader(self) -> Reader:
+    def _reader(self, marks: Marks | None = None) -> Reader:
         config = self._config
-        return Reader(config.column, config.separator, config.on_bad_row == "skip")
+        return Reader(config.column, config.separator, config.on_bad_row == "skip", marks)
 
     def _documents(self, reader: Reader) -> Iterator[Document]:
         for _, file in self._files:
@@ -148,7 +150,7 @@ class TextCorpus(Corpus):
                 f"of kind {kinds}, the only ones that are split at it; correct it or leave it out"
             )
 
-    def _about_marks(self, reader: Reader) -> Iterator[str]:
+    def _about_marks(self, reader: Reader, marks: Marks) -> Iterator[str]:
         if reader.whole and self._config.separator is not None:
             yield (
                 f"{reader.whole} files of {reader.whole + reader.separated} do not hold the "
@@ -158,7 +160,7 @@ class TextCorpus(Corpus):
             way_out = "separator: {mark} in the corpus section splits .txt, .md and .py files there"
         else:
             way_out = "rows of tables are not split at it; give a document a row"
-        yield from reader.marks.remarks(way_out)
+        yield from marks.remarks(way_out)
 
 
 # --- which file is in which split ----------------------------------------------------------
