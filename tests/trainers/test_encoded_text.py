@@ -265,7 +265,7 @@ def test_what_is_lost_is_said_with_its_share_and_the_way_out() -> None:
     much = lost_text_problem(980, 1000, unknown_share=0.98)
     assert much is not None
     assert "loses 98 % of the text's characters; 98 % of the ids are its unknown id" in much
-    assert "No more than 1% may be lost" in much
+    assert "No more than 1 % may be lost" in much
     assert "bpe or bytes" in much
 
 

@@ -91,7 +91,7 @@ def lost_text_problem(
         message += f"; {_percent(unknown_share)} of the ids are its unknown id"
     if is_refused(lost, characters):
         return (
-            f"{message}. No more than {REFUSED_LOST_SHARE:.0%} may be lost, for a loss over ids "
+            f"{message}. No more than {_percent(REFUSED_LOST_SHARE)} may be lost, for a loss over ids "
             "that stand for nothing is not one of this text: use a tokenizer made for it, or "
             "tokenizer.kind bpe or bytes, which lose nothing"
         )

@@ -42,6 +42,18 @@ from trainers.data.pretrained_tokenizer import (
 )
 from trainers.data.tokenizer_parts import TokenizerParts, byte_characters, pieces
 
+__all__ = [
+    "SEPARATOR",
+    "ByteTokenizer",
+    "Encoded",
+    "Ids",
+    "Tokenizer",
+    "kept_bpe",
+    "open_tokenizer",
+    "pretrained_at_hand",
+    "train_bpe",
+]
+
 log = logging.getLogger(__name__)
 
 SEPARATOR = "<|endoftext|>"
