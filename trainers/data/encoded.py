@@ -91,8 +91,8 @@ def lost_text_problem(
         message += f"; {_percent(unknown_share)} of the ids are its unknown id"
     if is_refused(lost, characters):
         return (
-            f"{message}. No more than {_percent(REFUSED_LOST_SHARE)} may be lost, for a loss over ids "
-            "that stand for nothing is not one of this text: use a tokenizer made for it, or "
+            f"{message}. No more than {_percent(REFUSED_LOST_SHARE)} may be lost, for a loss over "
+            "ids that stand for nothing is not one of this text: use a tokenizer made for it, or "
             "tokenizer.kind bpe or bytes, which lose nothing"
         )
     return (
