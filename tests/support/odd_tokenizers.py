@@ -41,7 +41,10 @@ def byte_level_split() -> tokenizers.Tokenizer:
     )
     backend.decoder = decoders.ByteLevel()
     return _trained(
-        backend, trainers.BpeTrainer(vocab_size=500, initial_alphabet=byte_characters())
+        backend,
+        trainers.BpeTrainer(
+            vocab_size=500, initial_alphabet=byte_characters(), show_progress=False
+        ),
     )
 
 
@@ -83,7 +86,10 @@ def words() -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(models.WordLevel(unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return _trained(
-        backend, trainers.WordLevelTrainer(vocab_size=12, special_tokens=["[UNK]", END])
+        backend,
+        trainers.WordLevelTrainer(
+            vocab_size=12, special_tokens=["[UNK]", END], show_progress=False
+        ),
     )
 
 
@@ -94,7 +100,10 @@ def word_pieces() -> tokenizers.Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
     backend = _trained(
-        backend, trainers.WordPieceTrainer(vocab_size=200, special_tokens=["[UNK]", END])
+        backend,
+        trainers.WordPieceTrainer(
+            vocab_size=200, special_tokens=["[UNK]", END], show_progress=False
+        ),
     )
     backend.post_processor = processors.TemplateProcessing(
         single=f"{END} $A {END}", special_tokens=[(END, backend.token_to_id(END))]

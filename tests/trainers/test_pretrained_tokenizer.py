@@ -223,6 +223,17 @@ def test_a_hub_tokenizer_is_the_file_of_its_commit(
     assert second["local_files_only"]
 
 
+def test_other_files_of_a_repository_are_not_its_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan asks no hub, and cannot tell whether there is a tokenizer.json that was not fetched:
+    one that is built of other files may have other ids."""
+    byte_level_split().model.save(str(tmp_path))
+    say(tmp_path, "tokenizer_config.json", tokenizer_class="GPT2Tokenizer", eos_token=END)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    assert pretrained_at_hand(PretrainedTokenizer(path="owner/model")) is None
+
+
 def test_a_hub_that_does_not_answer_is_an_input_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

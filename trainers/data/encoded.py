@@ -17,6 +17,8 @@ Ids = NDArray[np.uint32]
 #: hundred moves bits per byte by about 1 %, the least difference between widths that matters.
 REFUSED_LOST_SHARE = 0.01
 
+_SLICE = 2**20  # characters looked at at a time
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -33,7 +35,9 @@ class Encoded:
 
 def visible_characters(text: str) -> int:
     """How many characters of a text are not white space."""
-    return len("".join(text.split()))
+    # In slices: the words of a text weigh ten times what it does.
+    starts = range(0, len(text), _SLICE)
+    return sum(len("".join(text[start : start + _SLICE].split())) for start in starts)
 
 
 def bytes_before(text: str) -> NDArray[np.int64]:

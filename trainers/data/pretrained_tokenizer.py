@@ -74,11 +74,9 @@ def published_at_hand(config: sources.PretrainedTokenizer) -> Published | None:
         )
     except LocalEntryNotFoundError:
         return None
-    if (folder / TOKENIZER).exists():
-        return _from_file(folder, config.path)
-    if not (folder / CONFIG).exists():
-        return None  # files of that repository, but not these
-    return _from_transformers(config.model_copy(update={"path": str(folder), "revision": None}))
+    if not (folder / TOKENIZER).exists():
+        return None  # whether the repository has that file is not known here
+    return _from_file(folder, config.path)
 
 
 def _fetched(config: sources.PretrainedTokenizer) -> Path:

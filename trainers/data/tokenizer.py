@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,18 @@ from trainers.data.pretrained_tokenizer import (
     published_at_hand,
 )
 from trainers.data.tokenizer_parts import TokenizerParts, byte_characters, pieces
+
+__all__ = [
+    "SEPARATOR",
+    "ByteTokenizer",
+    "Encoded",
+    "Ids",
+    "Tokenizer",
+    "kept_bpe",
+    "open_tokenizer",
+    "pretrained_at_hand",
+    "train_bpe",
+]
 
 log = logging.getLogger(__name__)
 
@@ -84,10 +96,16 @@ class Tokenizer:
         tokenizer has none for a part of it, and none for unknown text either."""
         if not self._parts.may_be_cut:
             return [ids for part in _batches(texts) for ids in self._ids_of(part)]
-        cut = [list(pieces(text)) for text in texts]
-        flat = [piece for text in cut for piece in text]
-        encoded = [ids for part in _batches(flat) for ids in self._ids_of(part)]
-        ends = list(accumulate(map(len, cut), initial=0))
+        ends = [0]
+
+        def cut() -> Iterator[str]:
+            for text in texts:
+                ends.append(ends[-1])
+                for piece in pieces(text):
+                    ends[-1] += 1
+                    yield piece
+
+        encoded = [ids for part in _batches(cut()) for ids in self._ids_of(part)]
         return [
             encoded[start] if end == start + 1 else np.concatenate(encoded[start:end])
             for start, end in pairwise(ends)
@@ -169,9 +187,9 @@ class Tokenizer:
         return found
 
     def _is_unknown(self, ids: Ids) -> NDArray[np.bool_]:
-        if self.unknown_id is None:
-            return np.zeros(len(ids), np.bool_)
-        return ids == np.uint32(self.unknown_id)
+        unknown = -1 if self.unknown_id is None else self.unknown_id
+        found: NDArray[np.bool_] = ids.astype(np.int64) == unknown
+        return found
 
     def _measured(
         self, text: str, ids: Ids, text_bytes: NDArray[np.uint32], altered: bool, lost: list[int]
@@ -203,7 +221,7 @@ class ByteTokenizer(Tokenizer):
         return [np.frombuffer(text.encode(), np.uint8).astype(np.uint32) for text in texts]
 
 
-def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
     """The texts in order, in lists of about `_BATCH` characters."""
     batch: list[str] = []
     length = 0
