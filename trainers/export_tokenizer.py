@@ -1,6 +1,7 @@
 """The tokenizer of a trial, in the files that `transformers.AutoTokenizer` opens."""
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from functools import cached_property
@@ -11,9 +12,13 @@ import tokenizers
 from analysis.errors import InputError
 from trainers.data.corpus import Corpus, Document, Split, open_corpus
 from trainers.data.pretrained_tokenizer import probe_ids
+from trainers.data.sources import DataSpec
 from trainers.data.store import cache_root, find_store
 from trainers.data.tokenizer import Tokenizer, open_tokenizer
+from trainers.data.tokenizer_parts import TokenizerParts
 from trainers.spec import TrialSpec
+
+log = logging.getLogger(__name__)
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 
@@ -21,7 +26,8 @@ TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 def write_tokenizer(trial: TrialSpec, folder: Path, cache: Path | None = None) -> int:
     """Write a trial's tokenizer into a model directory. Returns the id of its separator.
 
-    It is taken from the token store, or made again from the trial's source. Text becomes the ids
+    It is taken from the token store, of an earlier format too, or made again from the trial's
+    source. Text becomes the ids
     that the model was trained on: a published tokenizer that puts special tokens around a text no
     longer does. Raises InputError where it cannot be had, or `transformers` would give a text
     other ids.
@@ -31,6 +37,8 @@ def write_tokenizer(trial: TrialSpec, folder: Path, cache: Path | None = None) -
         separator = store.separator
         for name in (TOKENIZER, CONFIG):
             shutil.copyfile(store.tokenizer_path.with_name(name), folder / name)
+    elif (kept := _of_an_earlier_store(trial.data, cache or cache_root(), folder)) is not None:
+        separator = kept
     else:
         remade = _remake(trial, cache or cache_root())
         separator = remade.separator
@@ -39,6 +47,27 @@ def write_tokenizer(trial: TrialSpec, folder: Path, cache: Path | None = None) -
     _for_generation(folder / CONFIG, trial.model.context)
     _same_in_transformers(folder, separator)
     return separator
+
+
+def _of_an_earlier_store(data: DataSpec, root: Path, folder: Path) -> int | None:
+    """Copy the tokenizer of a store whose format is no longer read; its separator, None where
+    there is no such store, or its tokenizer is not the one that the trial was trained with."""
+    stores = (root / "tokens").glob(f"{data.corpus_fingerprint}-{data.tokenizer_hash}-*")
+    for path in sorted(stores, reverse=True):
+        try:
+            content = json.loads((path / TOKENIZER).read_text(encoding="utf-8"))
+            config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+            backend = tokenizers.Tokenizer.from_file(str(path / TOKENIZER))
+            separator = backend.token_to_id(config["eos_token"])
+            if TokenizerParts(content).digest(separator) != data.tokenizer_hash:
+                continue
+        except Exception as error:  # the library raises nothing narrower; and files may be broken
+            log.info("%s: %s", path, error)
+            continue
+        for name in (TOKENIZER, CONFIG):
+            shutil.copyfile(path / name, folder / name)
+        return int(separator)
+    return None
 
 
 class _PlannedCorpus(Corpus):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from odd_tokenizers import ODD, publish
+from odd_tokenizers import ODD, TRAINING, publish
 from tokenizers import models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -40,7 +40,9 @@ def corpus(tmp_path: Path) -> TextFiles:
 @pytest.fixture
 def published(tmp_path: Path) -> PretrainedTokenizer:
     """Words, with a start and an end put around every text."""
-    words = ["<s>", "</s>", "?", *sorted(set(TEXT.replace(",", " ,").split()))]
+    verse = "green bottles on wall , and if one should fall"
+    known = {*TEXT.replace(",", " ,").split(), *verse.split(), *map(str, range(99))}
+    words = ["<s>", "</s>", "?", *sorted(known)]
     backend = tokenizers.Tokenizer(
         models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="?")
     )
@@ -94,6 +96,10 @@ def odd_spec(make_spec, corpus, tmp_path):
     def made(name):
         folder = publish(ODD[name](), tmp_path / "odd", tokenizer_class="GPT2Tokenizer")
         backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        # Of words that all of them know.
+        rows = [{"text": f"{TRAINING[0] * n}The quick dogs see.\n"} for n in range(1, 30)]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        Path(corpus.paths[0]).write_text(text)
         source = DataSource(corpus=corpus, tokenizer=PretrainedTokenizer(path=str(folder)))
         store = open_store(source, tmp_path / "cache")
         spec = make_spec(
@@ -131,6 +137,45 @@ def test_a_tokenizer_that_transformers_would_open_as_another_is_refused(
     folder.mkdir()
     with pytest.raises(InputError, match="gives a probe text other ids than the model was trained"):
         write_tokenizer(spec, folder, tmp_path / "cache")
+
+
+def test_the_store_of_an_earlier_format_still_has_the_tokenizer(
+    trial_spec, source, tmp_path
+) -> None:
+    cache = tmp_path / "cache"
+    store = find_store(trial_spec.data, cache)
+    text = store.tokenizer_path.read_text()
+    store.folder.rename(store.folder.with_name(store.folder.name.rpartition("-")[0] + "-3"))
+    shutil.rmtree(cache / "tokenizers", ignore_errors=True)
+    Path(source.corpus.paths[0]).unlink()
+    assert write_tokenizer(trial_spec, out(tmp_path / "kept"), cache) == store.separator
+    found = json.loads((tmp_path / "kept" / "tokenizer.json").read_text())
+    assert found["model"] == json.loads(text)["model"]
+
+
+def test_a_changed_tokenizer_of_an_earlier_store_is_not_believed(
+    make_spec, corpus, tmp_path
+) -> None:
+    cache = tmp_path / "cache"
+    source = DataSource(corpus=corpus, tokenizer=BPETokenizer(vocab_size=270))
+    store = open_store(source, cache)
+    spec = make_spec(
+        source=source.model_dump(), data=store.data_spec.model_dump(), model__vocab_size=270
+    )
+    earlier = store.folder.with_name(store.folder.name.rpartition("-")[0] + "-3")
+    store.folder.rename(earlier)
+    content = json.loads((earlier / "tokenizer.json").read_text())
+    content["model"]["merges"].pop()
+    (earlier / "tokenizer.json").write_text(json.dumps(content))
+    shutil.rmtree(cache / "tokenizers")
+    Path(corpus.paths[0]).unlink()
+    with pytest.raises(InputError, match=r"cannot be made again.*--no-tokenizer"):
+        write_tokenizer(spec, out(tmp_path / "refused"), cache)
+
+
+def out(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def test_batches_are_padded_at_their_beginning_with_the_separator(trial_spec, tmp_path) -> None:
