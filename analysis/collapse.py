@@ -2,17 +2,18 @@
 
 A collapsed layer sends every token along one direction: its hard rank is near 1 whatever its
 width (arXiv 2510.00537), and a model of such layers knows the frequencies of the tokens and no
-more, so that its loss is the unigram entropy of its corpus. Hard rank alone does not tell who will
+more, so that its loss is the unigram loss: the cross-entropy of the measured tokens under the
+frequencies of the training split. Hard rank alone does not tell who will
 end there. Pre-LN models lose it in the same way and find it again, for their residual stream passes
 the layers by; in a Post-LN model nothing does, and a lost rank stays lost. Hence one criterion for
 the rank and two for the loss:
 
 - the lowest hard rank of any layer stays below `hard_rank` and below `fall` of its own peak, over
   `snapshots` snapshots and a tenth of the training so far;
-- Post-LN: the loss since then is not below `near_unigram` of the unigram entropy. It may still be
+- Post-LN: the loss since then is not below `near_unigram` of the unigram loss. It may still be
   on its way there from the loss of an untrained model: that is what makes the rule early;
 - any other placement: the loss of the last third of the training so far is never below the unigram
-  entropy, and not lower than before by more than `progress` of it.
+  loss, and not lower than before by more than `progress` of it.
 
 A slow start has a high rank, a healthy model's rank falls while its loss falls, and a single
 snapshot or evaluation decides nothing. The thresholds were set on the sweep collapse-fit of
@@ -30,7 +31,7 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class CollapseRule:
-    """Thresholds; entropies and losses are in nats per token, ranks in directions."""
+    """Thresholds; losses are in nats per token, ranks in directions."""
 
     #: Directions. With 2.5 to 5 every collapsed Post-LN trial was found and no other one accused,
     #: with two snapshots or three; this is the geometric middle.
@@ -41,12 +42,12 @@ class CollapseRule:
     snapshots: int = 3
     #: Share of the training so far that they must span, should snapshots be frequent.
     span: float = 0.1
-    #: Of the unigram entropy. Healthy models ended below 0.9, collapsed Post-LN ones above 1.
+    #: Of the unigram loss. Healthy models ended below 0.9, collapsed Post-LN ones above 1.
     near_unigram: float = 0.97
     #: Share of the training so far, and evaluations at the least, in which nothing was learnt.
     stall: float = 1 / 3
     evaluations: int = 3
-    #: Of the unigram entropy: what the loss must come down by in that time to count as learning.
+    #: Of the unigram loss: what the loss must come down by in that time to count as learning.
     progress: float = 0.005
 
 
@@ -67,7 +68,7 @@ def judge(
     hard_rank: ArrayLike,
     loss_steps: ArrayLike,
     losses: ArrayLike,
-    unigram_entropy: float,
+    unigram_loss: float,
     *,
     post_ln: bool,
     rule: CollapseRule | None = None,
@@ -75,7 +76,7 @@ def judge(
     """The first snapshot at which the record up to it met the rule, or None.
 
     steps [S] and hard_rank [S, L] of the snapshots at the site post, loss_steps [E] and held-out
-    losses [E] in nats per token, both in order of step; unigram_entropy of the training tokens.
+    losses [E] in nats per token, both in order of step; unigram_loss is in the same unit.
     post_ln says that every layer is Post-LN. Raises ValueError as `judge_last` does.
     """
     ranks, at = np.asarray(hard_rank, float), np.asarray(steps)
@@ -87,7 +88,7 @@ def judge(
             ranks[: last + 1],
             loss_steps[evaluated],
             losses[evaluated],
-            unigram_entropy,
+            unigram_loss,
             post_ln=post_ln,
             rule=rule,
         )
@@ -101,7 +102,7 @@ def judge_last(
     hard_rank: ArrayLike,
     loss_steps: ArrayLike,
     losses: ArrayLike,
-    unigram_entropy: float,
+    unigram_loss: float,
     *,
     post_ln: bool,
     rule: CollapseRule | None = None,
@@ -109,16 +110,16 @@ def judge_last(
     """Whether the record so far meets the rule at its last snapshot: what a training loop asks.
 
     Arguments are those of `judge`; evaluations that are not finite are left out. Raises ValueError
-    for arrays that do not fit each other, steps that do not rise, a rank that is not finite, or an
-    entropy that is not positive.
+    for arrays that do not fit each other, steps that do not rise, a rank that is not finite, or a
+    unigram loss that is not positive.
     """
     rule = rule or CollapseRule()
     at, ranks = _record("steps", steps, "hard_rank", hard_rank, dimensions=2)
     evaluated, loss = _record("loss_steps", loss_steps, "losses", losses, dimensions=1)
     if not np.isfinite(ranks).all():
         raise ValueError("hard_rank holds values that are not finite")
-    if not unigram_entropy > 0:
-        raise ValueError(f"unigram_entropy {unigram_entropy} must be positive, in nats per token")
+    if not unigram_loss > 0:
+        raise ValueError(f"unigram_loss {unigram_loss} must be positive, in nats per token")
     if len(at) < rule.snapshots:
         return None
     known = np.isfinite(loss) & (evaluated <= at[-1])
@@ -133,18 +134,18 @@ def judge_last(
         return None
 
     if post_ln:
-        bound = rule.near_unigram * unigram_entropy
+        bound = rule.near_unigram * unigram_loss
         if evaluated[-1] < at[low][0] or loss[-1] < bound:
             return None  # what it was before the rank fell says nothing
-        why = f"above {bound:.2f}, {rule.near_unigram:.0%} of the unigram entropy"
+        why = f"above {bound:.2f}, {rule.near_unigram:.0%} of the unigram loss"
     else:
         recent = _latest(evaluated, at[-1], rule.stall, rule.evaluations)
         if recent.all():
             return None  # nothing earlier to hold them against
-        learnt = loss[~recent].min() - rule.progress * unigram_entropy
-        if loss[recent].min() < unigram_entropy or loss[recent].min() <= learnt:
+        learnt = loss[~recent].min() - rule.progress * unigram_loss
+        if loss[recent].min() < unigram_loss or loss[recent].min() <= learnt:
             return None
-        why = f"above the unigram entropy {unigram_entropy:.2f} and without progress"
+        why = f"above the unigram loss {unigram_loss:.2f} and without progress"
     layer = int(ranks[-1].argmin())
     return Collapse(
         step=int(at[-1]),

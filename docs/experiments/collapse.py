@@ -3,7 +3,7 @@
     python docs/experiments/collapse.py SWEEP_DIR...
 
 The rule (`analysis.collapse`) sees a trial's record up to each snapshot; the truth may use its end.
-H is the unigram entropy of the corpus, and losses are held-out ones, in nats per token.
+H is the unigram loss of the corpus, and losses are held-out ones, in nats per token.
 
 - A trial has **collapsed** if its last loss is at least 0.97 H and is not more than 0.01 H below
   its lowest loss up to a quarter of the training earlier: it ends with no more than the

@@ -272,7 +272,7 @@ def test_whoever_is_accused_as_pre_ln_is_accused_as_post_ln_no_later(record):
         ({"steps": [0, 20, 10]}, "steps must rise"),
         ({"loss_steps": [0, 10, 10]}, "loss_steps must rise"),
         ({"hard_rank": [[60.0], [np.nan], [1.0]]}, "hard_rank holds values that are not finite"),
-        ({"unigram_entropy": 0.0}, "unigram_entropy 0.0 must be positive"),
+        ({"unigram_loss": 0.0}, "unigram_loss 0.0 must be positive"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused_by_name(changed, says):
@@ -281,7 +281,7 @@ def test_arguments_that_do_not_fit_are_refused_by_name(changed, says):
         "hard_rank": [[60.0], [1.0], [1.0]],
         "loss_steps": [0, 10, 20],
         "losses": [6.2, 5.6, 5.4],
-        "unigram_entropy": UNIGRAMS,
+        "unigram_loss": UNIGRAMS,
     }
     assert judge_last(**good, post_ln=True) is None
     with pytest.raises(ValueError, match=says):
