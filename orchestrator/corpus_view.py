@@ -25,7 +25,7 @@ def render_contents(contents: Contents) -> list[Text]:
     widths = [max(map(len, column)) for column in zip(HEADER, *rows, strict=True)]
     lines = [
         Text("Corpus", "bold"),
-        Text(f"held out: {contents.split_rule}"),
+        Text(f"split: {contents.split_rule}"),
         _line(HEADER, widths),
     ]
     lines[-1].stylize("bold")

@@ -103,7 +103,7 @@ def test_a_held_out_split_that_is_too_short_is_known_before_the_run() -> None:
 def test_the_plan_shows_sources_what_is_left_out_and_remarks() -> None:
     text = rendered(plan(contents()))
     rows = [" ".join(line.split()) for line in text.splitlines()]
-    assert "held out: a tenth of the bytes, whole documents" in rows
+    assert "split: a tenth of the bytes, whole documents" in rows
     assert "a.jsonl train 20 899,700 299,900" in rows
     assert "a.jsonl held out 2 90,000 30,000" in rows
     assert "b.jsonl train 1 300 100" in rows
