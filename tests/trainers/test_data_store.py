@@ -133,6 +133,23 @@ def test_sources_are_counted_apart(tmp_path: Path, cache: Path) -> None:
     assert counted == {"a.jsonl": 300, "b.jsonl": 150}
 
 
+def test_what_is_left_out_is_told_as_it_is_now(tmp_path: Path, cache: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    rows = [json.dumps({"text": text}) + "\n" for text in TEXTS]
+    (folder / "a.jsonl").write_text("".join(rows))
+    source = DataSource(corpus=TextFiles(paths=[str(folder)]), tokenizer=BytesTokenizer())
+    assert open_store(source, cache).meta.contents.left_out == ()
+    before = files(open_store(source, cache).folder)
+    (folder / "b.jsonl.lz4").write_bytes(b"packed")
+    store = open_store(source, cache)
+    assert files(store.folder) == before
+    for contents in (store.meta.contents, resolve(source, cache).contents):
+        assert contents is not None
+        (left,) = contents.left_out
+        assert (left.count, left.suffix, left.example) == (1, ".jsonl.lz4", "b.jsonl.lz4")
+
+
 # --- shards --------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from trainers.data.sources import (
     HubDataset,
     PretrainedTokenizer,
 )
+from trainers.data.split_writer import as_found
 from trainers.data.store import cache_root, find_store, stated_vocabulary, writable
 from trainers.data.tokenizer import (
     ByteTokenizer,
@@ -67,7 +68,7 @@ def resolve(source: DataSource, cache: Path | None = None) -> AtHand:
     data = DataSpec(corpus_fingerprint=corpus.fingerprint, tokenizer_hash=tokenizer.hash)
     kept = find_store(data, root)
     if kept is not None:
-        return AtHand(data, vocab_size, kept.meta.contents)
+        return AtHand(data, vocab_size, as_found(kept.meta.contents, corpus, tokenizer))
     if _is_streamed(source.corpus):
         return AtHand(data, vocab_size)
     return AtHand(data, vocab_size, estimated_contents(corpus, tokenizer))

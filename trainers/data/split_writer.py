@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from trainers.data.contents import Contents, Encoding, SourcePart, added
-from trainers.data.documents import Document, Split
+from trainers.data.documents import Corpus, Document, Split
 from trainers.data.encoded import Encoded
 from trainers.data.shards import (
     TEXT_BYTES,
@@ -190,3 +190,17 @@ def with_remarks(contents: Contents, tokenizer: Tokenizer) -> Contents:
     encoding = contents.encoding
     said = [] if encoding is None or encoding.remark is None else [encoding.remark]
     return replace(contents, remarks=(*contents.remarks, *tokenizer.remarks, *said))
+
+
+def as_found(stored: Contents, corpus: Corpus, tokenizer: Tokenizer) -> Contents:
+    """The contents of a store with what its corpus leaves out by now: the same documents may lie
+    beside other files than when the store was made. What a stream leaves out is not known anew."""
+    if corpus.total_bytes is None:
+        return stored
+    found = replace(
+        stored,
+        split_rule=corpus.split_rule,
+        left_out=corpus.left_out,
+        remarks=corpus.remarks,
+    )
+    return with_remarks(found, tokenizer)

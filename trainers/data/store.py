@@ -38,7 +38,13 @@ from trainers.data.corpus import Corpus, Split, open_corpus
 from trainers.data.paths import user_path
 from trainers.data.shards import ShardedTokens, sync
 from trainers.data.sources import BytesTokenizer, DataSource, DataSpec
-from trainers.data.split_writer import SplitMeta, SplitWriter, encoding_of, with_remarks
+from trainers.data.split_writer import (
+    SplitMeta,
+    SplitWriter,
+    as_found,
+    encoding_of,
+    with_remarks,
+)
 from trainers.data.tokenizer import Tokenizer, open_tokenizer
 from trainers.data.verified import verified_once
 
@@ -142,6 +148,8 @@ def open_store(
             _check(data, expected)
         folder = _folder(root, data)
         store = _open_kept(folder) or _build_once(folder, corpus, tokenizer)
+        contents = as_found(store.meta.contents, corpus, tokenizer)
+        store = replace(store, meta=replace(store.meta, contents=contents))
         return _with_stated(store, source.tokenizer)
 
 
