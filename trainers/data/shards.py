@@ -165,14 +165,32 @@ class ShardedTokens:
         return self._mapped[number, name]
 
     def _gather(self, name: str, starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-        positions = starts[:, None] + np.arange(length)
-        shard_of = np.searchsorted(self._ends, positions, side="right")
-        found = np.empty(positions.shape, np.int64)
-        for number in np.unique(shard_of):
-            here = shard_of == number
-            begin = self._ends[number] - self._shards[number].tokens
-            found[here] = self._column(int(number), name)[positions[here] - begin]
+        first, last = (
+            np.searchsorted(self._ends, places, side="right")
+            for places in (starts, starts + length - 1)
+        )
+        found = np.empty((len(starts), length), np.int64)
+        offsets = np.arange(length)
+        for number in np.unique(first):
+            column = self._column(int(number), name)
+            begin = self._ends[number] - len(column)
+            whole = (first == number) & (last == number)
+            found[whole] = column[starts[whole, None] - begin + offsets]
+        for row in np.flatnonzero(first != last):
+            found[row] = self._across(name, int(starts[row]), length)
         return found
+
+    def _across(self, name: str, start: int, length: int) -> NDArray[np.int64]:
+        """One window that begins in one shard and ends in another."""
+        parts: list[NDArray[Any]] = []
+        at, left = start, length
+        while left:
+            number = int(np.searchsorted(self._ends, at, side="right"))
+            column = self._column(number, name)
+            within = at - int(self._ends[number] - len(column))
+            parts.append(column[within : within + left])
+            at, left = at + len(parts[-1]), left - len(parts[-1])
+        return np.concatenate(parts).astype(np.int64)
 
     @cached_property
     def digest(self) -> str:
