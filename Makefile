@@ -17,7 +17,7 @@ demo: $(READY)  ## train the shipped small sweep and print its verdict
 	$(BIN)/widthlab run orchestrator/sweeps/small.yaml
 
 # Files of tests are shared out over one process more than there are cores, as some only wait for
-# Ray; every test computes on one thread.
+# Ray, those first; every test computes on one thread.
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )) --dist loadfile --no-loadscope-reorder
 

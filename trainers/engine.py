@@ -100,8 +100,11 @@ def import_deepspeed(device: str) -> Any:
     # Its optimiser of bf16 at stage 1 tells of memory, unasked, and collects garbage to do so:
     # four seconds at every start.
     bf16_optimizer.see_memory_usage = _say_nothing
-    # Its shared-memory collectives would be compiled at every start; gloo serves on a CPU.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Its shared-memory collectives would be compiled at every start; gloo serves on a CPU. It asks
+    # for these answers alone, and would run a compiler to find the others.
+    deepspeed.ops.__compatible_ops__ = {
+        "deepspeed_shm_comm": False, "deepspeed_not_implemented": False,
+    }  # fmt: skip
     return deepspeed
 
 

@@ -27,6 +27,8 @@ from analysis.verdict.layer_verdict import judge_layers, representative
 from analysis.verdict.recommend import GroupVerdict, recommend
 from analysis.wording import bracketed, flops, interval, multiple, plural
 
+pytestmark = pytest.mark.long
+
 Build = Callable[..., LocalStorage]
 
 

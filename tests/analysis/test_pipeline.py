@@ -61,6 +61,7 @@ def test_report_json_tables_and_summary_agree(build_sweep: Build) -> None:
     ]
 
 
+@pytest.mark.long
 def test_every_figure_and_table_comes_in_two_kinds(build_sweep: Build) -> None:
     sweep = build_sweep(seeds=[0, 1])
     analyse(sweep)
@@ -87,6 +88,7 @@ def test_the_summary_fits_a_terminal(build_sweep: Build) -> None:
     assert summary.startswith("made-up: 13 trials, 11 completed, 2 failed")
 
 
+@pytest.mark.long
 def test_an_analysis_replaces_the_one_before(build_sweep: Build) -> None:
     sweep = build_sweep(multipliers=[1.0, 4.0])
     sweep.put("report/figures/of-an-earlier-group.svg", b"old")
@@ -99,6 +101,7 @@ def test_an_analysis_replaces_the_one_before(build_sweep: Build) -> None:
     assert (sweep.get("report/recommendation.json"), sweep.get("report/report.html")) == first
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

@@ -71,6 +71,7 @@ def page_of(sweep: LocalStorage) -> Page:
     return Page(sweep.get(REPORT).decode())
 
 
+@pytest.mark.long
 def test_the_report_is_whole_in_itself(build_sweep: Build) -> None:
     sweep = build_sweep(seeds=[0, 1])
     analyse(sweep)
@@ -137,6 +138,7 @@ def test_one_trial_makes_a_report(build_sweep: Build) -> None:
     assert "Nothing can be said layer by layer" in page.text
 
 
+@pytest.mark.long
 def test_a_group_with_nothing_to_show_stands_beside_one_that_has(build_sweep: Build) -> None:
     shown = build_sweep(multipliers=[1.0, 2.0, 4.0], name="shown")
     content = yaml.safe_load(shown.get("sweep.yaml"))
@@ -164,6 +166,7 @@ def test_groups_refused_for_the_same_reason_share_a_verdict(build_sweep: Build) 
     assert f"({asked} trials, " in card
 
 
+@pytest.mark.long
 def test_figures_take_the_colours_of_the_page(build_sweep: Build) -> None:
     sweep = build_sweep(multipliers=[1.0, 2.0, 4.0])
     analyse(sweep)

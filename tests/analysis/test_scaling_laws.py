@@ -157,6 +157,7 @@ def test_no_row_ends_above_its_start_and_none_depends_on_the_others(seed: int) -
     assert alone.objective[0] == pytest.approx(found.objective[3], rel=1e-6)
 
 
+@pytest.mark.long
 def test_no_start_of_lbfgs_ends_lower() -> None:
     form, model, y, _ = noisy(1)
     starts = form.starts(np.empty(0), np.empty(0))[::90]

@@ -146,6 +146,7 @@ def verdict_of(tables: SweepTables) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.long
 def test_the_verdict_from_mlflow_is_that_from_the_directory(planted: Bench, out: str) -> None:
     rebuilt = rebuild("small", planted.uri, out)
     there, here = load_sweep(planted.sweep), load_sweep(rebuilt.sweep)
@@ -311,6 +312,7 @@ def test_a_database_that_is_not_there_is_not_made(tmp_path: Path, out: str) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_the_command_line_judges_from_mlflow_as_from_the_directory(
     planted: Bench, out: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

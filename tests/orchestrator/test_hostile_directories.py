@@ -120,6 +120,7 @@ def test_a_spoilt_object_is_told_of(sweep: Bench, data: st.DataObject) -> None:
     survive(sweep, data, ["status", "sync", "stop", "rerun", "gc"])
 
 
+@pytest.mark.long
 @settings(quiet, max_examples=5)
 @given(data=st.data())
 def test_a_spoilt_object_is_left_out_of_the_analysis(sweep: Bench, data: st.DataObject) -> None:

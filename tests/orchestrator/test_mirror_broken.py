@@ -24,6 +24,7 @@ from orchestrator.mirror import (
 from orchestrator.tracking import RefusedError, Tracking
 
 
+@pytest.mark.long
 def test_a_broken_trial_does_not_keep_the_others_out(
     make_bench: Callable[[int], Bench], caplog: pytest.LogCaptureFixture
 ) -> None:

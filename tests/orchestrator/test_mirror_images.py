@@ -18,6 +18,8 @@ from orchestrator.mirror_images import DrawingTime, TrialImages
 from orchestrator.mirror_trial import TrialView
 from orchestrator.tracking import ServerAwayError, Tracking
 
+pytestmark = pytest.mark.long
+
 HEAT_MAP, SPECTRUM = "spectra/post/heat_map", "spectra/post/spectrum"
 
 

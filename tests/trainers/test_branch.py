@@ -8,6 +8,8 @@ from analysis.storage import LocalStorage
 from trainers.branch import fork
 from trainers.train import train
 
+pytestmark = pytest.mark.long
+
 TRUNK, BRANCH, STEP = 14, 10, 8  # updates; the branch's last fifth decays
 
 

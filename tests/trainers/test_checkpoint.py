@@ -26,6 +26,8 @@ from trainers.models.build import build, token_loss
 from trainers.spec import Layout
 from trainers.train import train
 
+pytestmark = pytest.mark.long
+
 MODEL_STATES = "mp_rank_00_model_states.pt"
 
 

@@ -12,6 +12,8 @@ from trainers.engine import Engine, Ranks, start_ranks, versions
 from trainers.models.build import build, token_loss
 from trainers.schedule import learning_rate
 
+pytestmark = pytest.mark.long
+
 STEPS = 20
 BATCH = 8  # sequences
 CONTEXT = 16

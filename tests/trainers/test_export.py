@@ -32,6 +32,8 @@ from trainers.spec import TrialSpec
 from trainers.train import train
 from trainers.weights import trained_model
 
+pytestmark = pytest.mark.long
+
 MODEL_STATES = "mp_rank_00_model_states.pt"
 
 

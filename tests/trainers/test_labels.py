@@ -13,6 +13,8 @@ from trainers import own_block
 from trainers.schedule import learning_rate
 from trainers.train import train
 
+pytestmark = pytest.mark.long
+
 CLOCK = """
 import torch
 from torch import nn

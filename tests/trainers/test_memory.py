@@ -12,6 +12,8 @@ from trainers.failure import MicroBatchMemoryError, is_out_of_memory, kind_of
 from trainers.memory import halved, micro_batch
 from trainers.train import train
 
+pytestmark = pytest.mark.long
+
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
     MemoryError(),

@@ -24,6 +24,8 @@ from trainers.checkpoint import damage
 from trainers.fence import LeaseLostError, claims
 from trainers.train import train
 
+pytestmark = pytest.mark.long
+
 REPOSITORY = Path(__file__).parents[2]
 
 

@@ -96,6 +96,7 @@ def with_block(make_spec, user_module):
 # --- trained -------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["DoubleGated", "Parallel", "Twice"])
 def test_the_documented_classes_are_trained_and_probed(with_block, trial, diary, name) -> None:
     spec = with_block(name)
@@ -111,6 +112,7 @@ def test_the_documented_classes_are_trained_and_probed(with_block, trial, diary,
     assert end.result["parameters"]["total"] == accounting.parameters(spec.model).total
 
 
+@pytest.mark.long
 def test_a_resumed_trial_ends_with_the_same_bits(
     with_block, trial, diary, dying_at, killed, bits, tmp_path
 ) -> None:

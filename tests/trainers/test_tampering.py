@@ -56,6 +56,7 @@ def with_code(saved: dict, bait: Payload) -> dict[str, dict]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", [0, 3])
 def test_wherever_in_whichever_file_of_a_checkpoint_code_lies_it_is_not_run(
     make_spec, trial, dying_at, killed, diary, tmp_path, stage
@@ -171,6 +172,7 @@ def test_a_part_with_absurdly_many_rows_is_not_unpacked(trial, monkeypatch) -> N
         read_part(trial, key)
 
 
+@pytest.mark.long
 def test_any_flipped_byte_of_a_part_is_noticed_or_changes_nothing(trial) -> None:
     rows = [row(step=step, train_loss=step / 7) for step in range(40)]
     key = records.put_part(trial, METRICS, 1, rows)

@@ -15,6 +15,8 @@ from trainers.checkpoint import NoUsableCheckpointError
 from trainers.lease import STOP_REQUEST
 from trainers.train import train
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def trained_whole() -> dict[bytes, LocalStorage]:
