@@ -6,6 +6,8 @@ import os
 import zipfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from analysis.errors import InputError
@@ -140,6 +142,25 @@ def test_empty_documents_are_counted(tmp_path: Path) -> None:
 
 
 # --- sources -------------------------------------------------------------------------------
+
+
+def test_tables_without_rows_are_counted(tmp_path: Path) -> None:
+    """Such as a download that broke off before its first byte leaves."""
+    write(tmp_path, "s-0.jsonl", "s-1.jsonl")
+    (tmp_path / "s-2.jsonl").write_text("")
+    (tmp_path / "s-3.jsonl.gz").write_bytes(gzip.compress(b"\n\n"))
+    (tmp_path / "s-4.csv").write_text("text,n\n")
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "s-5.parquet")
+    (tmp_path / "s-6.jsonl").write_text('{"text": null}\n')  # it has a row, and a reason
+    assert opened(tmp_path, on_bad_row="skip").left_out == (
+        LeftOut("no rows", ".csv", 1, "files", "s-4.csv"),
+        LeftOut("no rows", ".jsonl", 1, "files", "s-2.jsonl"),
+        LeftOut("no rows", ".jsonl.gz", 1, "files", "s-3.jsonl"),
+        LeftOut("no rows", ".parquet", 1, "files", "s-5.parquet"),
+        LeftOut("null row", ".jsonl", 1, "rows", "s-6.jsonl:1"),
+    )
+    with pytest.raises(InputError, match=r"left out \(1 no rows\)"):
+        opened(tmp_path / "s-2.jsonl")
 
 
 def sources(corpus: Corpus) -> list[str]:
