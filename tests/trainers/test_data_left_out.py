@@ -268,6 +268,9 @@ def test_the_separator_enters_the_fingerprint(tmp_path: Path) -> None:
         ("<eos>", "<eos>"),
         ("[EOS]", "[EOS]"),
         ("</doc>", "</doc>"),
+        ("<doc>", "<doc>"),
+        ("<end_of_text>", "<end_of_text>"),
+        ("<\uff5cend\u2581of\u2581sentence\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
         ("=====", "====="),
         ("***", "***"),
         ("%", "%"),
@@ -284,6 +287,15 @@ def test_what_looks_like_a_mark_between_documents_is_said(
         )
         for remark in opened(tmp_path).remarks
     )
+
+
+def test_of_tags_with_attributes_no_separator_is_advised_that_would_be_refused(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.txt").write_text("".join(f'<doc id="{n}">\nstory {n}\n' for n in range(40)))
+    (said,) = (remark for remark in opened(tmp_path).remarks if "looks like" in remark)
+    assert said.startswith("a.txt holds '<doc ...>' 40 times")
+    assert said.endswith("no separator can name it; give a document a file, or a row of a table")
 
 
 def test_marks_in_tables_are_said_and_how_often(tmp_path: Path) -> None:
