@@ -20,7 +20,7 @@ def passes(spec: TrialSpec, contents: Contents) -> float:
 
 
 def passes_text(number: float) -> str:
-    return f"{number:.2g}" if number < 10 else f"{number:,.0f}"
+    return f"{number:.3g}" if number < 10 else f"{number:,.0f}"
 
 
 def supply_notes(contents: Contents, trials: Sequence[PlannedTrial]) -> Iterator[str]:
@@ -35,9 +35,15 @@ def supply_notes(contents: Contents, trials: Sequence[PlannedTrial]) -> Iterator
 
 def supply_warnings(contents: Contents, trials: Sequence[PlannedTrial]) -> Iterator[str]:
     """Too little to train on, and too little to measure on."""
-    most = max(trials, key=lambda trial: passes(trial.spec, contents))
-    number = passes(most.spec, contents)
-    if number > MANY_PASSES:
+    number = max(passes(trial.spec, contents) for trial in trials)
+    if number == float("inf"):
+        longest = max(trial.spec.model.context for trial in trials)
+        yield (
+            f"the training split of {_tokens(contents, 'train')} has no window of {longest} tokens "
+            "and a target for the last, and a run refuses that; lower model.context, or give more "
+            "text"
+        )
+    elif number > MANY_PASSES:
         many = sum(passes(trial.spec, contents) > MANY_PASSES for trial in trials)
         yield (
             f"{plural(many, 'trial')} go through the training split of "
@@ -47,13 +53,19 @@ def supply_warnings(contents: Contents, trials: Sequence[PlannedTrial]) -> Itera
         )
     there = contents.total("heldout").tokens
     for name in ("evaluation", "spectra"):
-        asked = max(getattr(trial.spec, name).tokens for trial in trials)
-        if asked >= there:
+        asked, windows = max(_asked(trial.spec, name) for trial in trials)
+        if windows >= there:
             yield (
-                f"{name}.tokens {asked:,} are more than the held-out split's "
-                f"{_tokens(contents, 'heldout')}, and a run refuses that; lower them, or hold out "
-                "more text (corpus.heldout)"
+                f"{name}.tokens {asked:,} and the target of the last are more than the held-out "
+                f"split's {_tokens(contents, 'heldout')}, and a run refuses that; lower them, or "
+                "hold out more text (corpus.heldout)"
             )
+
+
+def _asked(spec: TrialSpec, name: str) -> tuple[int, int]:
+    """Held-out tokens that are asked for, and those of the whole windows that they make."""
+    asked, context = getattr(spec, name).tokens, spec.model.context
+    return asked, asked // context * context
 
 
 def _tokens(contents: Contents, split: str) -> str:

@@ -59,6 +59,8 @@ def _of_an_earlier_store(data: DataSpec, root: Path, folder: Path) -> int | None
             config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
             backend = tokenizers.Tokenizer.from_file(str(path / TOKENIZER))
             separator = backend.token_to_id(config["eos_token"])
+            if separator is None:
+                continue
             if TokenizerParts(content).digest(separator) != data.tokenizer_hash:
                 continue
         except Exception as error:  # the library raises nothing narrower; and files may be broken

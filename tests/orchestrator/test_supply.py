@@ -69,7 +69,7 @@ def test_passes_are_tokens_asked_for_over_tokens_of_all_windows() -> None:
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(0.123, "0.12"), (4.04, "4"), (9.96, "10"), (25.5, "26"), (1234.0, "1,234")],
+    [(0.123, "0.123"), (4.04, "4.04"), (9.96, "9.96"), (25.5, "26"), (1234.0, "1,234")],
 )
 def test_passes_in_words(number: float, text: str) -> None:
     assert passes_text(number) == text
@@ -84,7 +84,7 @@ def test_enough_is_not_worth_a_word() -> None:
 def test_a_few_passes_are_noted_and_many_are_warned_of() -> None:
     few = plan(contents(100_000))
     assert [note for note in few.notes if "passes" in note] == [
-        "up to 2 passes over the training split of 100,000 tokens: tokens are repeated"
+        "up to 2.05 passes over the training split of 100,000 tokens: tokens are repeated"
     ]
     assert "memorising" not in " ".join(few.warnings)
     many = plan(contents(8_040, estimated=True))
@@ -96,7 +96,16 @@ def test_a_few_passes_are_noted_and_many_are_warned_of() -> None:
 def test_a_held_out_split_that_is_too_short_is_known_before_the_run() -> None:
     (warning,) = [said for said in plan(contents(heldout=8192)).warnings if "held-out" in said]
     assert warning.startswith(
-        "spectra.tokens 8,192 are more than the held-out split's 8,192 tokens, and a run refuses"
+        "spectra.tokens 8,192 and the target of the last are more than the held-out split's 8,192 "
+        "tokens, and a run refuses"
+    )
+    assert not [said for said in plan(contents(heldout=8193)).warnings if "held-out" in said]
+
+
+def test_a_training_split_without_a_window_is_known_before_the_run() -> None:
+    (warning,) = [said for said in plan(contents(64)).warnings if "training split" in said]
+    assert warning.startswith(
+        "the training split of 64 tokens has no window of 64 tokens and a target for the last"
     )
 
 

@@ -6,6 +6,8 @@ import os
 import zipfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from analysis.errors import InputError
@@ -142,6 +144,25 @@ def test_empty_documents_are_counted(tmp_path: Path) -> None:
 # --- sources -------------------------------------------------------------------------------
 
 
+def test_tables_without_rows_are_counted(tmp_path: Path) -> None:
+    """Such as a download that broke off before its first byte leaves."""
+    write(tmp_path, "s-0.jsonl", "s-1.jsonl")
+    (tmp_path / "s-2.jsonl").write_text("")
+    (tmp_path / "s-3.jsonl.gz").write_bytes(gzip.compress(b"\n\n"))
+    (tmp_path / "s-4.csv").write_text("text,n\n")
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "s-5.parquet")
+    (tmp_path / "s-6.jsonl").write_text('{"text": null}\n')  # it has a row, and a reason
+    assert opened(tmp_path, on_bad_row="skip").left_out == (
+        LeftOut("no rows", ".csv", 1, "files", "s-4.csv"),
+        LeftOut("no rows", ".jsonl", 1, "files", "s-2.jsonl"),
+        LeftOut("no rows", ".jsonl.gz", 1, "files", "s-3.jsonl"),
+        LeftOut("no rows", ".parquet", 1, "files", "s-5.parquet"),
+        LeftOut("null row", ".jsonl", 1, "rows", "s-6.jsonl:1"),
+    )
+    with pytest.raises(InputError, match=r"left out \(1 no rows\)"):
+        opened(tmp_path / "s-2.jsonl")
+
+
 def sources(corpus: Corpus) -> list[str]:
     return list(dict.fromkeys(document.source for _, document in corpus.assigned()))
 
@@ -247,6 +268,9 @@ def test_the_separator_enters_the_fingerprint(tmp_path: Path) -> None:
         ("<eos>", "<eos>"),
         ("[EOS]", "[EOS]"),
         ("</doc>", "</doc>"),
+        ("<doc>", "<doc>"),
+        ("<end_of_text>", "<end_of_text>"),
+        ("<\uff5cend\u2581of\u2581sentence\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
         ("=====", "====="),
         ("***", "***"),
         ("%", "%"),
@@ -263,6 +287,15 @@ def test_what_looks_like_a_mark_between_documents_is_said(
         )
         for remark in opened(tmp_path).remarks
     )
+
+
+def test_of_tags_with_attributes_no_separator_is_advised_that_would_be_refused(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.txt").write_text("".join(f'<doc id="{n}">\nstory {n}\n' for n in range(40)))
+    (said,) = (remark for remark in opened(tmp_path).remarks if "looks like" in remark)
+    assert said.startswith("a.txt holds '<doc ...>' 40 times")
+    assert said.endswith("no separator can name it; give a document a file, or a row of a table")
 
 
 def test_marks_in_tables_are_said_and_how_often(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ def write(root: Path, *names: str) -> Path:
         ("wiki.train.txt", "wiki.dev.txt", "wiki.test.txt"),
         ("en/train_0.txt", "en/eval_0.txt", "en/test_0.txt"),
         ("Train.txt", "HeldOut.txt", "TEST.txt"),
+        ("training.txt", "held-out.txt", "testing.txt"),
+        ("train_v2.jsonl", "held_out_v2.jsonl", "test_v2.jsonl"),
         ("data/train/part-0.txt", "data/dev/part-0.txt", "data/test/part-0.txt"),
     ],
 )
@@ -70,6 +72,23 @@ def test_the_folders_that_are_pointed_at_may_be_the_splits(tmp_path: Path) -> No
     write(tmp_path, "train/a.txt", "valid/b.txt")
     corpus = opened(tmp_path / "train", tmp_path / "valid")
     assert side(corpus, "heldout") == ["text of valid/b.txt"]
+
+
+def test_a_folder_called_test_does_not_make_test_files_of_what_lies_beside_a_training_file(
+    tmp_path: Path,
+) -> None:
+    corpus = opened(write(tmp_path / "test", "train.txt", "books.txt"))
+    assert "by content" in corpus.split_rule
+    assert {document.source for _, document in corpus.assigned()} == {"train.txt", "books.txt"}
+
+
+def test_zips_may_be_the_splits(tmp_path: Path) -> None:
+    for name in ("train", "valid"):
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            archive.writestr("a.txt", f"text for {name}")
+    corpus = opened(tmp_path)
+    assert side(corpus, "train") == ["text for train"]
+    assert side(corpus, "heldout") == ["text for valid"]
 
 
 def test_a_zip_may_be_laid_out_in_splits(tmp_path: Path) -> None:
@@ -100,10 +119,30 @@ def test_what_is_not_laid_out_in_splits_is_split_by_size(
 def test_a_file_that_keeps_a_layout_from_being_recognised_is_said(tmp_path: Path) -> None:
     corpus = opened(write(tmp_path, "train.txt", "valid.txt", "LICENSE.txt"))
     assert corpus.remarks == (
-        "train.txt and 1 other files are called after splits, but LICENSE.txt is not: all are "
+        "train.txt and 1 other file are called after splits, but LICENSE.txt is not: all are "
         "taken for one corpus and split by size; to hold out those files, name them with the "
         "corpus's heldout",
     )
+
+
+def test_names_that_speak_of_splits_and_are_not_recognised_are_said(tmp_path: Path) -> None:
+    for name in ("train_data", "valid_data"):
+        texts = [f"text {n} of {name}, long enough to be of use" for n in range(40)]
+        rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    (said,) = opened(tmp_path).remarks
+    assert said.startswith("train_data.jsonl and valid_data.jsonl speak of splits in their names")
+
+
+def test_a_test_file_that_is_trained_on_is_said(tmp_path: Path) -> None:
+    """The user names the validation file alone, and the folder has a test file as well."""
+    write(tmp_path, "train.txt", "valid.txt", "test.txt")
+    corpus = opened(tmp_path, heldout=str(tmp_path / "valid.txt"))
+    assert side(corpus, "train") == ["text of test.txt", "text of train.txt"]
+    (said,) = corpus.remarks
+    assert said.startswith("test.txt is called after a held-out split and trained on")
+    both = [str(tmp_path / "valid.txt"), str(tmp_path / "test.txt")]
+    assert not opened(tmp_path, heldout=both).remarks
 
 
 def test_parts_are_the_outermost_name_that_says() -> None:

@@ -237,6 +237,30 @@ def test_every_byte_of_a_character_goes_to_its_first_id() -> None:
     assert not found.lost_characters
 
 
+@pytest.mark.parametrize(
+    "text", ["Tiếng Việt của người", "café naïve", "한국어 텍스트", "\u0cca\u0cd5", "\u09cb"]
+)
+def test_marks_that_are_composed_with_their_letter_are_not_lost(text: str) -> None:
+    """NFC joins them to one character, which the ids hold; its offsets are the letter's alone."""
+    backend = ByteTokenizer()._backend
+    backend.normalizer = normalizers.NFC()
+    tokenizer = Tokenizer(backend, 256)
+    decomposed = unicodedata.normalize("NFD", text)
+    (found,) = tokenizer.measure_batch([decomposed])
+    assert tokenizer.decode(found.ids) == unicodedata.normalize("NFC", text) != decomposed
+    assert found.altered
+    assert found.lost_characters == 0
+
+
+def test_a_mark_is_lost_with_its_letter_and_one_that_composes_with_none_by_itself() -> None:
+    backend = ByteTokenizer()._backend
+    backend.normalizer = normalizers.Replace(tokenizers.Regex("e\u0301|\u0331"), "")
+    tokenizer = Tokenizer(backend, 256)
+    (found,) = tokenizer.measure_batch(["ae\u0301 q\u0331"])  # no letter is q with a line below
+    assert tokenizer.decode(found.ids) == "a q"
+    assert found.lost_characters == 3
+
+
 def test_the_separator_within_a_text_is_counted() -> None:
     """A model of whole words has the separator among its words."""
     backend = ODD["words"]()

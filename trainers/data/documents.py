@@ -57,6 +57,11 @@ class Omissions:
         self._counts: dict[tuple[str, str, Unit], int] = {}
         self._examples: dict[tuple[str, str, Unit], str] = {}
 
+    @property
+    def total(self) -> int:
+        """How much has been left out, of all kinds."""
+        return sum(self._counts.values())
+
     def add(self, reason: str, suffix: str, unit: Unit, example: str) -> None:
         """One more; the first of a kind is its example."""
         kind = (reason, suffix, unit)

@@ -5,6 +5,7 @@ it. A tokenizer may drop what it does not know, write one unknown id for it, or 
 before it looks at it; here that is counted, so that it can be refused, or said.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,12 +64,42 @@ def bytes_by_offsets(text: str, offsets: NDArray[np.int64]) -> NDArray[np.uint32
 
 
 def lost_places(text: str, offsets: NDArray[np.int64]) -> list[int]:
-    """The characters of a text, white space apart, outside all `offsets` [n, 2], by index."""
+    """The characters of a text, white space apart, outside all `offsets` [n, 2], by index.
+
+    A mark that composes with the letter before it is lost only where that letter is: a tokenizer
+    that normalises to NFC has one id for the two, and the offsets of the letter.
+    """
     change = np.zeros(len(text) + 1, np.int64)
     np.add.at(change, offsets[:, 0], 1)
     np.add.at(change, offsets[:, 1], -1)
-    uncovered = np.flatnonzero(np.cumsum(change)[:-1] == 0)
-    return [int(place) for place in uncovered if not text[place].isspace()]
+    covered = np.cumsum(change)[:-1] > 0
+    lost = []
+    for place in np.flatnonzero(~covered).tolist():
+        if text[place].isspace():
+            continue
+        letter = _letter_of_mark(text, place)
+        if letter is None or not covered[letter]:
+            lost.append(place)
+    return lost
+
+
+#: How far before a mark its letter is looked for: none has so many marks.
+_MOST_MARKS = 16
+
+
+def _letter_of_mark(text: str, place: int) -> int | None:
+    """Where the letter stands that NFC composes with the character at a place; None where it
+    composes with none."""
+    is_jamo = "\u1160" <= text[place] <= "\u11ff"  # the vowel or final of a Hangul syllable
+    if not is_jamo and not unicodedata.category(text[place]).startswith("M"):
+        return None
+    for start in range(place - 1, max(place - _MOST_MARKS, 0) - 1, -1):
+        if unicodedata.combining(text[start]):
+            continue
+        without = unicodedata.normalize("NFC", text[start:place])
+        if len(unicodedata.normalize("NFC", text[start : place + 1])) <= len(without):
+            return start
+    return None
 
 
 def is_refused(lost: int, characters: int) -> bool:
@@ -77,14 +108,19 @@ def is_refused(lost: int, characters: int) -> bool:
 
 
 def lost_text_problem(
-    lost: int, characters: int, unknown_share: float = 0.0, examples: Sequence[str] = ()
+    lost: int,
+    characters: int,
+    unknown_share: float = 0.0,
+    examples: Sequence[str] = (),
+    of: str = "the text's characters",
 ) -> str | None:
-    """What to say of a corpus of which `lost` of its `characters` (white space apart) have no id
-    of their own; `unknown_share` of its ids are the unknown id. None where nothing is lost."""
+    """What to say of text of which `lost` of its `characters` (white space apart) have no id of
+    their own; `unknown_share` of its ids are the unknown id, and `of` names it. None where
+    nothing is lost."""
     if not lost:
         return None
     shown = ", ".join(f"{one!r} (U+{ord(one):04X})" for one in examples if one)
-    message = f"the tokenizer loses {_percent(lost / characters)} of the text's characters"
+    message = f"the tokenizer loses {_percent(lost / characters)} of {of}"
     if shown:
         message += f", such as {shown}"
     if unknown_share:

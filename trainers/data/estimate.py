@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trainers.data.contents import Contents, SourcePart, added, ordered
+from trainers.data.contents import SPLITS, Contents, SourcePart, added, ordered
 from trainers.data.documents import Corpus, Document, Split
-from trainers.data.split_writer import Lost, encoding_of, with_remarks
+from trainers.data.split_writer import Lost, encoding_of, refuse_lost, with_remarks
 from trainers.data.tokenizer import Tokenizer
 
 #: A corpus up to this size is encoded whole; of a larger one about as much, spread evenly.
@@ -36,7 +36,7 @@ def estimated_contents(corpus: Corpus, tokenizer: Tokenizer) -> Contents:
     whole = total <= SAMPLE_BYTES
     apart = EXCERPT * max(total / SAMPLE_BYTES, 1.0)
     sampled: dict[tuple[str, Split], _Sampled] = {}
-    lost = Lost()
+    lost: dict[Split, Lost] = {split: Lost() for split in SPLITS}
     waiting: list[tuple[_Sampled, str, bool]] = []
     for split, document in corpus.assigned():
         at = sampled.get((document.source, split))
@@ -67,10 +67,12 @@ def estimated_contents(corpus: Corpus, tokenizer: Tokenizer) -> Contents:
         ),
         left_out=corpus.left_out,
         remarks=corpus.remarks,
-        encoding=encoding_of([lost], tokenizer),
+        encoding=encoding_of(lost.values(), tokenizer),
         estimated=not whole,
     )
-    return with_remarks(contents, tokenizer)
+    contents = with_remarks(contents, tokenizer)
+    refuse_lost(lost)
+    return contents
 
 
 def _excerpts(at: _Sampled, document: Document, apart: float) -> list[tuple[str, bool]]:
@@ -90,7 +92,10 @@ def _excerpts(at: _Sampled, document: Document, apart: float) -> list[tuple[str,
 
 
 def _encode(
-    tokenizer: Tokenizer, waiting: Sequence[tuple[_Sampled, str, bool]], lost: Lost, whole: bool
+    tokenizer: Tokenizer,
+    waiting: Sequence[tuple[_Sampled, str, bool]],
+    lost: dict[Split, Lost],
+    whole: bool,
 ) -> None:
     texts = [text for _, text, _ in waiting]
     if tokenizer.lossless:
@@ -98,8 +103,8 @@ def _encode(
     else:
         measured = tokenizer.measure_batch(texts)
         counts = [len(one.ids) for one in measured]
-        for (_, _, is_document), one in zip(waiting, measured, strict=True):
-            lost.note(one, tokenizer.unknown_id, is_document)
+        for (at, _, is_document), one in zip(waiting, measured, strict=True):
+            lost[at.part.split].note(one, tokenizer.unknown_id, is_document)
     for (at, text, _), count in zip(waiting, counts, strict=True):
         if whole:
             at.part = added(at.part, tokens=count + 1)

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from analysis.errors import InputError
+from analysis.wording import plural
 from trainers.data.documents import Omissions, Split
 from trainers.data.readers import SourceFile
 
@@ -18,8 +19,10 @@ Part = Literal["train", "validation", "test"]
 
 WORDS: dict[str, Part] = {
     "train": "train",
+    "training": "train",
     **dict.fromkeys(("valid", "validation", "val", "dev", "eval", "heldout"), "validation"),
     "test": "test",
+    "testing": "test",
 }
 
 #: Words of a name that number its shards.
@@ -34,35 +37,76 @@ def part_of(name: str) -> Part | None:
 
 
 def _part_of_words(name: str) -> Part | None:
-    """Of `train`, `train-00000-of-00010` and `wiki.train`; not of `train-stations`."""
-    words = [word for word in re.split(r"[-_. ]+", name.lower()) if word and not word.isdigit()]
-    words = [word for word in words if word not in _SHARD_WORDS]
+    """Of `train`, `train-00000-of-00010`, `wiki.train` and `train.zip`; not of `train-stations`."""
+    words = _words(name)
     return WORDS.get(words[-1]) if words else None
+
+
+def _words(name: str) -> list[str]:
+    """The words of a name, in lower case, without those that number shards or versions."""
+    plain = re.sub(r"held[-_. ]out", "heldout", name.lower().removesuffix(".zip"))
+    words = [word for word in re.split(r"[-_. ]+", plain) if not re.fullmatch(r"v?\d*", word)]
+    return [word for word in words if word not in _SHARD_WORDS]
 
 
 def laid_out(files: Sequence[SourceFile]) -> list[Part] | None:
     """The part of every file, or None where they are not laid out so.
 
-    The folder that the user pointed at counts where nothing below it says a part.
+    The folder that the user pointed at counts where nothing below it says a part: a folder that is
+    called `test` for reasons of its own may hold `train.txt` and other files.
     """
-    parts = [part_of(file.name) or _part_of_words(file.root.name) for file in files]
+    own = [part_of(file.name) for file in files]
+    said_below = {file.root for file, part in zip(files, own, strict=True) if part is not None}
+    parts = [
+        part or (None if file.root in said_below else _part_of_words(file.root.name))
+        for file, part in zip(files, own, strict=True)
+    ]
     known = [part for part in parts if part is not None]
     both = "train" in known and len(set(known)) > 1
     return known if both and len(known) == len(parts) else None
 
 
 def nearly_laid_out(files: Sequence[SourceFile]) -> str | None:
-    """A sentence where files of a training and a held-out part are there, and others beside
-    them keep the layout from being recognised."""
+    """A sentence where names speak of a training and a held-out part, and the layout is not
+    recognised: others are beside them, or they say more than the part."""
     parts = [part_of(file.name) for file in files]
     if None not in parts or "train" not in parts or len(set(parts)) < 3:
-        return None
+        return _speak_of_parts(files)
     other = files[parts.index(None)].name
     named = [file.name for file, part in zip(files, parts, strict=True) if part is not None]
     return (
-        f"{named[0]} and {len(named) - 1} other files are called after splits, but {other} is not: "
-        "all are taken for one corpus and split by size; to hold out those files, name them with "
-        "the corpus's heldout"
+        f"{named[0]} and {plural(len(named) - 1, 'other file')} are called after splits, but "
+        f"{other} is not: all are taken for one corpus and split by size; to hold out those files, "
+        "name them with the corpus's heldout"
+    )
+
+
+def _speak_of_parts(files: Sequence[SourceFile]) -> str | None:
+    """Of `train_data.jsonl` and `valid_data.jsonl`, which may be parts or may not."""
+    names: dict[Part, str] = {}
+    for file in files:
+        for part in {WORDS[word] for word in _words(file.name) if word in WORDS}:
+            names.setdefault(part, file.name)
+    if "train" not in names or len(set(names.values())) < 2:
+        return None
+    return (
+        f"{' and '.join(dict.fromkeys(names.values()))} speak of splits in their names, which do "
+        "not end with them: all files are taken for one corpus and split by size; to hold out "
+        "some of them, name them with the corpus's heldout"
+    )
+
+
+def trained_on_though_called(files: Sequence[SourceFile]) -> str | None:
+    """A sentence where training files are called after a validation or test part: the user named
+    others to be held out."""
+    called = [file.name for file in files if part_of(file.name) in ("validation", "test")]
+    if not called:
+        return None
+    others = f" and {plural(len(called) - 1, 'other file')}" if len(called) > 1 else ""
+    return (
+        f"{called[0]}{others} {'are' if others else 'is'} called after a held-out split and "
+        "trained on, for heldout names others: take such files out of paths, or name them in "
+        "heldout"
     )
 
 

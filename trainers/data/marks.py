@@ -4,9 +4,11 @@ import re
 from collections.abc import Iterator
 
 _LETTERS = "[A-Za-z][A-Za-z0-9_ ]{0,30}"
-_NAMES = "(?i:eos|eot|eod|bos|sep|endoftext)"
+_NAMES = "(?i:eos|eot|eod|eop|bos|sep|endoftext|end_of_[a-z]{1,20})"
 #: Marks that stand for the end or the beginning of a text, wherever they stand.
-_ANYWHERE = re.compile(rf"<\|{_LETTERS}\|>|<\|>|</s>|<{_NAMES}>|\[{_NAMES}\]")
+_ANYWHERE = re.compile(
+    rf"<\|{_LETTERS}\|>|<\|>|<\uff5c[^\n<>]{{1,40}}\uff5c>|</s>|<{_NAMES}>|\[{_NAMES}\]"
+)
 #: Tags of documents, at the beginning of a line.
 _TAG = re.compile(r"^<(/?)(doc|document|article|text|page)\b[^>\n]{0,300}>", re.MULTILINE)
 #: A line of nothing but one sign, three times or more, or of a word in brackets.
@@ -15,6 +17,8 @@ _LINE = re.compile(
     r"[ \t]*\r?$",
     re.MULTILINE,
 )
+#: Stands for the attributes of a tag, which differ from document to document.
+_ATTRIBUTES = " ..."
 #: A line of signs is taken for a mark from so many on: two may frame a heading.
 _FEWEST_LINES = 3
 #: Marks of one corpus that are told of; more are shown as a number.
@@ -35,7 +39,8 @@ class Marks:
                 self._add(match.group(), file)
         if text.startswith("<") or "\n<" in text:
             for match in _TAG.finditer(text):
-                self._add(f"<{match[1]}{match[2]}{'>' if match[1] else ' ...>'}", file)
+                has_attributes = match.group()[1 + len(match[1]) + len(match[2])] != ">"
+                self._add(f"<{match[1]}{match[2]}{_ATTRIBUTES if has_attributes else ''}>", file)
         if lines:
             found: dict[str, int] = {}
             for match in _LINE.finditer(text):
@@ -55,10 +60,13 @@ class Marks:
         for mark, files in often[:MOST_MARKS]:
             file, count = max(files.items(), key=lambda item: item[1])
             total = sum(files.values())
+            way = way_out.format(mark=_yaml(mark))
+            if mark.endswith(f"{_ATTRIBUTES}>"):
+                way = "no separator can name it; give a document a file, or a row of a table"
             others = f" (in {len(files)} files, {total} times)" if len(files) > 1 else ""
             yield (
                 f"{file} holds {mark!r} {count} times{others}, which looks like a mark between "
-                f"documents and is read as text: {way_out.format(mark=_yaml(mark))}"
+                f"documents and is read as text: {way}"
             )
         if len(often) > MOST_MARKS:
             yield f"{len(often) - MOST_MARKS} other texts that look like marks were found"

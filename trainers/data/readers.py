@@ -72,8 +72,10 @@ class Reader:
 
     def documents(self, file: SourceFile) -> Iterator[Document]:
         """Those that are not empty, in order. Raises InputError naming file and place."""
+        left_out, met = self.omissions.total, False
         try:
             for name, text in self._texts(file):
+                met = True
                 if is_empty(text):
                     self.omissions.add("empty document", file.suffix, "documents", name)
                 else:
@@ -82,6 +84,8 @@ class Reader:
                     yield Document(name, text, file.source)
         except OSError as error:
             raise InputError(f"{file.place}: cannot be read: {error}") from error
+        if not met and self.omissions.total == left_out:  # nor a bad row
+            self.omissions.add("no rows", file.suffix, "files", file.name)
 
     def _texts(self, file: SourceFile) -> Iterator[tuple[str, str]]:
         if file.kind in WHOLE:

@@ -1,15 +1,16 @@
 """Writing one split of a token store, in constant memory whatever its length."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from analysis.errors import InputError
 from trainers.data.contents import Contents, Encoding, SourcePart, added
 from trainers.data.documents import Corpus, Document, Split
-from trainers.data.encoded import Encoded
+from trainers.data.encoded import Encoded, is_refused, lost_text_problem
 from trainers.data.shards import (
     TEXT_BYTES,
     TOKEN,
@@ -183,6 +184,22 @@ def encoding_of(parts: Iterable[Lost], tokenizer: Tokenizer) -> Encoding:
         separators_in_text=whole.separators,
         examples=whole.examples,
     )
+
+
+def refuse_lost(parts: Mapping[Split, Lost]) -> None:
+    """Raises InputError where one split alone loses more text than may be lost. The held-out one
+    is small, and a sum over both would not show that all of it is unknown."""
+    for split, lost in parts.items():
+        if is_refused(lost.lost, lost.characters):
+            problem = lost_text_problem(
+                lost.lost,
+                lost.characters,
+                lost.unknown / max(lost.ids, 1),
+                lost.examples,
+                f"the characters of the {'held-out' if split == 'heldout' else 'training'} split",
+            )
+            assert problem is not None
+            raise InputError(problem)
 
 
 def with_remarks(contents: Contents, tokenizer: Tokenizer) -> Contents:

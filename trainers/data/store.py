@@ -43,6 +43,7 @@ from trainers.data.split_writer import (
     SplitWriter,
     as_found,
     encoding_of,
+    refuse_lost,
     with_remarks,
 )
 from trainers.data.tokenizer import Tokenizer, open_tokenizer
@@ -335,6 +336,7 @@ def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
     )
     _check_shares(splits, corpus)
     contents = with_remarks(contents, tokenizer)
+    refuse_lost({split: writer.lost for split, writer in writers.items()})
     tokenizer_path = tokenizer.save(folder)
     _write_unigram(folder, writers["train"].counts)
     meta = Meta(

@@ -22,7 +22,13 @@ from trainers.data.documents import (
     fingerprint_of,
 )
 from trainers.data.held_out import Sizes
-from trainers.data.layouts import laid_out, nearly_laid_out, part_of, split_by_layout
+from trainers.data.layouts import (
+    laid_out,
+    nearly_laid_out,
+    part_of,
+    split_by_layout,
+    trained_on_though_called,
+)
 from trainers.data.marks import Marks
 from trainers.data.readers import WHOLE, Reader, SourceFile
 from trainers.data.size_split import SizeSplit, changed, measured, stamps
@@ -65,6 +71,9 @@ class TextCorpus(Corpus):
                 remarks.append(nearly)
         else:
             self._rule = rule
+            trained_on = [file for split, file in self._files if split == "train"]
+            if named == NAMED and (called := trained_on_though_called(trained_on)):
+                remarks.append(called)
             remarks += _twins(sizes, self._held_out_from)
         self._remarks = tuple(remarks)
 
