@@ -131,6 +131,15 @@ def test_members_of_a_zip_that_are_left_out_are_counted(tmp_path: Path) -> None:
     ]
 
 
+def test_the_card_of_a_zip_that_macos_packed_is_a_card(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("set/a.txt", "set/b.txt", "set/README.md", "__MACOSX/set/._a.txt"):
+            archive.writestr(name, f"{name} {TEXT}")
+    corpus = opened(tmp_path)
+    assert {left.reason for left in corpus.left_out} == {"data card", "hidden"}
+    assert sorted(text[:9] for text in texts(corpus)) == ["set/a.txt", "set/b.txt"]
+
+
 def test_empty_documents_are_counted(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": ""}\n{"text": " \\n"}\n')
     (tmp_path / "b.txt").write_text("two")
