@@ -20,6 +20,7 @@ from trainers.data.documents import (
     Omissions,
     Split,
     fingerprint_of,
+    shown,
 )
 from trainers.data.held_out import Sizes
 from trainers.data.layouts import (
@@ -75,7 +76,7 @@ class TextCorpus(Corpus):
             if named == NAMED and (called := trained_on_though_called(trained_on)):
                 remarks.append(called)
             remarks += _twins(sizes, self._held_out_from)
-        self._remarks = tuple(remarks)
+        self._remarks = tuple(map(shown, remarks))
 
     @property
     def fingerprint(self) -> str:
