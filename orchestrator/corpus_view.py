@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from trainers.data.contents import SPLITS, Contents, SourcePart, added
-from trainers.data.documents import Split
+from trainers.data.documents import LeftOut, Split
 
 #: Sources shown, the largest; the others are summed up in one line, and the JSON has all.
 SHOWN = 12
@@ -34,12 +34,16 @@ def render_contents(contents: Contents) -> list[Text]:
         lines.append(Text("~: from excerpts spread over each source; a run counts them", "dim"))
     lines += [
         Text(
-            f"left out: {left.count:,} {left.unit}{f' ({left.suffix})' if left.suffix else ''}: "
+            f"left out: {left.count:,} {_unit(left)}{f' ({left.suffix})' if left.suffix else ''}: "
             f"{left.reason}, such as {left.example}"
         )
         for left in contents.left_out
     ]
     return lines + [Text(f"corpus: {remark}", "yellow") for remark in contents.remarks]
+
+
+def _unit(left: LeftOut) -> str:
+    return left.unit.removesuffix("s") if left.count == 1 else left.unit
 
 
 def _shown(contents: Contents) -> list[SourcePart]:

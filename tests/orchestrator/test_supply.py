@@ -123,6 +123,12 @@ def test_the_plan_shows_sources_what_is_left_out_and_remarks() -> None:
     assert "~299,900" in rendered(plan(contents(estimated=True)))
 
 
+def test_one_file_that_is_left_out_is_one_file() -> None:
+    one = LeftOut("hidden", ".txt", 1, "files", ".a.txt")
+    lines = [line.plain for line in render_contents(Contents("rule", (), (one,), ()))]
+    assert "left out: 1 file (.txt): hidden, such as .a.txt" in lines
+
+
 def test_of_many_sources_the_largest_are_shown_and_all_are_counted() -> None:
     parts = [SourcePart(f"s{n}", "train", 1, 1000 + n, 100) for n in range(40)]
     many = Contents("rule", (*parts, SourcePart("s0", "heldout", 1, 5, 5)), (), ())

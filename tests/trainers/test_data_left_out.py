@@ -13,7 +13,8 @@ import pytest
 from analysis.errors import InputError
 from trainers.data.corpus import Corpus, open_corpus
 from trainers.data.documents import LeftOut
-from trainers.data.sources import TextFiles
+from trainers.data.sources import BytesTokenizer, DataSource, TextFiles
+from trainers.data.store import open_store
 
 TEXT = "A document of some words.\n"
 
@@ -102,6 +103,20 @@ def test_a_name_that_is_not_utf8_is_no_obstacle(tmp_path: Path) -> None:
     assert [text[0] for text in texts(opened(tmp_path))] == ["b", "c"]
 
 
+def test_names_that_no_record_can_hold_are_written_with_their_bytes(tmp_path: Path) -> None:
+    """A store writes sources and what is left out as JSON, and must read them again."""
+    rows = "".join(json.dumps({"text": f"story {n}"}) + "\n" for n in range(40)).encode()
+    for name in (b"caf\xe9.jsonl", b"a\nb.jsonl", b"na\xefve.pdf"):
+        with open(os.path.join(os.fsencode(tmp_path), name), "wb") as stream:
+            stream.write(rows)
+    config = TextFiles(paths=[str(tmp_path)])
+    store = open_store(DataSource(corpus=config, tokenizer=BytesTokenizer()), tmp_path / "cache")
+    sources = {part.source for part in store.meta.contents.sources}
+    assert sources == {"caf\\xe9.jsonl", "a\\nb.jsonl"}
+    (left_out,) = store.meta.contents.left_out
+    assert left_out.example == "na\\xefve.pdf"
+
+
 def test_a_file_that_is_met_twice_is_read_once_and_told_of(tmp_path: Path) -> None:
     write(tmp_path, "a.txt", "b.txt")
     corpus = opened(tmp_path, f"{tmp_path}/*.txt")
@@ -129,6 +144,15 @@ def test_members_of_a_zip_that_are_left_out_are_counted(tmp_path: Path) -> None:
         ("data card", ".md", 1),
         ("hidden", ".txt", 1),
     ]
+
+
+def test_the_card_of_a_zip_that_macos_packed_is_a_card(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("set/a.txt", "set/b.txt", "set/README.md", "__MACOSX/set/._a.txt"):
+            archive.writestr(name, f"{name} {TEXT}")
+    corpus = opened(tmp_path)
+    assert {left.reason for left in corpus.left_out} == {"data card", "hidden"}
+    assert sorted(text[:9] for text in texts(corpus)) == ["set/a.txt", "set/b.txt"]
 
 
 def test_empty_documents_are_counted(tmp_path: Path) -> None:

@@ -255,7 +255,9 @@ def _members(file: Found, omissions: Omissions) -> Iterator[SourceFile]:
 
 
 def _common_folder(names: list[str]) -> str:
-    """The folder, with its slash, that everything in a zip lies in, or nothing."""
+    """The folder, with its slash, that everything in a zip lies in, or nothing; what is hidden,
+    such as the notes that macOS puts beside the folder, does not count."""
+    names = [name for name in names if not PurePosixPath(name).name.startswith(".")]
     firsts = {name.partition("/")[0] for name in names}
     inside = all("/" in name for name in names)
     return f"{firsts.pop()}/" if inside and len(firsts) == 1 else ""

@@ -23,6 +23,7 @@ _DIGEST_RANGE = 2**64
 #: What `str.split` takes for white space, of ASCII.
 _ASCII_SPACE = b"\t\n\v\f\r\x1c\x1d\x1e\x1f "
 _MARK = "\ufeff"  # the byte order mark
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _OTHER_SPACE = re.compile(rf"[^\S\x00-\x7f]|{_MARK}")
 
 
@@ -50,6 +51,13 @@ class LeftOut:
     example: str
 
 
+def shown(name: str) -> str:
+    """A name of a file, or a sentence that holds one, as records and terminals can hold it: bytes
+    that are not UTF-8 are written as `\\xe9`, and a line end as `\\n`."""
+    text = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return _CONTROL.sub(lambda match: repr(match.group())[1:-1], text)
+
+
 class Omissions:
     """Counts what is left out while a corpus is read."""
 
@@ -64,9 +72,9 @@ class Omissions:
 
     def add(self, reason: str, suffix: str, unit: Unit, example: str) -> None:
         """One more; the first of a kind is its example."""
-        kind = (reason, suffix, unit)
+        kind = (reason, shown(suffix), unit)
         self._counts[kind] = self._counts.get(kind, 0) + 1
-        self._examples.setdefault(kind, example)
+        self._examples.setdefault(kind, shown(example))
 
     def take(self, row: LeftOut) -> None:
         """As many more as a row of another count holds."""

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from trainers.data.documents import shown
 from trainers.data.readers import SourceFile
 
 #: A folder of more names than this, each a source, would fill a table without telling anything:
@@ -46,7 +47,7 @@ def source_names(files: Iterable[tuple[Place, SourceFile]]) -> list[SourceFile]:
     labels = _told_apart([(root, _label(name, [place for place, _ in group]))
                           for (root, name), group in groups.items()])  # fmt: skip
     return [
-        replace(file, source=label)
+        replace(file, source=shown(label))
         for label, group in zip(labels, groups.values(), strict=True)
         for _, file in group
     ]

@@ -20,6 +20,7 @@ from trainers.data.documents import (
     Omissions,
     Split,
     fingerprint_of,
+    shown,
 )
 from trainers.data.held_out import Sizes
 from trainers.data.layouts import (
@@ -75,7 +76,7 @@ class TextCorpus(Corpus):
             if named == NAMED and (called := trained_on_though_called(trained_on)):
                 remarks.append(called)
             remarks += _twins(sizes, self._held_out_from)
-        self._remarks = tuple(remarks)
+        self._remarks = tuple(map(shown, remarks))
 
     @property
     def fingerprint(self) -> str:
@@ -161,9 +162,12 @@ class TextCorpus(Corpus):
 
     def _about_marks(self, reader: Reader, marks: Marks) -> Iterator[str]:
         if reader.whole and self._config.separator is not None:
+            files = reader.whole + reader.separated
             yield (
-                f"{reader.whole} files of {reader.whole + reader.separated} do not hold the "
-                "separator and are one document each"
+                f"1 file of {files} does not hold the separator and is one document"
+                if reader.whole == 1
+                else f"{reader.whole} files of {files} do not hold the separator and are one "
+                "document each"
             )
         if any(file.kind in WHOLE for _, file in self._files):
             way_out = "separator: {mark} in the corpus section splits .txt, .md and .py files there"
