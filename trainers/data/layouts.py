@@ -121,10 +121,15 @@ def split_by_layout(
     both: tuple[Part, Part] = ("validation", "test")
     there = [part for part in both if part in parts]
     chosen = WORDS.get(asked.lower()) if asked is not None else there[0]
+    if chosen == "train":
+        raise InputError(
+            f"corpus text: heldout: split {asked!r} is the one that is trained on; name one of "
+            f"{', '.join(there)}"
+        )
     if chosen is None or chosen not in there:
         raise InputError(
             f"corpus text: heldout: split {asked!r} is not there; the files are laid out as "
-            f"{', '.join(dict.fromkeys(parts))}"
+            f"{', '.join(sorted(set(parts)))}"
         )
     kept: list[tuple[Split, SourceFile]] = []
     for file, part in zip(files, parts, strict=True):
