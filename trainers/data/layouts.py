@@ -11,7 +11,6 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from analysis.errors import InputError
-from analysis.wording import plural
 from trainers.data.documents import Omissions, Split
 from trainers.data.readers import SourceFile
 
@@ -75,10 +74,14 @@ def nearly_laid_out(files: Sequence[SourceFile]) -> str | None:
     other = files[parts.index(None)].name
     named = [file.name for file, part in zip(files, parts, strict=True) if part is not None]
     return (
-        f"{named[0]} and {plural(len(named) - 1, 'other file')} are called after splits, but "
+        f"{named[0]} and {_others(len(named) - 1)} are called after splits, but "
         f"{other} is not: all are taken for one corpus and split by size; to hold out those files, "
         "name them with the corpus's heldout"
     )
+
+
+def _others(count: int) -> str:
+    return f"{count} other file{'s' * (count != 1)}"
 
 
 def _speak_of_parts(files: Sequence[SourceFile]) -> str | None:
@@ -102,7 +105,7 @@ def trained_on_though_called(files: Sequence[SourceFile]) -> str | None:
     called = [file.name for file in files if part_of(file.name) in ("validation", "test")]
     if not called:
         return None
-    others = f" and {plural(len(called) - 1, 'other file')}" if len(called) > 1 else ""
+    others = f" and {_others(len(called) - 1)}" if len(called) > 1 else ""
     return (
         f"{called[0]}{others} {'are' if others else 'is'} called after a held-out split and "
         "trained on, for heldout names others: take such files out of paths, or name them in "
