@@ -166,6 +166,19 @@ def test_another_split_of_a_layout_can_be_asked_for(tmp_path: Path) -> None:
         opened(folder, heldout={"split": "test"})
 
 
+def test_the_training_split_cannot_be_held_out(tmp_path: Path) -> None:
+    write(tmp_path, "train.txt", "valid.txt")
+    with pytest.raises(InputError, match=r"'training' is the one that is trained on; name one"):
+        opened(tmp_path, heldout={"split": "training"})
+
+
+def test_a_held_out_part_that_is_the_larger_is_said(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("one two three")
+    (tmp_path / "test.txt").write_text("four five six " * 10)
+    (said,) = opened(tmp_path).remarks
+    assert said.startswith("more text is held out (140 bytes) than trained on (13 bytes)")
+
+
 @pytest.mark.parametrize("form", ["file", "list", "folder", "glob"])
 def test_held_out_is_what_the_user_names(tmp_path: Path, form: str) -> None:
     write(tmp_path, "a/one.txt", "a/two.txt", "b/three.txt")

@@ -80,6 +80,10 @@ def nearly_laid_out(files: Sequence[SourceFile]) -> str | None:
     )
 
 
+def _others(count: int) -> str:
+    return f"{count} other file{'s' * (count != 1)}"
+
+
 def _speak_of_parts(files: Sequence[SourceFile]) -> str | None:
     """Of `train_data.jsonl` and `valid_data.jsonl`, which may be parts or may not."""
     names: dict[Part, str] = {}
@@ -120,10 +124,15 @@ def split_by_layout(
     both: tuple[Part, Part] = ("validation", "test")
     there = [part for part in both if part in parts]
     chosen = WORDS.get(asked.lower()) if asked is not None else there[0]
+    if chosen == "train":
+        raise InputError(
+            f"corpus text: heldout: split {asked!r} is the one that is trained on; name one of "
+            f"{', '.join(there)}"
+        )
     if chosen is None or chosen not in there:
         raise InputError(
             f"corpus text: heldout: split {asked!r} is not there; the files are laid out as "
-            f"{', '.join(dict.fromkeys(parts))}"
+            f"{', '.join(sorted(set(parts)))}"
         )
     kept: list[tuple[Split, SourceFile]] = []
     for file, part in zip(files, parts, strict=True):

@@ -75,6 +75,8 @@ class TextCorpus(Corpus):
             trained_on = [file for split, file in self._files if split == "train"]
             if named == NAMED and (called := trained_on_though_called(trained_on)):
                 remarks.append(called)
+            if config.heldout is None:
+                remarks += _larger(sizes, self._held_out_from)
             remarks += _twins(sizes, self._held_out_from)
         self._remarks = tuple(map(shown, remarks))
 
@@ -244,6 +246,16 @@ def _doubled(files: Assigned) -> Iterator[str]:
         yield (
             f"{len(doubled)} files stand there compressed and not, and are read twice, such as "
             f"{doubled[0]}: remove one of the two"
+        )
+
+
+def _larger(sizes: Sizes, held_out_from: int) -> Iterator[str]:
+    """A held-out part, recognised by names, that is more than what is trained on."""
+    train, heldout = (int(part.sum()) for part in np.split(sizes.bytes, [held_out_from]))
+    if heldout > train:
+        yield (
+            f"more text is held out ({heldout:,} bytes) than trained on ({train:,} bytes): if that "
+            "is not meant, name fewer files in the corpus's heldout"
         )
 
 
