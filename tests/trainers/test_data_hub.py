@@ -76,6 +76,17 @@ def test_the_splits_of_a_folder_are_whole_documents_and_a_tenth_of_the_bytes(
     assert abs(sum(map(len, heldout)) - tenth) <= max(map(len, TEXTS)) / 2
 
 
+def test_splits_of_its_own_that_are_not_read_are_said(tmp_path: Path) -> None:
+    path = folder(tmp_path / "data")
+    assert opened(path).remarks == ()
+    shutil.copy(path / "train.jsonl", path / "validation.jsonl")
+    (said,) = opened(path).remarks
+    assert said == (
+        "split 'validation' of the data set is not read; heldout: validation holds out that one"
+    )
+    assert "is not read" not in " ".join(opened(path, heldout="validation").remarks)
+
+
 def test_the_split_that_the_user_names_is_held_out(tmp_path: Path) -> None:
     path = folder(tmp_path / "data")
     rows = [json.dumps({"text": text}) + "\n" for text in ("document  7", "another", "a third")]

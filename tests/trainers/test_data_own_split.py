@@ -117,11 +117,25 @@ def test_what_is_not_laid_out_in_splits_is_split_by_size(
 
 
 def test_a_file_that_keeps_a_layout_from_being_recognised_is_said(tmp_path: Path) -> None:
-    corpus = opened(write(tmp_path, "train.txt", "valid.txt", "LICENSE.txt"))
+    corpus = opened(write(tmp_path, "train.txt", "valid.txt", "stations.txt"))
     assert corpus.remarks == (
-        "train.txt and 1 other file are called after splits, but LICENSE.txt is not: all are "
+        "train.txt and 1 other file are called after splits, but stations.txt is not: all are "
         "taken for one corpus and split by size; to hold out those files, name them with the "
         "corpus's heldout",
+    )
+
+
+def test_what_tells_of_the_data_hides_no_layout_and_is_left_out(tmp_path: Path) -> None:
+    folder = write(tmp_path, "train.txt", "valid.txt", "LICENSE.txt")
+    (folder / "docs").mkdir()
+    (folder / "docs" / "README.md").write_text("about the data")
+    corpus = opened(folder)
+    assert "laid out as validation are held out" in corpus.split_rule
+    names = {document.name for _, document in corpus.assigned()}
+    assert names == {"train.txt", "valid.txt"}
+    assert corpus.left_out == (
+        LeftOut("about the data", ".md", 1, "files", "docs/README.md"),
+        LeftOut("about the data", ".txt", 1, "files", "LICENSE.txt"),
     )
 
 

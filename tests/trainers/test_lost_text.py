@@ -135,3 +135,13 @@ def test_a_tokenizer_of_the_project_loses_nothing(tmp_path: Path) -> None:
         assert store.lossless
         assert store.meta.contents.encoding is not None
         assert store.meta.contents.encoding.proven
+
+
+def test_a_separator_within_documents_is_said(tmp_path: Path) -> None:
+    known = words(tmp_path / "t", [*WORDS, "xylo"])
+    texts = [f"{text} </s> {text}" if n in (3, 8) else text for n, text in enumerate(TEXTS)]
+    store = open_store(corpus(tmp_path, texts, known), tmp_path / "cache")
+    encoding = store.meta.contents.encoding
+    assert encoding is not None
+    assert encoding.separators_in_text == 2
+    assert any("separator of 2 places" in said for said in store.meta.contents.remarks)

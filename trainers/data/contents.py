@@ -44,22 +44,28 @@ class Encoding:
     examples: tuple[str, ...] = ()  # of lost characters
 
     @property
-    def remark(self) -> str | None:
-        """What a user must know of it, if anything. Raises InputError where more text is lost
+    def remarks(self) -> tuple[str, ...]:
+        """What a user must know of it, a sentence each. Raises InputError where more text is lost
         than a loss can bear that is compared at a hundredth of a nat."""
+        said = []
         if problem := lost_text_problem(
             self.lost_characters, self.characters, self.unknown_share, self.examples
         ):
             if is_refused(self.lost_characters, self.characters):
                 raise InputError(problem)
-            return problem
-        if self.altered_documents:
-            return (
+            said.append(problem)
+        elif self.altered_documents:
+            said.append(
                 f"the tokenizer alters text: {self.altered_documents:,} documents do not decode "
                 "back to themselves (case, accents or white space may be gone); bits per byte "
                 "cannot be given"
             )
-        return None
+        if self.separators_in_text:
+            said.append(
+                f"the tokenizer makes its separator of {self.separators_in_text:,} places within "
+                "documents: there a model is told that a document ends which goes on"
+            )
+        return tuple(said)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ class HubCorpus(Corpus):
         self._total_bytes: int | None = None
         self._by_size: SizeSplit | None = None
         self._seen = _Seen()
+        self._others: tuple[str, ...] = ()
         if self._folder is not None:
             self._stamps = stamps(_files(self._folder))
             self._measure()
@@ -94,6 +95,11 @@ class HubCorpus(Corpus):
     @property
     def remarks(self) -> tuple[str, ...]:
         cut = self._by_size.remarks if self._by_size is not None else ()
+        if self._others:
+            cut += (
+                f"split {' and '.join(map(repr, self._others))} of the data set is not read; "
+                f"heldout: {self._others[0]} holds out that one",
+            )
         return (*cut, *self._seen.remarks(self._config))
 
     def assigned(self) -> Iterator[tuple[Split, Document]]:
@@ -125,6 +131,15 @@ class HubCorpus(Corpus):
             self._by_size = SizeSplit(
                 sizes, lambda: self._stream(_Seen()), f"corpus hub: {self._named()}"
             )
+            self._others = self._other_splits()
+
+    def _other_splits(self) -> tuple[str, ...]:
+        """The splits of a local folder that are not read."""
+        from datasets import get_dataset_split_names
+
+        config = self._config
+        names = get_dataset_split_names(str(self._folder), config_name=config.name)
+        return tuple(name for name in names if name != config.split.partition("[")[0])
 
     def _by_digest(self, seen: "_Seen") -> Iterator[tuple[Split, Document]]:
         documents = self._stream(seen)

@@ -24,6 +24,9 @@ WORDS: dict[str, Part] = {
     "testing": "test",
 }
 
+#: Files that tell of a data set, by their names without an ending: they hide no layout.
+TELLING = frozenset({"license", "licence", "notice", "readme", "citation", "copying", "changelog"})
+
 #: Words of a name that number its shards.
 _SHARD_WORDS = frozenset({"of", "part", "shard", "split"})
 
@@ -46,6 +49,11 @@ def _words(name: str) -> list[str]:
     plain = re.sub(r"held[-_. ]out", "heldout", name.lower().removesuffix(".zip"))
     words = [word for word in re.split(r"[-_. ]+", plain) if not re.fullmatch(r"v?\d*", word)]
     return [word for word in words if word not in _SHARD_WORDS]
+
+
+def tells_of_data(file: SourceFile) -> bool:
+    """Whether a file is a licence or the like, whose name says nothing of a split."""
+    return PurePosixPath(file.name).name.partition(".")[0].lower() in TELLING
 
 
 def laid_out(files: Sequence[SourceFile]) -> list[Part] | None:
@@ -143,7 +151,3 @@ def split_by_layout(
         else:
             omissions.add(f"{part} split", file.suffix, "files", file.name)
     return kept, chosen
-
-
-def _others(count: int) -> str:
-    return "1 other file" if count == 1 else f"{count} other files"

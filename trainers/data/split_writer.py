@@ -204,8 +204,7 @@ def refuse_lost(parts: Mapping[Split, Lost]) -> None:
 
 def with_remarks(contents: Contents, tokenizer: Tokenizer) -> Contents:
     """With what is to be said of the tokenizer. Raises InputError where it loses too much text."""
-    encoding = contents.encoding
-    said = [] if encoding is None or encoding.remark is None else [encoding.remark]
+    said = () if contents.encoding is None else contents.encoding.remarks
     return replace(contents, remarks=(*contents.remarks, *tokenizer.remarks, *said))
 
 

@@ -28,6 +28,7 @@ from trainers.data.layouts import (
     nearly_laid_out,
     part_of,
     split_by_layout,
+    tells_of_data,
     trained_on_though_called,
 )
 from trainers.data.marks import Marks
@@ -190,7 +191,8 @@ def _split_by_files(config: sources.TextFiles, omissions: Omissions) -> tuple[st
     if isinstance(config.heldout, list):
         return NAMED, *_named(files, config.heldout, omissions)
     asked = config.heldout.split if config.heldout is not None else None
-    parts = laid_out(files)
+    texts = [file for file in files if not tells_of_data(file)]
+    parts = laid_out(texts)
     if parts is None:
         if asked is not None:
             raise InputError(
@@ -198,7 +200,10 @@ def _split_by_files(config: sources.TextFiles, omissions: Omissions) -> tuple[st
                 f"train and held-out files{_why_not(files)}; name the held-out files instead"
             )
         return BY_SIZE, [("train", file) for file in files], ""
-    kept, chosen = split_by_layout(files, parts, asked, omissions)
+    for file in files:
+        if file not in texts:
+            omissions.add("about the data", file.suffix, "files", file.name)
+    kept, chosen = split_by_layout(texts, parts, asked, omissions)
     rule = (
         f"the files laid out as {chosen} are held out, those laid out as train are trained on"
         f"{' (recognised by their names)' if asked is None else ''}"
@@ -227,7 +232,8 @@ def _named(
 
 
 def _why_not(files: Sequence[SourceFile]) -> str:
-    other = next((file.name for file in files if part_of(file.name) is None), None)
+    texts = [file for file in files if not tells_of_data(file)]
+    other = next((file.name for file in texts if part_of(file.name) is None), None)
     return f": {other} is not called after one of them" if other is not None else ""
 
 
