@@ -105,7 +105,7 @@ def test_the_estimate_is_no_idle_bound(cases: list[tuple[str, float, float]]) ->
     assert max(estimate for _, _, estimate in cases) < 0.01
     # Where probes and not rounding decide, it is of the size of the error.
     ratios = [estimate / case_error for _, case_error, estimate in cases if case_error > 1e-4]
-    assert len(ratios) > 10
+    assert len(ratios) > 5
     assert 1 < np.median(ratios) < 10
 
 
