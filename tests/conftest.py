@@ -41,8 +41,9 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
 STARTING = {"s3", "s3_server"}
 #: What Python tells an audit hook before it starts one.
 STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.system"}
-#: What a library asks of the machine in passing, in milliseconds: DeepSpeed, at ZeRO 3.
-ASKED = {"numactl"}
+#: What is asked of the machine in passing, in milliseconds: by a submission, which commit it is
+#: of, and by DeepSpeed, at ZeRO 3, which memory is near.
+ASKED = {"git", "numactl"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

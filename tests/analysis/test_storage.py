@@ -38,7 +38,10 @@ def arrow_on_disk(folder: Path) -> Storage:
     return ArrowStorage(fs.LocalFileSystem(), str(folder), f"file://{folder}")
 
 
-@pytest.fixture(params=[local, arrow_in_memory, arrow_on_disk, "s3"])
+SERVED = pytest.param("s3", marks=pytest.mark.processes)
+
+
+@pytest.fixture(params=[local, arrow_in_memory, arrow_on_disk, SERVED])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     """Every kind of storage keeps the same promises."""
     if request.param == "s3":

@@ -16,6 +16,8 @@ from analysis.spectrum import SpectrumMetrics, measure
 from trainers.spectra import lanczos
 from trainers.spectra.lanczos import EXACT_WIDTH, Quadrature, quadrature
 
+pytestmark = pytest.mark.long
+
 
 def matrix_of(eigenvalues: np.ndarray, seed: int = 0) -> Tensor:
     """Symmetric, float32, with those eigenvalues in a random frame."""
@@ -82,7 +84,6 @@ def cases(request: pytest.FixtureRequest) -> list[tuple[str, float, float]]:
     return found
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("kind", PLANTED)
 def test_metrics_are_within_a_half_per_cent(
     kind: str, cases: list[tuple[str, float, float]]
@@ -92,7 +93,6 @@ def test_metrics_are_within_a_half_per_cent(
     assert max(errors) < 0.005
 
 
-@pytest.mark.long
 def test_the_estimate_bounds_the_error_in_95_of_100_cases(
     cases: list[tuple[str, float, float]],
 ) -> None:
@@ -100,7 +100,6 @@ def test_the_estimate_bounds_the_error_in_95_of_100_cases(
     assert np.mean(covered) >= 0.95
 
 
-@pytest.mark.long
 def test_the_estimate_is_no_idle_bound(cases: list[tuple[str, float, float]]) -> None:
     assert max(estimate for _, _, estimate in cases) < 0.01
     # Where probes and not rounding decide, it is of the size of the error.
