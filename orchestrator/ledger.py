@@ -267,6 +267,12 @@ def discard(trial: Storage) -> int:
     return len(keys)
 
 
+def with_results(sweep: Storage) -> set[str]:
+    """Ids of the trials in a sweep's directory that are over, whichever version of its file named
+    them."""
+    return {key.split("/")[1] for key in sweep.list("trials") if key.endswith(f"/{records.RESULT}")}
+
+
 def measured_rate(sweep: Storage) -> float | None:
     """FLOP/s that one worker has reached in the finished trials of a sweep; None where no result
     tells."""
