@@ -135,7 +135,8 @@ def open_storage(location: str | Path) -> Storage:
         if not text:
             raise InputError("storage: the path is empty; use . for the current folder")
         try:
-            return LocalStorage(Path(text))
+            # `./~x` is a folder here, and a Path of it has lost the `./`.
+            return LocalStorage(Path(text) if text.startswith("~") else Path(text).absolute())
         except RuntimeError as error:  # of expanduser: ~somebody who is not there
             raise InputError(f"storage {text!r}: {error}") from error
     refuse_fragment(text)

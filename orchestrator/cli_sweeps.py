@@ -37,7 +37,7 @@ def plan(
 ) -> None:
     """Show the grid: every trial with its size and cost. Runs nothing."""
     from orchestrator.grid import expand
-    from orchestrator.ledger import measured_rate
+    from orchestrator.ledger import measured_rate, with_results
     from orchestrator.old_trials import notice_of_old_trials
     from orchestrator.plan import make_plan, plan_json
     from orchestrator.plan_view import render_plan
@@ -46,15 +46,13 @@ def plan(
     config, directory = _load(sweep, overrides, storage)
     found = planned_data(config, directory)
     grid = expand(config, found.data, found.vocab_size)
-    made = make_plan(
-        config,
-        grid,
-        measured_rate(directory),
-        ids_known=found.known,
-        contents=found.contents,
-    )
-    if notice := notice_of_old_trials(directory, made.totals):
-        made = replace(made, warnings=[notice, *made.warnings])
+    rate = measured_rate(directory)
+    made = make_plan(config, grid, rate, ids_known=found.known, contents=found.contents)
+    over = with_results(directory)
+    if left := [trial for trial in grid.trials if trial.id not in over]:
+        totals = make_plan(config, replace(grid, trials=left), rate).totals
+        if notice := notice_of_old_trials(directory, totals):
+            made = replace(made, warnings=[notice, *made.warnings])
     if as_json:
         print_json(plan_json(made))
     else:
@@ -191,7 +189,7 @@ def rerun(
     from orchestrator.driver_lease import is_driven
     from orchestrator.ledger import discard, find_trial, trial_storage
     from orchestrator.mirror import forget_trial
-    from orchestrator.old_trials import refuse_to_discard
+    from orchestrator.old_trials import check_discard
     from orchestrator.tracking import storage_of
     from orchestrator.tracking import tracking_uri as tracking_of
 
@@ -199,13 +197,11 @@ def rerun(
     found = find_trial(directory, trial)
     if is_driven(directory):
         raise InputError(f"{directory.url} is running; `widthlab stop` it first")
-    refuse_to_discard(directory, found)
+    then = check_discard(directory, found)
     # MLflow's run goes first: a trial without records would otherwise keep the old points.
     forget_trial(directory, tracking_of(storage_of(directory), tracking_uri), found)
     objects = discard(trial_storage(directory, found))
-    typer.echo(
-        f"discarded trial {found} ({objects} objects); `widthlab run` trains it anew", err=True
-    )
+    typer.echo(f"discarded trial {found} ({objects} objects); `widthlab run` {then}", err=True)
 
 
 def gc(

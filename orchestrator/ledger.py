@@ -267,6 +267,12 @@ def discard(trial: Storage) -> int:
     return len(keys)
 
 
+def with_results(sweep: Storage) -> set[str]:
+    """Ids of the trials in a sweep's directory that are over, whichever version of its file named
+    them."""
+    return {key.split("/")[1] for key in sweep.list("trials") if key.endswith(f"/{records.RESULT}")}
+
+
 def measured_rate(sweep: Storage) -> float | None:
     """FLOP/s that one worker has reached in the finished trials of a sweep; None where no result
     tells."""
@@ -297,8 +303,8 @@ def find_trial(sweep: Storage, prefix: str) -> str:
     ids: list[str] = [cell["id"] for cell in resolved_sweep(sweep)["resolved"]["trials"]]
     found = [trial_id for trial_id in ids if prefix and trial_id.startswith(prefix)]
     if len(found) != 1:
-        what = f"{len(found)} trials of this sweep have ids" if found else "no trial has an id"
-        raise InputError(f"{what} that start with {prefix!r}; `widthlab status` lists them")
+        what = f"{len(found)} ids of trials start" if found else "no id of a trial starts"
+        raise InputError(f"{what} with {prefix!r}; `widthlab status` lists them")
     return found[0]
 
 

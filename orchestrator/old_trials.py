@@ -92,13 +92,17 @@ def old_trials(sweep: Storage) -> OldTrials | None:
     )
 
 
-def refuse_to_discard(sweep: Storage, trial_id: str) -> None:
-    """Raises InputError for a trial with a result that no run would train again."""
+def check_discard(sweep: Storage, trial_id: str) -> str:
+    """What `widthlab run` makes of a trial once it is discarded. Raises InputError for one with a
+    result that no run would train again."""
     old = old_trials(sweep)
-    if old is not None and trial_id in old.finished:
+    if old is None or trial_id not in {*old.finished, *old.begun}:
+        return "trains it anew"
+    if trial_id in old.finished:
         raise InputError(
             f"trial {trial_id} of {sweep.url} is of semantics version {old.versions[0]}, which "
             "this widthlab does not train: discarded it would be lost. `widthlab run` with the "
             f"sweep's file trains all of it anew under version {SEMANTICS_VERSION}; who wants the "
             "old trial gone removes its folder"
         )
+    return f"trains its cell anew under version {SEMANTICS_VERSION} and an id of its own"

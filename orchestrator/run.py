@@ -91,7 +91,8 @@ def run_sweep(
     old = old_trials(sweep)
     if todo:
         if old is not None:
-            totals = make_plan(config, grid, ledger.measured_rate(sweep)).totals
+            trains = replace(grid, trials=todo)
+            totals = make_plan(config, trains, ledger.measured_rate(sweep)).totals
             console.print(old.notice(totals), highlight=False, markup=False, soft_wrap=True)
         check_temporary(address)
     if address is None:  # known before Ray is started, and before anything is written
@@ -192,10 +193,7 @@ def _tell_of_orphans(sweep: Storage, grid: Grid, old: OldTrials | None, console:
     """Say so if finished trials lie here that this version of the sweep file does not name; of
     those of another semantics version it has been said already."""
     named = {trial.id for trial in grid.trials}.union(old.finished if old else ())
-    finished = {
-        key.split("/")[1] for key in sweep.list("trials") if key.endswith(f"/{records.RESULT}")
-    }
-    orphans = len(finished - named)
+    orphans = len(ledger.with_results(sweep) - named)
     if orphans:
         console.print(
             f"{orphans} finished trial{'s' if orphans > 1 else ''} of an earlier version of this "

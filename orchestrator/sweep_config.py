@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from analysis.tables.aggregation import LayerStatistic
+from orchestrator.tracking import ARTIFACTS, DATABASE
 from trainers.data.sources import (
     BPETokenizer,
     BytesTokenizer,
@@ -165,6 +166,8 @@ class SweepConfig(Frozen):
                 f"{len(name)} characters are too many for a name: it is a folder's too; "
                 f"use at most {LONGEST_NAME}"
             )
+        if name in (DATABASE, ARTIFACTS):
+            raise ValueError(f"{name!r} is MLflow's in the folder of the sweeps; use another name")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise ValueError(
                 f"{name!r} should begin with a letter or a digit and hold only letters (A to Z, "

@@ -112,7 +112,9 @@ def _sources(corpus: Mapping[str, Any]) -> Iterator[str]:
     yield "<h3>Sources</h3>"
     yield listed
     yield paragraph(
-        "Documents and bytes: of both splits. Shares: of the tokens of the split.", "small faint"
+        "Documents and bytes: of both splits, and one that was cut in two is in both. Shares: of "
+        "the tokens of the split.",
+        "small faint",
     )
 
 

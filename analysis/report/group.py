@@ -6,6 +6,7 @@ from html import escape
 
 from analysis.laws.power_law import PowerLaw, Refusal
 from analysis.laws.saturation import Saturation, Untestable
+from analysis.records import FIRST_SEMANTICS
 from analysis.report.captions import captions_of
 from analysis.report.page import (
     bullets,
@@ -197,8 +198,16 @@ def _next(verdict: GroupVerdict) -> Iterator[str]:
         return
     yield f'<h3 id="{verdict.slug}-next">What to run next</h3>'
     if not all(cells.planned for cells in verdict.run_next):
+        # Only this widthlab's own version of the meaning goes on; the first is surely another's.
+        old = (verdict.trials["semantics_version"] == FIRST_SEMANTICS).any()
         yield paragraph(
-            "Add these values to those of the sweep file: what is finished is not trained again."
+            "Add these values to those of the sweep file: "
+            + (
+                "a run trains the whole of it anew, for these trials are of semantics version "
+                f"{FIRST_SEMANTICS}; the figures below are of the added cells alone."
+                if old
+                else "what is finished is not trained again."
+            )
         )
     yield figures(
         f'<div><p>{words(sentence(cells.why))} <span class="faint">'

@@ -60,8 +60,11 @@ def test_its_report_says_of_which_version_it_is_and_what_is_not_known(first: Loc
     (group,) = done.recommendation["groups"]
     (caveat,) = (text for text in group["caveats"] if "semantics version 1" in text)
     assert "first windows of the held-out split" in caveat
+    assert "trains all of these anew" in caveat
     assert caveat in page
     assert "left out of it was not recorded" in page
+    assert "a run trains the whole of it anew" in page
+    assert "what is finished is not trained again" not in page
     assert "<dt>semantics version</dt><dd>1</dd>" in page
 
 

@@ -368,6 +368,16 @@ def test_a_relative_path_does_not_follow_a_change_of_directory(
     assert storage.url == str(tmp_path / "sweeps")
 
 
+def test_a_folder_whose_name_begins_like_a_home_folder_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert open_storage("./~nobody-is-called-so").url == str(tmp_path / "~nobody-is-called-so")
+    assert open_storage("~/runs").url == str(Path.home() / "runs")
+    with pytest.raises(InputError, match="home directory"):
+        open_storage("~nobody-is-called-so")
+
+
 def test_a_url_is_opened_by_pyarrow() -> None:
     storage = open_storage("mock:///bucket/sweeps")
     storage.put("a", b"1")

@@ -19,7 +19,7 @@ from orchestrator import run as run_module
 from orchestrator.from_mlflow import rebuild
 from orchestrator.ledger import read_ledger
 from orchestrator.mirror import sync
-from orchestrator.old_trials import notice_of_old_trials, old_trials, refuse_to_discard
+from orchestrator.old_trials import check_discard, notice_of_old_trials, old_trials
 from orchestrator.plan import Totals
 from orchestrator.sweep import parse_sweep
 
@@ -111,11 +111,14 @@ def corpus(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_run_says_it_before_ray_starts_and_before_anything_is_written(
-    first: LocalStorage, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class StartedError(Exception):
-        """In the place of Ray."""
+class StartedError(Exception):
+    """In the place of Ray."""
+
+
+def told_before_training(
+    sweep: LocalStorage, corpus: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """What a run of two trials says before it starts Ray."""
 
     def start(*_: object) -> None:
         raise StartedError
@@ -131,15 +134,33 @@ evaluation: {{every: 4, tokens: 512}}
 spectra: {{every: 4, tokens: 512}}
 """
     monkeypatch.setattr(run_module, "trials_at_once", start)
-    before, said = first.list(), io.StringIO()
+    said = io.StringIO()
     with pytest.raises(StartedError):
         run_module.run_sweep(
-            parse_sweep(text, "semantics-1.yaml"), first, "unused", Console(file=said, width=80),
-            cache=tmp_path / "cache",
+            parse_sweep(text, "semantics-1.yaml"), sweep, "unused", Console(file=said, width=80),
+            cache=cache,
         )  # fmt: skip
-    assert "nothing of it is reused" in said.getvalue()
-    assert "Training 2 trials anew" in said.getvalue()
+    return said.getvalue()
+
+
+def test_a_run_says_it_before_ray_starts_and_before_anything_is_written(
+    first: LocalStorage, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = first.list()
+    said = told_before_training(first, corpus, tmp_path / "cache", monkeypatch)
+    assert "nothing of it is reused" in said
+    assert "Training 2 trials anew" in said
     assert first.list() == before
+
+
+def test_what_has_been_trained_anew_already_is_not_in_the_cost(
+    first: LocalStorage, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = run_module._left_to_do
+    # One of the two has its result already.
+    monkeypatch.setattr(run_module, "_left_to_do", lambda *given: left(*given)[1:])
+    said = told_before_training(first, corpus, tmp_path / "cache", monkeypatch)
+    assert "Training 1 trial anew" in said
 
 
 def test_the_ledger_reads_an_old_sweep(first: LocalStorage) -> None:
@@ -151,9 +172,10 @@ def test_the_ledger_reads_an_old_sweep(first: LocalStorage) -> None:
 def test_an_old_result_is_not_discarded_for_it_would_be_lost(first: LocalStorage) -> None:
     trial, other = ids(first)[:2]
     with pytest.raises(InputError, match=f"trial {trial} .* is of semantics version 1"):
-        refuse_to_discard(first, trial)
+        check_discard(first, trial)
     first.delete(f"trials/{other}/{RESULT}")
-    refuse_to_discard(first, other)
+    assert "under version 2 and an id of its own" in check_discard(first, other)
+    assert check_discard(first, "of-this-version") == "trains it anew"
 
 
 # --- by way of MLflow ----------------------------------------------------------------------

@@ -176,6 +176,8 @@ def test_corpora_and_tokenizers_are_chosen_by_kind():
         ),
         ("name: mini", "name: mini.yaml", "'mini.yaml' is the name of a file; the sweep's is with"),
         ("name: mini", "name: mini.YML", "without the ending, such as mini"),
+        ("name: mini", "name: mlflow.db", "'mlflow.db' is MLflow's in the folder of the sweeps"),
+        ("name: mini", "name: mlartifacts", "'mlartifacts' is MLflow's in the folder"),
         ("name: mini", f"name: {'a' * 101}", "101 characters are too many for a name"),
         ("[1, 2.67, 4]", "[]", "line 4: grid.width_multiplier: has no values"),
         ("[1, 2.67, 4]", "[1, 0]", "grid.width_multiplier.1: 0 should be greater than 0"),

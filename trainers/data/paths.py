@@ -18,7 +18,8 @@ def user_path(what: str, text: str) -> Path:
     if not text.strip():
         raise InputError(f"{what}: a path is empty; give one, or . for the folder you are in")
     try:
-        path = Path(text).expanduser()
+        # `./~x` is a folder here, and a Path of it has lost the `./`.
+        path = Path(text).expanduser() if text.startswith("~") else Path(text)
         path.exists()
     except (RuntimeError, OSError) as error:  # RuntimeError: no such user
         reason = error.strerror if isinstance(error, OSError) else str(error)
