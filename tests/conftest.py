@@ -1,6 +1,7 @@
 """What holds for all tests."""
 
 import multiprocessing.util
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,10 @@ from hypothesis import settings
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 from s3_server import CREDENTIALS, S3Server
+
+# Ray makes its workers wait for all else, by fifteen steps of niceness: beside two processes that
+# compute they would hardly come to run.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 # No test asserts a wall-clock time: the machine may be busy.
 settings.register_profile("widthlab", deadline=None)

@@ -92,6 +92,18 @@ def _check_cell(cell: Any, place: str) -> None:
             f"{place}: trial {cell['id']} has seed {seed!r}; a replicate is a whole number of at "
             "most 64 bits"
         )
+    holds = cell.get("holds") or ["none"]
+    if not isinstance(holds, list) or not all(isinstance(hold, str) for hold in holds):
+        raise InputError(
+            f"{place}: trial {cell['id']} has holds {holds!r}; they are a list of none, params or "
+            "flops"
+        )
+    multiplier = cell["axes"].get("width_multiplier")
+    if multiplier is not None and not _is_width(multiplier):
+        raise InputError(
+            f"{place}: trial {cell['id']} has width_multiplier {multiplier!r}; it is a number "
+            "above 0"
+        )
     for name in ("D", "d_model"):
         given = cell["axes"].get(name)
         widths: Sequence[Any] = given if name == "D" and isinstance(given, list) else [given]

@@ -423,3 +423,23 @@ def test_a_number_too_large_for_a_float_is_no_loss_and_a_date_is_text(build_swee
     assert "result.json" in broken["reason"]
     assert np.isnan(broken["val_loss"])
     assert set(trials["day"]) == {"2026-01-02"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"holds": [None]}, r"has holds \[None\]"),
+        ({"holds": True}, "has holds True"),
+        ({"holds": "params"}, "has holds 'params'"),
+        ({"axes": {"width_multiplier": 0}}, "has width_multiplier 0; it is a number above 0"),
+        ({"axes": {"width_multiplier": "wide"}}, "has width_multiplier 'wide'"),
+    ],
+)
+def test_a_cell_that_means_nothing_is_bad_input(build_sweep, change, message) -> None:
+    sweep = build_sweep(multipliers=[1, 2, 4], holds=("none",))
+    content = yaml.safe_load(sweep.get("sweep.yaml"))
+    cell = content["resolved"]["trials"][0]
+    cell |= {**change, "axes": {**cell["axes"], **change.get("axes", {})}}
+    sweep.put("sweep.yaml", yaml.safe_dump(content).encode())
+    with pytest.raises(InputError, match=message):
+        load_sweep(sweep)

@@ -20,7 +20,7 @@ from fault_sweep import (
 from analysis.records import METRICS, get_json
 from analysis.storage import LocalStorage
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -74,6 +74,7 @@ def spec_of(make_spec, changes: dict[str, Any]) -> TrialSpec:
 
 
 @pytest.mark.processes
+@pytest.mark.slow
 def test_it_works_where_widthlab_is_not_installed(
     make_spec, lively, users_blocks, outside, tmp_path
 ) -> None:

@@ -72,7 +72,7 @@ def error(found: Quadrature, exact: SpectrumMetrics) -> float:
     )
 
 
-@pytest.fixture(scope="module", params=[400, pytest.param(640, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[400, 640])
 def cases(request: pytest.FixtureRequest) -> list[tuple[str, float, float]]:
     """Kind, error and estimate of planted spectra of a width just beyond the exact, and seeds."""
     width, found = request.param, []

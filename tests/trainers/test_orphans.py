@@ -136,6 +136,7 @@ def started(spec_path: Path, trial: LocalStorage, *options: str) -> subprocess.P
 
 
 @pytest.mark.processes
+@pytest.mark.slow
 def test_stopped_replaced_and_continued_by_the_system_it_writes_nothing_more(
     make_spec, trial, tmp_path, bits, diary
 ) -> None:

@@ -41,9 +41,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bytes]]:
     return found
 
 
-@pytest.mark.parametrize("micro_batch", [None, 4])
 def test_killed_in_a_pass_it_goes_on_with_the_windows_that_are_left(
-    make_spec, trial, diary, dying_at, killed, bits, short_source, seen, tmp_path, micro_batch
+    make_spec, trial, diary, dying_at, killed, bits, short_source, seen, tmp_path
 ) -> None:
     store = open_store(short_source)
     count = windows_in(len(store.train), CONTEXT)
@@ -53,7 +52,7 @@ def test_killed_in_a_pass_it_goes_on_with_the_windows_that_are_left(
         data=store.data_spec.model_dump(),
         training__steps=steps,
         training__batch_tokens=SEQUENCES * CONTEXT,
-        layout__micro_batch=micro_batch,
+        layout__micro_batch=4,
     )
     whole = LocalStorage(tmp_path / "whole")
     for step in (6, steps - 3):  # before the last checkpoint but one, and in the second pass

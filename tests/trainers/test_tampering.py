@@ -57,7 +57,7 @@ def with_code(saved: dict, bait: Payload) -> dict[str, dict]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_wherever_in_whichever_file_of_a_checkpoint_code_lies_it_is_not_run(
     make_spec, trial, dying_at, killed, diary, tmp_path, stage
 ) -> None:

@@ -199,6 +199,7 @@ def slice_trained(tmp_path_factory: pytest.TempPathFactory) -> dict[Cell, Traine
 
 
 @pytest.mark.processes
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", SLICE, ids=lambda cell: "-".join(map(str, cell)))
 def test_a_layout_changes_no_loss_and_resumes_exactly(
     slice_trained: dict[Cell, Trained], cell: Cell
@@ -207,6 +208,7 @@ def test_a_layout_changes_no_loss_and_resumes_exactly(
 
 
 @pytest.mark.processes
+@pytest.mark.slow
 def test_the_gradient_norm_is_that_of_the_gradient_or_none(
     slice_trained: dict[Cell, Trained],
 ) -> None:
