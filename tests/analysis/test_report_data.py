@@ -41,6 +41,8 @@ CORPUS: dict[str, Any] = {
     },
 }
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # its words, not its figures
+
 
 @pytest.fixture
 def report(build_sweep: Build) -> Callable[..., str]:

@@ -19,6 +19,8 @@ from analysis.verdict.supply import PASSES_WORTH_NEW, SELECTION, judge_supply
 Build = Callable[..., LocalStorage]
 CURVATURE, TOLERANCE = 0.05, 0.01
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # its words, not its figures
+
 
 def judged(sweep: LocalStorage) -> GroupVerdict:
     (verdict,) = recommend(load_sweep(sweep)).groups

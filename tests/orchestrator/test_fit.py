@@ -44,7 +44,7 @@ def ranks(tmp_path: Path) -> Path:
     return tmp_path / "ranks.csv"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_published_objectives_are_reached_from_the_command_line(run) -> None:
     code, out, _ = run(
         GADRE, *LOSSES, "--where", "val_data=c4_val", "--group", "dataset", "--json",

@@ -71,6 +71,7 @@ def test_a_sweep_ends_with_a_judgement_and_a_report(first: tuple[Path, dict]):
     assert Path(report["report"]).is_file()
 
 
+@pytest.mark.slow
 def test_a_new_width_trains_only_itself_and_a_failing_trial_stops_nobody(
     first: tuple[Path, dict], widthlab: Callable[..., str]
 ):

@@ -14,6 +14,14 @@ from trainers.schedule import learning_rate
 
 pytestmark = pytest.mark.long
 
+#: Of ZeRO. At 1 and 3 most claims are tried in `make test-slow`.
+STAGES = [
+    0,
+    pytest.param(1, marks=pytest.mark.slow),
+    2,
+    pytest.param(3, marks=pytest.mark.slow),
+]
+
 STEPS = 20
 BATCH = 8  # sequences
 CONTEXT = 16
@@ -117,7 +125,7 @@ def test_every_stage_gives_the_losses_and_norms_of_plain_pytorch(
     assert found_norms == pytest.approx(norms, rel=1e-3)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", STAGES)
 def test_clipping_can_be_turned_off(spec_for, ranks, stage) -> None:
     spec = spec_for(layout__zero_stage=stage, training__gradient_clipping=0.0)
     losses, norms, _ = reference(spec)
@@ -126,7 +134,7 @@ def test_clipping_can_be_turned_off(spec_for, ranks, stage) -> None:
     assert found_norms == pytest.approx(norms, rel=1e-3)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", STAGES)
 def test_bf16_stays_close_to_plain_float32(spec_for, ranks, stage) -> None:
     """Stage 0 is where DeepSpeed's own bf16 would be off by 7 %."""
     spec = spec_for(layout__zero_stage=stage, training__precision="bf16")
@@ -136,7 +144,7 @@ def test_bf16_stays_close_to_plain_float32(spec_for, ranks, stage) -> None:
     assert found != losses  # it was not float32
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", STAGES)
 def test_four_micro_batches_are_one_batch(spec_for, ranks, stage) -> None:
     whole = trained(spec_for(layout__zero_stage=stage), ranks)
     split = trained(spec_for(layout__zero_stage=stage, layout__micro_batch=2), ranks)
@@ -150,7 +158,7 @@ def test_tied_embeddings_are_trained_as_one(spec_for, ranks) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", STAGES)
 def test_the_vectors_of_ngpt_have_unit_norm_after_every_update(
     spec_for, ranks, stage, optimizer
 ) -> None:

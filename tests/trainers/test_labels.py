@@ -15,6 +15,14 @@ from trainers.train import train
 
 pytestmark = pytest.mark.long
 
+#: Of ZeRO. 1 and 3 are tried in `make test-slow`.
+STAGES = [
+    0,
+    pytest.param(1, marks=pytest.mark.slow),
+    2,
+    pytest.param(3, marks=pytest.mark.slow),
+]
+
 CLOCK = """
 import torch
 from torch import nn
@@ -93,7 +101,7 @@ def has_every_step_rightly(spec, trial) -> None:
         assert updates == pytest.approx(step, abs=0.01)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("micro_batch", [None, 2], ids=["one batch", "accumulation of 4"])
 def test_every_record_carries_the_updates_that_its_weights_have_had(
     clock_spec, trial, diary, stage, micro_batch

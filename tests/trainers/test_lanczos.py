@@ -84,6 +84,7 @@ def cases(request: pytest.FixtureRequest) -> list[tuple[str, float, float]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PLANTED)
 def test_metrics_are_within_a_half_per_cent(
     kind: str, cases: list[tuple[str, float, float]]
@@ -93,6 +94,7 @@ def test_metrics_are_within_a_half_per_cent(
     assert max(errors) < 0.005
 
 
+@pytest.mark.slow
 def test_the_estimate_bounds_the_error_in_95_of_100_cases(
     cases: list[tuple[str, float, float]],
 ) -> None:
@@ -100,6 +102,7 @@ def test_the_estimate_bounds_the_error_in_95_of_100_cases(
     assert np.mean(covered) >= 0.95
 
 
+@pytest.mark.slow
 def test_the_estimate_is_no_idle_bound(cases: list[tuple[str, float, float]]) -> None:
     assert max(estimate for _, _, estimate in cases) < 0.01
     # Where probes and not rounding decide, it is of the size of the error.

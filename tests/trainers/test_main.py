@@ -82,6 +82,7 @@ def test_it_trains_the_same_trial_with_no_scheduler_and_no_tracking_in_the_proce
 
 
 @pytest.mark.processes
+@pytest.mark.slow
 def test_no_bit_depends_on_the_cores_of_the_machine(
     make_spec, trial, diary, tmp_path, bits
 ) -> None:

@@ -135,7 +135,7 @@ def with_enough(tmp_path_factory) -> LocalStorage:
     return LocalStorage(tmp_path_factory.mktemp("with-enough"))
 
 
-@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("stage", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("cut_off_at", [0, 5, 7], ids=["at once", "after 5", "after 7"])
 def test_in_smaller_pieces_it_learns_the_same_up_to_the_order_of_sums(
     make_spec, trial, with_enough, diary, memory_for, stage, cut_off_at
