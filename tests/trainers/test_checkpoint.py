@@ -59,7 +59,10 @@ def committed(trial: LocalStorage, step: int, files: dict[str, bytes]) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "stage",
+    [0, pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)],
+)
 def test_an_engine_goes_on_from_a_checkpoint_bit_for_bit(
     make_spec, trial, ranks, stage, precision
 ) -> None:

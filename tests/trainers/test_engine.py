@@ -112,7 +112,7 @@ def spec_for(make_spec):
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_gives_the_losses_and_norms_of_plain_pytorch(
     spec_for, ranks, stage, architecture
 ) -> None:
@@ -237,7 +237,9 @@ def test_an_update_begins_with_its_first_micro_batch_and_never_in_evaluation(
     engine.close()
 
 
-@pytest.mark.parametrize(("optimizer", "stage"), [("adamw", 0), ("muon", 3)])
+@pytest.mark.parametrize(
+    ("optimizer", "stage"), [("adamw", 0), pytest.param("muon", 3, marks=pytest.mark.slow)]
+)
 def test_a_run_that_branches_off_before_its_decay_ends_as_one_of_its_own(
     spec_for, ranks, tmp_path, optimizer, stage
 ) -> None:

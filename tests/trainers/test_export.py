@@ -178,7 +178,10 @@ def held_out_loss(model: Any, spec: TrialSpec) -> float:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "stage",
+    [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3],
+)
 def test_a_trial_of_any_stage_has_the_loss_that_it_recorded(
     make_spec, trial, diary, tmp_path, stored, stage, precision
 ) -> None:
@@ -210,7 +213,10 @@ def test_a_trial_of_any_stage_has_the_loss_that_it_recorded(
         assert not torch.equal(masters[name], rounded[name].float())
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize(
+    "stage",
+    [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)],
+)
 def test_the_weights_are_those_that_deepspeeds_own_tool_finds(
     make_spec, trial, diary, capfd, stage
 ) -> None:

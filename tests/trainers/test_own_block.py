@@ -318,6 +318,7 @@ def test_a_process_that_cannot_import_it_says_so_and_trains_nothing(
 
 
 @pytest.mark.processes
+@pytest.mark.slow
 def test_it_is_found_in_the_working_directory_of_python_m_trainers(
     with_block, trial, tmp_path
 ) -> None:

@@ -56,7 +56,7 @@ def damage(stored):
 
 
 @pytest.mark.parametrize("flush_s", [0.0, 1e9], ids=["a part per step", "parts at checkpoints"])
-@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_killed_twice_and_resumed_it_ends_with_the_same_bits(
     make_spec, trial, diary, dying_at, killed, bits, whole, monkeypatch, stage, flush_s
 ) -> None:
