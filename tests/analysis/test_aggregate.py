@@ -111,6 +111,7 @@ def test_no_spectra_make_an_empty_summary_with_every_column() -> None:
     layers=st.sampled_from(LAYER_STATISTICS),
     shuffle=st.randoms(use_true_random=False),
 )
+@pytest.mark.long
 def test_a_summary_is_within_its_ranks_and_knows_no_order_of_rows(
     ranks: list[list[float]], last: int, layers: Any, shuffle: Any
 ) -> None:

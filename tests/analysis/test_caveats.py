@@ -22,6 +22,7 @@ def told(verdict: GroupVerdict, words: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("seeds", "silent"), [([0], False), ([0, 1], False), ([0, 1, 2], True)])
+@pytest.mark.long
 def test_fewer_than_three_replicates_cannot_show_slopes_that_differ(
     build_sweep: Build, seeds: list[int], silent: bool
 ) -> None:
@@ -43,6 +44,7 @@ def test_a_cell_that_another_trial_is_already_is_counted_and_told(build_sweep: B
     assert "1 of 6" in caveat
 
 
+@pytest.mark.long
 def test_a_plateau_of_undersampled_spectra_is_doubted(build_sweep: Build) -> None:
     seeds, multipliers = [0, 1, 2], [0.5, 1.0, 2.0, 4.0, 8.0, 16.0]
     levels_off = {("gpt2", "pre"): {"decay": 0.3, "directions": 150}}

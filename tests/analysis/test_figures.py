@@ -32,6 +32,7 @@ def words(figure: Any) -> str:
     return " ".join(text.get_text() for axes in figure.axes for text in axes.texts)
 
 
+@pytest.mark.long
 def test_the_band_of_the_loss_is_narrowest_at_the_chosen_width(build_sweep: Build) -> None:
     verdict, _ = judged(build_sweep(seeds=[0, 1, 2]))
     assert verdict.deciding is not None
@@ -59,6 +60,7 @@ def test_the_width_law_is_drawn_over_the_widths_that_were_measured(build_sweep: 
     assert f"loss ~ D^{law.beta:.3f}" in words(figure)
 
 
+@pytest.mark.long
 def test_budgets_are_compared_from_two_on(build_sweep: Build) -> None:
     verdict, _ = judged(build_sweep())
     assert figures.loss_at_budgets(verdict) is None
@@ -70,6 +72,7 @@ def test_budgets_are_compared_from_two_on(build_sweep: Build) -> None:
     assert all(min(line.get_ydata()) == 0 for line in lines)
 
 
+@pytest.mark.long
 def test_the_heat_map_is_of_the_recommended_width(build_sweep: Build) -> None:
     verdict, tables = judged(build_sweep(seeds=[1, 2]))
     trial = representative(verdict)
@@ -93,6 +96,7 @@ def test_without_a_recommendation_the_middle_width_stands_for_the_group(build_sw
     assert trial["width_multiplier"] == 2
 
 
+@pytest.mark.long
 def test_layers_are_drawn_with_what_is_advised(build_sweep: Build) -> None:
     verdict, tables = judged(build_sweep(seeds=[0, 1, 2]))
     advice = judge_layers(verdict, tables).advice
@@ -130,6 +134,7 @@ def test_nothing_to_show_is_no_figure(build_sweep: Build) -> None:
     assert list(figures.figures_of(verdict, tables, advice)) == []
 
 
+@pytest.mark.long
 def test_the_same_numbers_give_the_same_bytes(build_sweep: Build) -> None:
     verdict, tables = judged(build_sweep(multipliers=[1.0, 2.0, 4.0]))
 

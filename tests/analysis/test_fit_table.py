@@ -57,6 +57,7 @@ def test_groups_are_fitted_apart() -> None:
 
 
 @pytest.mark.parametrize("law", ["power", "saturating", "kaplan"])
+@pytest.mark.long
 def test_the_contract_of_the_json_holds_for_every_law(law: str) -> None:
     if law == "kaplan":
         fitted = fit_table(losses(), kaplan())
@@ -160,6 +161,7 @@ def test_a_request_that_means_nothing_is_refused(arguments: dict, expected: str)
         Request(**arguments)
 
 
+@pytest.mark.long
 def test_a_hundred_thousand_rows_are_fitted() -> None:
     rows = 100_000
     frame = losses(rows)

@@ -85,6 +85,7 @@ def test_one_replicate_agrees_with_linear_regression() -> None:
         *[(3, 0.0, 0.03), (3, 0.0, 0.1), (5, 0.0, 0.1)],
     ],
 )
+@pytest.mark.long
 def test_nine_of_ten_intervals_cover_the_planted_exponent(
     replicates: int, scatter: float, slopes: float
 ) -> None:

@@ -63,6 +63,7 @@ def recommended(
         pytest.param(lambda m: 3.4 + 0.1 * (m / 8) ** 3, id="rising from a plateau"),
     ],
 )
+@pytest.mark.long
 def test_no_more_than_one_study_in_twenty_recommends_where_there_is_no_case(
     loss: Loss, replicates: int
 ) -> None:
@@ -78,6 +79,7 @@ def test_no_more_than_one_study_in_twenty_recommends_where_there_is_no_case(
         pytest.param(skewed(3.0, 0.5, 2), id="steep on the right"),
     ],
 )
+@pytest.mark.long
 def test_a_real_optimum_is_recommended_and_its_interval_covers(loss: Loss) -> None:
     found = recommended(loss, 3, noise=0.005)
     assert len(found) >= 97

@@ -54,6 +54,7 @@ def test_it_is_judged_as_it_was_by_the_version_that_trained_it(first: LocalStora
     assert verdict.losses[0].optimum.support == pytest.approx(FIRST_SUPPORT, abs=0.005)
 
 
+@pytest.mark.long
 def test_its_report_says_of_which_version_it_is_and_what_is_not_known(first: LocalStorage) -> None:
     done = analyse(first)
     page = first.get("report/report.html").decode()
@@ -99,6 +100,7 @@ def test_a_trial_whose_version_is_no_number_has_failed_and_says_so(build_sweep: 
     assert "semantics_version 'two'" in trial["reason"]
 
 
+@pytest.mark.long
 def test_old_trials_beside_new_ones_are_left_out_by_name(
     first: LocalStorage, build_sweep: Build
 ) -> None:

@@ -27,6 +27,7 @@ def text_of(sweep: LocalStorage) -> str:
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.long
 def test_report_json_tables_and_summary_agree(build_sweep: Build) -> None:
     states = {(1.5, "params"): "failed", (8.0, "none"): "diverged", (5.33, "none"): "waiting"}
     sweep = build_sweep(outcomes=lambda c: states.get((c.multiplier, c.holds[0]), "completed"))
@@ -81,6 +82,7 @@ def test_every_figure_and_table_comes_in_two_kinds(build_sweep: Build) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.long
 def test_the_summary_fits_a_terminal(build_sweep: Build) -> None:
     sweep = build_sweep(outcomes=lambda c: "failed" if c.multiplier == 8 else "completed")
     summary = analyse(sweep).summary
@@ -123,6 +125,7 @@ def test_too_little_for_a_verdict_still_makes_a_report(
     assert "no recommendation" in text_of(sweep)
 
 
+@pytest.mark.long
 def test_trials_without_a_snapshot_still_make_a_report(build_sweep: Build) -> None:
     sweep = build_sweep()
     for key in sweep.list():

@@ -33,6 +33,7 @@ def planted(**truth: Any) -> dict[tuple[str, str], Any]:
     return {("gpt2", "pre"): truth}
 
 
+@pytest.mark.long
 def test_a_clear_optimum_is_recommended_with_the_planted_place_in_its_interval(
     build_sweep: Build,
 ) -> None:
@@ -81,6 +82,7 @@ def test_the_json_has_the_keys_of_the_contract_and_no_nan(build_sweep: Build) ->
     )
 
 
+@pytest.mark.long
 def test_a_width_with_a_diverged_replicate_is_passed_over_and_counted(build_sweep: Build) -> None:
     sweep = build_sweep(
         seeds=[0, 1, 2],
@@ -230,6 +232,7 @@ def test_the_spectral_stop_agrees_within_half_a_width(
     assert stop.agrees(headline) is agrees
 
 
+@pytest.mark.long
 def test_a_plateau_of_the_ranks_is_found_where_it_begins(build_sweep: Build) -> None:
     # Eigenvalues that fall as k^-2.5: beyond a few directions nothing is added by more width.
     truth = planted(decay=2.5, jitter=0.0)
@@ -241,6 +244,7 @@ def test_a_plateau_of_the_ranks_is_found_where_it_begins(build_sweep: Build) -> 
     assert np.isfinite(stop.multiplier)
 
 
+@pytest.mark.long
 def test_the_choices_for_quality_and_efficiency_say_what_they_cost_and_save(
     build_sweep: Build,
 ) -> None:
@@ -275,6 +279,7 @@ def test_budgets_that_were_not_held_are_said_to_be_unknown(build_sweep: Build) -
     assert "cannot be told" in found["seconds"]["sentence"]
 
 
+@pytest.mark.long
 def test_a_target_beyond_one_size_is_refused_with_what_it_needs(build_sweep: Build) -> None:
     target = {"params": 1e9, "tokens": 2e10}
     sweep = build_sweep(seeds=[0, 1, 2], analysis={"tolerance_nats": 0.01, "target": target})
@@ -291,6 +296,7 @@ def tunable(build_sweep: Build, rates: list[float], **options: Any) -> LocalStor
     return build_sweep(seeds=[0, 1], rates=rates, **options)
 
 
+@pytest.mark.long
 def test_three_learning_rates_give_a_verdict_with_each_width_at_its_own(
     build_sweep: Build,
 ) -> None:
@@ -310,12 +316,14 @@ def test_three_learning_rates_give_a_verdict_with_each_width_at_its_own(
         assert cells.grid["learning_rate"][0] in (1e-3, 16e-3)
 
 
+@pytest.mark.long
 def test_two_learning_rates_are_not_tuned(build_sweep: Build) -> None:
     found = verdicts(tunable(build_sweep, [2e-3, 4e-3]))
     assert [verdict.group["learning_rate"] for verdict in found] == [2e-3, 4e-3]
     assert all(verdict.tuned is None for verdict in found)
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_is_left_out_and_counted(build_sweep: Build) -> None:
     tables = load_sweep(build_sweep(seeds=[0, 1, 2]))
     trials = tables.trials.copy()
@@ -351,6 +359,7 @@ def test_an_integer_axis_stays_one_beside_groups_that_leave_it_open(build_sweep:
     assert any("kv heads 2" in verdict.label.split(", ") for verdict in found)
 
 
+@pytest.mark.long
 def test_widths_that_broke_down_in_the_middle_part_those_that_are_equivalent(
     build_sweep: Build,
 ) -> None:
@@ -366,6 +375,7 @@ def test_widths_that_broke_down_in_the_middle_part_those_that_are_equivalent(
     assert "2x and 4x are equivalent" in verdict.sentence
 
 
+@pytest.mark.long
 def test_a_headline_beyond_the_tolerance_says_why_no_other_is_within_it(
     build_sweep: Build,
 ) -> None:
@@ -384,6 +394,7 @@ def test_a_headline_beyond_the_tolerance_says_why_no_other_is_within_it(
     assert "that broke down nowhere" in verdict.rule
 
 
+@pytest.mark.long
 def test_where_every_width_broke_down_narrower_ones_are_asked_for(build_sweep: Build) -> None:
     (verdict,) = verdicts(build_sweep(seeds=[0, 1, 2], outcomes=lambda cell: "diverged"))
     (cells,) = verdict.run_next
@@ -391,6 +402,7 @@ def test_where_every_width_broke_down_narrower_ones_are_asked_for(build_sweep: B
     assert cells.grid["width_multiplier"] == [0.5, 0.75]
 
 
+@pytest.mark.long
 def test_losses_that_never_differ_call_for_no_cure_of_noise(build_sweep: Build) -> None:
     (verdict,) = verdicts(build_sweep(planted(noise=0.0, curvature=0.0), seeds=[0, 1, 2]))
     assert "does not decide" in verdict.rule
@@ -426,6 +438,7 @@ def test_a_tolerance_or_target_that_is_no_number_above_0_is_named(
         verdicts(build_sweep(multipliers=[1, 2], analysis=analysis))
 
 
+@pytest.mark.long
 def test_rows_in_another_order_and_replicates_of_another_name_get_the_same_verdict(
     build_sweep: Build,
 ) -> None:

@@ -345,6 +345,7 @@ OPERATIONS = st.one_of(
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(OPERATIONS, min_size=1, max_size=25))
+@pytest.mark.long
 def test_the_rows_read_are_those_of_the_surviving_history_each_once(
     operations: list[tuple[str] | tuple[str, int]],
 ) -> None:

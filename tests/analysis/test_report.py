@@ -86,6 +86,7 @@ def test_the_report_is_whole_in_itself(build_sweep: Build) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.long
 def test_the_verdict_comes_first_and_names_its_interval(build_sweep: Build) -> None:
     sweep = build_sweep(seeds=[0, 1])
     (group,) = analyse(sweep).recommendation["groups"]
@@ -129,6 +130,7 @@ def test_how_to_reproduce_it_is_told(build_sweep: Build) -> None:
         assert said in text
 
 
+@pytest.mark.long
 def test_one_trial_makes_a_report(build_sweep: Build) -> None:
     sweep = build_sweep(multipliers=[4.0], holds=("none",))
     analyse(sweep)
@@ -182,6 +184,7 @@ def test_figures_take_the_colours_of_the_page(build_sweep: Build) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.long
 def test_a_learning_rate_that_is_an_axis_has_its_place_beside_that_of_a_step(
     build_sweep: Build,
 ) -> None:
@@ -202,6 +205,7 @@ def test_what_all_trials_have_in_common_is_said_once(build_sweep: Build) -> None
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.long
 def test_large_tables_are_parquet_only_and_the_report_says_so(
     build_sweep: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +227,7 @@ def test_an_axis_of_numbers_and_words_can_be_stored() -> None:
     assert dict(written({"laws": tidy}))["tables/laws.parquet"][:4] == b"PAR1"
 
 
+@pytest.mark.long
 def test_what_a_sweep_says_is_text_and_never_markup(build_sweep: Build) -> None:
     sweep = build_sweep(multipliers=[1.0, 2.0], outcomes=lambda c: "collapsed", name="<i>&amp;")
     result = "trials/gpt2-pre-64-64-0/result.json"

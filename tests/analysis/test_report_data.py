@@ -83,6 +83,7 @@ def test_the_twelve_largest_sources_have_rows_and_the_others_one_together(report
     assert text.index("s14.jsonl 16") < text.index("s13.jsonl 13") < text.index("2 others")
 
 
+@pytest.mark.long
 def test_every_source_is_in_the_table_beside_the_report(build_sweep: Build) -> None:
     sweep = build_sweep(multipliers=[1.0, 2.0], holds=("none",), corpus=CORPUS)
     analyse(sweep)
@@ -123,6 +124,7 @@ def test_a_sweep_that_recorded_nothing_of_its_corpus_says_so(report) -> None:
     ],
     ids=str,
 )
+@pytest.mark.long
 def test_what_is_not_known_or_no_record_at_all_is_left_open(report, corpus) -> None:
     text = report(corpus=corpus)
     assert " Data " in text
@@ -151,6 +153,7 @@ def test_the_error_of_a_loss_and_bits_per_byte_stand_beside_it(build_sweep: Buil
     assert set(table["val_loss_se"]) == {0.0123}
 
 
+@pytest.mark.long
 def test_bits_per_byte_of_a_tokenizer_that_loses_text_are_not_given(build_sweep: Build) -> None:
     def lossy(result: dict[str, Any]) -> None:
         result["final"]["val_bits_per_byte"] = None

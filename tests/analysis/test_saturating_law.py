@@ -18,6 +18,7 @@ def fitted(found: SaturatingLaw | Refusal) -> SaturatingLaw:
 
 @settings(max_examples=15)
 @given(st.floats(1, 100), st.floats(0.3, 2.0), st.floats(0.2, 0.8), st.booleans())
+@pytest.mark.long
 def test_an_exact_curve_is_recovered(level: float, b: float, share: float, rises: bool) -> None:
     truth = level * share * (-1 if rises else 1) * WIDTHS[0] ** b
     found = fitted(fit_saturating_law(WIDTHS, level + truth * WIDTHS**-b))

@@ -43,6 +43,7 @@ def test_an_exact_power_law_has_no_plateau(beta: float) -> None:
 
 @pytest.mark.parametrize(("widths", "replicates"), [(6, 1), (8, 3)])
 @pytest.mark.parametrize("beta", [0.0, 0.6])
+@pytest.mark.long
 def test_no_more_than_one_power_law_of_twenty_is_rejected(
     widths: int, replicates: int, beta: float
 ) -> None:
@@ -55,6 +56,7 @@ def test_no_more_than_one_power_law_of_twenty_is_rejected(
 
 
 @pytest.mark.parametrize(("widths", "replicates"), [(6, 1), (8, 3)])
+@pytest.mark.long
 def test_plateaus_are_found_and_their_onset_lies_in_its_interval(
     widths: int, replicates: int
 ) -> None:

@@ -60,6 +60,7 @@ def fitted(found: ScalingLaw | Refusal) -> ScalingLaw:
 
 
 @pytest.mark.parametrize(("law", "variables", "theta"), TRUTHS, ids=NAMES)
+@pytest.mark.long
 def test_an_exact_law_is_recovered(law, variables, theta) -> None:
     form, columns = form_of(law, variables), design(variables)
     found = fitted(
@@ -292,6 +293,7 @@ def test_intervals_of_kaplan_cover_the_truth(runs: int) -> None:
     assert np.mean(held) == pytest.approx(0.90, abs=0.1)
 
 
+@pytest.mark.long
 def test_a_large_table_scatters_as_its_bootstrap_would() -> None:
     rng = np.random.default_rng(8)
     x = rng.uniform(np.log(1e6), np.log(1e9), MOST_ROWS + 1)
@@ -316,6 +318,7 @@ def test_a_loss_without_a_floor_says_so() -> None:
     assert any("E is at zero" in text for text in found.warnings)
 
 
+@pytest.mark.long
 def test_a_flat_valley_is_named_with_its_range() -> None:
     """Few sizes, close together, much noise."""
     rng = np.random.default_rng(9)
@@ -356,6 +359,7 @@ def test_one_value_of_a_variable_is_refused() -> None:
 
 
 @pytest.mark.parametrize("unit", [1e-6, 1e3])
+@pytest.mark.long
 def test_exponents_do_not_depend_on_units(unit: float) -> None:
     columns = design(["width", "depth"])
     form = form_of("width-depth", ["width", "depth"])

@@ -252,6 +252,7 @@ def test_where_there_is_nothing_there_is_no_picture() -> None:
         "no variance", "flat", "width one", "undersampled",
     ],
 )  # fmt: skip
+@pytest.mark.long
 def test_whatever_was_measured_can_be_drawn_on_a_square(
     steps: list[int], depth: int, changes: dict[str, Any]
 ) -> None:
@@ -264,6 +265,7 @@ def test_whatever_was_measured_can_be_drawn_on_a_square(
         assert image.min() < 100  # there is something on it
 
 
+@pytest.mark.long
 def test_a_picture_leaves_nothing_behind() -> None:
     figure = rank_heat_map(layer_snapshots(grid([0, 10])))
     assert figure is not None

@@ -471,6 +471,7 @@ def test_what_it_says_that_has_answered(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
+@pytest.mark.long
 def test_an_object_store_that_nobody_serves_is_away(
     scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

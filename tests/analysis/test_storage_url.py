@@ -16,6 +16,7 @@ names = st.text(st.characters(exclude_characters="\0/", exclude_categories=["Cs"
 
 
 @given(names)
+@pytest.mark.long
 def test_a_path_of_any_name_has_a_file_url(name: str) -> None:
     assert file_url_path(f"file:///storages/{quote(name)}") == Path("/storages", name)
 

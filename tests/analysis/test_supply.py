@@ -65,6 +65,7 @@ def test_passes_are_in_table_headline_caveat_and_recommendation(build_sweep: Bui
     assert supply["passes"] == pytest.approx([25.5, 25.5], abs=1e-3)
 
 
+@pytest.mark.long
 def test_the_report_lists_passes_where_data_were_repeated(build_sweep: Build) -> None:
     sweeps = [
         build_sweep(multipliers=[1.0, 2.0], holds=("none",), passes=passes, name=f"p{passes}")
@@ -118,6 +119,7 @@ def overfitted(build_sweep: Build) -> LocalStorage:
     )
 
 
+@pytest.mark.long
 def test_the_verdict_on_best_losses_stands_beside_that_on_final_ones(
     overfitted: LocalStorage,
 ) -> None:
@@ -134,6 +136,7 @@ def test_the_verdict_on_best_losses_stands_beside_that_on_final_ones(
     assert f"Of {len(verdict.trials)} completed trials, {len(verdict.trials)} end" in caveat
 
 
+@pytest.mark.long
 def test_it_is_that_of_a_sweep_whose_final_losses_are_these_best_ones(
     overfitted: LocalStorage,
 ) -> None:
@@ -150,6 +153,7 @@ def test_it_is_that_of_a_sweep_whose_final_losses_are_these_best_ones(
     assert alone.to_dict()["evidence"]["best_loss"] is None
 
 
+@pytest.mark.long
 def test_both_verdicts_and_the_selection_are_in_summary_and_report(
     overfitted: LocalStorage,
 ) -> None:
@@ -163,6 +167,7 @@ def test_both_verdicts_and_the_selection_are_in_summary_and_report(
     assert SELECTION in page
 
 
+@pytest.mark.long
 def test_where_the_final_losses_are_the_best_there_is_one_verdict(build_sweep: Build) -> None:
     sweep = build_sweep(seeds=[0, 1])
     verdict = judged(sweep)
@@ -172,6 +177,7 @@ def test_where_the_final_losses_are_the_best_there_is_one_verdict(build_sweep: B
     assert "best losses" not in summarise(tables, recommend(tables))
 
 
+@pytest.mark.long
 def test_tuned_widths_are_judged_by_their_best_losses_too(build_sweep: Build) -> None:
     """Every run rises by as much, so each verdict beside is the one that it stands beside."""
     sweep = build_sweep(

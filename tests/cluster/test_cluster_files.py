@@ -18,6 +18,7 @@ def test_the_manifests_are_yaml(name: str):
     assert all(isinstance(document, dict) for document in documents)
 
 
+@pytest.mark.processes
 def test_the_slurm_script_is_a_shell_script():
     subprocess.run(["bash", "-n", str(CLUSTER / "slurm.sh")], check=True)
     assert "widthlab run" in (CLUSTER / "slurm.sh").read_text()

@@ -167,6 +167,7 @@ def test_the_verdict_from_mlflow_is_that_from_the_directory(planted: Bench, out:
 
 
 @pytest.mark.parametrize("source", ["experiment", "parent", "child", "directory", "identity"])
+@pytest.mark.long
 def test_a_sweep_is_found_by_each_of_its_names(bench: Bench, out: str, source: str) -> None:
     put_rows(bench.begin(), 1, 0, 40)
     bench.mirror().sync_once()
@@ -243,6 +244,7 @@ def test_a_run_without_its_files_counts_as_failed_and_says_so(bench: Bench, out:
     assert "lacks spec.json; `widthlab sync DIR` sends it" in trial["reason"]
 
 
+@pytest.mark.long
 def test_rebuilding_again_replaces_what_was_rebuilt_and_nothing_else(
     bench: Bench, out: str
 ) -> None:

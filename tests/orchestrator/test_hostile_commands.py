@@ -92,6 +92,7 @@ def command_lines(draw: st.DrawFn) -> list[str]:
 
 @few
 @given(line=command_lines())
+@pytest.mark.long
 def test_a_spoilt_command_line_is_bad_input_or_another_command(line: list[str]) -> None:
     widthlab(*line)
 
@@ -137,6 +138,7 @@ def assert_fitted_or_refused(data: bytes, law: list[str], suffix: str) -> None:
 
 @settings(few, max_examples=20)
 @given(data=tables(), law=st.sampled_from(LAWS), suffix=st.sampled_from([".csv", ".parquet"]))
+@pytest.mark.long
 def test_a_spoilt_table_is_fitted_or_refused(data: bytes, law: list[str], suffix: str) -> None:
     assert_fitted_or_refused(data, law, suffix)
 

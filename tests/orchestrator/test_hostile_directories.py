@@ -108,6 +108,7 @@ def survive(bench: Bench, data: st.DataObject, commands: list[str]) -> None:
         bench.sweep.put(key, whole)
 
 
+@pytest.mark.long
 def test_the_sweep_is_whole_before_it_is_spoilt(sweep: Bench) -> None:
     assert widthlab("status", sweep.sweep.url, "--json").code == 0
     assert widthlab("sync", sweep.sweep.url, *COMMANDS["sync"]).code == 0
@@ -116,6 +117,7 @@ def test_the_sweep_is_whole_before_it_is_spoilt(sweep: Bench) -> None:
 
 @settings(quiet, max_examples=25)
 @given(data=st.data())
+@pytest.mark.long
 def test_a_spoilt_object_is_told_of(sweep: Bench, data: st.DataObject) -> None:
     survive(sweep, data, ["status", "sync", "stop", "rerun", "gc"])
 

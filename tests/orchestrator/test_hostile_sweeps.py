@@ -44,6 +44,7 @@ def assert_survived(folder: Path, name: str, data: bytes) -> None:
 
 @FEW
 @given(data=mutated_yaml(SHIPPED), name=st.sampled_from(sorted(COMMANDS)))
+@pytest.mark.long
 def test_a_spoilt_sweep_file_is_bad_input_or_another_sweep(
     folder: Path, data: bytes, name: str
 ) -> None:
@@ -98,6 +99,7 @@ WORST = {
 
 
 @pytest.mark.parametrize("data", WORST.values(), ids=WORST.keys())
+@pytest.mark.long
 def test_a_file_made_to_exhaust_or_to_run_something_is_bad_input(folder: Path, data: bytes) -> None:
     (folder / "sweep.yaml").write_bytes(data)
     for name in ("plan", "run"):

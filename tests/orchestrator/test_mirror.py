@@ -61,6 +61,7 @@ def test_a_second_mirror_sends_nothing(bench: Bench) -> None:
     assert len(bench.runs()) == 2
 
 
+@pytest.mark.long
 def test_points_come_in_calls_of_at_most_a_thousand(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +217,7 @@ def test_a_trial_that_is_discarded_and_trained_anew_gets_a_new_run(bench: Bench)
     assert bench.points() == expected(rows_of(0, 20, shift_ms=5))
 
 
+@pytest.mark.long
 def test_a_trial_compacted_while_it_is_read_is_read_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

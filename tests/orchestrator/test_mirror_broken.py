@@ -44,6 +44,7 @@ NESTED = b"[" * 200_000
     "key",
     [records.RESULT, records.FAILURE, records.LEASE, records.SPEC, records.COLLAPSE],
 )
+@pytest.mark.long
 def test_records_that_nobody_can_read_keep_only_their_own_trial_out(
     make_bench: Callable[[int], Bench], key: str
 ) -> None:
@@ -76,6 +77,7 @@ def test_records_that_nobody_can_read_keep_only_their_own_trial_out(
     ],
     ids=str,
 )
+@pytest.mark.long
 def test_a_result_that_is_not_one_keeps_only_its_own_trial_out(
     make_bench: Callable[[int], Bench], change: dict[str, Any]
 ) -> None:
@@ -155,6 +157,7 @@ NO_IDENTITY += [b'{"identity": "it\'s"}']
 
 
 @pytest.mark.parametrize("data", NO_IDENTITY, ids=range(len(NO_IDENTITY)))
+@pytest.mark.long
 def test_an_identity_that_is_broken_is_made_anew_with_a_warning(
     bench: Bench, data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:

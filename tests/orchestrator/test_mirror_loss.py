@@ -166,6 +166,7 @@ def test_a_mirror_killed_at_any_call_and_its_successor_too_lose_and_double_nothi
         assert_whole(bench)
 
 
+@pytest.mark.long
 def test_a_call_that_was_sent_twice_leaves_one_run_of_each(
     three: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -197,6 +198,7 @@ def erase(bench: Bench) -> None:
                 database.execute(f"DELETE FROM {name}")
 
 
+@pytest.mark.long
 def test_a_server_emptied_in_mid_sweep_gets_everything_again(three: Bench) -> None:
     mirror = three.mirror()
     assert mirror.sync_once().points > 0
@@ -222,6 +224,7 @@ def test_a_sweeps_run_deleted_on_the_server_is_made_again_with_all_trials_below_
     assert_whole(three)
 
 
+@pytest.mark.long
 def test_a_server_that_dies_at_any_call_and_comes_back_has_everything_in_the_end(
     three: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,7 @@ def steps(sizes: list[int]) -> list[StepPoints]:
 
 
 @given(st.lists(st.integers(0, 2500), max_size=8))
+@pytest.mark.long
 def test_batches_lose_nothing_and_end_a_step_only_when_it_is_in(sizes: list[int]) -> None:
     sent: list[Point] = []
     ended: list[int] = []

@@ -28,6 +28,7 @@ from orchestrator.mirror import (
 # --- later, and beside a driver ------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_sync_later_ends_a_sweep_that_is_over_and_leaves_another_open(bench: Bench) -> None:
     trial = bench.begin()
     put_rows(trial, 1, 0, 10)

@@ -56,6 +56,7 @@ def test_a_run_is_found_by_its_cell(bench: Bench) -> None:
         ("diverged", "FAILED"),
     ],
 )
+@pytest.mark.long
 def test_an_outcome_ends_its_run(bench: Bench, outcome: str, status: str) -> None:
     trial = bench.begin()
     put_rows(trial, 1, 0, 10)

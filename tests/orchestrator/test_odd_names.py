@@ -168,6 +168,7 @@ def test_a_uri_that_would_open_another_file_is_refused(uri: str, remedy: str):
 
 
 @pytest.mark.parametrize("name", [ALL, "a b", "a'b", "$(id)"])
+@pytest.mark.processes
 def test_a_shell_reads_back_the_storage_that_a_hint_names(name: str, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/my venv/bin/widthlab"])
     hint = _where(LocalStorage(Path("/x")), name, None, "r").splitlines()[-1]

@@ -187,6 +187,7 @@ def uri(tmp_path: Path, template: Path, plain_environment: None, no_images: None
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
+@pytest.mark.long
 def test_an_old_sweep_is_mirrored_and_comes_back_with_its_verdict(
     first: LocalStorage, uri: str, tmp_path: Path
 ) -> None:
@@ -198,6 +199,7 @@ def test_an_old_sweep_is_mirrored_and_comes_back_with_its_verdict(
     assert there.sentence == here.sentence
 
 
+@pytest.mark.long
 def test_two_versions_in_one_mirrored_sweep_are_refused(
     first: LocalStorage, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:

@@ -194,6 +194,7 @@ def test_replicates_make_up_for_fewer_widths():
         ],
     ],
 )
+@pytest.mark.long
 def test_the_resolved_file_reads_back_as_the_same_sweep(overrides):
     first = config(*overrides)
     grid = expand(first, DATA, 512)

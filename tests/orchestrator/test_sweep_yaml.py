@@ -90,6 +90,7 @@ def test_lines_are_those_of_the_keys_and_items():
         ("[" * 5000, r"f.yaml: nested too deeply"),
     ],
 )
+@pytest.mark.long
 def test_what_cannot_be_read_is_named_with_its_place(text, message):
     with pytest.raises(InputError, match=message):
         read(text, "f.yaml")

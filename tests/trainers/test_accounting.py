@@ -87,6 +87,7 @@ def count(module: nn.Module, *parts: str) -> int:
 
 @settings(max_examples=150, deadline=None)
 @given(spec=models())
+@pytest.mark.long
 def test_every_component_is_counted_exactly_for_every_combination(spec: ModelSpec) -> None:
     """By the names of the parameters of the model that is trained."""
     with torch.device("meta"):
@@ -188,6 +189,7 @@ def test_published_gpt2_size() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(spec=models())
+@pytest.mark.long
 def test_a_flop_counter_finds_the_flops_of_a_forward_pass(spec: ModelSpec) -> None:
     """Every matrix multiplication, attention's over the whole context; the power iterations of
     spectral norms are none of them: they do not grow with the tokens."""

@@ -59,6 +59,7 @@ class Watcher:
             raise KeyboardInterrupt
 
 
+@pytest.mark.long
 def test_a_collapsed_trial_goes_on_and_is_marked_meanwhile(
     make_spec, trial, collapsed_at, monkeypatch
 ) -> None:
@@ -75,6 +76,7 @@ def test_a_collapsed_trial_goes_on_and_is_marked_meanwhile(
     assert set(read_records(trial, SPECTRA)["step"].to_pylist()) == {0, 2, 4, 6, 8, 10}
 
 
+@pytest.mark.long
 def test_one_that_recovers_is_unmarked_and_completes(make_spec, trial, collapsed_at) -> None:
     collapsed_at(2, 4)
     log = Watcher(trial)
@@ -93,6 +95,7 @@ def stopping(make_spec, **changes):
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_one_that_is_to_be_stopped_ends_at_the_next_snapshot_exactly_measured(
     make_spec, trial, collapsed_at
 ) -> None:
@@ -110,6 +113,7 @@ def test_one_that_is_to_be_stopped_ends_at_the_next_snapshot_exactly_measured(
 
 
 @pytest.mark.parametrize("checkpoint", [4, 6])
+@pytest.mark.long
 def test_where_it_stops_does_not_depend_on_attempts(
     make_spec, tmp_path, trial, collapsed_at, bits, checkpoint
 ) -> None:
@@ -125,6 +129,7 @@ def test_where_it_stops_does_not_depend_on_attempts(
     assert bits(trial) == bits(whole)
 
 
+@pytest.mark.long
 def test_one_that_recovers_by_its_last_step_has_not_collapsed(
     make_spec, trial, collapsed_at
 ) -> None:

@@ -58,6 +58,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> ShardedTokens:
 
 
 @given(st.integers(1, 90), st.integers(1, 40), st.integers(0, 3), st.integers(0, 4))
+@pytest.mark.long
 def test_every_window_is_trained_on_once_a_pass(
     few: ShardedTokens, context: int, sequences: int, replicate: int, number: int
 ) -> None:

@@ -65,6 +65,7 @@ lengths = st.lists(st.integers(110, 100_000), min_size=2, max_size=60)
 @settings(deadline=None)
 @example([110, 100_000])
 @example([1000] * 10)
+@pytest.mark.long
 def test_the_share_is_near_a_tenth_whatever_the_sizes(lengths: list[int]) -> None:
     texts = [f"{number:05} " + "x" * (length - 6) for number, length in enumerate(lengths)]
     with TemporaryDirectory() as root:
@@ -83,6 +84,7 @@ def _whole(corpus: Corpus) -> list[str]:
 
 
 @pytest.mark.parametrize("spread", [2**64, 2**50])  # over all buckets, over a few
+@pytest.mark.long
 def test_documents_are_held_out_in_the_order_of_their_digests(spread: int) -> None:
     for seed in range(40):
         draw = np.random.default_rng(seed)
@@ -159,6 +161,7 @@ def test_other_texts_have_other_digests() -> None:
 
 @given(st.lists(contents, min_size=2, max_size=12), st.data())
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.long
 def test_twins_are_never_on_both_sides(texts: list[str], data: st.DataObject) -> None:
     texts = [text for text in texts if normalised(text)]
     forms = data.draw(st.lists(st.sampled_from(FORMS), min_size=len(texts), max_size=len(texts)))

@@ -104,11 +104,13 @@ def test_long_documents_are_encoded_in_pieces_and_several_at_a_time(
 
 
 @given(text=TEXTS)
+@pytest.mark.long
 def test_other_tokenizers_are_given_the_whole_text(odd: Tokenizer, text: str) -> None:
     assert not odd._parts.may_be_cut or odd.unknown_id is None
     assert odd.encode_batch([text, "x", text])[2].tolist() == whole_ids(odd, text)
 
 
+@pytest.mark.long
 def test_a_document_longer_than_a_piece_has_the_ids_of_the_whole(odd: Tokenizer) -> None:
     text = "".join(TRAINING) * 60  # 150,000 characters
     assert len(text) > 2 * tokenizer_parts.PIECE
@@ -119,6 +121,7 @@ def test_a_document_longer_than_a_piece_has_the_ids_of_the_whole(odd: Tokenizer)
 
 
 @given(texts=st.lists(TEXTS, max_size=4))
+@pytest.mark.long
 def test_what_is_measured_adds_up_to_the_text(odd: Tokenizer, texts: list[str]) -> None:
     measured = odd.measure_batch(texts)
     for text, found, ids in zip(texts, measured, odd.encode_batch(texts), strict=True):

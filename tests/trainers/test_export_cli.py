@@ -53,6 +53,7 @@ def trained(make_spec, trial, diary) -> str:
     return trial.url
 
 
+@pytest.mark.long
 def test_it_says_what_it_wrote_and_how_to_load_it(export, trained, tmp_path) -> None:
     code, out, err = export(trained, "--out", str(tmp_path / "model"))
     assert code == 0, err
@@ -65,6 +66,7 @@ def test_it_says_what_it_wrote_and_how_to_load_it(export, trained, tmp_path) -> 
     assert type(space["model"]).__name__ == "GPT2LMHeadModel"
 
 
+@pytest.mark.long
 def test_json_is_one_object_and_nothing_else(export, trained, tmp_path) -> None:
     code, out, _ = export(
         trained, "--out", str(tmp_path / "model"), "--json", "--dtype", "bfloat16", "--no-tokenizer"
@@ -76,6 +78,7 @@ def test_json_is_one_object_and_nothing_else(export, trained, tmp_path) -> None:
     assert (told["dtype"], told["step"], told["outcome"]) == ("bfloat16", 4, "completed")
 
 
+@pytest.mark.long
 def test_bad_input_is_one_message_and_exit_code_2(export, trained, tmp_path) -> None:
     for arguments in ((trained, str(tmp_path)), (str(tmp_path / "none"), str(tmp_path / "model"))):
         code, out, err = export(arguments[0], "--out", arguments[1])
@@ -84,6 +87,7 @@ def test_bad_input_is_one_message_and_exit_code_2(export, trained, tmp_path) -> 
         assert "Traceback" not in err
 
 
+@pytest.mark.long
 def test_a_block_is_found_in_the_working_directory_and_travels(
     export, make_spec, trial, diary, tmp_path, monkeypatch
 ) -> None:

@@ -171,6 +171,7 @@ def test_an_import_that_cannot_travel_is_named(tmp_path, line, named) -> None:
         rewritten(tmp_path, f"import torch\n\n{line}\n")
 
 
+@pytest.mark.long
 def test_it_is_refused_before_anything_is_written(make_spec, lively, tmp_path, monkeypatch) -> None:
     source = DOCUMENTED.replace("import torch\n", "import numpy\nimport torch\n", 1)
     (tmp_path / "users_numpy.py").write_text(source)

@@ -115,6 +115,7 @@ def odd_spec(make_spec, corpus, tmp_path):
 @pytest.mark.parametrize("model_type", [None, "gpt2", "llama", "decoder"])
 @pytest.mark.parametrize("name", ["byte_level_split", "byte_level_normalised", "unigram",
                                   "word_pieces", "byte_fallback", "byte_level_added"])  # fmt: skip
+@pytest.mark.long
 def test_normalisers_and_splits_travel(odd_spec, name, model_type, tmp_path) -> None:
     """Beside a model's configuration, which AutoTokenizer reads, as well as alone."""
     spec, expected = odd_spec(name)
@@ -245,6 +246,7 @@ def test_a_corpus_that_has_changed_is_refused_and_does_not_enter_the_cache(
     assert not list(folder.iterdir())
 
 
+@pytest.mark.long
 def test_without_a_tokenizer_the_model_alone_is_exported(
     bpe_spec, corpus, trial, diary, tmp_path
 ) -> None:

@@ -123,6 +123,7 @@ def test_wherever_two_takers_meet_no_two_hold_and_no_number_is_used_twice(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(["take", "late put"]), max_size=12))
+@pytest.mark.long
 def test_nothing_that_an_older_attempt_still_does_brings_it_back(tmp_path_factory, story) -> None:
     trial = LocalStorage(tmp_path_factory.mktemp("trial"))
     fences = [Fence(trial, take(trial))]

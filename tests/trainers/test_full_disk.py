@@ -95,6 +95,7 @@ def test_at_whichever_write_it_fills_up_the_trial_goes_on_to_the_same_end(
     assert failed > 10 / every
 
 
+@pytest.mark.long
 def test_the_failure_is_left_where_there_is_room_for_that(make_spec, tmp_path, diary) -> None:
     class NoPart(LocalStorage):
         def put_file(self, key: str, path: Path) -> None:
@@ -117,6 +118,7 @@ def test_the_failure_is_left_where_there_is_room_for_that(make_spec, tmp_path, d
         OSError(errno.ENOSPC, "No space left on device"),
     ],
 )
+@pytest.mark.long
 def test_a_staging_folder_without_room_is_named(
     make_spec, trial, diary, monkeypatch, error
 ) -> None:

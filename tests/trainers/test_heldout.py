@@ -58,6 +58,7 @@ def losses_of_every_window(trial, store: TokenStore) -> np.ndarray:
     return torch.cat(parts).numpy()
 
 
+@pytest.mark.long
 def test_loss_and_bits_per_byte_are_those_of_the_whole_split(
     make_spec, trial, diary, store, two_sources
 ) -> None:
@@ -88,6 +89,7 @@ def test_loss_and_bits_per_byte_are_those_of_the_whole_split(
     assert abs(losses[:measured].mean() - whole) > 10 * final["val_loss_se"]
 
 
+@pytest.mark.long
 def test_the_whole_split_has_no_sampling_error(make_spec, trial, diary, store, two_sources) -> None:
     tokens = windows_in(len(store.heldout), CONTEXT) * CONTEXT
     train(
@@ -106,6 +108,7 @@ def test_the_whole_split_has_no_sampling_error(make_spec, trial, diary, store, t
     assert final["val_loss"] == pytest.approx(losses_of_every_window(trial, store).mean(), rel=1e-6)
 
 
+@pytest.mark.long
 def test_a_result_says_what_its_tokens_were_made_of(make_spec, trial, diary) -> None:
     spec = make_spec()
     train(spec, trial, diary())

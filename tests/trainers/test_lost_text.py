@@ -72,6 +72,7 @@ def test_a_held_out_split_of_unknown_words_is_refused_however_small_it_is(tmp_pa
             ask(source, tmp_path / "cache")
 
 
+@pytest.mark.long
 def test_a_little_that_is_lost_is_said_and_has_no_bits_per_byte(
     make_spec, trial, diary, tmp_path, monkeypatch
 ) -> None:

@@ -189,12 +189,14 @@ def rounding(value: Tensor, nearby: Tensor) -> float:
 
 @settings(max_examples=40, deadline=None)
 @given(spec=pre_ln_specs("gpt2"))
+@pytest.mark.long
 def test_gpt2_pre_ln_is_the_gpt2_of_transformers(spec, lively, random_tokens) -> None:
     compare(spec, lively(spec), random_tokens(spec))
 
 
 @settings(max_examples=60, deadline=None)
 @given(spec=pre_ln_specs("llama"))
+@pytest.mark.long
 def test_llama_pre_ln_is_the_llama_of_transformers_or_its_qwen3(
     spec, lively, random_tokens
 ) -> None:

@@ -41,6 +41,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bytes]]:
     return found
 
 
+@pytest.mark.long
 def test_killed_in_a_pass_it_goes_on_with_the_windows_that_are_left(
     make_spec, trial, diary, dying_at, killed, bits, short_source, seen, tmp_path
 ) -> None:

@@ -119,6 +119,7 @@ def test_a_spec_of_other_kinds_is_refused(make_spec, trial, key, value) -> None:
 
 
 @pytest.mark.parametrize("layout", [{"workers": -1}, {"workers": "2"}, {"of a later version": 1}])
+@pytest.mark.long
 def test_a_layout_of_other_kinds_is_refused_with_its_place(
     make_spec, trial, diary, dying_at, killed, layout
 ) -> None:
@@ -266,6 +267,7 @@ def test_a_tokenizer_that_was_changed_is_noticed(corpus, cache) -> None:
     assert find_store(store.data_spec, cache) is None
 
 
+@pytest.mark.long
 def test_other_tokens_than_a_checkpoint_was_trained_on_are_refused(
     make_spec, trial, dying_at, killed, diary, token_cache, tmp_path, monkeypatch
 ) -> None:
@@ -352,6 +354,7 @@ def test_where_others_can_write_no_note_is_believed(tmp_path, monkeypatch) -> No
 # --- data that vanish ----------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_store_that_vanishes_in_mid_training_is_a_clear_failure_of_the_next_attempt(
     make_spec, trial, diary, dying_at, killed, corpus, cache
 ) -> None:

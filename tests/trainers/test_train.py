@@ -19,6 +19,7 @@ from trainers.spec import parse_spec
 from trainers.train import read_spec, train
 
 
+@pytest.mark.long
 def test_a_finished_trial_holds_what_was_promised_and_nothing_else(make_spec, trial, diary) -> None:
     end = train(make_spec(), trial, diary())
     assert (end.outcome, end.step) == ("completed", 10)
@@ -36,6 +37,7 @@ def test_a_finished_trial_holds_what_was_promised_and_nothing_else(make_spec, tr
     assert not [path for path in trial.root.rglob(".*") if path.is_file()]
 
 
+@pytest.mark.long
 def test_its_spec_is_read_back(make_spec, trial, diary) -> None:
     spec = make_spec(training__steps=1)
     train(spec, trial, diary())
@@ -56,6 +58,7 @@ def test_a_directory_without_a_spec_is_no_trial(trial) -> None:
         read_spec(trial)
 
 
+@pytest.mark.long
 def test_training_rows_are_of_every_update_and_held_out_rows_of_every_nth_and_the_last(
     make_spec, trial, diary
 ) -> None:
@@ -73,6 +76,7 @@ def test_training_rows_are_of_every_update_and_held_out_rows_of_every_nth_and_th
     assert len(spectra) == len(expected)
 
 
+@pytest.mark.long
 def test_the_rows_say_what_the_update_was(make_spec, trial, diary) -> None:
     spec, log = make_spec(), diary()
     train(spec, trial, log)
@@ -86,6 +90,7 @@ def test_the_rows_say_what_the_update_was(make_spec, trial, diary) -> None:
     assert all(row["mfu"] is None for row in rows)  # no peak is made up for a CPU
 
 
+@pytest.mark.long
 def test_an_evaluation_is_in_nats_in_perplexity_and_in_bits_per_byte(
     make_spec, trial, diary, text_source, token_cache
 ) -> None:
@@ -105,6 +110,7 @@ def test_an_evaluation_is_in_nats_in_perplexity_and_in_bits_per_byte(
         assert row["val_bits_per_byte"] == pytest.approx(bits)
 
 
+@pytest.mark.long
 def test_the_result_sums_up_the_records(make_spec, trial, diary) -> None:
     spec = make_spec()
     end = train(spec, trial, diary())
@@ -131,12 +137,14 @@ def test_the_result_sums_up_the_records(make_spec, trial, diary) -> None:
     assert {"torch", "deepspeed", "python"} <= set(result["versions"])
 
 
+@pytest.mark.long
 def test_the_model_learns(make_spec, trial, diary) -> None:
     log = diary()
     end = train(make_spec(training__steps=30), trial, log)
     assert end.result["final"]["val_loss"] < log.losses[0] - 1.0
 
 
+@pytest.mark.long
 def test_a_finished_trial_is_not_trained_again(make_spec, trial, diary) -> None:
     spec = make_spec(training__steps=2)
     first = train(spec, trial, diary())
@@ -147,6 +155,7 @@ def test_a_finished_trial_is_not_trained_again(make_spec, trial, diary) -> None:
     assert {key: trial.get(key) for key in trial.list()} == before
 
 
+@pytest.mark.long
 def test_a_directory_holds_one_trial(make_spec, trial, diary) -> None:
     """Neither a result nor a checkpoint of another trial is ever taken for this one's."""
     first = make_spec(training__steps=2)
@@ -162,6 +171,7 @@ def test_a_directory_holds_one_trial(make_spec, trial, diary) -> None:
     assert records.get_json(trial, records.FAILURE) is None
 
 
+@pytest.mark.long
 def test_the_log_hears_of_the_start_of_every_update_and_of_checkpoints(
     make_spec, trial, diary
 ) -> None:
@@ -172,6 +182,7 @@ def test_the_log_hears_of_the_start_of_every_update_and_of_checkpoints(
     assert log.checkpoints == [4, 8, 10]
 
 
+@pytest.mark.long
 def test_the_lease_is_let_go_with_the_last_progress(make_spec, trial, diary) -> None:
     log = diary()
     train(make_spec(training__steps=3), trial, log)
@@ -181,6 +192,7 @@ def test_the_lease_is_let_go_with_the_last_progress(make_spec, trial, diary) -> 
     assert lease["loss"] == log.losses[-1]
 
 
+@pytest.mark.long
 def test_replicates_differ_and_equal_replicates_do_not(make_spec, tmp_path, diary) -> None:
     losses = []
     for i, replicate in enumerate([0, 0, 1]):

@@ -21,6 +21,7 @@ from trainers.train import train
 
 
 @pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.long
 def test_an_absurd_learning_rate_diverges_and_the_records_are_kept(
     make_spec, trial, diary, stage
 ) -> None:
@@ -42,6 +43,7 @@ def test_an_absurd_learning_rate_diverges_and_the_records_are_kept(
     assert records.get_json(trial, records.FAILURE) is None
 
 
+@pytest.mark.long
 def test_a_trial_that_diverged_is_not_trained_again(make_spec, trial, diary) -> None:
     spec = make_spec(training__learning_rate=1e30, training__steps=50)
     first = train(spec, trial, diary())
@@ -73,6 +75,7 @@ def poison(monkeypatch):
     return poison
 
 
+@pytest.mark.long
 def test_weights_that_are_not_numbers_diverge_at_once(make_spec, trial, diary, poison) -> None:
     poison("layers.1.ffn.down.weight")
     end = train(make_spec(), trial, diary())
@@ -83,6 +86,7 @@ def test_weights_that_are_not_numbers_diverge_at_once(make_spec, trial, diary, p
     assert records.committed_steps(trial.list()) == []
 
 
+@pytest.mark.long
 def test_activations_that_are_not_numbers_are_named(make_spec, trial, diary, poison) -> None:
     """At step 5 spectra are due and no evaluation."""
     log = diary({5: lambda: poison("layers.1.ffn.up.weight")})
@@ -95,6 +99,7 @@ def test_activations_that_are_not_numbers_are_named(make_spec, trial, diary, poi
 
 
 @pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.long
 def test_a_gradient_that_is_not_finite_is_not_applied(
     make_spec, trial, diary, monkeypatch, stage
 ) -> None:
@@ -137,6 +142,7 @@ def contents(trial: LocalStorage) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("step", [2, 4, 10], ids=["a flush", "a checkpoint", "the end"])
+@pytest.mark.long
 def test_one_that_was_replaced_stops_and_writes_nothing_more(
     make_spec, trial, diary, monkeypatch, step
 ) -> None:
@@ -155,6 +161,7 @@ def test_one_that_was_replaced_stops_and_writes_nothing_more(
     assert contents(trial) == left
 
 
+@pytest.mark.long
 def test_one_that_was_replaced_does_not_touch_its_successors_checkpoint(
     make_spec, trial, diary
 ) -> None:
@@ -182,6 +189,7 @@ class Full(LocalStorage):
         super().put(key, data)
 
 
+@pytest.mark.long
 def test_a_full_disk_is_a_failure_and_no_checkpoint_is_committed_without_its_records(
     make_spec, tmp_path, diary
 ) -> None:
@@ -201,6 +209,7 @@ class Away(LocalStorage):
         super().put(key, data)
 
 
+@pytest.mark.long
 def test_a_storage_that_does_not_answer_is_no_failure_of_the_trial(
     make_spec, tmp_path, diary
 ) -> None:
@@ -224,6 +233,7 @@ def test_a_failure_that_cannot_be_recorded_is_still_raised(
     assert "the failure could not be recorded" in caplog.text
 
 
+@pytest.mark.long
 def test_nothing_rests_on_a_lease_that_cannot_be_read(make_spec, trial, diary) -> None:
     trial.put(records.LEASE, b'{"attempt": ')
     assert train(make_spec(), trial, diary()).outcome == "completed"

@@ -285,6 +285,7 @@ def test_the_result_comes_after_its_tables_and_the_parts_go_after_it(trial, writ
     assert steps(trial) == [1, 2]
 
 
+@pytest.mark.long
 def test_a_long_trial_has_few_parts_and_every_row_of_them(trial, writer, monkeypatch) -> None:
     monkeypatch.setattr(writer_module, "MERGED_PARTS", 4)
     for step in range(1, 151):
