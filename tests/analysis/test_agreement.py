@@ -343,6 +343,7 @@ def test_training_ends_where_the_table_of_trials_says(
     assert ends == pytest.approx(sorted(ran["val_loss"]))
 
 
+@pytest.mark.slow
 def test_groups_beside_each_other_are_one_in_figures_and_json(build_sweep: Build) -> None:
     steep = {"best": 30.0, "curvature": 0.05}
     sweep = build_sweep({("gpt2", "pre"): {}, ("llama", "pre"): steep}, seeds=[0, 1, 2])

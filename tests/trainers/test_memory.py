@@ -136,7 +136,11 @@ def with_enough(tmp_path_factory) -> LocalStorage:
 
 
 @pytest.mark.parametrize("stage", [0, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("cut_off_at", [0, 5, 7], ids=["at once", "after 5", "after 7"])
+@pytest.mark.parametrize(
+    "cut_off_at",
+    [pytest.param(0, marks=pytest.mark.slow), 5, pytest.param(7, marks=pytest.mark.slow)],
+    ids=["at once", "after 5", "after 7"],
+)
 def test_in_smaller_pieces_it_learns_the_same_up_to_the_order_of_sums(
     make_spec, trial, with_enough, diary, memory_for, stage, cut_off_at
 ) -> None:

@@ -113,6 +113,7 @@ def test_the_documented_classes_are_trained_and_probed(with_block, trial, diary,
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_a_resumed_trial_ends_with_the_same_bits(
     with_block, trial, diary, dying_at, killed, bits, tmp_path
 ) -> None:

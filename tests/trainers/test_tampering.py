@@ -394,6 +394,7 @@ sys.exit(command.main(sys.argv[2:]))
 
 
 @pytest.mark.processes
+@pytest.mark.slow
 def test_a_store_that_is_cut_short_in_mid_training_kills_it_and_is_made_anew(
     make_spec, trial, corpus, cache, tmp_path, bits, diary
 ) -> None:
