@@ -16,10 +16,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## train the shipped small sweep and print its verdict
 	$(BIN)/widthlab run orchestrator/sweeps/small.yaml
 
-# Files of tests are shared out over one process more than there are cores, as some only wait for
+# Files of tests are shared out over two processes more than there are cores, as some only wait for
 # Ray, those first; every test computes on one thread.
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses $$(( $$(getconf _NPROCESSORS_ONLN) + 2 )) --dist loadfile --no-loadscope-reorder
 
 test-fast: $(READY)  ## for daily work: no processes, no Ray, nothing that takes seconds
 	$(BIN)/python -m pytest --numprocesses $$(getconf _NPROCESSORS_ONLN) --dist loadfile \

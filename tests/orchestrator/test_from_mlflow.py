@@ -315,6 +315,7 @@ def test_a_database_that_is_not_there_is_not_made(tmp_path: Path, out: str) -> N
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_the_command_line_judges_from_mlflow_as_from_the_directory(
     planted: Bench, out: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

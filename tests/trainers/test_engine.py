@@ -157,7 +157,7 @@ def test_tied_embeddings_are_trained_as_one(spec_for, ranks) -> None:
     assert trained(spec, ranks)[0] == pytest.approx(reference(spec)[0], rel=1e-4)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", [pytest.param("adamw", marks=pytest.mark.slow), "muon"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_vectors_of_ngpt_have_unit_norm_after_every_update(
     spec_for, ranks, stage, optimizer
