@@ -63,6 +63,7 @@ def test_report_json_tables_and_summary_agree(build_sweep: Build) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_every_figure_and_table_comes_in_two_kinds(build_sweep: Build) -> None:
     sweep = build_sweep(seeds=[0, 1])
     analyse(sweep)

@@ -169,6 +169,7 @@ def test_groups_refused_for_the_same_reason_share_a_verdict(build_sweep: Build) 
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_figures_take_the_colours_of_the_page(build_sweep: Build) -> None:
     sweep = build_sweep(multipliers=[1.0, 2.0, 4.0])
     analyse(sweep)

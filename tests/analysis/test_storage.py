@@ -516,6 +516,7 @@ def test_a_small_object_is_put_in_one_request(s3: S3Server) -> None:
     assert [line.split()[0] for line in s3.requests()[before:]] == ["PUT"]
 
 
+@pytest.mark.slow
 def test_more_objects_than_an_answer_names_are_all_listed(s3: S3Server) -> None:
     storage = open_storage(s3.new_bucket())
     keys = [f"parts/{at:04d}" for at in range(1005)]

@@ -111,7 +111,11 @@ def test_every_record_carries_the_updates_that_its_weights_have_had(
     has_every_step_rightly(spec, trial)
 
 
-@pytest.mark.parametrize("micro_batch", [None, 2], ids=["one batch", "accumulation of 4"])
+@pytest.mark.parametrize(
+    "micro_batch",
+    [pytest.param(None, marks=pytest.mark.slow), 2],
+    ids=["one batch", "accumulation of 4"],
+)
 def test_and_so_it_does_after_having_been_cut_off_twice(
     clock_spec, trial, diary, dying_at, killed, micro_batch
 ) -> None:
