@@ -5,18 +5,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.errors import InputError
 from analysis.figures import overview_figures, rank_figures
 from analysis.figures import verdict_figures as figures
 from analysis.figures.style import render
-from analysis.records import encode_json
 from analysis.report.build import build_report
 from analysis.report.tables import report_tables, written
-from analysis.storage import Storage
 from analysis.tables.sweep_tables import SweepTables, load_sweep
 from analysis.verdict.layer_verdict import LayerVerdict, judge_layers, representative
 from analysis.verdict.recommend import Recommendation, recommend
 from analysis.verdict.summary import summarise
+from trialstore.errors import InputError
+from trialstore.records import encode_json
+from trialstore.storage import Storage
 
 REPORT = "report"
 #: Heat maps beside those in the report, one of every width, until there are so many.

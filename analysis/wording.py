@@ -77,9 +77,13 @@ def flops(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Finite seconds as one rounded quantity: `45 s`, `12 min`, `3.4 h`."""
-    for limit, size, unit in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h")):
-        if seconds < limit:
-            value = seconds / size
-            return f"{value:.1f} {unit}" if unit == "h" else f"{value:.0f} {unit}"
-    return f"{seconds / 86_400:.1f} days"
+    """A time to about two digits: 43 s, 12 min, 2.2 h, 3.5 days."""
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 7200:
+        return f"{round(whole / 60)} min"
+    if whole < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    days = seconds / 86400
+    return f"{days:.1f} days" if days < 999.5 else f"{days:.3g} days"

@@ -26,10 +26,10 @@ from analysis.spectrum import SAMPLES_PER_DIMENSION, SpectrumMetrics, measure
 from trainers.data.batches import heldout_windows, training_batch
 from trainers.data.sources import DataSource
 from trainers.data.store import TokenStore, open_store
-from trainers.model_spec import ModelSpec
+from trainers.engine.schedule import learning_rate
 from trainers.models.build import build, feed_forwards, token_loss
 from trainers.models.decoder import Decoder
-from trainers.schedule import learning_rate
+from trainers.models.model_spec import ModelSpec
 from trainers.spec import TrainingSpec
 from trainers.spectra.lanczos import CONCENTRATION_FLOOR, EXACT_WIDTH, quadrature
 from trainers.spectra.probe import Probe, Tap

@@ -17,18 +17,18 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from analysis import records
-from analysis.records import METRICS, SPECTRA, SPECTRUM_COLUMNS, Row
-from analysis.storage import LocalStorage
-from orchestrator.grid import Grid, PlannedTrial, expand
-from orchestrator.ledger import trial_storage
-from orchestrator.mirror_sweep import Mirror
-from orchestrator.plan import resolved_yaml
-from orchestrator.sweep import load_sweep
-from orchestrator.tracking import tracking_uri
+from orchestrator.grid.expand import Grid, PlannedTrial, expand
+from orchestrator.grid.plan import resolved_yaml
+from orchestrator.ledger.ledger import trial_storage
+from orchestrator.mlflow.export_sweep import Mirror
+from orchestrator.mlflow.tracking import tracking_uri
+from orchestrator.sweep.load import load_sweep
 from trainers.data.sources import DataSpec
-from trainers.lease import Lease
-from trainers.writer import TrialWriter
+from trainers.durable.writer import TrialWriter
+from trialstore import records
+from trialstore.lease import Lease
+from trialstore.records import METRICS, SPECTRA, SPECTRUM_COLUMNS, Row
+from trialstore.storage import LocalStorage
 
 TINY = Path(__file__).parents[1] / "orchestrator" / "sweeps" / "tiny.yaml"
 CHECKPOINT_EVERY = 50  # snapshots

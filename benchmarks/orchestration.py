@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from orchestrator.sweep import load_sweep
+from orchestrator.sweep.load import load_sweep
 from trainers.data.store import open_store
 
 SMALL = Path(__file__).parents[1] / "orchestrator" / "sweeps" / "small.yaml"

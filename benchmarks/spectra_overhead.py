@@ -27,14 +27,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.records import Row
 from trainers.data.sources import DataSpec
-from trainers.engine import Engine, Ranks, start_ranks
-from trainers.model_spec import ModelSpec
+from trainers.engine.engine import Engine, Ranks, start_ranks
 from trainers.models.build import build, feed_forwards
+from trainers.models.model_spec import ModelSpec
 from trainers.spec import Layout, SpectraSpec, TrainingSpec, TrialSpec
 from trainers.spectra.snapshots import Snapshots, tap
 from trainers.train import update
+from trialstore.records import Row
 
 VOCABULARY = 512
 DEPTH = 12

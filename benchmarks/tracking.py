@@ -31,16 +31,16 @@ from typing import Any
 
 import psutil
 
-from analysis.storage import LocalStorage
-from orchestrator.grid import PlannedTrial, expand
-from orchestrator.ledger import trial_storage
-from orchestrator.mirror import start_mirror
-from orchestrator.plan import resolved_yaml
-from orchestrator.sqlite_uri import sqlite_path
-from orchestrator.sweep import load_sweep
-from orchestrator.tracking import CLIENT_ENVIRONMENT, tracking_uri
-from orchestrator.ui import SERVER_ENVIRONMENT, free_port, server_command
+from orchestrator.grid.expand import PlannedTrial, expand
+from orchestrator.grid.plan import resolved_yaml
+from orchestrator.ledger.ledger import trial_storage
+from orchestrator.mlflow.export import start_mirror
+from orchestrator.mlflow.sqlite_uri import sqlite_path
+from orchestrator.mlflow.tracking import CLIENT_ENVIRONMENT, tracking_uri
+from orchestrator.mlflow.ui import SERVER_ENVIRONMENT, free_port, server_command
+from orchestrator.sweep.load import load_sweep
 from trainers.data.store import open_store
+from trialstore.storage import LocalStorage
 
 SMALL = Path(__file__).parents[1] / "orchestrator" / "sweeps" / "small.yaml"
 GOAL = 0.01
@@ -93,12 +93,12 @@ class Meter:
 
 def measured_trial(spec: Path, out: str, timing: Path) -> None:
     """Train one trial and leave what it spent beside it."""
-    from orchestrator.trainable import QuietLog
+    from orchestrator.tune.trainable import QuietLog
     from trainers import train as loop
     from trainers.collapse_watch import CollapseWatch
-    from trainers.lease import Lease
+    from trainers.durable.writer import TrialWriter
     from trainers.spec import parse_spec
-    from trainers.writer import TrialWriter
+    from trialstore.lease import Lease
 
     meter = Meter()
     meter.timed(loop, "update", STEP)

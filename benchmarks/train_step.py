@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainers import accounting, hardware
+from trainers import accounting
 from trainers.data.sources import DataSpec
-from trainers.engine import Engine, Ranks, start_ranks
-from trainers.export_stock import as_stock
-from trainers.model_spec import ModelSpec
+from trainers.engine import hardware
+from trainers.engine.engine import Engine, Ranks, start_ranks
+from trainers.engine.schedule import learning_rate
+from trainers.export.stock import as_stock
 from trainers.models.build import build, token_loss
-from trainers.schedule import learning_rate
+from trainers.models.model_spec import ModelSpec
 from trainers.spec import Layout, TrainingSpec, TrialSpec
 from trainers.train import update
 

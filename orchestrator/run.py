@@ -12,38 +12,39 @@ from typing import Any
 
 from rich.console import Console
 
-from analysis import records
-from analysis.errors import InputError
-from analysis.storage import Storage
-from orchestrator import execute, ledger
-from orchestrator.branches import branches, drop_used_branch_points
-from orchestrator.corpus_view import render_contents
-from orchestrator.driver_lease import Driving, driving
-from orchestrator.grid import Grid, PlannedTrial, expand
-from orchestrator.ledger import Ledger, give_up, read_ledger, trial_storage
-from orchestrator.mirror import start_mirror
-from orchestrator.muon_notes import muon_notes
-from orchestrator.old_trials import OldTrials, old_trials
-from orchestrator.placement import Node, trials_at_once
-from orchestrator.plan import make_plan, resolved_yaml
-from orchestrator.planned_data import as_pinned, last_run
-from orchestrator.progress import Progress
-from orchestrator.ray_cluster import check_temporary, cluster, knock
-from orchestrator.retries import RETRIES, Budget
-from orchestrator.shared_storage import check_shared
-from orchestrator.stopping import (
+from orchestrator.grid.branches import branches, drop_used_branch_points
+from orchestrator.grid.corpus_view import render_contents
+from orchestrator.grid.expand import Grid, PlannedTrial, expand
+from orchestrator.grid.muon_notes import muon_notes
+from orchestrator.grid.old_trials import OldTrials, old_trials
+from orchestrator.grid.plan import make_plan, resolved_yaml
+from orchestrator.grid.planned_data import as_pinned, last_run
+from orchestrator.grid.supply import supply_notes, supply_warnings
+from orchestrator.ledger import ledger
+from orchestrator.ledger.ledger import Ledger, give_up, read_ledger, trial_storage
+from orchestrator.ledger.progress import Progress
+from orchestrator.mlflow.export import start_mirror
+from orchestrator.mlflow.tracking import git_state
+from orchestrator.sweep.config import SweepConfig
+from orchestrator.tune import execute
+from orchestrator.tune.node_room import Node, trials_at_once
+from orchestrator.tune.ray_cluster import check_temporary, cluster, knock
+from orchestrator.tune.shared_storage import check_shared
+from orchestrator.tune.stopping import (
     forget_stop,
     relaying_stops,
     stop_requested,
     stopping_on_signals,
 )
-from orchestrator.supply import supply_notes, supply_warnings
-from orchestrator.sweep_config import SweepConfig
-from orchestrator.tracking import git_state
 from trainers.data.batches import heldout_starts, training_batch
 from trainers.data.contents import Contents
 from trainers.data.hub import pin
 from trainers.data.store import TokenStore, open_store
+from trialstore import records
+from trialstore.driver_lease import Driving, driving
+from trialstore.errors import InputError
+from trialstore.retries import RETRIES, Budget
+from trialstore.storage import Storage
 
 #: Seconds that a run waits at its end for MLflow to have everything.
 MIRROR_PATIENCE_S = 120.0
@@ -266,7 +267,7 @@ def _judge(sweep: Storage, reached: Ledger, tracking: str, console: Console) -> 
     if not any(trial.state in records.OUTCOMES for trial in reached.trials):
         return {}
     from analysis.pipeline import analyse
-    from orchestrator.run_links import run_links
+    from orchestrator.mlflow.run_links import run_links
 
     console.print("fitting laws and writing the report", highlight=False)
     done = analyse(sweep, links=run_links(sweep, tracking))

@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from analysis.errors import InputError
-from analysis.storage import LocalStorage, Storage, open_storage
 from trainers.consent import require_consent
 from trainers.data.paths import user_path
 from trainers.spec import parse_spec, refuse_other_semantics
+from trialstore.errors import InputError
+from trialstore.storage import LocalStorage, Storage, open_storage
 
 #: Exit codes beside 0, done, and 1, any other error.
 BAD_INPUT, STOPPED = 2, 3

@@ -6,7 +6,7 @@ not a matrix multiplication. Memory is an estimate, good enough to refuse what c
 
 from dataclasses import dataclass
 
-from trainers.model_spec import ModelSpec
+from trainers.models.model_spec import ModelSpec
 from trainers.models.placements import PLACEMENTS
 from trainers.spec import TrialSpec
 
@@ -103,7 +103,7 @@ def _norm(model: ModelSpec, size: int) -> int:
 
 def _own_block_layers(model: ModelSpec) -> _Layers:
     # A user's block can only be counted by building it: torch is needed here, and only here.
-    from trainers.own_block import count_layers
+    from trainers.check_block import count_layers
 
     return _Layers(**count_layers(model))
 
@@ -118,7 +118,7 @@ def training_flops_per_token(model: ModelSpec) -> int:
     """
     d, L, kv = model.d_model, model.depth, model.key_value_heads * model.head_dim
     if model.block is not None:
-        from trainers.own_block import layer_matrices
+        from trainers.check_block import layer_matrices
 
         layers = layer_matrices(model)
     else:

@@ -6,9 +6,9 @@ from dataclasses import asdict
 import numpy as np
 
 from analysis.collapse import Collapse, judge_last
-from analysis.records import ALL_TOKENS, METRICS, SPECTRA, Row
+from trainers.durable.writer import TrialWriter
 from trainers.spec import TrialSpec
-from trainers.writer import TrialWriter
+from trialstore.records import ALL_TOKENS, METRICS, SPECTRA, Row
 
 #: The site whose ranks are judged.
 SITE = "post"

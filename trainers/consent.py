@@ -4,8 +4,8 @@ A trial with a block of the user's own names a module to import. The sweep file 
 in the user's name; a spec.json may have been written by anybody who can write there.
 """
 
-from analysis.errors import InputError
 from trainers.spec import TrialSpec
+from trialstore.errors import InputError
 
 
 def require_consent(spec: TrialSpec, block: str | None, place: str) -> None:

@@ -12,16 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analysis.records import Row
 from trainers.data.batches import heldout_starts, heldout_windows, windows_in
 from trainers.data.store import TokenStore
-from trainers.engine import Engine, Ranks
+from trainers.durable.writer import stamp
+from trainers.engine.engine import Engine, Ranks
 from trainers.models.build import token_loss
 from trainers.outcome import DivergenceError
 from trainers.spec import TrialSpec
 from trainers.spectra.buckets import token_buckets
 from trainers.spectra.snapshots import NonFiniteActivationsError, Snapshots
-from trainers.writer import stamp
+from trialstore.records import Row
 
 
 class Heldout:

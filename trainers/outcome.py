@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from analysis.collapse import Collapse
-from analysis.records import METRICS
-from trainers import accounting, hardware
+from trainers import accounting
 from trainers.data.batches import windows_in
 from trainers.data.store import TokenStore
-from trainers.engine import versions
+from trainers.durable.writer import TrialWriter
+from trainers.engine import hardware
+from trainers.engine.engine import versions
 from trainers.spec import SEMANTICS_VERSION, TrialSpec
-from trainers.writer import TrialWriter
+from trialstore.records import METRICS
 
 #: The final training loss is the mean over this share of the updates, the last ones.
 FINAL_TRAIN_SHARE = 0.05

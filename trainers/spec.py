@@ -12,11 +12,11 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from analysis.errors import InputError
-from analysis.records import BUCKETS, FIRST_SEMANTICS
 from trainers.data.sources import DataSource, DataSpec
-from trainers.model_spec import ModelSpec
+from trainers.models.model_spec import ModelSpec
 from trainers.strict import MAX_STEPS, MAX_TOKENS, Frozen
+from trialstore.errors import InputError
+from trialstore.records import BUCKETS, FIRST_SEMANTICS
 
 #: Raised whenever the meaning of training or measuring changes: it enters every id. What each
 #: version means is in docs/trial-directory.md.

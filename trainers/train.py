@@ -14,26 +14,28 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from analysis import records
-from analysis.errors import InputError
-from analysis.records import METRICS, SPECTRA, Manifest, Row
-from analysis.storage import Storage
-from trainers import accounting, checkpoint, hardware, own_block
+from trainers import accounting, check_block
 from trainers.collapse_watch import CollapseWatch
 from trainers.data.batches import training_batch
 from trainers.data.store import TokenStore, open_store
-from trainers.engine import Engine, Ranks, start_ranks
-from trainers.failure import FailureReport
-from trainers.fence import Fence
+from trainers.durable import checkpoint
+from trainers.durable.failure import FailureReport
+from trainers.durable.memory import for_a_micro_batch
+from trainers.durable.writer import TrialWriter, stamp
+from trainers.engine import hardware
+from trainers.engine.engine import Engine, Ranks, start_ranks
+from trainers.engine.schedule import learning_rate
 from trainers.heldout import Heldout
-from trainers.lease import Lease
-from trainers.memory import for_a_micro_batch
 from trainers.models.build import build, token_loss
 from trainers.outcome import Clock, DivergenceError, result_of
-from trainers.schedule import learning_rate
 from trainers.spec import TrialSpec, parse_layout, parse_spec, refuse_other_semantics
 from trainers.spectra.snapshots import Snapshots
-from trainers.writer import TrialWriter, stamp
+from trialstore import records
+from trialstore.claims import Fence
+from trialstore.errors import InputError
+from trialstore.lease import Lease
+from trialstore.records import METRICS, SPECTRA, Manifest, Row
+from trialstore.storage import Storage
 
 
 class Log(Protocol):
@@ -104,7 +106,7 @@ def _train(
     clock = Clock()
     with clock("start"):
         if spec.model.block is not None:
-            own_block.check(spec.model.block)
+            check_block.check(spec.model.block)
         ranks = start_ranks(spec.layout.device)
 
         lease: Lease | None = None

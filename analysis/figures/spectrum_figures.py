@@ -33,8 +33,8 @@ from analysis.figures.style import (
     round_ticks,
     title,
 )
-from analysis.records import ALL_TOKENS
 from analysis.spectrum import SAMPLES_PER_DIMENSION, expand, normalised
+from trialstore.records import ALL_TOKENS
 
 Floats = NDArray[np.float64]
 

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.errors import InputError
 from analysis.fit.one_semantics import refuse_mixed, stated
 from analysis.fit.saturating_law import SaturatingLaw, fit_saturating_law
 from analysis.fit.scaling_fit import (
@@ -26,6 +25,7 @@ from analysis.fit.scaling_laws import LossLaw, Variable
 from analysis.laws.power_law import PowerLaw, Refusal, fit_power_law
 from analysis.replicates import Floats, Interval
 from analysis.wording import group_label, plural
+from trialstore.errors import InputError
 
 Law = Literal["power", "saturating", "kaplan", "chinchilla", "width-depth"]
 Role = Literal["x", "y", "params", "tokens", "loss", "width", "depth"]

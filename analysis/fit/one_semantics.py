@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.errors import InputError
-from analysis.records import FIRST_SEMANTICS
 from analysis.tables.semantics import NAME
 from analysis.wording import group_label, plural
+from trialstore.errors import InputError
+from trialstore.records import FIRST_SEMANTICS
 
 
 def stated(frame: pd.DataFrame) -> pd.DataFrame:

@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.report.page import bullets, folded, paragraph, sentence, table
-from analysis.tables.sweep_file import section
 from analysis.tables.sweep_tables import SweepTables
 from analysis.wording import large, percent, plural
+from trialstore.sweep_file import section
 
 #: Sources with a row of their own, the largest; the others are summed up in one.
 MOST_SOURCES = 12

@@ -6,7 +6,6 @@ from html import escape
 
 from analysis.laws.power_law import PowerLaw, Refusal
 from analysis.laws.saturation import Saturation, Untestable
-from analysis.records import FIRST_SEMANTICS
 from analysis.report.captions import captions_of
 from analysis.report.page import (
     bullets,
@@ -29,6 +28,7 @@ from analysis.verdict.recommend import GroupVerdict
 from analysis.verdict.supply import SELECTION
 from analysis.verdict.tuned_rate import TunedTrials
 from analysis.wording import bracketed, interval, multiple, plural
+from trialstore.records import FIRST_SEMANTICS
 
 LAWS = {
     "soft_rank": "soft rank",

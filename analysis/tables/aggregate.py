@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.records import SPECTRUM_COLUMNS
 from analysis.tables.aggregation import Aggregation, LayerStatistic
+from trialstore.records import SPECTRUM_COLUMNS
 
 #: The site whose ranks the scaling laws are about (arXiv 2510.00537).
 LAW_SITE = "post"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from analysis.errors import InputError
+from trialstore.errors import InputError
 
 #: Snapshots a layer is summarised over, where the sweep file does not say.
 AGGREGATE_LAST = 5

@@ -8,13 +8,13 @@ from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from analysis import records
-from analysis.errors import InputError
-from analysis.json_records import COUNT, BrokenRecordError
-from analysis.records import FIRST_SEMANTICS
-from analysis.storage import Storage
-from analysis.tables.sweep_file import section
 from analysis.wording import plural
+from trialstore import records
+from trialstore.errors import InputError
+from trialstore.json_objects import COUNT, BrokenRecordError
+from trialstore.records import FIRST_SEMANTICS
+from trialstore.storage import Storage
+from trialstore.sweep_file import section
 
 NAME = "semantics_version"
 #: Objects that are read side by side: an object store takes its time to answer.

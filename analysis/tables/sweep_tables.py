@@ -15,10 +15,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis import records
-from analysis.errors import InputError
-from analysis.records import ALL_TOKENS, METRICS, SPECTRA
-from analysis.storage import Storage
 from analysis.tables.aggregate import LAW_SITE, aggregate, without_spectra
 from analysis.tables.aggregation import AGGREGATE_LAST, Aggregation
 from analysis.tables.semantics import (
@@ -27,15 +23,19 @@ from analysis.tables.semantics import (
     semantics_of_result,
     semantics_of_sweep,
 )
-from analysis.tables.sweep_file import (
+from analysis.tables.trial_row import MEASURED, trial_row
+from analysis.wording import AXIS_PREFIX, plural
+from trialstore import records
+from trialstore.errors import InputError
+from trialstore.records import ALL_TOKENS, METRICS, SPECTRA
+from trialstore.storage import Storage
+from trialstore.sweep_file import (
     SWEEP_FILE,
     holds_of,
     planned_cells,
     read_sweep_file,
     section,
 )
-from analysis.tables.trial_row import MEASURED, trial_row
-from analysis.wording import AXIS_PREFIX, plural
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class SweepTables:
     cell of two model sizes has a row in each.
 
     `spectra` has a row per trial, layer, site and snapshot, `curves` a row per trial and recorded
-    step, with the columns of `analysis.records`; `eigenvalues` a row per trial and layer of the
+    step, with the columns of `trialstore.records`; `eigenvalues` a row per trial and layer of the
     last snapshot.
     """
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from analysis import records
-from analysis.records import SPECTRUM_COLUMNS
-from analysis.storage import Storage
-from analysis.tables.sweep_file import holds_of, section
+from trialstore import records
+from trialstore.records import SPECTRUM_COLUMNS
+from trialstore.storage import Storage
+from trialstore.sweep_file import holds_of, section
 
 _PARAMETERS = ("total", "non_embedding", "embedding", "head", "attention", "ffn", "norm")
 _LOSSES = ("train_loss", "val_loss", "val_loss_se", "val_perplexity", "val_bits_per_byte")

@@ -8,7 +8,6 @@ import pandas as pd
 from analysis.laws.power_law import PowerLaw, is_shown
 from analysis.laws.saturation import Saturation
 from analysis.laws.spectral import RANKS, SpectralEvidence
-from analysis.records import FIRST_SEMANTICS, OUTCOMES
 from analysis.spectrum import SAMPLES_PER_DIMENSION
 from analysis.tables.sweep_tables import SweepTables
 from analysis.verdict.equal_budget import BUDGETS, BudgetEvidence
@@ -17,6 +16,7 @@ from analysis.verdict.next_cells import REPLICATES
 from analysis.verdict.supply import Supply, caveats_of_supply
 from analysis.verdict.tuned_rate import AXIS, TunedTrials, is_tunable
 from analysis.wording import interval, large, multiple, percent, plural
+from trialstore.records import FIRST_SEMANTICS, OUTCOMES
 
 #: The value that the learning rate has in the group of a tuned verdict.
 TUNED = "tuned per width"

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from analysis.laws.spectral import SpectralEvidence, judge_spectra
 from analysis.replicates import Floats, Interval
-from analysis.tables.sweep_file import positive, section
 from analysis.tables.sweep_tables import SweepTables, reference_multiplier
 from analysis.verdict import next_cells
 from analysis.verdict.budgets import AtBudget, at_equal_budgets
@@ -30,6 +29,7 @@ from analysis.verdict.transfer import SizeOptimum, Target, Transfer, transfer
 from analysis.verdict.tuned_rate import AXIS as RATE_AXIS
 from analysis.verdict.tuned_rate import TunedTrials, is_tunable, tune
 from analysis.wording import group_label, interval, multiple
+from trialstore.sweep_file import positive, section
 
 #: Axes that make a model larger: groups that differ in nothing else are sizes of one.
 SIZE_AXES = ("base_d_model", "depth")

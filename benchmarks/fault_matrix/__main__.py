@@ -9,8 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from analysis.records import get_json
-from analysis.storage import LocalStorage
 from benchmarks.fault_matrix import __doc__ as description
 from benchmarks.fault_matrix.checks import content, differences, lost, wrong_points
 from benchmarks.fault_matrix.faults import Fault, faults
@@ -18,7 +16,9 @@ from benchmarks.fault_matrix.mlflow_server import MlflowServer
 from benchmarks.fault_matrix.nodes import Nodes, free_port
 from benchmarks.fault_matrix.scene import CHECKPOINT_EVERY, Scene
 from benchmarks.fault_matrix.updates import counting
-from orchestrator.tracking import embedded_uri
+from orchestrator.mlflow.tracking import embedded_uri
+from trialstore.records import get_json
+from trialstore.storage import LocalStorage
 
 #: Bytes of the file system that fills up.
 SMALL_DISK = "24m"

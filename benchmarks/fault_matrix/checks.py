@@ -3,10 +3,10 @@
 from collections import Counter
 from typing import Any
 
-from analysis.records import METRICS, SPECTRA, get_json, read_records
-from analysis.storage import LocalStorage
 from benchmarks.fault_matrix.scene import STEPS, Scene
 from benchmarks.fault_matrix.updates import read_updates, updates_lost
+from trialstore.records import METRICS, SPECTRA, get_json, read_records
+from trialstore.storage import LocalStorage
 
 #: Columns that no two runs share.
 CLOCK = {METRICS: ["time_ms", "tokens_per_s", "mfu"], SPECTRA: ["time_ms"]}

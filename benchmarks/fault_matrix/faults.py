@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import psutil
 
-from analysis.records import checkpoint_folder
 from benchmarks.fault_matrix.nodes import node_of, resume, suspend
 from benchmarks.fault_matrix.scene import Scene
+from trialstore.records import checkpoint_folder
 
 Where = Literal["this machine", "nodes"]
 

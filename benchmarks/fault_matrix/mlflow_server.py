@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.fault_matrix.nodes import free_port
-from orchestrator.sqlite_uri import sqlite_uri
+from orchestrator.mlflow.sqlite_uri import sqlite_uri
 
 
 @dataclass

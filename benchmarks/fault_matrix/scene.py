@@ -14,13 +14,13 @@ from typing import Any
 
 import psutil
 
-from analysis.errors import InputError
-from analysis.records import committed_steps, get_json
-from analysis.storage import LocalStorage
 from benchmarks.fault_matrix.mlflow_server import MlflowServer
 from benchmarks.fault_matrix.nodes import Nodes
 from benchmarks.fault_matrix.updates import counting
-from orchestrator.ledger import resolved_sweep
+from orchestrator.ledger.ledger import resolved_sweep
+from trialstore.errors import InputError
+from trialstore.records import committed_steps, get_json
+from trialstore.storage import LocalStorage
 
 SWEEPS = Path(__file__).parents[2] / "orchestrator" / "sweeps"
 STEPS = 1000
@@ -182,6 +182,6 @@ class Scene:
     def mirror(self) -> psutil.Process:
         """The mirror process of the running command."""
         for child in psutil.Process(self.driver.pid).children(recursive=True):
-            if "orchestrator.mirror" in child.cmdline():
+            if "orchestrator.mlflow.export" in child.cmdline():
                 return child
         raise LookupError("the command has no mirror")

@@ -28,13 +28,13 @@ import numpy as np
 from scipy import stats
 
 from analysis.collapse import Collapse, CollapseRule, judge
-from analysis.records import SPEC
-from analysis.storage import Storage, open_storage
 from analysis.tables.sweep_tables import LAW_SITE, load_sweep
 from trainers.data.batches import heldout_windows
 from trainers.data.store import open_store
 from trainers.heldout import unigram_loss
 from trainers.spec import TrialSpec, parse_spec
+from trialstore.records import SPEC
+from trialstore.storage import Storage, open_storage
 
 NOTHING_LEARNT = 0.97  # of H
 IMPAIRED = 0.9  # of H

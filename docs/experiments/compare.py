@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.storage import open_storage
 from analysis.tables.sweep_tables import load_sweep
+from trialstore.storage import open_storage
 
 SHOWN = ["val_loss", "hard_rank", "hard_utilisation", "soft_rank", "concentration"]
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import yaml
 
-from analysis import records
-from analysis.records import SPECTRUM_COLUMNS
 from analysis.spectrum import js_divergence, measure, sampling_status
-from analysis.storage import LocalStorage
+from trialstore import records
+from trialstore.records import SPECTRUM_COLUMNS
+from trialstore.storage import LocalStorage
 
 D_MODEL, HEADS, DEPTH, STEPS, BATCH = 64, 4, 2, 250, 2048
 MULTIPLIERS = (1.0, 1.5, 2.0, 2.67, 4.0, 5.33, 8.0)

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.errors import InputError
-from analysis.records import SPECTRUM_COLUMNS
 from analysis.tables.aggregate import aggregate
 from analysis.tables.aggregation import LAYER_STATISTICS, Aggregation
+from trialstore.errors import InputError
+from trialstore.records import SPECTRUM_COLUMNS
 
 
 def spectra(ranks: dict[int, list[float]], trial: str = "a", **columns: Any) -> pd.DataFrame:

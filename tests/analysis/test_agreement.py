@@ -20,12 +20,12 @@ from analysis.figures import overview_figures, rank_figures
 from analysis.figures import verdict_figures as figures
 from analysis.laws.spectral import RANKS
 from analysis.pipeline import Analysis, analyse
-from analysis.storage import LocalStorage
 from analysis.tables.sweep_tables import SweepTables, load_sweep
 from analysis.verdict.budgets import CURRENCIES
 from analysis.verdict.layer_verdict import judge_layers, representative
 from analysis.verdict.recommend import GroupVerdict, recommend
 from analysis.wording import bracketed, flops, interval, multiple, plural
+from trialstore.storage import LocalStorage
 
 pytestmark = pytest.mark.long
 

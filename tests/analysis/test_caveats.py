@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 import yaml
 
-from analysis.storage import LocalStorage
 from analysis.tables.sweep_tables import load_sweep
 from analysis.verdict.recommend import GroupVerdict, recommend
+from trialstore.storage import LocalStorage
 
 Build = Callable[..., LocalStorage]
 

@@ -12,11 +12,11 @@ from analysis.figures import overview_figures, rank_figures
 from analysis.figures import verdict_figures as figures
 from analysis.figures.style import render
 from analysis.laws.power_law import PowerLaw
-from analysis.storage import LocalStorage
 from analysis.tables.sweep_tables import SweepTables, load_sweep
 from analysis.verdict.layer_verdict import judge_layers, representative
 from analysis.verdict.loss_optimum import LossCurve
 from analysis.verdict.recommend import GroupVerdict, recommend
+from trialstore.storage import LocalStorage
 
 Build = Callable[..., LocalStorage]
 

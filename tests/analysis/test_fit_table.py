@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import records
-from analysis.errors import InputError
 from analysis.fit.fit_table import Request, fit_table
+from trialstore import records
+from trialstore.errors import InputError
 
 CONTRACT = {
     "group", "n", "excluded", "parameters", "intervals", "interval_method", "objective",

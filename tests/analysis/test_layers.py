@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from analysis.laws.layers import LARGEST_SHIFT, LayerAdvice, advise_layers
 from analysis.laws.power_law import Refusal
-from orchestrator.sweep import parse_sweep
+from orchestrator.sweep.load import parse_sweep
 
 WIDTHS = (128, 192, 256, 384, 512, 768)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from analysis.errors import InputError
 from analysis.pipeline import analyse
-from analysis.storage import LocalStorage
 from analysis.tables.sweep_tables import load_sweep
 from analysis.verdict.recommend import recommend
 from analysis.verdict.summary import headline
+from trialstore.errors import InputError
+from trialstore.storage import LocalStorage
 
 Build = Callable[..., LocalStorage]
 OLD = Path(__file__).parents[1] / "data" / "old-sweeps"

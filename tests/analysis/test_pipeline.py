@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from analysis.errors import InputError
 from analysis.pipeline import analyse
-from analysis.records import encode_json
-from analysis.storage import LocalStorage
+from trialstore.errors import InputError
+from trialstore.records import encode_json
+from trialstore.storage import LocalStorage
 
 Build = Callable[..., LocalStorage]
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import yaml
 
-from analysis.errors import InputError
 from analysis.laws.power_law import PowerLaw
 from analysis.laws.spectral import SpectralStop
-from analysis.records import encode_json
-from analysis.storage import LocalStorage
 from analysis.tables.sweep_tables import load_sweep
 from analysis.verdict.recommend import GroupVerdict, recommend
+from trialstore.errors import InputError
+from trialstore.records import encode_json
+from trialstore.storage import LocalStorage
 
 Build = Callable[..., LocalStorage]
 KEYS = {

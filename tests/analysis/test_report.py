@@ -12,10 +12,10 @@ import yaml
 
 from analysis.figures import style
 from analysis.pipeline import analyse
-from analysis.records import encode_json
 from analysis.report import tables as report_tables
 from analysis.report.tables import written
-from analysis.storage import LocalStorage
+from trialstore.records import encode_json
+from trialstore.storage import LocalStorage
 
 Build = Callable[..., LocalStorage]
 REPORT = "report/report.html"

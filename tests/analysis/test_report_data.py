@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis.pipeline import analyse
-from analysis.storage import LocalStorage
+from trialstore.storage import LocalStorage
 
 Build = Callable[..., LocalStorage]
 #: Fourteen sources of 1,000 to 14,000 training tokens; the largest also has 500 held-out ones.

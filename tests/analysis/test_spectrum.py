@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.spatial.distance import jensenshannon
 
-from analysis.records import SPECTRUM_COLUMNS
 from analysis.spectrum import (
     SpectrumMetrics,
     expand,
@@ -20,6 +19,7 @@ from analysis.spectrum import (
     renyi_rank,
     sampling_status,
 )
+from trialstore.records import SPECTRUM_COLUMNS
 
 # Values over fourteen orders of magnitude, and exact zeros.
 eigenvalue = st.one_of(st.just(0.0), st.floats(1e-7, 1e7))

@@ -27,8 +27,8 @@ from analysis.figures.spectrum_figures import (
     spectrum_over_training,
 )
 from analysis.figures.style import pixels
-from analysis.records import SPECTRA_SCHEMA
 from analysis.spectrum import measure
+from trialstore.records import SPECTRA_SCHEMA
 
 D = 64
 

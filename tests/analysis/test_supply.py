@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 from analysis.pipeline import analyse
-from analysis.storage import LocalStorage
 from analysis.tables.sweep_tables import load_sweep
 from analysis.verdict.recommend import GroupVerdict, recommend
 from analysis.verdict.summary import headline, summarise
 from analysis.verdict.supply import PASSES_WORTH_NEW, SELECTION, judge_supply
+from trialstore.storage import LocalStorage
 
 Build = Callable[..., LocalStorage]
 CURVATURE, TOLERANCE = 0.05, 0.01

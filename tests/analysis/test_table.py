@@ -11,13 +11,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from analysis import records
-from analysis.errors import InputError
-from analysis.records import SPECTRUM_COLUMNS, encode_json
-from analysis.storage import LocalStorage
 from analysis.tables.aggregate import aggregate
 from analysis.tables.aggregation import Aggregation
 from analysis.tables.sweep_tables import load_sweep
+from trialstore import records
+from trialstore.errors import InputError
+from trialstore.records import SPECTRUM_COLUMNS, encode_json
+from trialstore.storage import LocalStorage
 
 Build = Callable[..., LocalStorage]
 

@@ -16,7 +16,15 @@ def test_large_counts_have_a_suffix(number: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(45, "45 s"), (720, "12 min"), (12_240, "3.4 h"), (864_000, "10.0 days")],
+    [
+        (3.4, "3 s"),
+        (119, "119 s"),
+        (600, "10 min"),
+        (7199, "120 min"),
+        (8000, "2.2 h"),
+        (48 * 3600, "2.0 days"),
+        (1e12, "1.16e+07 days"),
+    ],
 )
 def test_durations_have_one_unit(seconds: float, text: str) -> None:
     assert duration(seconds) == text

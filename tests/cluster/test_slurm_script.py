@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from analysis.records import committed_steps, get_json
-from analysis.storage import LocalStorage
+from trialstore.records import committed_steps, get_json
+from trialstore.storage import LocalStorage
 
 pytestmark = pytest.mark.slow
 

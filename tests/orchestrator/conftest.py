@@ -36,7 +36,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes a second a trial, which only the tests of the images need."""
-    monkeypatch.setattr("orchestrator.mirror_run.TrialImages.due", lambda self, seen: False)
+    monkeypatch.setattr("orchestrator.mlflow.trial_run.TrialImages.due", lambda self, seen: False)
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from analysis.records import METRICS, SPECTRA, committed_steps, get_json, read_records
-from analysis.storage import LocalStorage, Storage
+from trialstore.records import METRICS, SPECTRA, committed_steps, get_json, read_records
+from trialstore.storage import LocalStorage, Storage
 
 ROOT = Path(__file__).parents[2]
 SWEEP = ROOT / "orchestrator" / "sweeps" / "tiny.yaml"

@@ -10,10 +10,10 @@ from typing import Any, NoReturn
 
 import pytest
 
-from analysis.errors import InputError
-from orchestrator import cli
-from orchestrator.tracking import Run, ServerAwayError
+from orchestrator.cli import __main__ as cli
+from orchestrator.mlflow.tracking import Run, ServerAwayError
 from trainers import __main__ as trainers_main
+from trialstore.errors import InputError
 
 #: What `widthlab` says where it comes as far as training.
 STOPPED = "stopped before training"
@@ -102,10 +102,10 @@ def disarm(patched: pytest.MonkeyPatch, *, server: bool = False) -> None:
     for name in ("open_store", "pin"):
         patched.setattr(f"orchestrator.run.{name}", _stop)
     patched.setattr("trainers.train.train", _stop)
-    patched.setattr("orchestrator.ui.os.execve", _serve)
+    patched.setattr("orchestrator.mlflow.ui.os.execve", _serve)
     for module in ("mirror_sweep", "mirror_identity"):
         patched.setattr(f"orchestrator.{module}.Tracking", SilentTracking if server else _away)
-    patched.setattr("orchestrator.mlflow_reader.client_of", _away)
+    patched.setattr("orchestrator.mlflow.reader.client_of", _away)
     patched.setenv("HF_HUB_OFFLINE", "1")
     for variable in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "WIDTHLAB_STORAGE"):
         patched.delenv(variable, raising=False)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from analysis.errors import InputError
-from orchestrator.sweep import SweepConfig, parse_sweep
+from orchestrator.sweep.load import SweepConfig, parse_sweep
+from trialstore.errors import InputError
 
 MINIMAL = """\
 name: mini

@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
-from analysis import records
-from analysis.records import METRICS, SPECTRA, Manifest, encode_json, put_part
-from analysis.storage import LocalStorage
-from orchestrator.mirror_points import LAYER_METRICS, MEDIAN_METRICS, METRIC_NAMES
-from orchestrator.mirror_sweep import Mirror
+from orchestrator.mlflow.export_sweep import Mirror
+from orchestrator.mlflow.points import LAYER_METRICS, MEDIAN_METRICS, METRIC_NAMES
+from trialstore import records
+from trialstore.records import METRICS, SPECTRA, Manifest, encode_json, put_part
+from trialstore.storage import LocalStorage
 
 START_MS = 1_760_000_000_000
 WIDTH, D_MODEL, DEPTH = 256, 64, 2

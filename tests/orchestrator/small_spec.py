@@ -1,7 +1,7 @@
 """A trial as small as they come, for tests that train none."""
 
 from trainers.data.sources import DataSpec
-from trainers.model_spec import ModelSpec
+from trainers.models.model_spec import ModelSpec
 from trainers.spec import Layout, TrainingSpec, TrialSpec
 
 CONTEXT = 32

@@ -7,20 +7,19 @@ from pathlib import Path
 import pytest
 from small_spec import small_spec
 
-from analysis import records
-from analysis.errors import InputError
-from analysis.records import FAILURE, RESULT, encode_json, get_json
-from analysis.storage import LocalStorage, StorageFullError
-from orchestrator import attempt as attempt_module
-from orchestrator import retries
-from orchestrator.attempt import FAILED, UNFINISHED, attempt
-from orchestrator.driver_lease import current_driver, driving
-from orchestrator.ledger import trial_storage
-from orchestrator.preemption import PreemptedError
-from orchestrator.retries import Budget, opened, read_retries, write_retries
-from trainers.failure import leave_failure
-from trainers.fence import Fence, LeaseLostError, newest_attempt, take
+from orchestrator.ledger.ledger import trial_storage
+from orchestrator.tune import attempt as attempt_module
+from orchestrator.tune.attempt import FAILED, UNFINISHED, attempt
+from orchestrator.tune.preemption import PreemptedError
+from trainers.durable.failure import leave_failure
 from trainers.spec import Layout, TrialSpec
+from trialstore import records, retries
+from trialstore.claims import Fence, LeaseLostError, newest_attempt, take
+from trialstore.driver_lease import current_driver, driving
+from trialstore.errors import InputError
+from trialstore.records import FAILURE, RESULT, encode_json, get_json
+from trialstore.retries import Budget, opened, read_retries, write_retries
+from trialstore.storage import LocalStorage, StorageFullError
 
 BUDGET = Budget(failures=2, preemptions=3)
 

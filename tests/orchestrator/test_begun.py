@@ -5,11 +5,11 @@ import json
 import pytest
 from test_placement import trial as make_trial
 
-from analysis.records import Manifest, manifest_key
-from analysis.storage import LocalStorage
-from orchestrator.execute import as_begun
-from orchestrator.ledger import trial_storage
+from orchestrator.ledger.ledger import trial_storage
+from orchestrator.tune.execute import as_begun
 from trainers.spec import Layout, TrialSpec
+from trialstore.records import Manifest, manifest_key
+from trialstore.storage import LocalStorage
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 
 import pytest
 
-from orchestrator.branches import Branch, branch_points, branches
-from orchestrator.grid import PlannedTrial, expand
-from orchestrator.plan import Plan, make_plan, plan_json
-from orchestrator.plan_cost import START_SECONDS, measurements
-from orchestrator.sweep import parse_sweep
+from orchestrator.grid.branches import Branch, branch_points, branches
+from orchestrator.grid.expand import PlannedTrial, expand
+from orchestrator.grid.plan import Plan, make_plan, plan_json
+from orchestrator.grid.plan_cost import START_SECONDS, measurements
+from orchestrator.sweep.load import parse_sweep
 from trainers.data.sources import DataSpec
 
 DATA = DataSpec(corpus_fingerprint="0123456789abcdef", tokenizer_hash="fedcba9876543210")

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from orchestrator.canonical import post_layers
-from orchestrator.grid import Grid, PlannedTrial, expand
-from orchestrator.plan import make_plan, plan_json
-from orchestrator.plan_view import render_plan
-from orchestrator.sweep import parse_sweep
+from orchestrator.grid.expand import Grid, PlannedTrial, expand
+from orchestrator.grid.plan import make_plan, plan_json
+from orchestrator.grid.plan_view import render_plan
+from orchestrator.sweep.canonical import post_layers
+from orchestrator.sweep.load import parse_sweep
 from trainers.data.sources import DataSpec
 
 DATA = DataSpec(corpus_fingerprint="0123456789abcdef", tokenizer_hash="fedcba9876543210")

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from analysis.records import encode_json
-from analysis.storage import LocalStorage
-from orchestrator import cli
+from orchestrator.cli import __main__ as cli
+from trialstore.records import encode_json
+from trialstore.storage import LocalStorage
 
-SWEEPS = Path(cli.__file__).parent / "sweeps"
+SWEEPS = Path(cli.__file__).parents[1] / "sweeps"
 
 
 @pytest.fixture

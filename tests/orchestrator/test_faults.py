@@ -17,8 +17,8 @@ from fault_sweep import (
     wait_for_a_running_trial,
 )
 
-from analysis.records import METRICS, get_json
-from analysis.storage import LocalStorage
+from trialstore.records import METRICS, get_json
+from trialstore.storage import LocalStorage
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 

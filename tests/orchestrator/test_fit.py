@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from orchestrator import cli
+from orchestrator.cli import __main__ as cli
 
 GADRE = Path(__file__).parents[1] / "data" / "gadre_models_losses.csv"
 LOSSES = ["--law", "chinchilla", "--params", "params", "--tokens", "tokens", "--loss", "loss"]

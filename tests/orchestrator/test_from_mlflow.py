@@ -24,17 +24,17 @@ from mirror_bench import (
     train_row,
 )
 
-from analysis import records
-from analysis.errors import InputError
-from analysis.records import METRICS, SPECTRA, encode_json
 from analysis.spectrum import measure, sampling_status
-from analysis.storage import LocalStorage
 from analysis.tables.sweep_tables import SweepTables, load_sweep
 from analysis.verdict.recommend import recommend
-from orchestrator import cli
-from orchestrator.from_mlflow import ORIGIN_FILE, rebuild
-from orchestrator.ledger import read_ledger
-from orchestrator.mirror_sweep import Mirror
+from orchestrator.cli import __main__ as cli
+from orchestrator.ledger.ledger import read_ledger
+from orchestrator.mlflow.export_sweep import Mirror
+from orchestrator.mlflow.from_mlflow import ORIGIN_FILE, rebuild
+from trialstore import records
+from trialstore.errors import InputError
+from trialstore.records import METRICS, SPECTRA, encode_json
+from trialstore.storage import LocalStorage
 
 MULTIPLIERS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 SAMPLES, STEPS = 4096, 40

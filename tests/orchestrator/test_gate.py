@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 import pytest
 
-from orchestrator.placement import APART, TOGETHER, Need, Node
+from orchestrator.tune.node_room import APART, TOGETHER, Need, Node
 
 pytest.importorskip("ray")
 from ray import cloudpickle
 from ray.tune.experiment import Trial
 
-from orchestrator import gate as gate_module
-from orchestrator.gate import Gate, GateStopper, reserved, trial_id
+from orchestrator.tune import trial_queue as gate_module
+from orchestrator.tune.trial_queue import Gate, GateStopper, reserved, trial_id
 
 
 class Sweep:

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.errors import InputError
-from orchestrator.grid import Grid, expand
-from orchestrator.sweep import parse_sweep
+from orchestrator.grid.expand import Grid, expand
+from orchestrator.sweep.load import parse_sweep
 from trainers.accounting import parameters
 from trainers.data.sources import DataSpec
 from trainers.spec import TrialSpec
+from trialstore.errors import InputError
 
 DATA = DataSpec(corpus_fingerprint="0123456789abcdef", tokenizer_hash="fedcba9876543210")
 

@@ -6,9 +6,17 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from orchestrator.hold import FAR, NEAR, WIDTH_FACTOR, HeldCell, Missed, budget_of, hold_budget
+from orchestrator.grid.equal_budget import (
+    FAR,
+    NEAR,
+    WIDTH_FACTOR,
+    HeldCell,
+    Missed,
+    budget_of,
+    hold_budget,
+)
 from trainers.accounting import parameters, training_flops_per_token
-from trainers.model_spec import ModelSpec
+from trainers.models.model_spec import ModelSpec
 
 BUDGETS = ["params", "flops"]
 

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mirror_bench import spec
 
-from analysis.records import encode_json
-from orchestrator import cli
+from orchestrator.cli import __main__ as cli
+from trialstore.records import encode_json
 
-TINY = str(Path(cli.__file__).parent / "sweeps" / "tiny.yaml")
+TINY = str(Path(cli.__file__).parents[1] / "sweeps" / "tiny.yaml")
 TABLE = b"x,y,n,d,l,g\n" + b"".join(
     b"%d,%f,%d,%d,%f,%d\n" % (i, i**0.5 + 0.01 * (i % 3), 10 * i, 100 * i * i, 3 + 1 / i, i % 2)
     for i in range(1, 13)

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mirror_bench import START_MS, Bench, checkpoint, finish_trial, give_up, put_rows, spec
 
-from analysis import records
-from analysis.records import encode_json
+from trialstore import records
+from trialstore.records import encode_json
 
 TRIALS = 6
 #: The commands that read a sweep's directory, with what each needs beside it.
@@ -46,8 +46,8 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         disarm(patched, server=True)
         drawn = {"svg": b"<svg/>", "png": b""}
         patched.setattr("analysis.pipeline.render", lambda figure: drawn)
-        patched.setattr("orchestrator.driver_lease.LISTEN_S", 0.0)
-        patched.setattr("orchestrator.mirror_run.TrialImages.due", lambda self, seen: False)
+        patched.setattr("trialstore.driver_lease.LISTEN_S", 0.0)
+        patched.setattr("orchestrator.mlflow.trial_run.TrialImages.due", lambda self, seen: False)
         logging.disable(logging.CRITICAL)
         yield bench
         logging.disable(logging.NOTSET)

@@ -9,12 +9,12 @@ from hostile_command import STOPPED, disarm, widthlab
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator import cli
+from orchestrator.cli import __main__ as cli
 
 SHIPPED = [
-    path.read_bytes() for path in sorted((Path(cli.__file__).parent / "sweeps").glob("*.yaml"))
+    path.read_bytes() for path in sorted((Path(cli.__file__).parents[1] / "sweeps").glob("*.yaml"))
 ]
-TINY = (Path(cli.__file__).parent / "sweeps" / "tiny.yaml").read_bytes()
+TINY = (Path(cli.__file__).parents[1] / "sweeps" / "tiny.yaml").read_bytes()
 #: Of a sweep file, with what each needs beside it.
 COMMANDS = {"plan": [], "run": [], "status": [], "stop": [], "rerun": ["0a1b"], "gc": []}
 

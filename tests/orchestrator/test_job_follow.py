@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Iterable
 
 import pytest
 
-from analysis.errors import InputError
-from orchestrator import job_follow
-from orchestrator.job_follow import follow, wait_until_over
-from orchestrator.job_server import Job, ServerLostError
+from orchestrator.jobs import follow as job_follow
+from orchestrator.jobs.follow import follow, wait_until_over
+from orchestrator.jobs.server import Job, ServerLostError
+from trialstore.errors import InputError
 
 LOG = "".join(f"line {number}\n" for number in range(7))
 

@@ -7,8 +7,10 @@ from typing import IO
 
 import pytest
 
-from analysis.errors import InputError
-from analysis.records import (
+from orchestrator.ledger import ledger
+from trialstore.claims import newest_attempt
+from trialstore.errors import InputError
+from trialstore.records import (
     COLLAPSE,
     FAILURE,
     LEASE,
@@ -18,9 +20,7 @@ from analysis.records import (
     encode_json,
     manifest_key,
 )
-from analysis.storage import LocalStorage
-from orchestrator import ledger
-from trainers.fence import newest_attempt
+from trialstore.storage import LocalStorage
 
 LEASE_HELD = {
     "attempt": 1, "owner": "a", "step": 7, "steps": 20, "loss": 3.5,

@@ -18,14 +18,14 @@ from mirror_bench import (
     train_row,
 )
 
-from analysis.errors import InputError
-from analysis.records import METRICS, put_part
-from analysis.storage import LocalStorage
-from orchestrator.mirror import (
+from orchestrator.mlflow.export import (
     forget_trial,
 )
-from orchestrator.mirror_sweep import Mirror
-from orchestrator.tracking import ServerAwayError, Tracking
+from orchestrator.mlflow.export_sweep import Mirror
+from orchestrator.mlflow.tracking import ServerAwayError, Tracking
+from trialstore.errors import InputError
+from trialstore.records import METRICS, put_part
+from trialstore.storage import LocalStorage
 
 # --- points --------------------------------------------------------------------------------
 
@@ -185,7 +185,9 @@ def test_a_server_that_is_away_stops_nothing_and_gets_everything_later(
         with caplog.at_level(logging.WARNING, logger="orchestrator"):
             reports = [away.sync_once(), away.sync_once()]
     assert all(report.away and report.points == 0 for report in reports)
-    (warning,) = [r.getMessage() for r in caplog.records if r.name == "orchestrator.mirror_sweep"]
+    (warning,) = [
+        r.getMessage() for r in caplog.records if r.name == "orchestrator.mlflow.export_sweep"
+    ]
     assert "is away" in warning
     assert "secret" not in warning
     assert bench.mirror().sync_once().away is None

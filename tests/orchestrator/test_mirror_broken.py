@@ -15,13 +15,13 @@ from mirror_bench import (
     spec,
 )
 
-from analysis import records
-from analysis.records import encode_json
-from orchestrator.mirror import (
+from orchestrator.mlflow.export import (
     forget_trial,
     sync,
 )
-from orchestrator.tracking import RefusedError, Tracking
+from orchestrator.mlflow.tracking import RefusedError, Tracking
+from trialstore import records
+from trialstore.records import encode_json
 
 
 @pytest.mark.long

@@ -3,8 +3,8 @@
 import pytest
 from mirror_bench import START_MS, Bench, finish_trial, put_rows
 
-from analysis.records import COLLAPSE, encode_json
-from analysis.storage import LocalStorage
+from trialstore.records import COLLAPSE, encode_json
+from trialstore.storage import LocalStorage
 
 
 def mark(trial: LocalStorage, step: int) -> None:

@@ -11,12 +11,12 @@ import pytest
 from matplotlib.image import imread
 from mirror_bench import Bench, checkpoint, expected, finish_trial, give_up, put_rows, rows_of
 
-from analysis.records import RESULT
-from orchestrator import mirror_images
-from orchestrator.artifacts import PAUSE_S, Artifacts
-from orchestrator.mirror_images import DrawingTime, TrialImages
-from orchestrator.mirror_trial import TrialView
-from orchestrator.tracking import ServerAwayError, Tracking
+from orchestrator.mlflow import images as mirror_images
+from orchestrator.mlflow.artifacts import PAUSE_S, Artifacts
+from orchestrator.mlflow.images import DrawingTime, TrialImages
+from orchestrator.mlflow.tracking import ServerAwayError, Tracking
+from orchestrator.mlflow.trial_view import TrialView
+from trialstore.records import RESULT
 
 pytestmark = pytest.mark.long
 
@@ -331,7 +331,7 @@ def test_a_look_draws_for_its_time_and_at_least_once() -> None:
 def test_trials_that_end_together_are_ended_over_several_looks_with_their_images(
     tmp_path: Path, template: Path, plain_environment: None, undrawn: None
 ) -> None:
-    from orchestrator.mirror_sweep import Mirror
+    from orchestrator.mlflow.export_sweep import Mirror
 
     bench = Bench(tmp_path, template, trials=3)
     for number in range(3):

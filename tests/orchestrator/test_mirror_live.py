@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from mirror_bench import Bench, put_part, snapshot, train_row
 
-from analysis.records import METRICS, SPECTRA
-from analysis.storage import LocalStorage
-from orchestrator.mirror import start_mirror
+from orchestrator.mlflow.export import start_mirror
+from trialstore.records import METRICS, SPECTRA
+from trialstore.storage import LocalStorage
 
 TRIALS = 16
 SNAPSHOTS = 8

@@ -17,11 +17,11 @@ from mirror_bench import (
     rows_of,
 )
 
-from analysis import records
-from analysis.records import encode_json
-from orchestrator.mirror_run import FINISHED_TAG
-from orchestrator.mirror_sweep import Mirror
-from orchestrator.tracking import ServerAwayError, Tracking
+from orchestrator.mlflow.export_sweep import Mirror
+from orchestrator.mlflow.tracking import ServerAwayError, Tracking
+from orchestrator.mlflow.trial_run import FINISHED_TAG
+from trialstore import records
+from trialstore.records import encode_json
 
 #: Everything that a mirror has a server do.
 CALLS = ("create", "send_params", "send_points", "send_tags", "send_artifact", "set_status")
@@ -258,7 +258,7 @@ def test_a_server_that_dies_at_any_call_and_comes_back_has_everything_in_the_end
 def test_a_server_that_refuses_the_sweep_is_reported_and_not_asked_for_ever(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from orchestrator.tracking import RefusedError
+    from orchestrator.mlflow.tracking import RefusedError
 
     def refuse(self: Tracking, *arguments: Any) -> Any:
         raise RefusedError("no runs here")

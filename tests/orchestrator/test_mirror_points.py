@@ -8,11 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.errors import InputError
-from analysis.records import SPECTRA
-from analysis.storage import LocalStorage, open_storage
-from orchestrator import tracking
-from orchestrator.mirror_points import (
+from orchestrator.mlflow import tracking
+from orchestrator.mlflow.points import (
     MEDIAN_METRICS,
     StepPoints,
     axis_texts,
@@ -24,8 +21,11 @@ from orchestrator.mirror_points import (
     step_points,
     table_of,
 )
-from orchestrator.mirror_run import status_of
-from orchestrator.tracking import METRICS_PER_CALL, Point, redacted, tracking_uri
+from orchestrator.mlflow.tracking import METRICS_PER_CALL, Point, redacted, tracking_uri
+from orchestrator.mlflow.trial_run import status_of
+from trialstore.errors import InputError
+from trialstore.records import SPECTRA
+from trialstore.storage import LocalStorage, open_storage
 
 
 def spec(**changes: Any) -> dict[str, Any]:
@@ -180,7 +180,9 @@ def test_a_remote_storage_needs_a_server(tmp_path: Any, monkeypatch: pytest.Monk
         pass
 
     storage: Any = open_storage(tmp_path)
-    monkeypatch.setattr("orchestrator.tracking.LocalStorage", Remote)  # now this one is not local
+    monkeypatch.setattr(
+        "orchestrator.mlflow.tracking.LocalStorage", Remote
+    )  # now this one is not local
     with pytest.raises(InputError, match="--tracking-uri"):
         tracking_uri(storage)
 

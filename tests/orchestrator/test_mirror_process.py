@@ -17,7 +17,7 @@ from mirror_bench import (
     rows_of,
 )
 
-from orchestrator.mirror import (
+from orchestrator.mlflow.export import (
     Orders,
     mirror_until_told,
     start_mirror,
@@ -115,7 +115,7 @@ def test_the_process_tells_that_the_server_was_away_and_never_the_password(
             ["ps", "-o", "args=", "-p", str(process.pid)], capture_output=True, check=True
         )
         assert not process.finish(timeout=120)
-    assert b"orchestrator.mirror" in command.stdout
+    assert b"orchestrator.mlflow.export" in command.stdout
     assert b"secret" not in command.stdout
     told = capfd.readouterr().err
     assert f"widthlab sync {bench.sweep.url} --tracking-uri http://{address}" in told
@@ -126,7 +126,7 @@ def test_the_process_tells_that_the_server_was_away_and_never_the_password(
 def test_a_mirror_that_is_killed_twice_is_replaced_twice(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("orchestrator.mirror.LOOK_S", 0.05)
+    monkeypatch.setattr("orchestrator.mlflow.export.LOOK_S", 0.05)
     trial = bench.begin()
     put_rows(trial, 1, 0, 40)
     finish_trial(trial)

@@ -18,12 +18,12 @@ from mirror_bench import (
     rows_of,
 )
 
-from analysis import records
-from analysis.errors import InputError
-from analysis.records import encode_json
-from analysis.storage import LocalStorage
-from orchestrator.mirror_sweep import Mirror
-from orchestrator.tracking import Tracking, git_state
+from orchestrator.mlflow.export_sweep import Mirror
+from orchestrator.mlflow.tracking import Tracking, git_state
+from trialstore import records
+from trialstore.errors import InputError
+from trialstore.records import encode_json
+from trialstore.storage import LocalStorage
 
 # --- runs ----------------------------------------------------------------------------------
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from mirror_bench import Bench, expected, finish_trial, put_rows, rows_of
 
-from analysis.storage import LocalStorage
-from orchestrator.mirror import MirrorProcess, start_mirror
-from orchestrator.tracking import CLIENT_ENVIRONMENT
-from orchestrator.ui import SERVER_ENVIRONMENT, free_port, server_command
+from orchestrator.mlflow.export import MirrorProcess, start_mirror
+from orchestrator.mlflow.tracking import CLIENT_ENVIRONMENT
+from orchestrator.mlflow.ui import SERVER_ENVIRONMENT, free_port, server_command
+from trialstore.storage import LocalStorage
 
 TRIALS, STEPS = 4, 120
 PATIENCE_S = 120.0

@@ -7,7 +7,7 @@ import time
 import pytest
 from mirror_bench import Bench, finish_trial, put_rows
 
-from orchestrator.mirror import LOCK_FILE, start_mirror
+from orchestrator.mlflow.export import LOCK_FILE, start_mirror
 
 
 @pytest.mark.processes

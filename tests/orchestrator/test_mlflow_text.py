@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.storage import LocalStorage
-from orchestrator.mlflow_text import CALL_BYTES, calls, fitted, storable
-from orchestrator.tracking import Tracking, tracking_uri
+from orchestrator.mlflow.text import CALL_BYTES, calls, fitted, storable
+from orchestrator.mlflow.tracking import Tracking, tracking_uri
+from trialstore.storage import LocalStorage
 
 LIMIT = 6000  # of a param, in MLflow 3.17 (mlflow.utils.validation)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from mini_sweep import MINIMAL
 
-from orchestrator.grid import expand
-from orchestrator.plan import make_plan
-from orchestrator.sweep import parse_sweep
+from orchestrator.grid.expand import expand
+from orchestrator.grid.plan import make_plan
+from orchestrator.sweep.load import parse_sweep
 from trainers.data.sources import DataSpec
 
 DATA = DataSpec(corpus_fingerprint="fingerprint", tokenizer_hash="tokenizer-hash")

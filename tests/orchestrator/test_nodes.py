@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("ray")
 from ray_nodes import Nodes, Seen, nodes, wait_for
 
-from analysis.records import METRICS, SPECTRA, committed_steps, get_json, read_records
-from analysis.storage import LocalStorage
+from trialstore.records import METRICS, SPECTRA, committed_steps, get_json, read_records
+from trialstore.storage import LocalStorage
 
 pytestmark = pytest.mark.slow
 

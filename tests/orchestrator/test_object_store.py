@@ -17,8 +17,8 @@ from fault_sweep import (
 )
 from s3_server import Relay, S3Server
 
-from analysis.records import get_json
-from analysis.storage import open_storage
+from trialstore.records import get_json
+from trialstore.storage import open_storage
 
 #: pyarrow asks a store that refuses for some six seconds; a trial that has to write fails then.
 AWAY_S = 45

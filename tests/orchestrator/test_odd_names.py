@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 
-from analysis.errors import InputError
-from analysis.storage import LocalStorage
-from orchestrator import cli
-from orchestrator.cli_sweeps import _where
-from orchestrator.mlflow_reader import MlflowReader
-from orchestrator.sqlite_uri import sqlite_path, sqlite_uri
-from orchestrator.tracking import Tracking, embedded_uri, given_uri, tracking_uri
-from orchestrator.ui import server_command
+from orchestrator.cli import __main__ as cli
+from orchestrator.cli.sweeps import _where
+from orchestrator.mlflow.reader import MlflowReader
+from orchestrator.mlflow.sqlite_uri import sqlite_path, sqlite_uri
+from orchestrator.mlflow.tracking import Tracking, embedded_uri, given_uri, tracking_uri
+from orchestrator.mlflow.ui import server_command
+from trialstore.errors import InputError
+from trialstore.storage import LocalStorage
 
 NAMES = [
     "100%data", "100%25data", "a?b", "a#b", "a b", "ä", "a;b", "a&b", "a%20b", "a:b", "a@b", "[a]*",
@@ -114,7 +114,7 @@ def test_a_sweep_of_such_a_storage_is_whole_and_its_relative_cache_is_one(tmp_pa
     cache = f"cache-{uuid4().hex}"
     environment = {**os.environ, "WIDTHLAB_CACHE": cache}
     environment.pop("MLFLOW_TRACKING_URI", None)
-    sweep = Path(cli.__file__).parent / "sweeps" / "tiny.yaml"
+    sweep = Path(cli.__file__).parents[1] / "sweeps" / "tiny.yaml"
     command = [sys.executable, "-m", "orchestrator.cli", "run", str(sweep), "--storage", ALL]
     command += ["--json", "--set", "grid.width_multiplier=[2, 4]", "--set", "training.steps=10"]
     done = subprocess.run(

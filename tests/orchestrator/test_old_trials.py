@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from analysis.errors import InputError
-from analysis.records import RESULT, SPEC, encode_json
-from analysis.storage import LocalStorage
 from analysis.tables.sweep_tables import load_sweep
 from analysis.verdict.recommend import recommend
-from orchestrator import cli
 from orchestrator import run as run_module
-from orchestrator.from_mlflow import rebuild
-from orchestrator.ledger import read_ledger
-from orchestrator.mirror import sync
-from orchestrator.old_trials import check_discard, notice_of_old_trials, old_trials
-from orchestrator.plan import Totals
-from orchestrator.sweep import parse_sweep
+from orchestrator.cli import __main__ as cli
+from orchestrator.grid.old_trials import check_discard, notice_of_old_trials, old_trials
+from orchestrator.grid.plan import Totals
+from orchestrator.ledger.ledger import read_ledger
+from orchestrator.mlflow.export import sync
+from orchestrator.mlflow.from_mlflow import rebuild
+from orchestrator.sweep.load import parse_sweep
+from trialstore.errors import InputError
+from trialstore.records import RESULT, SPEC, encode_json
+from trialstore.storage import LocalStorage
 
 OLD = Path(__file__).parents[1] / "data" / "old-sweeps" / "semantics-1"
 TOTALS = Totals(trials=11, flops=1, device_hours=1.5, energy_kwh=None, cost=3.0)
@@ -93,7 +93,7 @@ def test_no_result_is_read_where_sweep_yaml_names_them_all(
     def read(*_: object) -> None:
         raise AssertionError("a result was read")
 
-    monkeypatch.setattr("analysis.records.get_json", read)
+    monkeypatch.setattr("trialstore.records.get_json", read)
     found = old_trials(first)
     assert found is not None
     assert len(found.finished) == 11
@@ -218,7 +218,7 @@ def test_two_versions_in_one_mirrored_sweep_are_refused(
 
 
 def test_the_mirror_shows_the_version_of_a_trial(first: LocalStorage) -> None:
-    from orchestrator.mirror_points import spec_params
+    from orchestrator.mlflow.points import spec_params
 
     old = json.loads(first.get(f"trials/{ids(first)[0]}/{SPEC}"))
     assert spec_params(old)["semantics_version"] == "1"

@@ -2,11 +2,11 @@
 
 import pytest
 
-from analysis.errors import InputError
-from orchestrator.grid import Grid, expand
-from orchestrator.plan import make_plan, plan_json
-from orchestrator.sweep import parse_sweep
+from orchestrator.grid.expand import Grid, expand
+from orchestrator.grid.plan import make_plan, plan_json
+from orchestrator.sweep.load import parse_sweep
 from trainers.data.sources import DataSpec
+from trialstore.errors import InputError
 
 DATA = DataSpec(corpus_fingerprint="0123456789abcdef", tokenizer_hash="fedcba9876543210")
 

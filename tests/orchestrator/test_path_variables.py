@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.errors import InputError
-from orchestrator.path_variables import (
+from orchestrator.tune.path_variables import (
     CACHES,
     LONGEST_SOCKET,
     PATHS,
@@ -18,7 +17,8 @@ from orchestrator.path_variables import (
     make_absolute,
     require_absolute,
 )
-from orchestrator.ray_cluster import cluster
+from orchestrator.tune.ray_cluster import cluster
+from trialstore.errors import InputError
 
 
 @pytest.mark.parametrize("name", PATHS)

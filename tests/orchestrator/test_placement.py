@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_spec import small_spec
 
-from analysis.errors import InputError
-from orchestrator.placement import Need, Node, Room, need_of, room, trials_at_once
+from orchestrator.tune.node_room import Need, Node, Room, need_of, room, trials_at_once
 from trainers.spec import Layout, TrialSpec
+from trialstore.errors import InputError
 
 
 def trial(**layout: object) -> TrialSpec:

@@ -8,8 +8,9 @@ import pytest
 import yaml
 from rich.console import Console
 
-from orchestrator.grid import expand
-from orchestrator.plan import (
+from analysis.wording import duration
+from orchestrator.grid.expand import expand
+from orchestrator.grid.plan import (
     DEFAULT_RATES,
     START_SECONDS,
     Plan,
@@ -17,8 +18,8 @@ from orchestrator.plan import (
     plan_json,
     resolved_yaml,
 )
-from orchestrator.plan_view import duration, render_plan
-from orchestrator.sweep import SweepConfig, parse_sweep
+from orchestrator.grid.plan_view import render_plan
+from orchestrator.sweep.load import SweepConfig, parse_sweep
 from trainers.accounting import parameters, training_flops_per_token, training_memory_bytes
 from trainers.data.sources import DataSpec
 from trainers.spec import SEMANTICS_VERSION
@@ -314,27 +315,11 @@ def test_brackets_in_names_are_shown_as_they_are():
     assert "[64, 96]" in rendered(shown)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (3.4, "3 s"),
-        (119, "119 s"),
-        (600, "10 min"),
-        (7199, "120 min"),
-        (8000, "2.2 h"),
-        (48 * 3600, "2.0 days"),
-        (1e12, "1.16e+07 days"),
-    ],
-)
-def test_durations_are_in_words(seconds, words):
-    assert duration(seconds) == words
-
-
 @pytest.mark.processes
 def test_a_plan_is_made_without_torch_ray_or_mlflow():
     heavy = {"torch", "ray", "mlflow", "transformers", "deepspeed", "pandas"}
     code = (
-        "import sys, orchestrator.plan, orchestrator.plan_view, orchestrator.sweep;"
+        "import sys, orchestrator.grid.plan, orchestrator.grid.plan_view, orchestrator.sweep.load;"
         f"print({heavy} & set(sys.modules))"
     )
     done = subprocess.run(

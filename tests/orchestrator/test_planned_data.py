@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from analysis.errors import InputError
-from analysis.storage import LocalStorage
-from orchestrator import cli
-from orchestrator.grid import expand
-from orchestrator.plan import resolved_yaml
-from orchestrator.planned_data import NOT_FETCHED, planned_data
-from orchestrator.sweep import parse_sweep
+from orchestrator.cli import __main__ as cli
+from orchestrator.grid.expand import expand
+from orchestrator.grid.plan import resolved_yaml
+from orchestrator.grid.planned_data import NOT_FETCHED, planned_data
+from orchestrator.sweep.load import parse_sweep
 from trainers.data.sources import DataSpec
+from trialstore.errors import InputError
+from trialstore.storage import LocalStorage
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DATA = DataSpec(corpus_fingerprint="0123456789abcdef", tokenizer_hash="fedcba9876543210")

@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from analysis.records import committed_steps, get_json
-from analysis.storage import LocalStorage
-from orchestrator import preemption
-from orchestrator.preemption import preemption_notice
+from orchestrator.tune import preemption
+from orchestrator.tune.preemption import preemption_notice
+from trialstore.records import committed_steps, get_json
+from trialstore.storage import LocalStorage
 
 sys.path.insert(0, str(Path(__file__).parent))
 

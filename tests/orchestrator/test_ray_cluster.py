@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.errors import InputError
-from orchestrator.placement import Node
-from orchestrator.ray_cluster import LOOKED_UP, _warn_of_spot_node, cluster, knock
+from orchestrator.tune.node_room import Node
+from orchestrator.tune.ray_cluster import LOOKED_UP, _warn_of_spot_node, cluster, knock
+from trialstore.errors import InputError
 
 
 def test_an_address_where_nobody_listens_is_told_at_once():

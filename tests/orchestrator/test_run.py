@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from analysis.records import FAILURE, encode_json
-from analysis.storage import LocalStorage
-from orchestrator import execute
 from orchestrator import run as run_module
-from orchestrator.driver_lease import Driving
-from orchestrator.grid import Grid, expand
-from orchestrator.ledger import SWEEP_FILE, trial_status, trial_storage
-from orchestrator.plan import resolved_yaml
-from orchestrator.retries import RETRIES
-from orchestrator.stopping import request_stop
-from orchestrator.sweep import parse_sweep
+from orchestrator.grid.expand import Grid, expand
+from orchestrator.grid.plan import resolved_yaml
+from orchestrator.ledger.ledger import SWEEP_FILE, trial_status, trial_storage
+from orchestrator.sweep.load import parse_sweep
+from orchestrator.tune import execute
+from orchestrator.tune.stopping import request_stop
 from trainers.data.sources import DataSpec
+from trialstore.driver_lease import Driving
+from trialstore.records import FAILURE, encode_json
+from trialstore.retries import RETRIES
+from trialstore.storage import LocalStorage
 
 DATA = DataSpec(corpus_fingerprint="0" * 16, tokenizer_hash="f" * 16)
 SWEEP = """\

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from analysis.records import encode_json
-from analysis.storage import LocalStorage
-from orchestrator.mirror_identity import IDENTITY_FILE
-from orchestrator.mirror_parent import SWEEP_FILE_TAG
-from orchestrator.mirror_run import SWEEP_TAG, TRIAL_TAG
-from orchestrator.run_links import run_links
+from orchestrator.mlflow.identity import IDENTITY_FILE
+from orchestrator.mlflow.parent_run import SWEEP_FILE_TAG
+from orchestrator.mlflow.run_links import run_links
+from orchestrator.mlflow.trial_run import SWEEP_TAG, TRIAL_TAG
+from trialstore.records import encode_json
+from trialstore.storage import LocalStorage
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_every_trial_with_a_run_has_its_page(
             page.token = None
             return page
 
-    monkeypatch.setattr("orchestrator.mlflow_reader.client_of", lambda uri: Client())
+    monkeypatch.setattr("orchestrator.mlflow.reader.client_of", lambda uri: Client())
     links = run_links(sweep, "https://me:secret@mlflow.example:5000/")
     assert links == {"abc": "https://mlflow.example:5000/#/experiments/7/runs/r1"}
 

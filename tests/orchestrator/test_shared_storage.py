@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from analysis.errors import InputError
-from analysis.storage import LocalStorage
-from orchestrator import shared_storage
-from orchestrator.placement import Node
-from orchestrator.shared_storage import (
+from orchestrator.tune import shared_storage
+from orchestrator.tune.node_room import Node
+from orchestrator.tune.shared_storage import (
     NotSharedError,
     check_shared,
     require_shared,
     shared_probe,
 )
+from trialstore.errors import InputError
+from trialstore.storage import LocalStorage
 
 
 def test_a_node_that_sees_the_probe_may_run_trials(tmp_path: Path):

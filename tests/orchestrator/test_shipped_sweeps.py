@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from orchestrator import cli
-from orchestrator.grid import expand
-from orchestrator.plan import make_plan, plan_json
-from orchestrator.planned_data import NOT_FETCHED
-from orchestrator.sweep import load_sweep
-from orchestrator.sweep_config import SweepConfig
+from orchestrator.cli import __main__ as cli
+from orchestrator.grid.expand import expand
+from orchestrator.grid.plan import make_plan, plan_json
+from orchestrator.grid.planned_data import NOT_FETCHED
+from orchestrator.sweep.config import SweepConfig
+from orchestrator.sweep.load import load_sweep
 from trainers.data.store import stated_vocabulary
 
-SWEEPS = Path(cli.__file__).parent / "sweeps"
+SWEEPS = Path(cli.__file__).parents[1] / "sweeps"
 HUB = ["llama-71m", "llama-130m", "llama-250m", "llama-350m", "llama-1b", "gpt2-125m", "ngpt-125m"]
 
 

@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.records import LEASE, encode_json
-from analysis.storage import LocalStorage
-from orchestrator import stopping
-from orchestrator.ledger import SWEEP_FILE, trial_storage
-from orchestrator.stopping import (
+from orchestrator.ledger.ledger import SWEEP_FILE, trial_storage
+from orchestrator.tune import stopping
+from orchestrator.tune.stopping import (
     STOP_SWEEP,
     forget_stop,
     relaying_stops,
@@ -21,7 +19,9 @@ from orchestrator.stopping import (
     stop_requested,
     stopping_on_signals,
 )
-from trainers.lease import STOP_REQUEST
+from trialstore.lease import STOP_REQUEST
+from trialstore.records import LEASE, encode_json
+from trialstore.storage import LocalStorage
 
 
 def lease(seconds_ago: float = 0.0, **about: object) -> bytes:

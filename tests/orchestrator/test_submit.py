@@ -11,14 +11,15 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.errors import InputError
-from orchestrator import cli, job_package
-from orchestrator.job_package import fill, own_modules
-from orchestrator.submit import MLFLOW_VARIABLES, Prepared, Submission, entrypoint, prepare
-from orchestrator.sweep import load_sweep
-from orchestrator.tracking import git_state
+from orchestrator.cli import __main__ as cli
+from orchestrator.jobs import package as job_package
+from orchestrator.jobs.package import fill, own_modules
+from orchestrator.jobs.submit import MLFLOW_VARIABLES, Prepared, Submission, entrypoint, prepare
+from orchestrator.mlflow.tracking import git_state
+from orchestrator.sweep.load import load_sweep
+from trialstore.errors import InputError
 
-TINY = Path(cli.__file__).parent / "sweeps" / "tiny.yaml"
+TINY = Path(cli.__file__).parents[1] / "sweeps" / "tiny.yaml"
 HEAD = "http://head:8265"
 
 

@@ -20,11 +20,11 @@ import psutil
 import pytest
 import yaml
 
-from orchestrator import cli
+from orchestrator.cli import __main__ as cli
 
 pytestmark = pytest.mark.slow
 
-TINY = Path(cli.__file__).parent / "sweeps" / "tiny.yaml"
+TINY = Path(cli.__file__).parents[1] / "sweeps" / "tiny.yaml"
 WIDTHLAB = [sys.executable, "-m", "orchestrator.cli"]
 PATIENCE_S = 600.0
 PASSWORD = "mlflow-4711"

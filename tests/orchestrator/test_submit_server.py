@@ -13,12 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray_head import Head, serving
 
-import orchestrator.submit
-from analysis.errors import InputError
-from orchestrator import cli, job_follow, job_server
-from orchestrator.job_server import Job, connect
+import orchestrator.jobs.submit
+from orchestrator.cli import __main__ as cli
+from orchestrator.jobs import follow as job_follow
+from orchestrator.jobs import server as job_server
+from orchestrator.jobs.server import Job, connect
+from trialstore.errors import InputError
 
-TINY = str(Path(cli.__file__).parent / "sweeps" / "tiny.yaml")
+TINY = str(Path(cli.__file__).parents[1] / "sweeps" / "tiny.yaml")
 STORAGE = ["--storage", "/shared"]
 
 
@@ -190,7 +192,7 @@ def test_a_server_that_takes_the_connection_and_says_nothing(
 def test_a_head_that_is_not_ready_or_slow_to_answer_starts_one_job(
     head: Head, submit: Command, monkeypatch: pytest.MonkeyPatch, trouble: list[str]
 ):
-    monkeypatch.setattr(orchestrator.submit, "POLL_S", 0.01)
+    monkeypatch.setattr(orchestrator.jobs.submit, "POLL_S", 0.01)
     head.trouble = trouble
     code, out, _ = submit(TINY, *STORAGE, "--address", head.address)
     assert (code, [out.strip()]) == (0, list(head.jobs))
@@ -199,7 +201,7 @@ def test_a_head_that_is_not_ready_or_slow_to_answer_starts_one_job(
 def test_a_head_that_cannot_serve_leaves_it_open_whether_the_job_started(
     head: Head, submit: Command, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(orchestrator.submit, "PATIENCE_S", 0)
+    monkeypatch.setattr(orchestrator.jobs.submit, "PATIENCE_S", 0)
     head.trouble = ["before"]
     code, out, err = submit(TINY, *STORAGE, "--address", head.address)
     assert (code, out) == (1, "")

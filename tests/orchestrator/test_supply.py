@@ -6,12 +6,12 @@ import pytest
 import yaml
 from rich.console import Console
 
-from orchestrator.corpus_view import render_contents
-from orchestrator.grid import Grid, expand
-from orchestrator.plan import Plan, make_plan, plan_json, resolved_yaml
-from orchestrator.plan_view import render_plan
-from orchestrator.supply import passes, passes_text
-from orchestrator.sweep import SweepConfig, parse_sweep
+from orchestrator.grid.corpus_view import render_contents
+from orchestrator.grid.expand import Grid, expand
+from orchestrator.grid.plan import Plan, make_plan, plan_json, resolved_yaml
+from orchestrator.grid.plan_view import render_plan
+from orchestrator.grid.supply import passes, passes_text
+from orchestrator.sweep.load import SweepConfig, parse_sweep
 from trainers.data.contents import Contents, SourcePart
 from trainers.data.documents import LeftOut
 from trainers.data.sources import DataSpec

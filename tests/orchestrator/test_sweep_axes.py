@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from analysis.records import METRICS, get_result, read_records
-from analysis.storage import LocalStorage
+from trialstore.records import METRICS, get_result, read_records
+from trialstore.storage import LocalStorage
 
 pytestmark = pytest.mark.slow
 

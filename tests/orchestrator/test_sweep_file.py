@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mini_sweep import MINIMAL, parse, refused, replaced
 
-from analysis.errors import InputError
-from orchestrator.strict_yaml import dump
-from orchestrator.sweep import load_sweep
-from orchestrator.sweep_config import AXES, GRID_ONLY
+from orchestrator.sweep.config import AXES, GRID_ONLY
+from orchestrator.sweep.load import load_sweep
+from orchestrator.sweep.strict_yaml import dump
 from trainers.data.sources import BPETokenizer, PythonSource, TextFiles
+from trialstore.errors import InputError
 
 SHIPPED = sorted((Path(__file__).parents[2] / "orchestrator" / "sweeps").glob("*.yaml"))
 

@@ -10,12 +10,12 @@ import pytest
 import yaml
 from mini_sweep import MINIMAL
 
-from analysis.errors import InputError
-from orchestrator import cli
-from orchestrator.submit import Submission, prepare
-from orchestrator.sweep import load_sweep
-from orchestrator.sweep_paths import paths_of
+from orchestrator.cli import __main__ as cli
+from orchestrator.jobs.submit import Submission, prepare
+from orchestrator.sweep.load import load_sweep
+from orchestrator.sweep.paths import paths_of
 from trainers.data.corpus import open_corpus
+from trialstore.errors import InputError
 
 HEAD = "http://head:8265"
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from analysis.errors import InputError
-from orchestrator.sweep import parse_sweep
+from orchestrator.sweep.load import parse_sweep
+from trialstore.errors import InputError
 
 SWEEP = """
 name: target

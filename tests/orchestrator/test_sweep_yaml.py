@@ -7,8 +7,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.errors import InputError
-from orchestrator.strict_yaml import Inline, dump, read
+from orchestrator.sweep.strict_yaml import Inline, dump, read
+from trialstore.errors import InputError
 
 
 @pytest.mark.parametrize(

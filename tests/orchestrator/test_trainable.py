@@ -14,11 +14,11 @@ import pytest
 pytest.importorskip("ray")
 from test_placement import trial as make_trial
 
-from analysis.records import RESULT, encode_json
-from analysis.storage import LocalStorage
-from orchestrator import preemption, trainable, worker_group
-from orchestrator.ledger import trial_storage
-from trainers.lease import STOP_REQUEST
+from orchestrator.ledger.ledger import trial_storage
+from orchestrator.tune import preemption, trainable, worker_group
+from trialstore.lease import STOP_REQUEST
+from trialstore.records import RESULT, encode_json
+from trialstore.storage import LocalStorage
 
 SPEC = make_trial(workers=2)
 

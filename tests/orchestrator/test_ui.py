@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.errors import InputError
-from analysis.storage import LocalStorage
-from orchestrator.ui import free_port, server_command
+from orchestrator.mlflow.ui import free_port, server_command
+from trialstore.errors import InputError
+from trialstore.storage import LocalStorage
 
 
 def test_a_port_in_use_is_replaced_by_a_free_one() -> None:
@@ -50,7 +50,8 @@ def test_the_server_is_bound_to_loopback_on_this_storage(tmp_path: Path) -> None
 @pytest.mark.slow  # the server takes its time to start; its command line is tested above
 def test_the_page_answers_and_an_interrupt_ends_it(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").touch()  # the server makes the schema of an empty file
-    serve = "import sys; from analysis.storage import open_storage; import orchestrator.ui as ui; "
+    serve = "import sys; from trialstore.storage import open_storage; "
+    serve += "import orchestrator.mlflow.ui as ui; "
     serve += "ui.open_ui(open_storage(sys.argv[1]), 0)"
     with subprocess.Popen(
         [sys.executable, "-c", serve, str(tmp_path)],

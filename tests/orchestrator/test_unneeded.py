@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from mirror_bench import Bench, checkpoint, finish_trial, put_rows
 
-from analysis import records
-from analysis.records import attempt_folder, manifest_key
-from analysis.storage import LocalStorage
-from orchestrator import cli, driver_lease
-from orchestrator.unneeded import CUT_OFF_S, unneeded
+from orchestrator.cli import __main__ as cli
+from orchestrator.ledger.unneeded import CUT_OFF_S, unneeded
+from trialstore import driver_lease, records
+from trialstore.records import attempt_folder, manifest_key
+from trialstore.storage import LocalStorage
 
 
 @pytest.fixture

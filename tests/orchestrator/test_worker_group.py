@@ -7,10 +7,10 @@ import pytest
 pytest.importorskip("ray")
 from ray.exceptions import RayActorError, RayTaskError
 
-from analysis.errors import InputError
-from analysis.storage import StorageFullError
-from orchestrator.worker_group import Place, WorkerLostError, cause_of, ranks
-from trainers.fence import LeaseLostError
+from orchestrator.tune.worker_group import Place, WorkerLostError, cause_of, ranks
+from trialstore.claims import LeaseLostError
+from trialstore.errors import InputError
+from trialstore.storage import StorageFullError
 
 
 def test_ranks_are_numbered_node_by_node():

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from analysis.errors import InputError
-from orchestrator.ray_cluster import cluster
+from orchestrator.tune.ray_cluster import cluster
+from trialstore.errors import InputError
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ def run(ray: Any, function: Callable[[dict[str, Any]], None]) -> None:
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     def waiting() -> str | None:
-        from orchestrator.worker_group import run_on_workers
+        from orchestrator.tune.worker_group import run_on_workers
 
         try:
             run_on_workers("test", function, {}, {"CPU": 1.0})

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from analysis import records
-from analysis.storage import LocalStorage
 from trainers.data.sources import BytesTokenizer, DataSource, TextFiles
 from trainers.data.store import open_store
-from trainers.engine import start_ranks
-from trainers.model_spec import ModelSpec
+from trainers.engine.engine import start_ranks
 from trainers.models.build import build
 from trainers.models.decoder import Decoder
+from trainers.models.model_spec import ModelSpec
 from trainers.spec import TrialSpec
+from trialstore import records
+from trialstore.storage import LocalStorage
 
 #: Columns that depend on the clock; all others of a resumed trial are equal bit for bit.
 CLOCK_COLUMNS = ["time_ms", "tokens_per_s", "mfu"]

@@ -18,9 +18,9 @@ from trainers.accounting import (
     training_memory_bytes,
 )
 from trainers.data.sources import DataSpec
-from trainers.model_spec import Activation, FFNWeight, Initialisation, ModelSpec
 from trainers.models.build import build, configuration, token_loss
 from trainers.models.decoder import Decoder
+from trainers.models.model_spec import Activation, FFNWeight, Initialisation, ModelSpec
 from trainers.models.placements import PLACEMENTS
 from trainers.spec import Layout, SpectraSpec, TrainingSpec, TrialSpec
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from analysis import records
-from analysis.records import METRICS, SPECTRA, read_records
-from analysis.storage import LocalStorage
-from trainers.branch import fork
+from trainers.durable.branch import fork
 from trainers.train import train
+from trialstore import records
+from trialstore.records import METRICS, SPECTRA, read_records
+from trialstore.storage import LocalStorage
 
 pytestmark = pytest.mark.long
 

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from trainers.model_spec import ModelSpec
 from trainers.models.build import (
     INITIAL_STD,
     build,
@@ -14,6 +13,7 @@ from trainers.models.build import (
     initialise,
 )
 from trainers.models.linear import GEOMETRIES
+from trainers.models.model_spec import ModelSpec
 
 ARCHITECTURES = ["gpt2", "llama", "ngpt"]
 

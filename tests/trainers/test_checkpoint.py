@@ -10,21 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from analysis import records
-from analysis.storage import CHUNK, LocalStorage
-from trainers import checkpoint
-from trainers.checkpoint import (
+from trainers.durable import checkpoint
+from trainers.durable.checkpoint import (
     DamagedCheckpointError,
     NoUsableCheckpointError,
     described,
     newest_intact,
     newest_usable,
 )
-from trainers.engine import Engine, Ranks, start_ranks
-from trainers.fence import Fence, LeaseLostError, take
+from trainers.engine.engine import Engine, Ranks, start_ranks
 from trainers.models.build import build, token_loss
 from trainers.spec import Layout
 from trainers.train import train
+from trialstore import records
+from trialstore.claims import Fence, LeaseLostError, take
+from trialstore.storage import CHUNK, LocalStorage
 
 pytestmark = pytest.mark.long
 
@@ -310,7 +310,7 @@ def test_a_checkpoint_that_was_harmed_gives_way_to_the_one_before(trial, what, h
 
 
 def test_a_manifest_too_large_for_one_is_not_taken_into_memory(trial, monkeypatch) -> None:
-    monkeypatch.setattr("analysis.json_records.MAX_JSON", 1000)
+    monkeypatch.setattr("trialstore.json_objects.MAX_JSON", 1000)
     committed(trial, 1, {"weights": b"1"})
     committed(trial, 2, {"weights": b"2"})
     padded = trial.get(records.manifest_key(2)) + b" " * 2000

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from analysis import records
 from analysis.collapse import Collapse, judge_last
-from analysis.records import METRICS, SPECTRA, get_json, read_records
-from analysis.storage import LocalStorage
 from trainers import collapse_watch
 from trainers.collapse_watch import CollapseWatch
 from trainers.train import train
+from trialstore import records
+from trialstore.records import METRICS, SPECTRA, get_json, read_records
+from trialstore.storage import LocalStorage
 
 
 def verdict(step: int) -> Collapse:

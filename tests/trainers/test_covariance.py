@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from analysis.spectrum import measure
-from trainers.engine import Ranks
+from trainers.engine.engine import Ranks
 from trainers.spectra.covariance import BLOCK, Covariance
 
 

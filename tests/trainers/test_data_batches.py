@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.errors import InputError
 from trainers.data.batches import heldout_starts, training_batch, windows_in
 from trainers.data.shards import ShardedTokens, ShardWriter
+from trialstore.errors import InputError
 
 CORPUS = "0123456789abcdef"
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.errors import InputError
 from trainers.data.corpus import Corpus, open_corpus
 from trainers.data.sources import TextFiles
+from trialstore.errors import InputError
 
 TEXTS = [f"document {number}: " + "word " * number for number in range(40)]
 

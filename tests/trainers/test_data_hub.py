@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.errors import InputError
 from trainers.data.corpus import open_corpus
 from trainers.data.documents import Split
 from trainers.data.hub import pin, resolve_revision
@@ -23,6 +22,7 @@ from trainers.data.sources import (
     PretrainedTokenizer,
     PythonSource,
 )
+from trialstore.errors import InputError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TEXTS = [f"document {number}" for number in range(600)]

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.errors import InputError
 from trainers.data.corpus import Corpus, open_corpus
 from trainers.data.documents import LeftOut
 from trainers.data.sources import BytesTokenizer, DataSource, TextFiles
 from trainers.data.store import open_store
+from trialstore.errors import InputError
 
 TEXT = "A document of some words.\n"
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from analysis.errors import InputError
 from trainers.data.corpus import Corpus, open_corpus
 from trainers.data.documents import LeftOut
 from trainers.data.hub import pin
 from trainers.data.layouts import part_of
 from trainers.data.sources import DataSource, TextFiles
+from trialstore.errors import InputError
 
 
 def opened(*paths: Path, **options: object) -> Corpus:

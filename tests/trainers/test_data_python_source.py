@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from analysis.errors import InputError
 from trainers.data.corpus import open_corpus
 from trainers.data.documents import Document, LeftOut
 from trainers.data.python_source import (
@@ -20,6 +19,7 @@ from trainers.data.python_source import (
     module_of,
 )
 from trainers.data.sources import PythonSource
+from trialstore.errors import InputError
 
 
 @pytest.fixture(scope="module")

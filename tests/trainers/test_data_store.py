@@ -13,7 +13,6 @@ import pyarrow as pa
 import pytest
 from transformers import AutoTokenizer
 
-from analysis.errors import InputError
 from trainers.data import shards, split_writer
 from trainers.data import store as store_module
 from trainers.data.at_hand import resolve
@@ -22,6 +21,7 @@ from trainers.data.shards import ShardedTokens
 from trainers.data.sources import BPETokenizer, BytesTokenizer, DataSource, DataSpec, TextFiles
 from trainers.data.store import cache_root, expect, open_store
 from trainers.data.tokenizer import ByteTokenizer, Tokenizer
+from trialstore.errors import InputError
 
 TEXTS = [f"text {number} \u00e9\n" * (1 + number % 7) for number in range(60)]
 

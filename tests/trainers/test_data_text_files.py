@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.errors import InputError
 from trainers.data.corpus import Corpus, open_corpus
 from trainers.data.documents import content_digest, held_out_cut, split_of
 from trainers.data.hub import pin
 from trainers.data.sources import DataSource, TextFiles
+from trialstore.errors import InputError
 
 TEXTS = [f"document {number}: " + "word " * number for number in range(40)]
 

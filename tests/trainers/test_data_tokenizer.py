@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.errors import InputError
 from trainers.data import tokenizer as module
 from trainers.data.documents import Corpus, Document, Split
 from trainers.data.sources import BPETokenizer, BytesTokenizer, PretrainedTokenizer
@@ -23,6 +22,7 @@ from trainers.data.tokenizer import (
     open_tokenizer,
     train_bpe,
 )
+from trialstore.errors import InputError
 
 SOURCE = Path(module.__file__).read_text()
 AWKWARD = f"h\u00e9llo {SEPARATOR}\r\n\t \u4e2d\U0001f600\x00\x7f\u00ad end"

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from analysis.errors import InputError
 from trainers.data.at_hand import resolve
 from trainers.data.sources import BPETokenizer, DataSource, PretrainedTokenizer, TextFiles
 from trainers.data.store import open_store
 from trainers.data.tokenizer import ByteTokenizer
+from trialstore.errors import InputError
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from odd_tokenizers import END, ODD, TRAINING
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
-from analysis.errors import InputError
 from trainers.data import encoded as encoded_module
 from trainers.data import tokenizer as module
 from trainers.data import tokenizer_parts
 from trainers.data.encoded import REFUSED_LOST_SHARE, is_refused, lost_text_problem
 from trainers.data.tokenizer import SEPARATOR, ByteTokenizer, Tokenizer, train_bpe
 from trainers.data.tokenizer_parts import byte_characters, pieces
+from trialstore.errors import InputError
 
 #: Text that is hard on tokenizers: white space in runs, line ends, marks, controls, astral planes.
 FRAGMENTS = [

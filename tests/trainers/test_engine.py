@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from trainers.engine import Engine, Ranks, start_ranks, versions
+from trainers.engine.engine import Engine, Ranks, start_ranks, versions
+from trainers.engine.schedule import learning_rate
 from trainers.models.build import build, token_loss
-from trainers.schedule import learning_rate
 
 pytestmark = pytest.mark.long
 
@@ -299,7 +299,7 @@ def test_cuda_that_is_not_there_is_named() -> None:
 def test_nothing_is_printed_to_stdout_and_no_tracking_library_is_imported() -> None:
     """stdout belongs to the command that was asked for."""
     code = (
-        "import sys; from trainers.engine import start_ranks; start_ranks('cpu');"
+        "import sys; from trainers.engine.engine import start_ranks; start_ranks('cpu');"
         "sys.exit(' '.join({'mlflow', 'ray'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -17,20 +17,20 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM
 
-from analysis import records
-from analysis.errors import InputError
-from analysis.storage import LocalStorage
-from trainers import export as module
 from trainers.data.batches import heldout_windows
 from trainers.data.store import open_store
-from trainers.export import export
+from trainers.export import export as module
+from trainers.export.export import export
+from trainers.export.weights import trained_model
 from trainers.models.build import build, token_loss
 from trainers.models.decoder import Decoder
 from trainers.models.linear import GEOMETRIES
 from trainers.models.placements import PLACEMENTS
 from trainers.spec import TrialSpec
 from trainers.train import train
-from trainers.weights import trained_model
+from trialstore import records
+from trialstore.errors import InputError
+from trialstore.storage import LocalStorage
 
 pytestmark = pytest.mark.long
 

@@ -6,8 +6,8 @@ import sys
 import pytest
 from transformers import AutoModelForCausalLM
 
-from orchestrator import cli
-from trainers import own_block
+from orchestrator.cli import __main__ as cli
+from trainers import check_block
 from trainers.train import train
 
 BLOCK = """
@@ -96,7 +96,7 @@ def test_a_block_is_found_in_the_working_directory_and_travels(
     (folder / "cubed_block.py").write_text(BLOCK)
     with monkeypatch.context() as patch:
         patch.syspath_prepend(folder)
-        block = own_block.resolve("cubed_block:Cubed")
+        block = check_block.resolve("cubed_block:Cubed")
         train(make_spec(model__block=block.model_dump(), training__steps=2), trial, diary())
     monkeypatch.delitem(sys.modules, "cubed_block")
     trusted = ("--block", "cubed_block:Cubed")

@@ -16,13 +16,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from analysis import records
-from analysis.errors import InputError
-from analysis.storage import LocalStorage
-from trainers import own_block
-from trainers.export import export
-from trainers.export_code import MODEL_FILES, portable
+from trainers import check_block
+from trainers.export.code import MODEL_FILES, portable
+from trainers.export.export import export
 from trainers.spec import TrialSpec
+from trialstore import records
+from trialstore.errors import InputError
+from trialstore.storage import LocalStorage
 
 HERE = Path(__file__).parent
 DOCUMENTED = "\n\n".join(
@@ -69,7 +69,7 @@ def spec_of(make_spec, changes: dict[str, Any]) -> TrialSpec:
         "d_model": 16, "head_dim": 4, "ffn_widths": [24, 24], "context": 32, "vocab_size": 257,
     } | changes  # fmt: skip
     if "block" in content:
-        content["block"] = own_block.resolve(content["block"]).model_dump()
+        content["block"] = check_block.resolve(content["block"]).model_dump()
     return make_spec(model=content, training__weight_decay=0.0)
 
 
@@ -188,7 +188,7 @@ def test_it_is_refused_before_anything_is_written(make_spec, lively, tmp_path, m
 
 def test_what_travels_imports_nothing_of_widthlab(tmp_path) -> None:
     """Each file of the model passes the test that a user's block must pass."""
-    ours = Path(own_block.__file__).parent / "models"
+    ours = Path(check_block.__file__).parent / "models"
     for name in MODEL_FILES:
         source = (ours / f"{name}.py").read_text()
         neighbours = "|".join(MODEL_FILES)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from analysis import records
-from analysis.storage import LocalStorage
 from trainers.data.batches import heldout_windows
 from trainers.data.store import open_store
+from trainers.export.weights import trained_model
 from trainers.models.build import token_loss
-from trainers.weights import trained_model
+from trialstore import records
+from trialstore.storage import LocalStorage
 
 HERE = Path(__file__).parent
 

@@ -10,8 +10,6 @@ from odd_tokenizers import ODD, TRAINING, publish
 from tokenizers import models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from analysis.errors import InputError
-from trainers import export_tokenizer
 from trainers.data.pretrained_tokenizer import PROBE
 from trainers.data.sources import (
     BPETokenizer,
@@ -21,9 +19,11 @@ from trainers.data.sources import (
     TextFiles,
 )
 from trainers.data.store import find_store, open_store
-from trainers.export import export
-from trainers.export_tokenizer import write_tokenizer
+from trainers.export import tokenizer as export_tokenizer
+from trainers.export.export import export
+from trainers.export.tokenizer import write_tokenizer
 from trainers.train import train
+from trialstore.errors import InputError
 
 TEXT = "ten green bottles, and one should fall\n"
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from analysis import records
-from analysis.records import committed_steps, get_json, read_manifest
-from analysis.storage import LocalStorage, StorageFullError, naming_a_full_disk
-from trainers import lease as lease_module
-from trainers import writer
-from trainers.checkpoint import damage
+from trainers.durable import writer
+from trainers.durable.checkpoint import damage
 from trainers.train import train
+from trialstore import lease as lease_module
+from trialstore import records
+from trialstore.records import committed_steps, get_json, read_manifest
+from trialstore.storage import LocalStorage, StorageFullError, naming_a_full_disk
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = {

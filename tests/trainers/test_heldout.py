@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import records
 from trainers.data.batches import heldout_starts, windows_in
 from trainers.data.sources import BPETokenizer, DataSource, TextFiles
 from trainers.data.store import TokenStore, open_store
+from trainers.export.weights import trained_model
 from trainers.heldout import standard_error, unigram_loss
 from trainers.train import train
-from trainers.weights import trained_model
+from trialstore import records
 
 CONTEXT = 16
 

@@ -8,10 +8,10 @@ tells how many updates it has had, and a record's total variance tells its value
 import numpy as np
 import pytest
 
-from analysis.records import SPECTRA, read_records
-from trainers import own_block
-from trainers.schedule import learning_rate
+from trainers import check_block
+from trainers.engine.schedule import learning_rate
 from trainers.train import train
+from trialstore.records import SPECTRA, read_records
 
 pytestmark = pytest.mark.long
 
@@ -59,7 +59,7 @@ def clock_spec(make_spec, tmp_path, monkeypatch):
     """A trial of Clock blocks, measured after every update."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "clock_block.py").write_text(CLOCK)
-    block = own_block.resolve("clock_block:Clock")
+    block = check_block.resolve("clock_block:Clock")
     model = {
         "architecture": "gpt2", "norm": "pre", "d_model": 16, "head_dim": 8,
         "ffn_widths": [20, 12], "context": 16, "vocab_size": 257, "block": block.model_dump(),

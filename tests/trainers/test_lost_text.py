@@ -7,12 +7,12 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from analysis import records
-from analysis.errors import InputError
 from trainers.data.at_hand import resolve
 from trainers.data.sources import DataSource
 from trainers.data.store import open_store
 from trainers.train import train
+from trialstore import records
+from trialstore.errors import InputError
 
 WORDS = ["river", "king", "film", "war", "city", "light", "river", "king"]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from analysis import records
-from analysis.records import METRICS, SPECTRA, read_records
-from analysis.storage import LocalStorage
 from trainers import __main__ as command
 from trainers.train import train
+from trialstore import records
+from trialstore.records import METRICS, SPECTRA, read_records
+from trialstore.storage import LocalStorage
 
 REPOSITORY = Path(__file__).parents[2]
 

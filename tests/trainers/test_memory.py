@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import records
-from analysis.records import METRICS, SPECTRA, get_json, read_records
-from analysis.storage import LocalStorage
 from trainers import train as train_module
-from trainers.failure import MicroBatchMemoryError, is_out_of_memory, kind_of
-from trainers.memory import halved, micro_batch
+from trainers.durable.failure import MicroBatchMemoryError, is_out_of_memory, kind_of
+from trainers.durable.memory import halved, micro_batch
 from trainers.train import train
+from trialstore import records
+from trialstore.records import METRICS, SPECTRA, get_json, read_records
+from trialstore.storage import LocalStorage
 
 pytestmark = pytest.mark.long
 

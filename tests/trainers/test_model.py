@@ -17,9 +17,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from trainers.model_spec import ModelSpec
 from trainers.models.build import build, feed_forwards, token_loss
 from trainers.models.decoder import FFN, Decoder, DecoderConfig, rotary, rotate
+from trainers.models.model_spec import ModelSpec
 from trainers.models.placements import PLACEMENTS
 
 #: Our gated activations and what transformers calls the non-linearity of their gate.

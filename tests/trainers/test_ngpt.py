@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainers.model_spec import ModelSpec
 from trainers.models.build import build
 from trainers.models.decoder import Decoder
+from trainers.models.model_spec import ModelSpec
 from trainers.models.ngpt import LearnedScale
 
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainers.engine import start_ranks
+from trainers.engine.engine import start_ranks
+from trainers.engine.optimizer import make_optimizer
 from trainers.models.build import build
-from trainers.optimizer import make_optimizer
 from trainers.spec import TrainingSpec
 
 RATE, DECAY = 0.01, 0.1

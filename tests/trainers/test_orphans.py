@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from analysis import records
-from analysis.records import committed_steps, get_json, get_result, read_manifest
-from analysis.storage import LocalStorage
-from trainers import lease as lease_module
-from trainers import writer
-from trainers.checkpoint import damage
-from trainers.fence import LeaseLostError, claims
+from trainers.durable import writer
+from trainers.durable.checkpoint import damage
 from trainers.train import train
+from trialstore import lease as lease_module
+from trialstore import records
+from trialstore.claims import LeaseLostError, claims
+from trialstore.records import committed_steps, get_json, get_result, read_manifest
+from trialstore.storage import LocalStorage
 
 pytestmark = pytest.mark.long
 

@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from analysis import records
-from analysis.errors import InputError
-from analysis.records import SPECTRA, read_records
-from analysis.storage import LocalStorage
-from trainers import accounting, own_block
+from trainers import accounting, check_block
 from trainers.__main__ import main
-from trainers.model_spec import BlockSpec
 from trainers.models.build import build, feed_forwards
+from trainers.models.model_spec import BlockSpec
 from trainers.spec import TrialSpec
 from trainers.train import train
+from trialstore import records
+from trialstore.errors import InputError
+from trialstore.records import SPECTRA, read_records
+from trialstore.storage import LocalStorage
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTED = "\n\n".join(
@@ -76,7 +76,7 @@ def with_block(make_spec, user_module):
     """A trial with a block: `with_block("DoubleGated", norm="lns")`."""
 
     def make(name: str, source: str = DOCUMENTED, architecture: str = "llama", **model):
-        block = own_block.resolve(f"{user_module(source)}:{name}")
+        block = check_block.resolve(f"{user_module(source)}:{name}")
         content = {
             "architecture": architecture,
             "norm": "pre",
@@ -261,7 +261,7 @@ def test_an_edit_under_a_running_process_is_noticed(with_block, tmp_path) -> Non
     block = with_block("DoubleGated").model.block
     (tmp_path / f"{block.path.partition(':')[0]}.py").write_text(DOCUMENTED + "\n# later\n")
     with pytest.raises(InputError, match="edited since this process imported it"):
-        own_block.check(block)
+        check_block.check(block)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_an_edit_under_a_running_process_is_noticed(with_block, tmp_path) -> Non
 )
 def test_a_path_to_nothing_is_an_input_error(user_module, path, message) -> None:
     with pytest.raises(InputError, match=message):
-        own_block.resolve(path.format(user_module(SAME)))
+        check_block.resolve(path.format(user_module(SAME)))
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import records
-from analysis.storage import LocalStorage
 from trainers import train as train_module
 from trainers.data.batches import training_batch, windows_in
 from trainers.data.sources import BytesTokenizer, DataSource, TextFiles
 from trainers.data.store import open_store
 from trainers.train import train
+from trialstore import records
+from trialstore.storage import LocalStorage
 
 CONTEXT, SEQUENCES = 16, 16
 

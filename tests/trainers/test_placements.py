@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainers.model_spec import ModelSpec
 from trainers.models.build import build
 from trainers.models.decoder import Decoder
+from trainers.models.model_spec import ModelSpec
 from trainers.models.placements import PLACEMENTS
 
 #: The residual stream x, a sub-layer f, its norms n, in layer i of L; p is Mix-LN's number of

@@ -11,11 +11,11 @@ from odd_tokenizers import END, ODD, byte_level_split, publish, words
 from tokenizers import AddedToken, models
 from transformers import AutoTokenizer, GPT2Tokenizer
 
-from analysis.errors import InputError
 from trainers.data import pretrained_tokenizer as module
 from trainers.data.pretrained_tokenizer import PROBE
 from trainers.data.sources import PretrainedTokenizer
 from trainers.data.tokenizer import ByteTokenizer, Tokenizer, open_tokenizer, pretrained_at_hand
+from trialstore.errors import InputError
 
 #: Where the two ways of opening part: a split that GPT-2 does not have.
 TEXT = "I'LL pay 12345678 dollars;\n\n  won't you?  é 2024\r\n"

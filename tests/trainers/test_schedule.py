@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.schedule import learning_rate
+from trainers.engine.schedule import learning_rate
 from trainers.spec import TrainingSpec
 
 PEAK = 0.5

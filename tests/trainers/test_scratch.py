@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from trainers import scratch
-from trainers.scratch import scratch_folder
+from trainers.durable import scratch
+from trainers.durable.scratch import scratch_folder
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -39,7 +39,7 @@ def test_two_that_are_at_work_leave_each_other_alone(temporary: Path) -> None:
 
 KILLED = """
 import os, signal
-from trainers.scratch import scratch_folder
+from trainers.durable.scratch import scratch_folder
 with scratch_folder() as folder:
     (folder / "weights").write_bytes(b"1")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -10,18 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from analysis.errors import InputError
-from analysis.records import SPECTRA, SPECTRA_SCHEMA, SPECTRUM_COLUMNS, Row, put_part, read_records
 from analysis.spectrum import expand, js_divergence, measure
-from analysis.storage import LocalStorage
-from trainers.engine import Ranks
-from trainers.model_spec import ModelSpec
+from trainers.engine.engine import Ranks
 from trainers.models.build import build, feed_forwards
 from trainers.models.decoder import Decoder
+from trainers.models.model_spec import ModelSpec
 from trainers.spec import SpectraSpec
 from trainers.spectra import snapshots
 from trainers.spectra.buckets import token_buckets
 from trainers.spectra.snapshots import NonFiniteActivationsError, Snapshots, SpectrumError
+from trialstore.errors import InputError
+from trialstore.records import (
+    SPECTRA,
+    SPECTRA_SCHEMA,
+    SPECTRUM_COLUMNS,
+    Row,
+    put_part,
+    read_records,
+)
+from trialstore.storage import LocalStorage
 
 ALONE = Ranks(0, 1, 0, torch.device("cpu"))
 WHEN = {"step": 7, "tokens": 700, "time_ms": 123}

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from analysis.errors import InputError
 from trainers.data.sources import BytesTokenizer, DataSource, DataSpec, TextFiles
-from trainers.model_spec import Activation, FFNWeight, ModelSpec
+from trainers.models.model_spec import Activation, FFNWeight, ModelSpec
 from trainers.models.placements import PLACEMENTS
 from trainers.spec import (
     OUTSIDE_IDENTITY,
@@ -26,6 +25,7 @@ from trainers.spec import (
     parse_spec,
     refuse_other_semantics,
 )
+from trialstore.errors import InputError
 
 GPT2: dict[str, Any] = {
     "model": {

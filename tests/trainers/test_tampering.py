@@ -18,16 +18,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from analysis import records
-from analysis.errors import InputError
-from analysis.records import METRICS, BrokenRecordError, read_part
-from analysis.storage import LocalStorage
 from trainers.consent import require_consent
 from trainers.data.sources import BytesTokenizer, DataSource, TextFiles
 from trainers.data.store import find_store, open_store
 from trainers.data.verified import verified_once
-from trainers.model_spec import BlockSpec
+from trainers.models.model_spec import BlockSpec
 from trainers.train import read_spec, train
+from trialstore import records
+from trialstore.errors import InputError
+from trialstore.records import METRICS, BrokenRecordError, read_part
+from trialstore.storage import LocalStorage
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -7,16 +7,16 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from analysis import records
-from analysis.errors import InputError
-from analysis.records import METRICS, SPECTRA, read_records
-from analysis.storage import LocalStorage
 from trainers import accounting
 from trainers.data.batches import heldout_starts
 from trainers.data.store import open_store
-from trainers.engine import learning_rate
+from trainers.engine.engine import learning_rate
 from trainers.spec import parse_spec
 from trainers.train import read_spec, train
+from trialstore import records
+from trialstore.errors import InputError
+from trialstore.records import METRICS, SPECTRA, read_records
+from trialstore.storage import LocalStorage
 
 
 @pytest.mark.long

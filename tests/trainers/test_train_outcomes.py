@@ -6,16 +6,16 @@ import math
 import pytest
 import torch
 
-from analysis import records
-from analysis.errors import InputError
-from analysis.records import METRICS, SPECTRA, read_records
-from analysis.storage import LocalStorage
 from trainers import train as train_module
-from trainers import writer
-from trainers.failure import MicroBatchMemoryError, leave_failure
-from trainers.fence import Fence, LeaseLostError, claims, take
+from trainers.durable import writer
+from trainers.durable.failure import MicroBatchMemoryError, leave_failure
 from trainers.models.build import build
 from trainers.train import train
+from trialstore import records
+from trialstore.claims import Fence, LeaseLostError, claims, take
+from trialstore.errors import InputError
+from trialstore.records import METRICS, SPECTRA, read_records
+from trialstore.storage import LocalStorage
 
 # --- divergence is an outcome --------------------------------------------------------------
 

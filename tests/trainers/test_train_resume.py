@@ -6,14 +6,14 @@ import threading
 import pytest
 import torch
 
-from analysis import records
-from analysis.errors import InputError
-from analysis.records import METRICS, read_records
-from analysis.storage import LocalStorage
-from trainers import writer
-from trainers.checkpoint import NoUsableCheckpointError
-from trainers.lease import STOP_REQUEST
+from trainers.durable import writer
+from trainers.durable.checkpoint import NoUsableCheckpointError
 from trainers.train import train
+from trialstore import records
+from trialstore.errors import InputError
+from trialstore.lease import STOP_REQUEST
+from trialstore.records import METRICS, read_records
+from trialstore.storage import LocalStorage
 
 pytestmark = pytest.mark.long
 
@@ -218,7 +218,7 @@ def test_a_request_in_the_directory_stops_it_too(make_spec, trial, diary, monkey
         assert seen.wait(30)
 
     monkeypatch.setattr(LocalStorage, "get", watched)
-    monkeypatch.setattr("trainers.lease.HEARTBEAT_S", 0.005)
+    monkeypatch.setattr("trialstore.lease.HEARTBEAT_S", 0.005)
     end = train(make_spec(training__steps=400), trial, diary({3: ask}))
     assert end.outcome is None
     assert 3 <= end.step < 400

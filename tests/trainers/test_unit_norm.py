@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainers.unit_norm import Fragment, normalise
+from trainers.engine.unit_norm import Fragment, normalise
 
 shapes = st.tuples(st.integers(1, 6), st.integers(1, 6))
 

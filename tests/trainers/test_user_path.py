@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.errors import InputError
 from trainers.data.paths import user_path
+from trialstore.errors import InputError
 
 
 def test_a_home_folder_is_expanded_and_a_folder_named_like_one_is_not() -> None:

@@ -5,13 +5,13 @@ import threading
 
 import pytest
 
-from analysis import records
-from analysis.records import METRICS, SPECTRA, read_records
-from analysis.storage import LocalStorage
-from trainers import writer as writer_module
-from trainers.fence import take
-from trainers.lease import STOP_REQUEST, Lease, LeaseLostError
-from trainers.writer import TrialWriter
+from trainers.durable import writer as writer_module
+from trainers.durable.writer import TrialWriter
+from trialstore import records
+from trialstore.claims import take
+from trialstore.lease import STOP_REQUEST, Lease, LeaseLostError
+from trialstore.records import METRICS, SPECTRA, read_records
+from trialstore.storage import LocalStorage
 
 
 class Journal(LocalStorage):
@@ -42,7 +42,7 @@ def trial(tmp_path) -> Journal:
 
 @pytest.fixture
 def lease(trial, monkeypatch):
-    monkeypatch.setattr("trainers.lease.HEARTBEAT_S", 1e6)
+    monkeypatch.setattr("trialstore.lease.HEARTBEAT_S", 1e6)
     with Lease(trial, steps=10) as held:
         trial.done.clear()
         yield held
@@ -123,7 +123,7 @@ class Slow(Journal):
 @pytest.fixture
 def slow(tmp_path, monkeypatch):
     """A trial whose storage is slow, and its writer."""
-    monkeypatch.setattr("trainers.lease.HEARTBEAT_S", 1e6)
+    monkeypatch.setattr("trialstore.lease.HEARTBEAT_S", 1e6)
     monkeypatch.setattr(writer_module, "FLUSH_S", 0.0)
     trial = Slow(tmp_path / "slow")
     with Lease(trial, steps=10) as lease:

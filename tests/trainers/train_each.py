@@ -9,10 +9,10 @@ import os
 import sys
 from pathlib import Path
 
-from analysis.storage import LocalStorage
 from trainers.__main__ import ConsoleLog
 from trainers.spec import parse_spec
 from trainers.train import train
+from trialstore.storage import LocalStorage
 
 if __name__ == "__main__":
     for path in sorted(Path(sys.argv[1]).glob("*.json")):

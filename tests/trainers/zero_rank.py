@@ -21,10 +21,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import trainers.engine
-from trainers.engine import Engine, Ranks, start_ranks
+import trainers.engine.engine
+from trainers.engine.engine import Engine, Ranks, start_ranks
+from trainers.engine.schedule import learning_rate
 from trainers.models.build import build, token_loss
-from trainers.schedule import learning_rate
 from trainers.spec import TrialSpec, parse_spec
 
 #: Parameters of fewer elements stay whole at stage 3: all but the matrices, as in models whose
@@ -161,7 +161,7 @@ def run(spec: TrialSpec, resume: bool, ranks: Ranks, folder: Path) -> dict[str, 
 
 def keep_matrices_parted() -> None:
     """At stage 3, however small they are."""
-    configuration = trainers.engine._configuration
+    configuration = trainers.engine.engine._configuration
 
     def parted(spec: TrialSpec) -> dict[str, Any]:
         config = configuration(spec)
@@ -169,7 +169,7 @@ def keep_matrices_parted() -> None:
             config["zero_optimization"]["stage3_param_persistence_threshold"] = PERSISTENT
         return config
 
-    trainers.engine._configuration = parted
+    trainers.engine.engine._configuration = parted
 
 
 def main(jobs: str, results: str, rank: str, world_size: str, store: str) -> None:

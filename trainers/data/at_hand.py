@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.errors import InputError
 from trainers.data import sources
 from trainers.data.contents import Contents
 from trainers.data.corpus import Corpus, open_corpus
@@ -26,6 +25,7 @@ from trainers.data.tokenizer import (
     open_tokenizer,
     pretrained_at_hand,
 )
+from trialstore.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.errors import InputError
 from trainers.data.permutation import permuted
 from trainers.data.shards import ShardedTokens
+from trialstore.errors import InputError
 
 
 def windows_in(tokens: int, context: int) -> int:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Protocol, cast
 
 import pyarrow as pa
 
-from analysis.errors import InputError
+from trialstore.errors import InputError
 
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from analysis.errors import InputError
 from trainers.data.documents import LeftOut, Split
 from trainers.data.encoded import is_refused, lost_text_problem
+from trialstore.errors import InputError
 
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 

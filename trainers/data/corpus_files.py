@@ -12,12 +12,12 @@ from functools import lru_cache, partial
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 
-from analysis.errors import InputError
 from trainers.data.compressed import COMPRESSIONS, told
 from trainers.data.documents import LeftOut, Omissions
 from trainers.data.file_sources import Place, source_names
 from trainers.data.paths import user_path
 from trainers.data.readers import TABLES, WHOLE, SourceFile
+from trialstore.errors import InputError
 
 READ = (*WHOLE, *TABLES)
 KNOWN = f"{' '.join((*READ, '.zip'))}, and {' '.join(COMPRESSIONS)} of each but .zip"

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from analysis.errors import InputError
 from trainers.data import sources
 from trainers.data.paths import user_path
+from trialstore.errors import InputError
 
 
 def pin(source: sources.DataSource) -> sources.DataSource:

@@ -15,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from analysis.errors import InputError
 from trainers.data import sources
 from trainers.data.documents import (
     HELD_OUT_SHARE,
@@ -34,6 +33,7 @@ from trainers.data.hub import local_folder, resolve_revision
 from trainers.data.marks import Marks
 from trainers.data.size_split import SizeSplit, changed, measured, stamps
 from trainers.data.tables import BadRowError, checked_text, no_column
+from trialstore.errors import InputError
 
 #: The content rule learns its cut from the first documents: in a set of this many, one is held
 #: out by the plain rule anyway (the odds against are 1e-12); smaller sets get at least one.

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Literal
 
-from analysis.errors import InputError
 from trainers.data.documents import Omissions, Split
 from trainers.data.readers import SourceFile
+from trialstore.errors import InputError
 
 Part = Literal["train", "validation", "test"]
 

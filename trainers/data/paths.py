@@ -3,7 +3,7 @@
 import glob
 from pathlib import Path
 
-from analysis.errors import InputError
+from trialstore.errors import InputError
 
 #: Longer paths are shown shortened in messages, this many characters of either end.
 SHOWN = 60

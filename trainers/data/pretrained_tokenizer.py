@@ -15,10 +15,10 @@ from typing import Any
 
 import tokenizers
 
-from analysis.errors import InputError
 from trainers.data import sources
 from trainers.data.hub import local_folder
 from trainers.data.tokenizer_parts import TokenizerParts
+from trialstore.errors import InputError
 
 log = logging.getLogger(__name__)
 

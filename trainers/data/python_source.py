@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-from analysis.errors import InputError
 from trainers.data.documents import (
     Corpus,
     Document,
@@ -20,6 +19,7 @@ from trainers.data.documents import (
     Split,
     fingerprint_of,
 )
+from trialstore.errors import InputError
 
 #: Folders of tests, whose inputs are data rather than prose of a kind with the rest, and
 #: `pydoc_data`, one generated string literal of 0.75 MB.

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from analysis.errors import InputError
 from trainers.data.compressed import decompressed
 from trainers.data.documents import Document, Omissions, is_empty
 from trainers.data.marks import Marks
 from trainers.data.tables import Rows, decoded, read_csv, read_jsonl, read_parquet
+from trialstore.errors import InputError
 
 WHOLE = (".txt", ".md", ".py")
 JSON_LINES = (".jsonl", ".ndjson")

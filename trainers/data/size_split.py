@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.errors import InputError
 from trainers.data.cuts import halves, place_of_cut
 from trainers.data.documents import Document, Split, content_digest, digest_of, normalised
 from trainers.data.held_out import CUT, HELD_OUT, Heavy, Sizes, heavy_texts, held_out_codes
+from trialstore.errors import InputError
 
 
 def measured(documents: Iterator[Document], sizes: Sizes) -> Iterator[Document]:

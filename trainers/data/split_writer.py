@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.errors import InputError
 from trainers.data.contents import Contents, Encoding, SourcePart, added
 from trainers.data.documents import Corpus, Document, Split
 from trainers.data.encoded import Encoded, is_refused, lost_text_problem
@@ -20,6 +19,7 @@ from trainers.data.shards import (
     shard_number,
 )
 from trainers.data.tokenizer import Tokenizer
+from trialstore.errors import InputError
 
 log = logging.getLogger(__name__)
 

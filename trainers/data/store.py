@@ -31,7 +31,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from analysis.errors import InputError
 from trainers.data import sources
 from trainers.data.contents import SPLITS, Contents, ordered
 from trainers.data.corpus import Corpus, Split, open_corpus
@@ -48,6 +47,7 @@ from trainers.data.split_writer import (
 )
 from trainers.data.tokenizer import Tokenizer, open_tokenizer
 from trainers.data.verified import verified_once
+from trialstore.errors import InputError
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from analysis.errors import InputError
 from trainers.data.documents import Omissions
+from trialstore.errors import InputError
 
 _LONGEST_CSV_FIELD = 2**31 - 1  # the largest that fits a C long everywhere
 _ROWS = 1024  # of Parquet that are decoded at a time

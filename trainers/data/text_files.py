@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from analysis.errors import InputError
 from trainers.data import sources
 from trainers.data.corpus_files import find_files
 from trainers.data.documents import (
@@ -34,6 +33,7 @@ from trainers.data.layouts import (
 from trainers.data.marks import Marks
 from trainers.data.readers import WHOLE, Reader, SourceFile
 from trainers.data.size_split import SizeSplit, changed, measured, stamps
+from trialstore.errors import InputError
 
 #: The split that files are in, where it is not the documents' sizes that decide.
 Assigned = list[tuple[Split, SourceFile]]

@@ -22,7 +22,6 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from analysis.errors import InputError
 from trainers.data import sources
 from trainers.data.bpe_sample import sample
 from trainers.data.documents import Corpus
@@ -41,6 +40,7 @@ from trainers.data.pretrained_tokenizer import (
     published_at_hand,
 )
 from trainers.data.tokenizer_parts import TokenizerParts, byte_characters, pieces
+from trialstore.errors import InputError
 
 __all__ = [
     "SEPARATOR",

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trainers.model_spec import ModelSpec
 from trainers.models.decoder import Decoder, DecoderConfig
 from trainers.models.linear import SpectralNormLinear, WeightNormLinear
+from trainers.models.model_spec import ModelSpec
 from trainers.models.ngpt import LearnedScale
 from trainers.models.own_block import FeedForward
 from trainers.models.placements import PLACEMENTS

@@ -3,11 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.records import BUCKETS
+from trialstore.records import BUCKETS
 
 
 def token_buckets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The bucket of every id, [vocab_size]: an index into `analysis.records.BUCKETS`.
+    """The bucket of every id, [vocab_size]: an index into `trialstore.records.BUCKETS`.
 
     Ids in order of falling frequency (equal ones in order of id) are cut into equal shares of
     occurrences; an id belongs where the middle of its occurrences lies. One that never occurs is

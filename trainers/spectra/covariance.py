@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trainers.engine import Ranks
+from trainers.engine.engine import Ranks
 from trainers.spectra.precision import products
 
 #: Columns of the scatter that are summed at a time: what lies below the block on the diagonal is

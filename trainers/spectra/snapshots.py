@@ -17,10 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from analysis.errors import InputError
-from analysis.records import ALL_TOKENS, BUCKETS, SPECTRUM_COLUMNS, Row
 from analysis.spectrum import expand, js_divergence, measure, sampling_status
-from trainers.engine import Ranks
+from trainers.engine.engine import Ranks
 from trainers.models.build import feed_forwards
 from trainers.models.own_block import FeedForward
 from trainers.spec import Site, SpectraSpec
@@ -28,6 +26,8 @@ from trainers.spectra.background import Background
 from trainers.spectra.covariance import Covariance
 from trainers.spectra.lanczos import quadrature
 from trainers.spectra.probe import Probe, Tap
+from trialstore.errors import InputError
+from trialstore.records import ALL_TOKENS, BUCKETS, SPECTRUM_COLUMNS, Row
 
 Floats = NDArray[np.float64]
 

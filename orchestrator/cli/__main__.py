@@ -1,0 +1,52 @@
+"""The command line. Each command imports what it needs when it runs: --help answers at once.
+
+Exit codes: 0 done, a refusal of the analysis included; 1 some trials failed, or with
+--require-verdict a refusal; 2 bad input, one clear message and no traceback.
+"""
+
+import logging
+import sys
+
+import typer
+
+from orchestrator.cli.jobs import submit
+from orchestrator.cli.output import INTERRUPTED
+from orchestrator.cli.results import analyze, export, fit, sync, ui
+from orchestrator.cli.sweeps import gc, plan, rerun, run, status, stop
+from trialstore.errors import InputError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="How wide should the feed-forward network be? Train a grid, fit its laws, get a verdict.",
+)
+for command in (plan, run, submit, status, stop, rerun, gc, analyze, fit, sync, export, ui):
+    app.command()(command)
+
+
+def _os_error(error: OSError) -> str:
+    """What the operating system would not do, and to what."""
+    what = error.strerror or str(error) or type(error).__name__
+    return what if error.filename is None else f"{str(error.filename)[:200]}: {what}"
+
+
+def main() -> None:
+    """The entry point `widthlab`."""
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s"
+    )
+    try:
+        app()
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None
+    except OSError as error:  # a full disk, a path that is too long, a right that is missing
+        typer.echo(f"error: {_os_error(error)}", err=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+
+
+if __name__ == "__main__":
+    main()

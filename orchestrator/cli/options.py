@@ -1,0 +1,48 @@
+"""Arguments and options that several commands have, each said once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.sweep.load import STORAGE_VARIABLE
+
+DEFAULT_STORAGE = "widthlab-runs"
+
+SweepArgument = Annotated[
+    Path,
+    typer.Argument(metavar="SWEEP.yaml", help="the sweep file; its relative paths mean its folder"),
+]
+TargetArgument = Annotated[
+    str, typer.Argument(metavar="SWEEP", help="the sweep file, or the sweep's directory")
+]
+NameOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="as given to `run`, where it set the name"),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="override a key of the file; repeatable; a relative path means the current folder",
+    ),
+]
+StorageOption = Annotated[
+    str,
+    typer.Option(
+        envvar=STORAGE_VARIABLE, metavar="DIR", help="where sweeps are kept: a path or a URL"
+    ),
+]
+TrackingOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URI",
+        help="MLflow server (default: $MLFLOW_TRACKING_URI, else a SQLite file in the storage)",
+    ),
+]
+RetryFailedOption = Annotated[bool, typer.Option("--retry-failed", help="try failed trials again")]
+RequireVerdictOption = Annotated[
+    bool, typer.Option("--require-verdict", help="exit 1 where the analysis refuses")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object to stdout")]

@@ -1,0 +1,53 @@
+"""How commands print: text as it is, a table, or one JSON object."""
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDEST = 500  # columns
+
+#: How a command ends that was told to by Ctrl-C, as shells have it.
+INTERRUPTED = 130
+
+
+def say(text: str) -> None:
+    """Print to stdout as it is: no markup, no wrapping of paths and commands."""
+    open_console(stderr=False).print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def open_console(stderr: bool) -> "Console":
+    """A console of the terminal that is there, or of plain lines."""
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[str] = ()
+) -> None:
+    """Print a table to stdout; columns named in `numbers` stand to the right.
+
+    It is as wide as it must be: an id that is cut short to fit 80 columns is none.
+    """
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = open_console(stderr=False)
+    needed = console.measure(table, options=console.options.update(width=WIDEST)).maximum
+    console.width = max(console.width, needed)
+    console.print(table, markup=False)
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """Print one JSON object to stdout."""
+    from orchestrator.ledger.ledger import dumps
+
+    typer.echo(dumps(content))

@@ -1,0 +1,208 @@
+"""The commands on what sweeps have left: analyze, fit, sync, export, ui."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from orchestrator.cli.options import (
+    DEFAULT_STORAGE,
+    JsonOption,
+    RequireVerdictOption,
+    StorageOption,
+    TrackingOption,
+)
+from orchestrator.cli.output import print_json, say
+from trialstore.errors import InputError
+from trialstore.storage import open_storage
+
+
+def _column(what: str) -> Any:
+    """An option that names a column of a table."""
+    return typer.Option(metavar="COLUMN", help=f"column {what}")
+
+
+def analyze(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR", help="a sweep's directory; with --from-mlflow also a run or experiment"
+        ),
+    ],
+    from_mlflow: Annotated[
+        bool, typer.Option("--from-mlflow", help="read MLflow and not the trial directories")
+    ] = False,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="what --from-mlflow writes (default: NAME-from-mlflow)"),
+    ] = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+    tracking_uri: TrackingOption = None,
+    aggregate_last: Annotated[
+        int | None, typer.Option(metavar="K", help="a layer's rank: median of its last K snapshots")
+    ] = None,
+    aggregate_layers: Annotated[
+        Literal["median", "mean", "first", "deepest"] | None,
+        typer.Option(help="a trial's rank of those of its layers (default: as its sweep says)"),
+    ] = None,
+    require_verdict: RequireVerdictOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit the laws, judge, and write figures and report from a sweep's directory."""
+    from analysis.pipeline import analyse
+
+    links = None
+    if from_mlflow:
+        from orchestrator.mlflow.from_mlflow import identity_of, rebuild
+        from orchestrator.mlflow.tracking import storage_of
+        from orchestrator.mlflow.tracking import tracking_uri as tracking_of
+
+        beside = (
+            open_storage(storage)
+            if identity_of(source) is None
+            else storage_of(open_storage(source))
+        )
+        rebuilt = rebuild(source, tracking_of(beside, tracking_uri), out)
+        directory, links = rebuilt.sweep, rebuilt.links
+    elif out is not None:
+        raise InputError("--out is where --from-mlflow writes; a sweep's report lies in its own")
+    else:
+        directory = open_storage(source)
+    done = analyse(
+        directory, links=links, aggregate_last=aggregate_last, aggregate_layers=aggregate_layers
+    )
+    if as_json:
+        print_json(done.recommendation)
+    else:
+        say(done.summary)
+        say(f"\nreport   {done.report_url}")
+    refused = any(group["verdict"] == "refused" for group in done.recommendation["groups"])
+    if require_verdict and refused:
+        raise typer.Exit(1)
+
+
+def fit(
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="a .csv, .tsv or .parquet file")],
+    law: Annotated[
+        Literal["power", "saturating", "kaplan", "chinchilla", "width-depth"],
+        typer.Option(help="the law to fit"),
+    ],
+    x: Annotated[str | None, _column("of power, saturating")] = None,
+    y: Annotated[str | None, _column("of power, saturating")] = None,
+    params: Annotated[str | None, _column("of kaplan, chinchilla: parameters N")] = None,
+    tokens: Annotated[str | None, _column("of kaplan, chinchilla, width-depth: tokens D")] = None,
+    width: Annotated[str | None, _column("of width-depth")] = None,
+    depth: Annotated[str | None, _column("of width-depth")] = None,
+    loss: Annotated[str | None, _column("of kaplan, chinchilla, width-depth")] = None,
+    replicate: Annotated[str | None, _column("that labels paired replicates")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN=VALUE", help="only such rows; repeatable"),
+    ] = None,
+    group: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="a fit per value; repeatable")
+    ] = None,
+    bootstrap: Annotated[
+        int, typer.Option(metavar="N", help="resamples for intervals of loss laws; 0: none")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(help="of the resamples")] = 0,
+    figure: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="draw to a .svg or .png file")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit a law to any tidy table, with intervals and what the data cannot tell."""
+    from analysis.fit.fit_table import Request
+    from analysis.fit_file import as_text, assignments
+    from analysis.fit_file import fit as fit_file
+
+    roles = {
+        "x": x, "y": y, "params": params, "tokens": tokens, "width": width, "depth": depth,
+        "loss": loss,
+    }  # fmt: skip
+    request = Request(
+        law=law,
+        columns={role: column for role, column in roles.items() if column is not None},  # type: ignore[misc]
+        where=assignments(where or []),
+        group=tuple(group or []),
+        replicate=replicate,
+        resamples=bootstrap,
+        seed=seed,
+    )
+    fitted = fit_file(table, request, figure)
+    if as_json:
+        print_json(fitted.to_json())
+    else:
+        say(as_text(fitted))
+
+
+def sync(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="a sweep's directory")],
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Send to MLflow what it has not seen of a sweep."""
+    from dataclasses import asdict
+
+    from orchestrator.mlflow.export import sync as send
+    from orchestrator.mlflow.tracking import storage_of
+    from orchestrator.mlflow.tracking import tracking_uri as tracking_of
+
+    opened = open_storage(directory)
+    report = send(opened, tracking_of(storage_of(opened), tracking_uri))
+    if as_json:
+        print_json(asdict(report))
+    elif report.away:
+        typer.echo(f"MLflow does not answer: {report.away}; nothing is lost, try again", err=True)
+    else:
+        typer.echo(f"sent {report.points} points of {report.runs} runs", err=True)
+        if report.refused:
+            typer.echo(f"{report.refused} trials could not be read or were refused", err=True)
+        if report.fileless:
+            typer.echo(f"{report.fileless} runs lack files that could not be stored", err=True)
+    if not report.complete:
+        raise typer.Exit(1)
+
+
+def export(
+    trial: Annotated[str, typer.Argument(metavar="TRIAL_DIR", help="a trial's directory")],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="a new folder")],
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="of the written weights")
+    ] = "float32",
+    tokenizer: Annotated[
+        bool, typer.Option("--tokenizer/--no-tokenizer", help="write the tokenizer too")
+    ] = True,
+    block: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:CLASS", help="the block that the trial names, if you trust it"
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a trial's model as a directory that transformers opens."""
+    from dataclasses import asdict
+
+    from transformers.utils import logging as transformers_logging
+
+    from trainers.export.export import export as write
+
+    transformers_logging.disable_progress_bar()
+    sys.path.append("")  # a block of the user's own is looked for here too, as in training
+    done = write(open_storage(trial), out, dtype, tokenizer, block=block)
+    if as_json:
+        print_json(asdict(done))
+    else:
+        say(done.summary)
+
+
+def ui(
+    storage: StorageOption = DEFAULT_STORAGE,
+    port: Annotated[int, typer.Option(help="taken if free, otherwise another")] = 5000,
+) -> None:
+    """Open MLflow on this machine's sweeps, for this machine only; Ctrl-C ends it."""
+    from orchestrator.mlflow.ui import open_ui
+
+    open_ui(open_storage(storage), port)

@@ -1,0 +1,295 @@
+"""The commands that take a sweep: plan, run, status, stop, rerun, gc."""
+
+import os
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.options import (
+    DEFAULT_STORAGE,
+    JsonOption,
+    NameOption,
+    RequireVerdictOption,
+    RetryFailedOption,
+    SetOption,
+    StorageOption,
+    SweepArgument,
+    TargetArgument,
+    TrackingOption,
+)
+from orchestrator.cli.output import INTERRUPTED, open_console, print_json, print_table, say
+from trialstore.errors import InputError
+from trialstore.storage import Storage, open_storage
+
+if TYPE_CHECKING:
+    from orchestrator.sweep.config import SweepConfig
+
+
+def plan(
+    sweep: SweepArgument,
+    overrides: SetOption = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the grid: every trial with its size and cost. Runs nothing."""
+    from orchestrator.grid.expand import expand
+    from orchestrator.grid.old_trials import notice_of_old_trials
+    from orchestrator.grid.plan import make_plan, plan_json
+    from orchestrator.grid.plan_view import render_plan
+    from orchestrator.grid.planned_data import planned_data
+    from orchestrator.ledger.ledger import measured_rate, with_results
+
+    config, directory = _load(sweep, overrides, storage)
+    found = planned_data(config, directory)
+    grid = expand(config, found.data, found.vocab_size)
+    rate = measured_rate(directory)
+    made = make_plan(config, grid, rate, ids_known=found.known, contents=found.contents)
+    over = with_results(directory)
+    if left := [trial for trial in grid.trials if trial.id not in over]:
+        totals = make_plan(config, replace(grid, trials=left), rate).totals
+        if notice := notice_of_old_trials(directory, totals):
+            made = replace(made, warnings=[notice, *made.warnings])
+    if as_json:
+        print_json(plan_json(made))
+    else:
+        open_console(stderr=False).print(render_plan(made))
+
+
+def run(
+    sweep: SweepArgument,
+    overrides: SetOption = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+    tracking_uri: TrackingOption = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RAY_ADDRESS", metavar="HOST:PORT", help="join a Ray cluster (default: local)"
+        ),
+    ] = None,
+    retry_failed: RetryFailedOption = False,
+    require_verdict: RequireVerdictOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train what is missing, continue what was cut off, then analyse."""
+    from orchestrator.mlflow.export import sync_command
+    from orchestrator.mlflow.tracking import redacted
+    from orchestrator.mlflow.tracking import tracking_uri as tracking_of
+    from orchestrator.run import run_sweep
+
+    config, directory = _load(sweep, overrides, storage)
+    tracking = tracking_of(open_storage(storage), tracking_uri)
+    console = open_console(stderr=True)
+    try:
+        done = run_sweep(
+            config, directory, tracking, console, address=address, retry_failed=retry_failed
+        )
+    except KeyboardInterrupt:  # before trials run or after, or a second time
+        typer.echo("interrupted; what is durable is kept, and the same command continues", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    counts = done.ledger.counts
+    if as_json:
+        print_json(
+            {
+                **done.ledger.to_json(),
+                "trained": done.trained,
+                "at_once": done.at_once,
+                "stopped": done.stopped,
+                "mirrored": done.mirrored,
+                "recommendation": done.recommendation,
+                "report": done.report,
+                "tracking_uri": redacted(tracking),
+            }
+        )
+    else:
+        if done.summary:
+            say(done.summary)
+        for trial in done.ledger.trials:
+            if trial.message and trial.state in ("failed", "diverged", "waiting", "stale"):
+                say(f"{trial.state}: trial {trial.id}: {trial.message}")
+        if done.failed:
+            say("failed trials are tried again with --retry-failed")
+        named = None if tracking == _embedded(storage) else redacted(tracking)
+        say(_where(directory, storage, named, done.report))
+        if done.stopped:
+            say("stopped on request; the same command continues")
+        if not done.mirrored:
+            say(f"MLflow does not have everything yet: {sync_command(directory, tracking)}")
+    refused = any(
+        group["verdict"] == "refused" for group in (done.recommendation or {}).get("groups", [])
+    )
+    unfinished = done.stopped or any(counts[state] for state in ("waiting", "running", "stale"))
+    if done.failed or unfinished or (require_verdict and (refused or not done.recommendation)):
+        raise typer.Exit(1)
+
+
+def status(
+    sweep: TargetArgument,
+    overrides: NameOption = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+    as_json: JsonOption = False,
+) -> None:
+    """One line a trial, and the counts."""
+    from orchestrator.ledger.ledger import read_ledger
+    from orchestrator.ledger.progress import cell_name
+
+    read = read_ledger(_target(sweep, overrides, storage))
+    if as_json:
+        print_json(read.to_json())
+        return
+    rows = [
+        (
+            trial.id,
+            cell_name(trial.axes),
+            trial.state_text,
+            f"{trial.step}/{trial.steps}",
+            "" if trial.loss is None else f"{trial.loss:.4f}",
+        )
+        for trial in read.trials
+    ]
+    print_table(("trial", "cell", "state", "step", "loss"), rows, numbers=("step", "loss"))
+    for trial in read.trials:
+        if trial.message:
+            say(f"{trial.id}: {trial.message}")
+    counts = ", ".join(f"{number} {state}" for state, number in read.counts.items() if number)
+    say(f"{read.sweep}: {counts}")
+
+
+def stop(
+    sweep: TargetArgument, overrides: NameOption = None, storage: StorageOption = DEFAULT_STORAGE
+) -> None:
+    """Ask a running sweep to checkpoint its trials and end; `run` continues it."""
+    from orchestrator.ledger.ledger import resolved_sweep
+    from orchestrator.tune.stopping import request_stop
+    from trialstore.driver_lease import is_driven
+
+    directory = _target(sweep, overrides, storage)
+    if not is_driven(directory):
+        resolved_sweep(directory)
+        raise InputError(f"{directory.url} is not running; there is nothing to stop")
+    request_stop(directory)
+    typer.echo(
+        "asked to stop: running trials write a checkpoint within seconds; "
+        "`widthlab run` continues them",
+        err=True,
+    )
+
+
+def rerun(
+    sweep: TargetArgument,
+    trial: Annotated[str, typer.Argument(metavar="ID", help="the trial's id, or how it begins")],
+    overrides: NameOption = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+    tracking_uri: TrackingOption = None,
+) -> None:
+    """Discard one trial, records and checkpoints too; the next `run` trains it anew."""
+    from orchestrator.grid.old_trials import check_discard
+    from orchestrator.ledger.ledger import discard, find_trial, trial_storage
+    from orchestrator.mlflow.export import forget_trial
+    from orchestrator.mlflow.tracking import storage_of
+    from orchestrator.mlflow.tracking import tracking_uri as tracking_of
+    from trialstore.driver_lease import is_driven
+
+    directory = _target(sweep, overrides, storage)
+    found = find_trial(directory, trial)
+    if is_driven(directory):
+        raise InputError(f"{directory.url} is running; `widthlab stop` it first")
+    then = check_discard(directory, found)
+    # MLflow's run goes first: a trial without records would otherwise keep the old points.
+    forget_trial(directory, tracking_of(storage_of(directory), tracking_uri), found)
+    objects = discard(trial_storage(directory, found))
+    typer.echo(f"discarded trial {found} ({objects} objects); `widthlab run` {then}", err=True)
+
+
+def gc(
+    sweep: TargetArgument,
+    overrides: NameOption = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+    final: Annotated[
+        bool, typer.Option("--final", help="the last checkpoints of finished trials too")
+    ] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="remove what is listed")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List what of a sweep nobody needs any more, with its size; --remove removes it."""
+    from orchestrator.grid.plan_view import size
+    from orchestrator.ledger.unneeded import unneeded
+    from trialstore.driver_lease import is_driven
+
+    directory = _target(sweep, overrides, storage)
+    found = unneeded(directory, final)
+    if remove and is_driven(directory):
+        raise InputError(f"{directory.url} is running; `widthlab stop` it first")
+    if remove:
+        for kind in found:
+            kind.remove(directory)
+    if as_json:
+        kinds = [{"what": k.what, "bytes": k.nbytes, "objects": list(k.sizes)} for k in found]
+        print_json({"removed": remove, "kinds": kinds})
+        return
+    rows = [(kind.what, f"{len(kind.sizes):,}", size(kind.nbytes)) for kind in found]
+    print_table(("what", "objects", "size"), rows, numbers=("objects", "size"))
+    if remove:
+        say("removed")
+    elif any(kind.sizes for kind in found):
+        say("nothing was removed; --remove does that")
+
+
+# --- what the commands share ---------------------------------------------------------------
+
+
+def _load(path: Path, overrides: list[str] | None, storage: str) -> tuple["SweepConfig", Storage]:
+    """The sweep of a file and its directory."""
+    from orchestrator.sweep.load import load_sweep
+
+    config = load_sweep(path, overrides or [])
+    if config.has_own_block:
+        _find_own_code(path.resolve().parent)
+    return config, open_storage(storage).child(config.name)
+
+
+def _find_own_code(folder: Path) -> None:
+    """Let a sweep's own block be imported from its file's folder or the working directory, here
+    and in the processes that this one starts."""
+    paths = list(dict.fromkeys([str(folder), str(Path.cwd())]))
+    sys.path[:0] = [path for path in paths if path not in sys.path]
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [*paths, *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+
+
+def _target(sweep: str, overrides: list[str] | None, storage: str) -> Storage:
+    """A sweep's directory, named by itself or by the sweep's file."""
+    if sweep.endswith((".yaml", ".yml")) and not Path(sweep).is_dir():
+        return _load(Path(sweep), overrides, storage)[1]
+    if overrides:
+        raise InputError("--set changes a sweep file; a sweep's directory is what it is")
+    return open_storage(sweep)
+
+
+def _where(sweep: Storage, storage: str, tracking_uri: str | None, report: str | None) -> str:
+    lines = [f"\nreport   {report}"] if report else [f"\nrecords  {sweep.url}"]
+    if tracking_uri:
+        lines.append(f"MLflow   {tracking_uri}")
+    else:
+        elsewhere = [] if storage == DEFAULT_STORAGE else ["--storage", storage]
+        lines.append(f"MLflow   {shlex.join([_program(), 'ui', *elsewhere])}")
+    return "\n".join(lines)
+
+
+def _embedded(storage: str) -> str | None:
+    """The tracking URI that needs no naming, if the storage can have one."""
+    from orchestrator.mlflow.tracking import embedded_uri
+
+    try:
+        return embedded_uri(open_storage(storage))
+    except InputError:
+        return None
+
+
+def _program() -> str:
+    """As it was called, so that it can be pasted: .venv/bin/widthlab, or widthlab on the path."""
+    return sys.argv[0] if Path(sys.argv[0]).name == "widthlab" else "widthlab"

@@ -1,0 +1,309 @@
+"""From a sweep's directory to MLflow: a parent run, and a nested run for every trial begun.
+
+The directory is the truth and MLflow shows it. Nothing is remembered that the server or the
+directory could not tell again, so a mirror may be killed, started again and left out at will.
+"""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.ledger.ledger import resolved_sweep, trial_storage
+from orchestrator.mlflow.artifacts import Artifacts
+from orchestrator.mlflow.identity import experiment_name, identity_of_sweep
+from orchestrator.mlflow.images import DrawingTime
+from orchestrator.mlflow.parent_run import ParentRun, parent_params
+from orchestrator.mlflow.tracking import RefusedError, Run, ServerAwayError, Tracking, redacted
+from orchestrator.mlflow.trial_run import (
+    FINISHED_TAG,
+    SWEEP_TAG,
+    TRIAL_TAG,
+    Family,
+    Sent,
+    TrialRun,
+    follow,
+    has_everything,
+    now_ms,
+)
+from orchestrator.mlflow.trial_view import started_ms, view
+from trialstore.records import BrokenRecordError
+from trialstore.storage import Storage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What one look at the sweep has sent. `away` says why the server could not be reached."""
+
+    points: int = 0
+    runs: int = 0  # of trials, made or changed
+    nonfinite: int = 0  # met and counted, not sent
+    #: Trials that MLflow lacks now: the server would not take them, or they cannot be read.
+    refused: int = 0
+    #: Runs that are over without their spec, result or report: the artifact store took them not.
+    fileless: int = 0
+    away: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether MLflow has all that there was to send."""
+        return self.away is None and not self.refused and not self.fileless
+
+
+@dataclass
+class _Server:
+    """What is known of a server while it answers; asked anew after it did not."""
+
+    tracking: Tracking
+    artifacts: Artifacts
+    parent: ParentRun
+    family: Family
+    found: dict[str, Run]  # by trial, there already and not yet followed
+    followed: dict[str, TrialRun] = field(default_factory=dict)
+
+
+class Mirror:
+    """Sends one sweep to one experiment. Never raises for a server that is away."""
+
+    def __init__(self, sweep: Storage, tracking_uri: str, drawing_s: float = math.inf) -> None:
+        """`drawing_s` is what a look may spend on images: points of other trials wait for them.
+
+        Raises InputError where `sweep` is no sweep, or where its identity cannot be written.
+        """
+        self._drawing_s = drawing_s
+        self._sweep = sweep
+        self._uri = tracking_uri
+        config = resolved_sweep(sweep)
+        self._config = config
+        self._name = str(config["name"])
+        self._planned = {str(trial["id"]): trial for trial in config["resolved"]["trials"]}
+        self._identity = identity_of_sweep(sweep, self._name)
+        self._tags = {SWEEP_TAG: self._identity, "sweep": self._name, **_git_tags(config)}
+
+        self._outcomes = dict.fromkeys(self._planned, "waiting")
+        self._complete: set[str] = set()  # trials that no look will change
+        self._fileless: set[str] = set()  # of them
+        self._refused: set[str] = set()  # by the server, once
+        self._given_up: set[str] = set()  # refused again
+        self._said: dict[str, str] = {}
+        self._away = False
+        self._server: _Server | None = None
+
+    @property
+    def outcomes(self) -> dict[str, str]:
+        """Trial id -> waiting, running, failed, or the outcome of its result, when last seen."""
+        return dict(self._outcomes)
+
+    def sync_once(self) -> SyncReport:
+        """Send everything that is durable and not yet sent."""
+        return self._sync(last=False)
+
+    def finish(self) -> SyncReport:
+        """The same, and end the sweep's run: FAILED if a trial has failed, else FINISHED.
+
+        Whatever was sent before, the server is asked once more what it has.
+        """
+        self._server = None
+        return self._sync(last=True)
+
+    def _sync(self, last: bool) -> SyncReport:
+        sent: list[Sent] = []
+        left_out: set[str] = set()
+        away = None
+        try:
+            try:
+                left_out = self._look(last, sent)
+            except RefusedError as error:  # it has lost the sweep's run, or all that it had
+                self._say("sweep", f"sent anew: {error}")
+                self._server = None
+                left_out = self._look(last, sent)
+        except (ServerAwayError, RefusedError) as error:
+            away = str(error)
+            self._server = None  # whether the last call got through is not known
+        self._tell_weather(away)
+        fileless = len(self._fileless)
+        if self._server is not None:
+            fileless += self._server.parent.lacks_files
+        return SyncReport(
+            sum(s.points for s in sent),
+            len(sent),
+            sum(s.nonfinite for s in sent),
+            len(left_out | self._given_up),
+            fileless,
+            away,
+        )
+
+    def _look(self, last: bool, sent: list[Sent]) -> set[str]:
+        """Look at every trial, adding to `sent`; the trials that were left out.
+
+        Raises ServerAwayError, and RefusedError where the server lacks the sweep's own run.
+        """
+        server = self._server = self._server or self._contact()
+        left_out: set[str] = set()
+        drawing = DrawingTime(math.inf if last else self._drawing_s)
+        for trial_id in sorted(self._planned.keys() - self._complete, key=self._drawn_at):
+            try:
+                try:
+                    news = self._sync_trial(server, trial_id, drawing)
+                except FileNotFoundError:  # it has just been compacted: look again
+                    news = self._sync_trial(server, trial_id, drawing)
+            except ServerAwayError:
+                raise
+            except RefusedError as error:
+                server.tracking.run(server.parent.run_id)  # or all of them would be given up
+                left_out.add(trial_id)
+                self._set_aside(server, trial_id, error)
+            except Exception as error:  # whatever the records hold, the others are sent
+                left_out.add(trial_id)
+                self._complain(trial_id, error)
+            else:
+                sent += [news] if news else []
+        server.parent.update(Counter(self._outcomes.values()), last)
+        return left_out
+
+    # --- the server ------------------------------------------------------------------------
+
+    def _contact(self) -> _Server:
+        """Connect, find the sweep's runs, make its own where it is missing.
+
+        What was thought complete is followed again where this server does not have it.
+        """
+        tracking = Tracking(self._uri, experiment_name())
+        artifacts = Artifacts(tracking)
+        found: dict[str | None, Run] = {}
+        for run in list(tracking.runs(SWEEP_TAG, self._identity)):  # pages shift with deletions
+            if found.setdefault(run.tags.get(TRIAL_TAG), run) is not run:
+                # A call that was sent twice, or by two mirrors. The oldest run is brought up to
+                # date; what others hold is in it, or will be.
+                which = run.tags.get(TRIAL_TAG, "the sweep")
+                log.warning("MLflow had a second run of %s; deleted (%s)", which, run.run_id)
+                tracking.delete(run.run_id)
+        parent = found.pop(None, None) or tracking.create(self._name, self._tags, self._first_ms())
+        params = parent_params(self._config)
+        # Params never change; a mirror that died may have sent only some.
+        tracking.send_params(
+            parent.run_id, {key: text for key, text in params.items() if key not in parent.params}
+        )
+        of_trials = {trial_id: run for trial_id, run in found.items() if trial_id is not None}
+        self._complete = {
+            trial_id
+            for trial_id in self._complete
+            if trial_id in of_trials and has_everything(of_trials[trial_id], parent.run_id)
+        }
+        self._fileless, self._given_up, self._refused = set(), set(), set()
+        return _Server(
+            tracking,
+            artifacts,
+            ParentRun(tracking, artifacts, parent, self._sweep, self._say),
+            Family(parent.run_id, self._tags),
+            {key: run for key, run in of_trials.items() if key not in self._complete},
+        )
+
+    def _first_ms(self) -> int:
+        """When the first trial that has rows began; trials start in the order of the plan."""
+        for trial_id in self._planned:
+            trial = trial_storage(self._sweep, trial_id)
+            try:
+                begun = started_ms(trial, view(trial))
+            except Exception:  # complained of where the trial itself is read
+                continue
+            if begun is not None:
+                return begun
+        return now_ms()
+
+    # --- trials ----------------------------------------------------------------------------
+
+    def _sync_trial(self, server: _Server, trial_id: str, drawing: DrawingTime) -> Sent | None:
+        """What was sent, None if there was nothing new."""
+        trial = trial_storage(self._sweep, trial_id)
+        seen = view(trial)
+        self._outcomes[trial_id] = seen.outcome
+        if seen.outcome == "waiting":
+            return None
+        run = server.followed.get(trial_id)
+        if run is not None and run.shows(seen):
+            return None
+        if run is None or run.is_retried(seen):
+            found = server.found.pop(trial_id, None)
+            if found is None and run is not None:
+                found = server.tracking.run(run.run_id)
+            elif found is not None and FINISHED_TAG not in found.tags:
+                found = server.tracking.run(found.run_id)
+            run = follow(
+                server.tracking,
+                server.artifacts,
+                server.family,
+                found,
+                trial,
+                self._planned[trial_id],
+                seen,
+            )
+        if run is None:
+            self._complete.add(trial_id)
+            return None
+        server.followed[trial_id] = run
+        sent = run.update(trial, seen, server.artifacts, drawing)
+        if seen.over and run.shows(seen):
+            self._complete.add(trial_id)
+            del server.followed[trial_id]
+            if run.lacks_files:
+                self._fileless.add(trial_id)
+        return sent
+
+    def _drawn_at(self, trial_id: str) -> tuple[float, str]:
+        """Longest ago first, so that every trial gets its turn at drawing."""
+        run = self._server.followed.get(trial_id) if self._server else None
+        return (-math.inf if run is None else run.drawn_at, trial_id)
+
+    def _set_aside(self, server: _Server, trial_id: str, error: RefusedError) -> None:
+        """Look for the run once more, for it may have been deleted; then give the trial up."""
+        server.followed.pop(trial_id, None)
+        server.found.pop(trial_id, None)
+        # One that is still there is tried again: another beside it would hold the points twice.
+        for run in server.tracking.runs(TRIAL_TAG, trial_id):
+            if run.tags.get(SWEEP_TAG) == self._identity:
+                server.found.setdefault(trial_id, run)
+        if trial_id in self._refused:
+            self._complete.add(trial_id)
+            self._given_up.add(trial_id)
+            self._say(trial_id, f"left out of MLflow until the next `widthlab sync`: {error}")
+        else:
+            self._refused.add(trial_id)
+            self._say(trial_id, str(error))
+
+    def _complain(self, trial_id: str, error: Exception) -> None:
+        """Say that a trial cannot be read. If its records are broken it has failed, as in the
+        ledger; after any other error it is what it was when last seen."""
+        if isinstance(error, BrokenRecordError):
+            self._outcomes[trial_id] = "failed"
+        self._say(trial_id, f"cannot be read: {type(error).__name__}: {error}")
+
+    # --- what the user should know ---------------------------------------------------------
+
+    def _tell_weather(self, away: str | None) -> None:
+        """Warn when the server goes away, once, and tell when it is back."""
+        if away and not self._away:
+            log.warning(
+                "MLflow at %s is away; the sweep goes on, and what is missing is sent later (%s)",
+                redacted(self._uri),
+                away,
+            )
+        elif self._away and not away:
+            log.warning("MLflow at %s is back", redacted(self._uri))
+        self._away = away is not None
+
+    def _say(self, about: str, message: str) -> None:
+        """Warn, unless the same was the last thing said of the same."""
+        if self._said.get(about) != message:
+            log.warning("mirror of %s: %s: %s", self._name, about, message)
+            self._said[about] = message
+
+
+def _git_tags(config: Mapping[str, Any]) -> dict[str, str]:
+    """The checkout that the sweep was started in, under MLflow's own names."""
+    git = config["resolved"].get("git") or {}
+    return {f"mlflow.source.git.{name}": str(value).lower() for name, value in git.items()}

@@ -1,0 +1,173 @@
+"""A sweep's directory rebuilt from MLflow, for an analysis far from the trial directories.
+
+It has the resolved sweep.yaml, every trial's spec, result and state, and its rows as far as
+MLflow holds them (`mlflow_rows`); no checkpoints. The verdict is that of the true directory.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.ledger.ledger import SWEEP_FILE, resolved_sweep, trial_storage
+from orchestrator.mlflow.identity import IDENTITY_FILE
+from orchestrator.mlflow.reader import MirroredRun, MlflowReader
+from orchestrator.mlflow.rows import metrics_rows, needed, spectra_rows
+from orchestrator.mlflow.tracking import redacted
+from orchestrator.mlflow.trial_run import COLLAPSED_TAG, NONFINITE_TAG, SWEEP_TAG
+from trialstore import records
+from trialstore.errors import InputError
+from trialstore.records import BrokenRecordError, encode_json, get_json
+from trialstore.storage import Storage, open_storage
+
+log = logging.getLogger(__name__)
+
+#: Says that a directory was rebuilt, and may be rebuilt again.
+ORIGIN_FILE = "from-mlflow.json"
+#: Part of a rebuilt directory that is the analysis's.
+REPORT = "report/"
+ATTEMPT = 1
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """A rebuilt sweep, and what of it is not there."""
+
+    sweep: Storage
+    nonfinite: int  # points that it counted and could not hold
+    unreadable: Mapping[str, str]  # trial id -> why it counts as failed
+    links: Mapping[str, str]  # trial id -> its page on the server; empty for an SQLite file
+
+
+def rebuild(source: str, uri: str, out: str | None = None) -> Rebuilt:
+    """Write what MLflow at `uri` has of a sweep to `out`, by default NAME-from-mlflow.
+
+    `source` is a sweep's directory, or what `MlflowReader.find_sweep` takes. Raises InputError
+    where the sweep is not found, the server does not answer, or `out` holds anything else.
+    """
+    reader = MlflowReader(uri)
+    parent = reader.find_sweep(source, identity_of(source))
+    name = parent.tags.get("sweep") or parent.name
+    sweep = _emptied(open_storage(out or f"{name}-from-mlflow"))
+    file = reader.files(parent, [SWEEP_FILE]).get(SWEEP_FILE)
+    if file is None:
+        raise InputError(
+            f"run {parent.run_id} on {redacted(uri)} lacks {SWEEP_FILE}; `widthlab sync DIR` "
+            "sends it"
+        )
+    runs = reader.trials_of(parent)
+    origin = {"tracking_uri": redacted(uri), "run_id": parent.run_id}
+    # Before anything else: a directory that was not finished may be written anew.
+    sweep.put(ORIGIN_FILE, encode_json(origin))
+    sweep.put(SWEEP_FILE, file)
+    sweep.put(IDENTITY_FILE, encode_json({"identity": parent.tags[SWEEP_TAG]}))
+    unreadable, nonfinite, links = {}, 0, {}
+    cells = resolved_sweep(sweep)["resolved"]["trials"]
+    for cell in cells:
+        run = runs.get(cell["id"])
+        if run is None:
+            continue  # never begun: it waits
+        nonfinite += int(run.tags.get(NONFINITE_TAG, 0))
+        page = reader.page(run)
+        if page is not None:
+            links[cell["id"]] = page
+        trial = trial_storage(sweep, cell["id"])
+        try:
+            _rebuild_trial(reader, run, trial)
+        except BrokenRecordError as error:
+            unreadable[cell["id"]] = str(error)
+            trial.put(records.FAILURE, _failure("mlflow", str(error)))
+    beside = len(runs.keys() - {cell["id"] for cell in cells})
+    if beside:
+        log.warning(
+            "%d runs of the sweep are of trials that its %s no longer names, of an earlier version "
+            "of the file or of widthlab; they are left out",
+            beside,
+            SWEEP_FILE,
+        )
+    for trial_id, why in unreadable.items():
+        log.warning("trial %s counts as failed: %s", trial_id, why)
+    if nonfinite:
+        log.warning("%d points that are not finite are missing: MLflow cannot hold them", nonfinite)
+    sweep.put(
+        ORIGIN_FILE,
+        encode_json({**origin, "nonfinite_points": nonfinite, "unreadable_trials": unreadable}),
+    )
+    return Rebuilt(sweep, nonfinite, unreadable, links)
+
+
+def identity_of(source: str) -> str | None:
+    """What a sweep's directory is known by in MLflow; None where `source` is no such directory."""
+    if "://" not in source and not Path(source).is_dir():
+        return None
+    noted = get_json(open_storage(source), IDENTITY_FILE, needs=["identity"])
+    return None if noted is None else str(noted["identity"])
+
+
+def _emptied(out: Storage) -> Storage:
+    """The directory without what an earlier rebuilding left; its report stays."""
+    keys = out.list()
+    if keys and ORIGIN_FILE not in keys:
+        raise InputError(
+            f"{out.url} holds something that was not rebuilt from MLflow; name another folder "
+            "with --out"
+        )
+    for key in keys:
+        if not key.startswith(REPORT) and key != ORIGIN_FILE:
+            out.delete(key)
+    return out
+
+
+def _rebuild_trial(reader: MlflowReader, run: MirroredRun, trial: Storage) -> None:
+    """Raises BrokenRecordError for a run that does not hold what its trial was."""
+    files = reader.files(run, [records.SPEC, records.RESULT])
+    spec = _json(files, records.SPEC, run)
+    outcome = run.tags.get("outcome", "")
+    result = _json(files, records.RESULT, run) if outcome in records.OUTCOMES else None
+    try:
+        batch_tokens = int(spec["training"]["batch_tokens"])
+        steps = int(spec["training"]["steps"])
+        widths = [int(width) for width in spec["model"]["ffn_widths"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise BrokenRecordError(f"{records.SPEC} of run {run.run_id} lacks {error}") from error
+    trial.put(records.SPEC, encode_json(spec))
+    points = reader.points(run, needed(run.metrics))
+    tables = {
+        records.METRICS: metrics_rows(points, batch_tokens),
+        records.SPECTRA: spectra_rows(points, batch_tokens, widths),
+    }
+    parts = {
+        table: records.put_part(trial, table, ATTEMPT, rows)
+        for table, rows in tables.items()
+        if rows
+    }
+    collapsed = run.tags.get(COLLAPSED_TAG, "").removeprefix("since step ")
+    if collapsed.isdigit():
+        trial.put(records.COLLAPSE, encode_json({"step": int(collapsed)}))
+    if result is not None:
+        trial.put(records.RESULT, encode_json({**result, "records": parts}))
+        return
+    reached = max((point.step for point in points), default=0)
+    lease = {"attempt": ATTEMPT, "released": True, "step": reached, "steps": steps, "loss": None}
+    trial.put(records.LEASE, encode_json(lease))
+    if outcome == "failed":
+        stage, _, message = run.tags.get("failure", "").partition(": ")
+        trial.put(records.FAILURE, _failure(stage, message))
+
+
+def _json(files: Mapping[str, bytes], name: str, run: MirroredRun) -> dict[str, Any]:
+    if name not in files:
+        raise BrokenRecordError(f"run {run.run_id} lacks {name}; `widthlab sync DIR` sends it")
+    try:
+        value = json.loads(files[name])
+    except ValueError as error:
+        raise BrokenRecordError(f"{name} of run {run.run_id} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise BrokenRecordError(f"{name} of run {run.run_id} is not a JSON object")
+    return value
+
+
+def _failure(stage: str, message: str) -> bytes:
+    return encode_json({"stage": stage, "message": message, "attempt": ATTEMPT, "gave_up": True})

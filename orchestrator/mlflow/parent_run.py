@@ -1,0 +1,114 @@
+"""The sweep's own run in MLflow: its description, its report, and its end."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from typing import Any
+
+from orchestrator.ledger.ledger import SWEEP_FILE
+from orchestrator.mlflow.artifacts import Artifacts
+from orchestrator.mlflow.points import flat, note, progress
+from orchestrator.mlflow.tracking import Run, Tracking
+from orchestrator.mlflow.trial_run import now_ms
+from trialstore.records import get_json
+from trialstore.storage import Storage
+
+REPORT = "report"
+RECOMMENDATION = "report/recommendation.json"
+REPORT_TAG = "widthlab.report"
+SWEEP_FILE_TAG = "widthlab.sweep_file"
+
+
+class ParentRun:
+    """The run that those of a sweep's trials are nested in."""
+
+    def __init__(
+        self,
+        tracking: Tracking,
+        artifacts: Artifacts,
+        run: Run,
+        sweep: Storage,
+        say: Callable[[str, str], None],
+    ) -> None:
+        """`say` warns: of what, and what. Raises FileNotFoundError where `sweep` is none."""
+        self.run_id = run.run_id
+        self._tracking = tracking
+        self._artifacts = artifacts
+        self._status = run.status
+        self._sweep = sweep
+        self._say = say
+        self._file = sweep.get(SWEEP_FILE)
+        self._stored = dict(run.tags)  # digests of what the run has, by tag
+        self._note = ""
+        self._glance = ""  # the report's digest, cheap to find
+        self.lacks_files = False  # the store has not taken all that there was to send
+
+    def update(self, counts: Counter[str], last: bool) -> None:
+        """Send what is new of the sweep as a whole; at its `last` look end the run.
+
+        `counts` are the trials by state: FAILED if one has failed, else FINISHED. Raises
+        RefusedError where the server does not have the run any more.
+        """
+        self.lacks_files = False
+        try:
+            self._send_report(certain=last)
+        except OSError as error:
+            self._say(REPORT, f"cannot be read: {type(error).__name__}: {error}")
+        # The resolved sweep.yaml says what was planned, to whoever has no more.
+        self._send_files(SWEEP_FILE_TAG, _digest(self._file), {SWEEP_FILE: self._file})
+        self._send_note(counts)
+        if last:
+            self._set_status("FAILED" if counts["failed"] else "FINISHED")
+        elif self._status != "RUNNING" and counts["running"]:
+            self._set_status("RUNNING")
+
+    def _set_status(self, status: str) -> None:
+        self._tracking.set_status(self.run_id, status, None if status == "RUNNING" else now_ms())
+        self._status = status
+
+    def _send_note(self, counts: Counter[str]) -> None:
+        try:
+            recommendation = get_json(self._sweep, RECOMMENDATION)
+            text = note(counts, recommendation)
+        except (OSError, ValueError, TypeError, AttributeError):  # not what the analysis writes
+            text = note(counts, None)
+        if text != self._note:
+            tags = {"mlflow.note.content": text, "trials": progress(counts)}
+            self._tracking.send_tags(self.run_id, tags)
+            self._note = text
+
+    def _send_report(self, certain: bool) -> None:
+        """Send the report whole when it has changed; only if `certain` is every file read."""
+        keys = self._sweep.list(REPORT)
+        if not keys:
+            return
+        main = self._sweep.get(RECOMMENDATION) if RECOMMENDATION in keys else b""
+        glance = _digest("\n".join(keys).encode() + main)
+        if glance == self._glance and not certain:
+            return
+        files = {key: self._sweep.get(key) for key in keys}
+        sums = "".join(f"{key} {_digest(data)}\n" for key, data in files.items())
+        if self._send_files(REPORT_TAG, _digest(sums.encode()), files):
+            self._glance = glance
+
+    def _send_files(self, tag: str, digest: str, files: Mapping[str, bytes]) -> bool:
+        """Whether the run has the files: the tag says, by their digest, those it has."""
+        if self._stored.get(tag) == digest:
+            return True
+        if not all(self._artifacts.send(self.run_id, key, data) for key, data in files.items()):
+            self.lacks_files = True
+            return False
+        self._tracking.send_tags(self.run_id, {tag: digest})
+        self._stored[tag] = digest
+        return True
+
+
+def parent_params(config: Mapping[str, Any]) -> dict[str, str]:
+    """What the sweep's run says of a resolved sweep.yaml."""
+    resolved = config["resolved"]
+    facts = {key: value for key, value in resolved.items() if isinstance(value, str | int)}
+    return flat({key: config.get(key) for key in ("corpus", "tokenizer", "hold")} | facts)
+
+
+def _digest(data: bytes) -> str:
+    return sha256(data).hexdigest()

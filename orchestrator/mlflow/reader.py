@@ -1,0 +1,216 @@
+"""What the analysis reads of an MLflow server: a sweep's runs, their points and their files.
+
+It makes nothing on the server. Whatever goes wrong is an InputError, for the user named both the
+server and the sweep.
+"""
+
+import contextlib
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from orchestrator.mlflow.identity import experiment_name
+from orchestrator.mlflow.parent_run import SWEEP_FILE_TAG
+from orchestrator.mlflow.sqlite_uri import sqlite_path
+from orchestrator.mlflow.tracking import (
+    Point,
+    RefusedError,
+    ServerAwayError,
+    client_of,
+    first_line,
+    redacted,
+    talking,
+)
+from orchestrator.mlflow.trial_run import PARENT_TAG, SWEEP_TAG, TRIAL_TAG
+from trialstore.errors import InputError
+
+#: Metrics asked for at once of a server; an SQLite file has one reader.
+AT_ONCE = 8
+RUNS_PER_PAGE = 100
+
+
+@dataclass(frozen=True)
+class MirroredRun:
+    """A run as the server has it."""
+
+    run_id: str
+    experiment_id: str
+    name: str
+    started_ms: int
+    tags: Mapping[str, str]
+    metrics: frozenset[str]
+
+
+class MlflowReader:
+    """A server, or an SQLite file, that sweeps were mirrored to.
+
+    Raises InputError where there is none, or it does not answer.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        database = sqlite_path(uri)
+        if database is not None and not database.is_file():
+            raise InputError(
+                f"there is no MLflow database {database}; name the file or the server that the "
+                "sweep was mirrored to with --tracking-uri"
+            )
+        self._at_once = AT_ONCE if database is None else 1
+        with self._asking("connecting"):
+            self._client = client_of(uri)
+
+    def find_sweep(self, source: str, identity: str | None = None) -> MirroredRun:
+        """The parent run of one sweep.
+
+        `source` is the id of a parent run or of one below it, the name of an experiment that
+        holds one sweep, or the name of a sweep in the experiment of MLFLOW_EXPERIMENT_NAME;
+        `identity` is the sweep's own, where its directory tells it, and decides alone. Raises
+        InputError for none and for several.
+        """
+        default = experiment_name()
+        if identity is None and re.fullmatch(r"[0-9a-f]{32}", source):
+            return self._parent_of(source)
+        found: list[MirroredRun] = []
+        if identity is None:
+            found = self._parents(source)
+        if not found:
+            wanted = source if identity is None else identity
+            there = self._parents(default)
+            found = [run for run in there if wanted in (run.tags.get("sweep"), run.tags[SWEEP_TAG])]
+            # A sweep whose run was deleted has been given another: the mirror uses the oldest.
+            found = list({run.tags[SWEEP_TAG]: run for run in reversed(found)}.values())
+            if not found:
+                raise InputError(
+                    f"{redacted(self._uri)} has no experiment and no sweep {source!r}; experiment "
+                    f"{default!r} (MLFLOW_EXPERIMENT_NAME) holds {_listed(there)}. Sweeps that an "
+                    "earlier version mirrored can be read after `widthlab sync DIR`"
+                )
+        if len(found) > 1:
+            raise InputError(f"{source!r} holds {_listed(found)}; name one by its run's id")
+        return found[0]
+
+    def trials_of(self, parent: MirroredRun) -> dict[str, MirroredRun]:
+        """The runs of a sweep's trials by their trial's id."""
+        tag, identity = SWEEP_TAG, parent.tags[SWEEP_TAG]
+        runs: dict[str, MirroredRun] = {}
+        for run in self._search(parent.experiment_id, f"tags.`{tag}` = '{identity}'"):
+            if TRIAL_TAG in run.tags:
+                runs.setdefault(run.tags[TRIAL_TAG], run)  # the oldest, as the mirror does
+        return runs
+
+    def page(self, run: MirroredRun) -> str | None:
+        """Where people look at a run; None for an SQLite file, which has no pages."""
+        if not self._uri.startswith("http"):
+            return None
+        base = redacted(self._uri).rstrip("/")
+        return f"{base}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+
+    def points(self, run: MirroredRun, keys: Sequence[str]) -> list[Point]:
+        """Every value of some metrics of a run; of two at one step that of the later time."""
+
+        def history(key: str) -> list[Point]:
+            with self._asking(f"reading {key} of run {run.run_id}"):
+                found = self._client.get_metric_history(run.run_id, key)
+            ordered = sorted(found, key=lambda point: point.timestamp)
+            by_step = {p.step: Point(key, p.value, p.timestamp, p.step) for p in ordered}
+            return list(by_step.values())
+
+        if self._at_once == 1:
+            return [point for key in keys for point in history(key)]
+        with ThreadPoolExecutor(self._at_once) as pool:
+            return [point for points in pool.map(history, keys) for point in points]
+
+    def files(self, run: MirroredRun, names: Sequence[str]) -> dict[str, bytes]:
+        """Those of a run's files `names` that the server has."""
+        with self._asking(f"listing the files of run {run.run_id}"):
+            there = {file.path for file in self._client.list_artifacts(run.run_id)}
+        found = {}
+        for name in names:
+            if name in there:
+                with tempfile.TemporaryDirectory() as folder, self._asking(f"reading {name}"):
+                    path = self._client.download_artifacts(run.run_id, name, folder)
+                    found[name] = Path(path).read_bytes()
+        return found
+
+    # --- asking ----------------------------------------------------------------------------
+
+    def _parent_of(self, run_id: str) -> MirroredRun:
+        with self._asking(f"reading run {run_id}"):
+            run = _mirrored(self._client.get_run(run_id))
+            if TRIAL_TAG in run.tags and PARENT_TAG in run.tags:
+                run = _mirrored(self._client.get_run(run.tags[PARENT_TAG]))
+        if SWEEP_TAG not in run.tags or SWEEP_FILE_TAG not in run.tags:
+            raise InputError(
+                f"run {run_id} on {redacted(self._uri)} is of no sweep, or of one that an earlier "
+                "version mirrored; `widthlab sync DIR` sends what is missing"
+            )
+        return run
+
+    def _parents(self, experiment: str) -> list[MirroredRun]:
+        """The runs of sweeps in an experiment, none where there is no such experiment."""
+        with self._asking(f"looking for experiment {experiment!r}"):
+            found = self._client.get_experiment_by_name(experiment)
+        if found is None or found.lifecycle_stage == "deleted":
+            return []
+        return list(self._search(found.experiment_id, f"tags.`{SWEEP_FILE_TAG}` LIKE '%'"))
+
+    def _search(self, experiment_id: str, condition: str) -> Iterator[MirroredRun]:
+        """Runs that fulfil a condition, oldest first."""
+        token = None
+        while True:
+            with self._asking("looking for runs"):
+                page = self._client.search_runs(
+                    [experiment_id],
+                    condition,
+                    max_results=RUNS_PER_PAGE,
+                    order_by=["attributes.start_time ASC"],
+                    page_token=token,
+                )
+            yield from map(_mirrored, page)
+            token = page.token
+            if not token:
+                return
+
+    @contextlib.contextmanager
+    def _asking(self, doing: str) -> Iterator[None]:
+        try:
+            with talking(doing):
+                yield
+        except InputError:
+            raise
+        except (ServerAwayError, RefusedError) as error:
+            raise InputError(f"MLflow at {redacted(self._uri)}: {error}") from error
+        except Exception as error:  # every store of files has its own client, with its own errors
+            raise InputError(
+                f"MLflow at {redacted(self._uri)}: {doing}: "
+                f"{type(error).__name__}: {first_line(error)}"
+            ) from error
+
+
+def _mirrored(run: Any) -> MirroredRun:
+    info, data = run.info, run.data
+    return MirroredRun(
+        info.run_id,
+        info.experiment_id,
+        info.run_name or info.run_id,
+        info.start_time or 0,
+        data.tags,
+        frozenset(data.metrics),
+    )
+
+
+def _listed(runs: Sequence[MirroredRun]) -> str:
+    """`2 sweeps: small (run 0a.., 2026-01-01 10:00), ...`."""
+    if not runs:
+        return "no sweep"
+    named = [
+        f"{run.name} (run {run.run_id}, "
+        f"{datetime.fromtimestamp(run.started_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC)"
+        for run in runs
+    ]
+    return f"{len(runs)} sweep{'s' if len(runs) > 1 else ''}: {', '.join(named)}"

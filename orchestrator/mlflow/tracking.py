@@ -1,0 +1,416 @@
+"""MLflow as the mirror needs it: where the server is, and the few things asked of it.
+
+MLflow is imported when a connection is made, never before: the command line and the driver read
+this module too. Every call either succeeds or raises `ServerAwayError` or `RefusedError`.
+"""
+
+import contextlib
+import fcntl
+import getpass
+import logging
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from orchestrator.mlflow.sqlite_uri import is_sqlite, sqlite_path, sqlite_uri
+from orchestrator.mlflow.text import calls, storable
+from trialstore.errors import InputError
+from trialstore.storage import LocalStorage, Storage, open_storage
+
+if TYPE_CHECKING:
+    import numpy as np
+    from mlflow.tracking import MlflowClient
+    from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+DATABASE = "mlflow.db"
+ARTIFACTS = "mlartifacts"
+IMAGE_FOLDER = "images"  # of a run's artifacts; MLflow's own name for it
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+#: Names the commit to a job, whose folder is no checkout: HASH, or HASH-dirty.
+GIT_VARIABLE = "WIDTHLAB_GIT_COMMIT"
+DIRTY = "-dirty"
+
+#: What MLflow takes in one call (mlflow.utils.validation).
+METRICS_PER_CALL = 1000
+PARAMS_PER_CALL = 100
+
+#: Short, for a server that is away must not hold up the end of a sweep; a user's value wins.
+CLIENT_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+#: Without the kind, MLflow's pages open in their form for language model applications.
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": "How wide should the feed-forward network be? A parent run is a sweep "
+    "and holds its report; the runs below it are its trials.",
+}
+
+#: HTTP status of answers about the thing asked for; any other error is the server's own state.
+REFUSALS = (400, 404)
+
+
+class ServerAwayError(Exception):
+    """The server did not answer, or cannot serve anyone now; what was sent may have got in."""
+
+
+class RefusedError(Exception):
+    """The server understood and will not do it: a run deleted meanwhile, a value it rejects."""
+
+
+class Point(NamedTuple):
+    """One value of one metric; `step` counts optimiser updates."""
+
+    key: str
+    value: float
+    time_ms: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture of a run at a step; `pixels` [height, width, 3] in 0 to 255."""
+
+    key: str  # such as spectra/post/heat_map
+    pixels: "NDArray[np.uint8]"
+    time_ms: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as the server has it."""
+
+    run_id: str
+    status: str
+    tags: dict[str, str]
+    params: frozenset[str]
+    metrics: frozenset[str]
+
+
+# --- where it is ---------------------------------------------------------------------------
+
+
+def tracking_uri(storage: Storage, override: str | None = None) -> str:
+    """Where a storage's sweeps are mirrored: `override`, MLFLOW_TRACKING_URI, or beside them.
+
+    The embedded default is a SQLite file in the storage's root. Raises InputError for a URI that
+    MLflow does not serve, and where nothing is given for a storage that is no local folder.
+    """
+    return given_uri(override) or embedded_uri(storage)
+
+
+def given_uri(override: str | None = None) -> str | None:
+    """The URI that the user gave: `override`, or MLFLOW_TRACKING_URI; None where there is none.
+
+    Raises InputError for a URI that MLflow does not serve.
+    """
+    if override is not None:  # an empty one is a variable that was not set, and no wish
+        return _checked(override, "--tracking-uri")
+    uri = os.environ.get(URI_VARIABLE)
+    return _checked(uri, URI_VARIABLE) if uri else None
+
+
+def storage_of(sweep: Storage) -> Storage:
+    """The storage that a sweep's directory lies in."""
+    if isinstance(sweep, LocalStorage):
+        return LocalStorage(sweep.root.parent)
+    # s3://bucket/folder?region=x: what comes after the mark says how to reach it.
+    folder, mark, options = sweep.url.partition("?")
+    return open_storage(f"{folder.rstrip('/').rpartition('/')[0]}{mark}{options}")
+
+
+def embedded_uri(storage: Storage) -> str:
+    """The SQLite file beside the sweeps of a local storage. Raises InputError for a remote one."""
+    if not isinstance(storage, LocalStorage):
+        raise InputError(
+            f"storage {storage.url!r} is remote and cannot hold an MLflow database; give the URI "
+            "of an MLflow server with --tracking-uri or MLFLOW_TRACKING_URI"
+        )
+    return sqlite_uri(storage.path(DATABASE))
+
+
+def redacted(uri: str) -> str:
+    """The URI without user name and password, for messages; any text may be given."""
+    if is_sqlite(uri):
+        return uri
+    # Up to the last @: a password may hold a slash that nobody escaped.
+    return re.sub(r"^(\w[\w+.-]*://)?.*@", r"\1", uri, flags=re.DOTALL)
+
+
+def _checked(uri: str, place: str) -> str:
+    try:
+        database = sqlite_path(uri)
+    except InputError as error:
+        raise InputError(f"{place} {error}") from error
+    if database is not None:
+        if str(database) == ":memory:" or uri.endswith("/") or database.is_dir():
+            raise InputError(
+                f"{place} {uri!r} names no file for MLflow's database; use "
+                "sqlite:////absolute/path/mlflow.db"
+            )
+        # A relative path would follow the working folder; one file has one URI.
+        return sqlite_uri(database.absolute())
+    if _has_host(uri) or re.match(r"databricks(://|$)", uri):
+        return uri
+    raise InputError(
+        f"{place} {redacted(uri)!r} is not the URI of an MLflow server; use http://HOST:5000, "
+        "https://..., databricks, or sqlite:////absolute/path/mlflow.db"
+    )
+
+
+def _has_host(uri: str) -> bool:
+    """Whether it is an http or https URL with a host, and with a port that can be one."""
+    try:
+        parts = urlsplit(uri)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets that do not pair, a port that is no number
+        return False
+
+
+def git_state(folder: Path) -> dict[str, str | bool]:
+    """Commit and dirty flag of the checkout that holds `folder`; empty where there is none.
+
+    A job is told them by WIDTHLAB_GIT_COMMIT, for it runs in a copy.
+    """
+    if told := os.environ.get(GIT_VARIABLE):
+        return {"commit": told.removesuffix(DIRTY), "dirty": told.endswith(DIRTY)}
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+
+    try:
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
+    except (OSError, subprocess.SubprocessError):
+        return {}  # no git, or no checkout: nothing to say
+    return {"commit": commit, "dirty": bool(changes)}
+
+
+# --- the connection ------------------------------------------------------------------------
+
+
+def client_of(uri: str) -> "MlflowClient":
+    """MLflow's own client, told to be quiet and not too patient."""
+    for name, value in CLIENT_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow.tracking import MlflowClient
+
+    # A new database reports every step of its migrations, a lost connection every retry.
+    for chatty in ("mlflow.store.db.utils", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    return MlflowClient(uri)
+
+
+class Tracking:
+    """One experiment on an MLflow server or in an SQLite file; makes both where they are missing.
+
+    Raises ServerAwayError, and InputError where the experiment was deleted on the server.
+    """
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        try:
+            with talking(f"connecting to {redacted(uri)}"), _alone(uri):
+                self._client = client_of(uri)
+                found = self._client.get_experiment_by_name(experiment)
+                self._experiment = (
+                    found.experiment_id
+                    if found
+                    else self._client.create_experiment(
+                        experiment, _artifact_location(uri), EXPERIMENT_TAGS
+                    )
+                )
+        except RefusedError as refusal:  # not an answer about a run: wrong address, no permission
+            raise ServerAwayError(str(refusal)) from refusal
+        if found and found.lifecycle_stage == "deleted":
+            raise InputError(
+                f"experiment {experiment!r} was deleted on {redacted(uri)}; restore it there, or "
+                "set MLFLOW_EXPERIMENT_NAME to another name"
+            )
+
+    def runs(self, tag: str, value: str) -> Iterator[Run]:
+        """The experiment's runs, oldest first, that carry a tag."""
+        token = None
+        while True:
+            with talking("looking for runs"):
+                page = self._client.search_runs(
+                    [self._experiment],
+                    f"tags.`{tag}` = '{value}'",
+                    max_results=100,
+                    order_by=["attributes.start_time ASC"],
+                    page_token=token,
+                )
+            yield from map(_run, page)
+            token = page.token
+            if not token:
+                return
+
+    def run(self, run_id: str) -> Run:
+        """The run now, with the names of its params and metrics."""
+        with talking(f"reading run {run_id}"):
+            return _run(self._client.get_run(run_id))
+
+    def create(self, name: str, tags: Mapping[str, str], start_ms: int) -> Run:
+        """A new run with the state RUNNING."""
+        about = {"mlflow.user": _user(), "mlflow.source.name": "widthlab", **_cut(tags)}
+        with talking(f"creating run {name!r}"):
+            return _run(
+                self._client.create_run(
+                    self._experiment, start_time=start_ms, tags=about, run_name=name
+                )
+            )
+
+    def send_params(self, run_id: str, params: Mapping[str, str]) -> None:
+        """Params that the run does not have yet; MLflow refuses to change one."""
+        from mlflow.entities import Param
+        from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
+
+        texts = {key: storable(value, MAX_PARAM_VAL_LENGTH) for key, value in params.items()}
+        for call in calls(texts, PARAMS_PER_CALL):
+            with talking(f"sending params of run {run_id}"):
+                self._client.log_batch(run_id, params=[Param(*item) for item in call.items()])
+
+    def send_points(self, run_id: str, points: Sequence[Point]) -> None:
+        """At most METRICS_PER_CALL finite points, in one call."""
+        from mlflow.entities import Metric
+
+        metrics = [Metric(p.key, p.value, p.time_ms, p.step) for p in points]
+        with talking(f"sending metrics of run {run_id}"):
+            self._client.log_batch(run_id, metrics=metrics)
+
+    def send_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags, replacing those of the same name."""
+        from mlflow.entities import RunTag
+
+        items = [RunTag(key, value) for key, value in _cut(tags).items()]
+        with talking(f"tagging run {run_id}"):
+            self._client.log_batch(run_id, tags=items)
+
+    def send_artifact(self, run_id: str, path: str, data: bytes) -> None:
+        """Store an object under a relative path such as ``report/figures/loss.svg``."""
+        folder, _, name = path.rpartition("/")
+        with tempfile.TemporaryDirectory() as temporary, talking(f"sending {path}"):
+            local = Path(temporary, name)
+            local.write_bytes(data)
+            self._client.log_artifact(run_id, str(local), folder or None)
+
+    def send_image(self, run_id: str, image: Image) -> None:
+        """Store an image where MLflow shows a slider over the steps of one key."""
+        with talking(f"sending {image.key}"):
+            self._client.log_image(
+                run_id,
+                image.pixels,
+                key=image.key,
+                step=image.step,
+                timestamp=image.time_ms,
+                synchronous=True,
+            )
+
+    def image_steps(self, run_id: str) -> dict[str, int]:
+        """The last step at which the server has a whole image, by key."""
+        with talking(f"listing images of run {run_id}"):
+            files = self._client.list_artifacts(run_id, IMAGE_FOLDER)
+        reached: dict[str, int] = {}
+        for file in files:
+            # The small copy, which MLflow stores after the image itself.
+            if match := re.fullmatch(r"images/(.+?)[+%]step[+%](\d+)[+%].*\.webp", file.path):
+                key, step = match.group(1).replace("~", "/"), int(match.group(2))
+                reached[key] = max(reached.get(key, 0), step)
+        return reached
+
+    def steps(self, run_id: str, key: str) -> set[int]:
+        """The steps at which the server has a value of a metric."""
+        with talking(f"reading {key} of run {run_id}"):
+            return {metric.step for metric in self._client.get_metric_history(run_id, key)}
+
+    def remove_tag(self, run_id: str, key: str) -> None:
+        """Remove a tag that the run has."""
+        with talking(f"removing tag {key} of run {run_id}"):
+            self._client.delete_tag(run_id, key)
+
+    def set_status(self, run_id: str, status: str, end_ms: int | None = None) -> None:
+        """RUNNING, FINISHED or FAILED; the last two with the time of the end."""
+        with talking(f"setting run {run_id} to {status}"):
+            if end_ms is None:
+                self._client.update_run(run_id, status)
+            else:
+                self._client.set_terminated(run_id, status, end_ms)
+
+    def delete(self, run_id: str) -> None:
+        """Move a run to the experiment's deleted runs, from where it can be restored."""
+        with talking(f"deleting run {run_id}"):
+            self._client.delete_run(run_id)
+
+
+@contextlib.contextmanager
+def talking(doing: str) -> Iterator[None]:
+    """Turn whatever the client raises into ServerAwayError or RefusedError."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except MlflowException as error:
+        kind = RefusedError if error.get_http_status_code() in REFUSALS else ServerAwayError
+        raise kind(f"{doing}: {first_line(error)}") from error
+    except (OSError, SQLAlchemyError) as error:  # requests' errors are OSErrors
+        raise ServerAwayError(f"{doing}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, for a message: short, and without the password of a URL in it."""
+    first = str(error).partition("\n")[0]
+    return re.sub(r"(?<=://)[^\s/]*@", "", first)[:300]
+
+
+@contextlib.contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """One process at a time makes the schema of an SQLite file; two break it."""
+    database = sqlite_path(uri)
+    if database is None:
+        yield
+        return
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_name(f".{database.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _artifact_location(uri: str) -> str | None:
+    """Beside an SQLite file, absolute; a server decides for itself."""
+    database = sqlite_path(uri)
+    return None if database is None else (database.parent / ARTIFACTS).absolute().as_uri()
+
+
+def _run(run: Any) -> Run:
+    data = run.data
+    return Run(
+        run.info.run_id, run.info.status, data.tags, frozenset(data.params), frozenset(data.metrics)
+    )
+
+
+def _cut(tags: Mapping[str, str]) -> dict[str, str]:
+    from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
+
+    return {key: storable(value, MAX_TAG_VAL_LENGTH) for key, value in tags.items()}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container user without a name
+        return str(os.getuid())

@@ -1,0 +1,70 @@
+"""The MLflow user interface on this machine's sweeps, for this machine's browser only."""
+
+import os
+import socket
+import sys
+from typing import NoReturn
+
+from orchestrator.mlflow.sqlite_uri import sqlite_path
+from orchestrator.mlflow.tracking import ARTIFACTS, CLIENT_ENVIRONMENT, embedded_uri
+from trialstore.errors import InputError
+from trialstore.storage import Storage
+
+HOST = "127.0.0.1"
+DEFAULT_PORT = 5000
+LAST_PORT = 65535
+
+#: The plain address opens the pages for language model applications.
+START_PAGE = "#/experiments?workflowType=machine_learning"
+
+#: What MLflow 3 starts beside its server for language model applications; nothing here uses it.
+SERVER_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+
+def open_ui(storage: Storage, port: int = DEFAULT_PORT) -> NoReturn:
+    """Become the MLflow server of the storage's embedded database, until interrupted.
+
+    Takes a free port if `port` is in use. MLflow's own middleware refuses other host names and
+    origins. Raises InputError where the storage has no MLflow database.
+    """
+    command, url = server_command(storage, port)
+    print(f"MLflow on {storage.url}: {url}/{START_PAGE} (Ctrl-C ends it)", flush=True)
+    environment = {**os.environ, **CLIENT_ENVIRONMENT, **SERVER_ENVIRONMENT}
+    # Not a child: every signal reaches the server, and none can leave it behind.
+    os.execve(command[0], command, environment)
+
+
+def server_command(storage: Storage, port: int) -> tuple[list[str], str]:
+    """The command that serves the storage's database, and the address it will have."""
+    uri = embedded_uri(storage)
+    database = sqlite_path(uri)
+    assert database is not None
+    if not database.is_file():
+        raise InputError(
+            f"there is no MLflow database {database}; run a sweep with this storage, or send an "
+            "existing one with `widthlab sync DIR`"
+        )
+    free = free_port(port)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command += ["--artifacts-destination", (database.parent / ARTIFACTS).as_uri(), "--workers", "1"]
+    command += ["--host", HOST, "--port", str(free)]
+    return command, f"http://{HOST}:{free}"
+
+
+def free_port(wanted: int) -> int:
+    """`wanted` if nobody listens there on loopback, else a port that the system chooses.
+
+    Raises InputError for what is no port.
+    """
+    if not 0 <= wanted <= LAST_PORT:
+        raise InputError(f"--port {wanted} is no port; give one of 1 to {LAST_PORT}, or 0 for any")
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            chosen: int = probe.getsockname()[1]
+            return chosen
+    raise InputError(f"no port of {HOST} is free for the MLflow server")

@@ -1,0 +1,280 @@
+"""Reading a sweep file: one strict YAML file that says what is trained, measured and compared.
+
+A sweep is a base (model, training, evaluation, spectra), a grid of axes over it, and overrides of
+the base for some cells of the grid. Any scalar of the base can be an axis; it then stands on the
+grid only. An unknown key, a wrong type or a value
+out of range is an `InputError` that names the file, the line, the key, the value and what is
+allowed.
+"""
+
+from collections.abc import Iterator, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from orchestrator.sweep import strict_yaml
+from orchestrator.sweep.config import (
+    AXES,
+    AXIS_OF,
+    GRID_ONLY,
+    SECTIONS,
+    SweepConfig,
+    axis_name,
+    axis_type,
+    keys_of,
+)
+from orchestrator.sweep.errors import (
+    File,
+    elsewhere,
+    explained,
+    nearest,
+    nearest_or_section,
+    short,
+    wrong,
+)
+from orchestrator.sweep.overrides import check_overrides, read_overrides
+from orchestrator.sweep.paths import resolved
+from trialstore.errors import InputError
+
+#: Names the storage of all commands that do not say `--storage`.
+STORAGE_VARIABLE = "WIDTHLAB_STORAGE"
+
+__all__ = ["SweepConfig", "load_sweep", "parse_sweep"]
+
+#: The section of a resolved sweep.yaml that says what the file came to. Not read back.
+RESOLVED = "resolved"
+#: Of the grid. Thousands take seconds to plan; nobody can run more.
+MOST_CELLS = 20_000
+#: Two ways of saying one thing: setting one takes the other away.
+OTHER_WAY = {
+    "width_multiplier": "ffn_width",
+    "ffn_width": "width_multiplier",
+    "warmup_steps": "warmup_fraction",
+    "warmup_fraction": "warmup_steps",
+}
+
+
+def load_sweep(
+    path: str | Path, settings: Sequence[str] = (), *, as_typed: bool = False
+) -> SweepConfig:
+    """Read a sweep file, or the resolved sweep.yaml of a sweep's directory.
+
+    `settings` are `key=value`, the value in YAML, the key dotted (`training.steps`) or bare
+    where only one place has it; a setting takes the place of what the file says of that key,
+    be it on the grid or in its section. Relative paths mean the folder of the file, and those of
+    `settings` the current one; with `as_typed` they are left as they are. Raises InputError.
+    """
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"sweep file {str(path)!r} cannot be read: {error.strerror}; "
+            "give the path of a YAML file"
+        ) from error
+    folder = None if as_typed else Path(path).resolve().parent
+    return parse_sweep(text, str(path), settings, folder)
+
+
+def parse_sweep(
+    text: str | bytes, place: str, settings: Sequence[str] = (), folder: Path | None = None
+) -> SweepConfig:
+    """`load_sweep` of text; `place` is what errors call it, and `folder` what relative paths of
+    the text mean, None to leave them as they are."""
+    document = strict_yaml.read(text, place)
+    origins = {path: f"line {line}" for path, line in document.lines.items()}
+    file = File(place, document.content, origins)
+    _check_sections(file)
+    given: dict[tuple[str, ...], str] = {}
+    for setting in settings:
+        _set(file, setting, given)
+    _spread_grid(file)
+    read_overrides(file)
+    try:
+        config = SweepConfig.model_validate(file.content)
+    except ValidationError as error:
+        raise explained(file, error) from error
+    check_overrides(file, config)
+    return config if folder is None else resolved(file, config, folder)
+
+
+def _check_sections(file: File) -> None:
+    """The file is a mapping of known sections, each of them a mapping where it must be."""
+    if not isinstance(file.content, dict):
+        raise InputError(
+            f"{file.place}: a sweep file is a mapping of keys such as name, model, grid and "
+            f"training, not {short(file.content)}"
+        )
+    known = list(SweepConfig.model_fields)
+    file.content.pop(RESOLVED, None)
+    for key, value in file.content.items():
+        if key not in known:
+            hint = elsewhere(key) or nearest(key, known)
+            raise file.error((key,), f"unknown key; {hint}")
+        if isinstance(value, dict):
+            file.content[key] = dict(value)  # an alias is the same dict; --set changes one
+        elif key in SECTIONS or key == "grid":
+            inside = keys_of(key) if key in SECTIONS else [*GRID_ONLY, *AXES]
+            raise file.error(
+                (key,), f"{short(value)} is not a mapping; its keys are {', '.join(inside)}"
+            )
+
+
+def _set(file: File, text: str, given: dict[tuple[str, ...], str]) -> None:
+    """Put one `key=value` into the file's content; `given` are the keys of those before."""
+    place = f"--set {text}"
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"{place}: write key=value, such as training.steps=100")
+    if not value.strip():
+        raise InputError(f"{place}: the value is missing; write key=value, or key=null for none")
+    value = strict_yaml.read(value, place).content
+    path = _path_of(file, key.strip(), place)
+    # An axis and the key of a section that it varies are one and the same.
+    same = AXES.get(path[1], path) if path[0] == "grid" and len(path) > 1 else path
+    if same in given:
+        raise InputError(f"{place}: the same key as --set {given[same]}; remove one")
+    given[same] = text
+    if len(path) == 1:
+        file.content[path[0]] = value
+    else:
+        axis = path[1] if path[0] == "grid" else AXIS_OF.get((path[0], path[1]))
+        other = OTHER_WAY.get(axis or "")
+        _take_away(file, axis)
+        if value is not None and AXES.get(other or "", ("grid", other)) not in given:
+            _take_away(file, other)
+        file.content.setdefault(path[0], {})[path[1]] = value
+    for known in [known for known in file.origins if known[: len(path)] == path]:
+        del file.origins[known]
+    file.origins[path] = place
+    _check_sections(file)
+
+
+def _take_away(file: File, axis: str | None) -> None:
+    """Forget what the file says of an axis, on the grid and in its section."""
+    if axis is None:
+        return
+    grid = file.content.setdefault("grid", {})
+    for key in [key for key in grid if axis_name(key) == axis]:
+        del grid[key]
+    section, field = AXES.get(axis, ("grid", axis))
+    file.content.get(section, {}).pop(field, None)
+
+
+def _path_of(file: File, key: str, place: str) -> tuple[str, ...]:
+    """Where a key that is set lies: (key,), (section, key) or ("grid", axis)."""
+    section, _, rest = key.partition(".")
+    if not rest:
+        if key in SweepConfig.model_fields:
+            return (key,)
+        axis = axis_name(key)
+        if axis in GRID_ONLY or (axis and axis in map(axis_name, file.content.get("grid", {}))):
+            return ("grid", axis)
+        homes = [name for name in SECTIONS if key in keys_of(name)]
+        if len(homes) == 1:
+            return (homes[0], key)
+        if homes:
+            ways = " or ".join(f"{home}.{key}" for home in homes)
+            raise InputError(f"{place}: the key {key} is in several places; write {ways}")
+        bare = [name for section in SECTIONS for name in keys_of(section)]
+        known = list(dict.fromkeys([*SweepConfig.model_fields, *GRID_ONLY, *bare]))
+    elif section == "grid":
+        axis = axis_name(rest)
+        if axis:
+            return ("grid", axis)
+        known = [f"grid.{name}" for name in (*GRID_ONLY, *AXES)]
+    elif section in SECTIONS:
+        if rest in keys_of(section):
+            return (section, rest)
+        known = [f"{section}.{name}" for name in keys_of(section)]
+    else:
+        known = [f"{name}.{field}" for name in SECTIONS for field in keys_of(name)]
+    hint = nearest(key, known) if section in (*SECTIONS, "grid") else nearest_or_section(key, known)
+    raise InputError(f"{place}: unknown key {key}; {hint}")
+
+
+def _spread_grid(file: File) -> None:
+    """Check the axes; put canonical names and tuples on the grid, first values in sections."""
+    grid = file.content.get("grid", {})
+    axes: dict[str, tuple[Any, ...]] = {}
+    for key, values in grid.items():
+        axis = axis_name(key)
+        if axis is None:
+            raise file.error(("grid", key), _not_an_axis(key))
+        if axis in axes:
+            raise file.error(("grid", key), f"the axis {axis} stands on the grid twice; remove one")
+        axes[axis] = tuple(_axis_values(file, key, axis, values))
+        if axis in AXES:
+            section, field = AXES[axis]
+            base = file.content.setdefault(section, {})
+            if field in base:
+                raise file.error(
+                    ("grid", key),
+                    f"{section}.{field} is also given, as {short(base[field])}; remove one",
+                )
+            base[field] = axes[axis][0]
+    named = [name for name in ("width_multiplier", "ffn_width") if name in axes]
+    if len(named) != 1:
+        which = "both are given" if named else "neither is given"
+        raise file.error(
+            ("grid",),
+            f"needs exactly one of width_multiplier (D = multiplier x d_model) and ffn_width "
+            f"(D itself): {which}",
+        )
+    _check_warm_up(file, axes)
+    model = file.content.get("model", {})
+    if "norm" not in model and axes.get("architecture", (model.get("architecture"),)) == ("ngpt",):
+        file.content["model"] = {**model, "norm": "ngpt"}  # it has no other
+    file.content["grid"] = axes if "seed" in axes else {**axes, "seed": (0,)}
+    _check_size(file, axes)
+
+
+def _check_size(file: File, axes: dict[str, tuple[Any, ...]]) -> None:
+    """A product grows fast, and every cell of it is looked at before anything runs."""
+    cells = prod(map(len, axes.values()))
+    if cells > MOST_CELLS:
+        sizes = " x ".join(f"{axis} {len(values):,}" for axis, values in axes.items())
+        raise file.error(
+            ("grid",),
+            f"{sizes} are {cells:,} cells, more than the {MOST_CELLS:,} that one sweep may have; "
+            "make several sweeps of it",
+        )
+
+
+def _check_warm_up(file: File, axes: dict[str, tuple[Any, ...]]) -> None:
+    """A warm-up is given as a number of steps or as a fraction of them. A null in place of the
+    number says nothing."""
+    training = file.content.get("training", {})
+    steps = axes.get("warmup_steps", (training.get("warmup_steps"),))
+    if "warmup_fraction" in training and any(value is not None for value in steps):
+        key = ("grid", "warmup_steps") if "warmup_steps" in axes else ("training", "warmup_steps")
+        raise file.error(key, "warmup_fraction is also given, and says the same; remove one")
+
+
+def _not_an_axis(key: object) -> str:
+    section, _, field = str(key).rpartition(".")
+    if key in ("sites", "spectra.sites"):
+        return "is a list and cannot be an axis; give spectra.sites"
+    for name in ("corpus", "tokenizer", "resources", "analysis"):
+        if field in keys_of(name) and section in ("", name):
+            return f"{name}.{field} is one for the whole sweep and cannot be an axis"
+    shared = [axis for axis in AXES if axis.endswith(f".{key}")]
+    if shared:
+        return f"is in several places; write {' or '.join(shared)}"
+    return f"unknown axis; {nearest(key, [*GRID_ONLY, *AXES])}"
+
+
+def _axis_values(file: File, key: str, axis: str, values: Any) -> Iterator[Any]:
+    """The values of an axis, each validated as its section would; a scalar is one value."""
+    listed = values if isinstance(values, list) else [values]
+    if not listed:
+        raise file.error(("grid", key), "has no values; give at least one, or remove the axis")
+    for index, value in enumerate(listed):
+        try:
+            yield axis_type(axis).validate_python(value, strict=True)
+        except ValidationError as error:
+            path = ("grid", key, index) if isinstance(values, list) else ("grid", key)
+            # Where one number or a list of them may stand, the errors of the list come last.
+            told = error.errors()[-1 if isinstance(value, list) else 0]
+            raise file.error(path, wrong(told)) from error

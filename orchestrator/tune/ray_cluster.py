@@ -1,0 +1,125 @@
+"""Joining a Ray cluster, or starting one of this machine."""
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from orchestrator.tune.node_room import Node
+from orchestrator.tune.path_variables import check_sockets, make_absolute
+from trialstore.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+#: Ray is told before it is imported. Without these, Tune writes its own logs of every trial and
+#: prints its own tables.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+#: What Ray takes for an address and finds for itself.
+LOOKED_UP = ("auto", "local")
+#: What starts one here, in the process that asks for it.
+STARTED = (None, "local")
+
+#: Ray's own label for what a cloud may take back at any time, and its value for that.
+MARKET, SPOT = "ray.io/market-type", "spot"
+
+
+@contextlib.contextmanager
+def cluster(address: str | None, cpus: int | None = None) -> Iterator[list[Node]]:
+    """Join the Ray cluster at `address`, or start one of this machine; its nodes.
+
+    Only a cluster that was started here is shut down. Raises InputError if nobody answers.
+    """
+    if address is not None:
+        knock(address)
+    make_absolute(os.environ)
+    check_temporary(address)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    # A trial's own failure is in its failure.json, and is said once, at the end.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    if address is None:
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    else:
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise InputError(f"no Ray cluster answers at {address}: {error}") from error
+    try:
+        nodes = alive_nodes()
+        _warn_of_spot_node(nodes, ray.get_runtime_context().get_node_id())
+        yield nodes
+    finally:
+        ray.shutdown()
+
+
+def alive_nodes() -> list[Node]:
+    """The nodes of the cluster that was joined, as they are now."""
+    import ray
+
+    return [
+        Node(node["Resources"], node["NodeManagerHostname"], node["NodeID"], node["Labels"])
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def knock(address: str) -> None:
+    """Raises InputError for what is no head's address, and within seconds where nobody listens;
+    Ray itself would try for minutes."""
+    if address in LOOKED_UP:
+        return
+    if "://" in address:
+        raise InputError(
+            f"{address} is an address for those outside, and a driver belongs inside the cluster: "
+            "run this there with --address HOST:PORT of the head, or `widthlab submit` it as a job"
+        )
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        raise InputError(
+            f"--address {address!r} is not the address of a Ray head; give its HOST:PORT, or leave "
+            "--address out to start one here"
+        )
+    try:
+        # An IPv6 address stands in brackets before its port.
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, OverflowError, ValueError) as error:  # ValueError: a name that is none
+        raise InputError(
+            f"no Ray cluster answers at {address}: {error}; give the HOST:PORT of a Ray head, "
+            "or leave --address out to start one here"
+        ) from error
+
+
+def check_temporary(address: str | None) -> None:
+    """Raises InputError where a Ray is to be started here below a folder of too long a name."""
+    if address in STARTED:
+        check_sockets(os.environ, os.getpid())
+
+
+def _warn_of_spot_node(nodes: list[Node], own: str) -> None:
+    """The driver is the one process of a sweep that no other restarts."""
+    for node in nodes:
+        if node.id == own and node.labels.get(MARKET) == SPOT:
+            logger.warning(
+                "this driver runs on %s, which is labelled %s=%s: when the node is taken back the "
+                "sweep stops until somebody runs the same command; run it on the head instead",
+                node.name, MARKET, SPOT,
+            )  # fmt: skip
+
+
+def last_line(error: BaseException) -> str:
+    """Ray puts the remote traceback into the message; its last line is the error itself."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

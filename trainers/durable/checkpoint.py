@@ -1,0 +1,210 @@
+"""Checkpoints: staged locally by DeepSpeed, stored whole, and counting only once committed.
+
+The manifest is written last. It names every file with its SHA-256 and every record part the
+checkpoint rests on; a checkpoint whose files do not match it is not used. Files are streamed: a
+checkpoint may be larger than memory.
+"""
+
+import contextlib
+import hashlib
+import logging
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from trainers.durable.scratch import scratch_folder
+from trainers.durable.writer import TrialWriter
+from trainers.engine.engine import Engine, Ranks
+from trainers.spec import Layout
+from trialstore.claims import Fence
+from trialstore.errors import InputError
+from trialstore.records import (
+    BrokenRecordError,
+    Manifest,
+    attempt_folder,
+    checkpoint_folder,
+    committed_steps,
+    manifest_key,
+    read_manifest,
+)
+from trialstore.storage import CHUNK, LocalStorage, Storage, naming_a_full_disk
+
+logger = logging.getLogger(__name__)
+
+
+class NoUsableCheckpointError(InputError):
+    """Checkpoints were committed and none of them can be used; step 0 is never the answer."""
+
+
+class DamagedCheckpointError(RuntimeError):
+    """A checkpoint's file is not what its manifest says, found when it was fetched."""
+
+
+def save(
+    engine: Engine,
+    fence: Fence,
+    writer: TrialWriter | None,
+    ranks: Ranks,
+    step: int,
+    state: dict[str, Any],
+    layout: Layout,
+) -> None:
+    """Store and commit the state after `step` updates. Collective; rank 0 has the writer.
+
+    Raises LeaseLostError, and OSError naming place, needed and free bytes where a disk is full.
+    """
+    tag = f"step-{step:08d}"
+    folder = attempt_folder(step, fence.claim.attempt)
+    with _staging(ranks) as staging:
+        _stage(engine, staging, tag, state)
+        if writer is not None:
+            # Before the first file: one that was replaced writes nothing more.
+            writer.flush()
+        ranks.barrier()
+        files: dict[str, dict[str, Any]] = {}
+        if ranks.local_rank == 0:
+            for path in sorted((staging / tag).rglob("*")):
+                if path.is_file():
+                    name = path.relative_to(staging / tag).as_posix()
+                    fence.check()
+                    fence.trial.put_file(f"{folder}/{name}", path)
+                    stored = f"{Path(folder).name}/{name}"
+                    files[stored] = described(path)
+        for others in ranks.gather(files):
+            files = {**others, **files}
+        if writer is not None:
+            writer.commit(step, files, layout.model_dump(mode="json"))
+            writer.prune_checkpoints(layout.keep_checkpoints, layout.branch_points)
+        ranks.barrier()
+
+
+def _stage(engine: Engine, staging: Path, tag: str, state: dict[str, Any]) -> None:
+    """Have the engine write its files. torch says of a full disk only that writing failed."""
+    try:
+        with naming_a_full_disk(staging / tag):
+            engine.save(staging, tag, state)
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error) and "unexpected pos" not in str(error):
+            raise
+        free = shutil.disk_usage(staging).free
+        raise OSError(
+            f"{staging}: torch could not write the checkpoint {tag} there, with {free:,} bytes "
+            "free; free some, or set TMPDIR to a disk with more room"
+        ) from error
+
+
+def newest_usable(fence: Fence) -> Manifest | None:
+    """`newest_intact`, for the writer of the trial: newer checkpoints that are damaged lose their
+    manifests, so that no reader rests on them either. Raises LeaseLostError."""
+    manifest, damaged = _newest(fence.trial)
+    for step in damaged if manifest is not None else ():
+        fence.check()  # those of a successor, which came since, are not damaged
+        fence.trial.delete(manifest_key(step))
+    return manifest
+
+
+def newest_intact(trial: Storage) -> Manifest | None:
+    """The newest committed checkpoint whose files match its manifest; None if none was made.
+
+    Raises NoUsableCheckpointError if all are damaged: whoever goes on must not take the trial for
+    one that has no checkpoint.
+    """
+    return _newest(trial)[0]
+
+
+def _newest(trial: Storage) -> tuple[Manifest | None, list[int]]:
+    """`newest_intact`, and the steps of the newer checkpoints, which were found damaged."""
+    damaged: list[int] = []
+    for step in reversed(committed_steps(trial.list("checkpoints"))):
+        try:
+            manifest = read_manifest(trial, step)
+            broken = damage(trial, manifest)
+        except (BrokenRecordError, FileNotFoundError) as error:
+            broken = str(error)
+        if broken is None:
+            return manifest, damaged
+        damaged.append(step)
+        logger.warning("%s: checkpoint %d is not usable: %s", trial.url, step, broken)
+    if damaged:
+        raise NoUsableCheckpointError(
+            f"{trial.url}: none of the checkpoints of steps {damaged[::-1]} is intact; "
+            "`widthlab rerun` discards the trial and trains it anew"
+        )
+    return None, []
+
+
+def load(engine: Engine, trial: Storage, manifest: Manifest, ranks: Ranks) -> dict[str, Any]:
+    """Restore the engine and return the state that was saved with it. Collective."""
+    tag = f"step-{manifest.step:08d}"
+    with _staging(ranks) as staging:
+        if ranks.local_rank == 0:
+            fetch(trial, manifest, staging / tag)
+        ranks.barrier()
+        state = engine.load(staging, tag)
+        ranks.barrier()
+        return state
+
+
+def fetch(trial: Storage, manifest: Manifest, folder: Path) -> None:
+    """Copy a checkpoint's files to a local folder, as DeepSpeed named them; what the manifest
+    lists, and nothing that lies beside it.
+
+    Raises DamagedCheckpointError for a file that is not as the manifest says, FileNotFoundError,
+    and ValueError for a name that leads outside the folder.
+    """
+    local = LocalStorage(folder)
+    for name, expected in manifest.files.items():
+        path = local.path(_as_staged(name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trial.get_file(f"{checkpoint_folder(manifest.step)}/{name}", path)
+        if _sha256(path) != expected["sha256"]:
+            raise DamagedCheckpointError(
+                f"{trial.url}: {name} of checkpoint {manifest.step} does not match its hash"
+            )
+
+
+def described(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file."""
+    return {"sha256": _sha256(path), "bytes": path.stat().st_size}
+
+
+def _as_staged(name: str) -> str:
+    """Without the attempt that stored it; checkpoints of earlier versions name none."""
+    return re.sub(r"^attempt-\d+/", "", name)
+
+
+@contextlib.contextmanager
+def _staging(ranks: Ranks) -> Iterator[Path]:
+    """A local folder for the time of the block, the same one for all ranks of a node."""
+    with contextlib.ExitStack() as stack:
+        made = stack.enter_context(scratch_folder()) if ranks.local_rank == 0 else None
+        # Ranks are numbered node by node: the last local rank 0 before this one is this node's.
+        before = ranks.gather(made)[: ranks.rank + 1]
+        yield next(folder for folder in reversed(before) if folder)
+
+
+def damage(trial: Storage, manifest: Manifest) -> str | None:
+    """What of a committed checkpoint is not as its manifest says; None if nothing."""
+    for name, expected in manifest.files.items():
+        try:
+            with trial.open(f"{checkpoint_folder(manifest.step)}/{name}") as stream:
+                found = _digest(stream)
+        except (FileNotFoundError, IsADirectoryError):
+            return f"{name} is missing"
+        if found != expected["sha256"]:
+            return f"{name} does not match its hash"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return _digest(file)
+
+
+def _digest(stream: IO[bytes]) -> str:
+    found = hashlib.sha256()
+    while chunk := stream.read(CHUNK):
+        found.update(chunk)
+    return found.hexdigest()

@@ -1,0 +1,130 @@
+"""The README.md of an exported model: what it is, where it comes from, how it is loaded."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from trainers.engine.engine import versions
+from trainers.models.model_spec import ModelSpec
+from trainers.spec import TrialSpec
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Cross-entropy on held-out tokens, in nats per token, of the weights after `step` updates."""
+
+    nats: float
+    step: int
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """All that the card says."""
+
+    spec: TrialSpec
+    step: int
+    outcome: str | None
+    loss: Loss | None
+    model_class: str
+    stock: bool
+    dtype: str
+    parameters: int
+    tokenizer: bool
+
+    def markdown(self) -> str:
+        """The card, with the header that the Hugging Face hub reads."""
+        spec, training = self.spec, self.spec.training
+        end = self.outcome or "unfinished"
+        rows = {
+            "trial": f"`{spec.id}`, replicate {spec.replicate}",
+            "step": f"{self.step} of {training.steps} updates ({end}), "
+            f"{self.step * training.batch_tokens:,} tokens",
+            "held-out loss": _loss(self.loss, self.step),
+            "semantics version": f"{spec.semantics_version}, of training and measuring",
+            "class": f"`{self.model_class}`, {self.parameters:,} parameters, {self.dtype}",
+            **{name: f"`{value}`" for name, value in spec.axes.items()},
+            "corpus": f"`{spec.source.corpus.kind}`, fingerprint `{spec.data.corpus_fingerprint}`",
+            "tokenizer": f"`{spec.source.tokenizer.kind}`, hash `{spec.data.tokenizer_hash}`",
+            "widthlab": versions().get("widthlab", "not installed"),
+        }
+        table = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
+        load = "\n".join(loading_lines(".", self.stock, self.tokenizer))
+        return CARD.format(
+            id=spec.id,
+            table=table,
+            load=load,
+            notes="\n".join(f"- {note}" for note in _notes(spec.model, self.stock)),
+            model=_json(spec.model.model_dump(mode="json", exclude_defaults=True)),
+            training=_json(training.model_dump(mode="json", exclude_defaults=True)),
+        )
+
+
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- widthlab
+---
+
+# widthlab trial {id}
+
+A small language model of a widthlab study of feed-forward width, as its checkpoint has it: a
+means of study, neither tuned nor filtered for any use.
+
+| | |
+|---|---|
+{table}
+
+```python
+{load}
+```
+
+{notes}
+
+The model, and its training, where they differ from widthlab's defaults:
+
+```json
+{model}
+```
+
+```json
+{training}
+```
+"""
+
+
+def loading_lines(place: str, stock: bool, tokenizer: bool) -> list[str]:
+    """Two lines of Python that open the directory."""
+    classes = "AutoModelForCausalLM, AutoTokenizer" if tokenizer else "AutoModelForCausalLM"
+    remote = "" if stock else ", trust_remote_code=True"
+    model = f"AutoModelForCausalLM.from_pretrained({place!r}{remote})"
+    if not tokenizer:
+        return [f"from transformers import {classes}", f"model = {model}"]
+    # AutoTokenizer reads the model's configuration too, and would ask.
+    return [
+        f"from transformers import {classes}",
+        f"model, tokenizer = {model}, AutoTokenizer.from_pretrained({place!r}{remote})",
+    ]
+
+
+def _loss(loss: Loss | None, step: int) -> str:
+    if loss is None:
+        return "not measured"
+    at = "" if loss.step == step else f", at step {loss.step}"
+    return f"{loss.nats:.4f} nats per token{at}"
+
+
+def _notes(model: ModelSpec, stock: bool) -> list[str]:
+    notes = []
+    if model.ffn_weight != "plain":
+        notes.append(f"The weight geometry `{model.ffn_weight}` is multiplied into the weights.")
+    if model.norm == "lns" and model.block is None:
+        notes.append("LayerNorm scaling is multiplied into the norms: the model is Pre-LN.")
+    if not stock:
+        notes.append("It carries its own source, which needs torch and transformers 5 or newer.")
+    notes.append(f"Its context is {model.context} tokens.")
+    return notes
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1)

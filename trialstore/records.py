@@ -1,0 +1,395 @@
+"""What a trial leaves behind: tables in Parquet parts, a manifest per checkpoint, a result.
+
+    spec.json                                 the trial, complete
+    collapse.json                             since when its layers are collapsed; none if healthy
+    attempts/<attempt>-<owner>.json           who has taken the trial; the newest may write
+    lease.json                                how far that one is, and its heartbeat
+    metrics/part-<attempt>-<first>-<last>.parquet
+    spectra/part-<attempt>-<first>-<last>.parquet
+    checkpoints/step-<step>/attempt-<attempt>/...
+    checkpoints/step-<step>/manifest.json     written last: files, hashes, the parts it rests on
+    result.json                               written last: the trial is over
+    failure.json                              how the last attempt failed, if it did
+
+The step of a row is the number of optimiser updates that the weights have had: a training row
+of step s is the batch of the s-th update, an evaluation or snapshot of step s is of the weights
+after it. A checkpoint of step s is committed when every row up to s is durable.
+"""
+
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trialstore.json_objects import (
+    COUNT,
+    NUMBER,
+    OBJECT,
+    TEXT,
+    short,
+    small_object,
+)
+from trialstore.json_objects import BrokenRecordError as BrokenRecordError
+from trialstore.json_objects import encode_json as encode_json
+from trialstore.json_objects import get_json as get_json
+from trialstore.storage import Storage
+
+SPEC = "spec.json"
+LEASE = "lease.json"
+RESULT = "result.json"
+FAILURE = "failure.json"
+COLLAPSE = "collapse.json"
+MANIFEST_NAME = "manifest.json"
+
+METRICS = "metrics"
+SPECTRA = "spectra"
+
+#: No part comes near so many rows.
+MAX_ROWS = 2**25
+
+#: The semantics version of a spec or a result that does not say one: the first did not.
+FIRST_SEMANTICS = 1
+
+OUTCOMES = ("completed", "collapsed", "diverged", "stopped")
+
+#: kind is "train" or "evaluation"; the columns of the other kind are null.
+#: Losses are in nats per token, throughput in tokens per second, mfu a share of the peak.
+METRICS_SCHEMA = pa.schema(
+    [
+        pa.field("step", pa.int64(), nullable=False),
+        pa.field("tokens", pa.int64(), nullable=False),
+        pa.field("time_ms", pa.int64(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        ("train_loss", pa.float64()),
+        ("learning_rate", pa.float64()),
+        ("grad_norm", pa.float64()),
+        ("tokens_per_s", pa.float64()),
+        ("mfu", pa.float64()),
+        ("val_loss", pa.float64()),
+        ("val_loss_se", pa.float64()),  # as an estimate of the whole held-out split's
+        ("val_perplexity", pa.float64()),
+        ("val_bits_per_byte", pa.float64()),
+    ]
+)
+
+#: The metrics of one spectrum, in the order of `analysis.spectrum.SpectrumMetrics`.
+SPECTRUM_COLUMNS = (
+    "hard_rank",
+    "soft_rank",
+    "hard_utilisation",
+    "soft_utilisation",
+    "concentration",
+    "top1_share",
+    "top10_share",
+    "sui",
+    "edim",
+    "total_variance",
+)
+
+#: A bucket is the part of the tokens that a spectrum is of: all, or the share of the most frequent,
+#: middling and rare ones (equal shares of occurrences), where the trial tells them apart.
+ALL_TOKENS = "all"
+BUCKETS = ("head", "mid", "tail")
+
+#: site is "pre" or "post" of the non-linearity, layer counts from 0, D is the FFN width, N the
+#: samples. method says how the metrics were found: "exact" carries all D eigenvalues in
+#: descending order; "lanczos" carries quadrature nodes and weights instead: how many of the D
+#: eigenvalues lie at each node. error_estimate bounds the relative error of soft rank,
+#: concentration and eDim in 95 of 100 cases; it is 0 for exact ones.
+#: js_divergence (nats) is of pre against post and null where only one site is recorded.
+SPECTRA_SCHEMA = pa.schema(
+    [
+        pa.field("step", pa.int64(), nullable=False),
+        pa.field("tokens", pa.int64(), nullable=False),
+        pa.field("time_ms", pa.int64(), nullable=False),
+        pa.field("site", pa.string(), nullable=False),
+        pa.field("layer", pa.int32(), nullable=False),
+        pa.field("bucket", pa.string(), nullable=False),
+        pa.field("D", pa.int32(), nullable=False),
+        pa.field("N", pa.int64(), nullable=False),
+        ("n_over_d", pa.float64()),
+        ("method", pa.string()),
+        ("status", pa.string()),  # "well sampled" or "undersampled" (N/D below 10)
+        ("eigenvalues", pa.list_(pa.float32())),
+        ("nodes", pa.list_(pa.float64())),
+        ("weights", pa.list_(pa.float64())),
+        *[(name, pa.float64()) for name in SPECTRUM_COLUMNS],
+        ("js_divergence", pa.float64()),
+        ("error_estimate", pa.float64()),
+    ]
+)
+
+SCHEMAS = {METRICS: METRICS_SCHEMA, SPECTRA: SPECTRA_SCHEMA}
+#: What makes a row one of a kind, and the order of a table.
+ROW_KEYS = {METRICS: ("step", "kind"), SPECTRA: ("step", "site", "layer", "bucket")}
+#: What a column holds in parts that were written before there was such a column.
+BEFORE_THE_COLUMN = {"bucket": ALL_TOKENS}
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One Parquet object of a table: rows of steps first..last written by one attempt."""
+
+    table: str
+    attempt: int
+    first: int
+    last: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.table}/part-{self.attempt}-{self.first}-{self.last}.parquet"
+
+    @classmethod
+    def parse(cls, key: str) -> "Part | None":
+        """The part that a key names, or None for any other object."""
+        match = re.fullmatch(
+            r"(metrics|spectra)/part-(\d{1,18})-(\d{1,18})-(\d{1,18})\.parquet", key
+        )
+        if match is None:
+            return None
+        table, *numbers = match.groups()
+        return cls(table, *map(int, numbers))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint consists of. It exists if and only if the checkpoint is whole."""
+
+    trial_id: str
+    step: int
+    attempt: int
+    files: dict[str, dict[str, Any]]  # name below the checkpoint -> {"sha256", "bytes"}
+    records: list[str]  # keys of every part that holds rows up to `step`
+    layout: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> bytes:
+        return encode_json(asdict(self))
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Manifest":
+        """Raises ValueError for anything but a manifest whose names stay in their places."""
+        try:
+            manifest = cls(**json.loads(data))
+        except (TypeError, RecursionError) as error:
+            raise ValueError(f"not a checkpoint manifest: {error}") from error
+        manifest._check()
+        return manifest
+
+    def _check(self) -> None:
+        for name, kind in (("trial_id", TEXT), ("step", COUNT), ("attempt", COUNT),
+                           ("files", OBJECT), ("layout", OBJECT)):  # fmt: skip
+            if not kind.holds(getattr(self, name)):
+                raise ValueError(f"its {name} is not {kind.name}")
+        for name, about in self.files.items():
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
+                raise ValueError(f"it names the file {name!r}, which is not inside its folder")
+            if not (OBJECT.holds(about) and TEXT.holds(about.get("sha256"))):
+                raise ValueError(f"it has no hash of {name}")
+        if not (isinstance(self.records, list) and all(map(_is_part, self.records))):
+            raise ValueError("its records are not parts")
+
+
+def read_manifest(trial: Storage, step: int) -> Manifest:
+    """Of a committed checkpoint. Raises FileNotFoundError, and BrokenRecordError for what is no
+    manifest of that step."""
+    place = trial.url_of(manifest_key(step))
+    try:
+        manifest = Manifest.from_json(small_object(trial, manifest_key(step)))
+    except ValueError as error:
+        raise BrokenRecordError(f"{place}: {error}") from error
+    if manifest.step != step:
+        raise BrokenRecordError(f"{place} is of step {manifest.step}")
+    return manifest
+
+
+def checkpoint_folder(step: int) -> str:
+    return f"checkpoints/step-{step:08d}"
+
+
+def attempt_folder(step: int, attempt: int) -> str:
+    """Where an attempt puts the files of a checkpoint: never where another one does."""
+    return f"{checkpoint_folder(step)}/attempt-{attempt}"
+
+
+def checkpoint_attempt(key: str) -> int:
+    """The attempt that put an object of a checkpoint there; 0 where its name does not say."""
+    match = re.match(r"checkpoints/step-\d{8}/attempt-(\d{1,9})/", key)
+    return int(match.group(1)) if match else 0
+
+
+def manifest_key(step: int) -> str:
+    return f"{checkpoint_folder(step)}/{MANIFEST_NAME}"
+
+
+def committed_steps(keys: Iterable[str]) -> list[int]:
+    """Steps of the committed checkpoints among a trial's keys, oldest first."""
+    found = (re.fullmatch(r"checkpoints/step-(\d{8})/manifest\.json", key) for key in keys)
+    return sorted(int(match.group(1)) for match in found if match)
+
+
+RESULT_NEEDS = {
+    "outcome": TEXT, "step": COUNT, "steps": COUNT, "final": OBJECT, "records": OBJECT
+}  # fmt: skip
+
+
+def get_result(trial: Storage, trial_id: str | None = None) -> dict[str, Any] | None:
+    """A trial's result, or None while it has none. Raises BrokenRecordError, also for one that
+    says it is of another trial than `trial_id`."""
+    place = trial.url_of(RESULT)
+    result = get_json(trial, RESULT, needs=RESULT_NEEDS)
+    if result is None:
+        return None
+    if result["outcome"] not in OUTCOMES:
+        raise BrokenRecordError(f"{place} says outcome {result['outcome']!r}; there are {OUTCOMES}")
+    if trial_id is not None and result.get("trial_id", trial_id) != trial_id:
+        raise BrokenRecordError(f"{place} is of trial {result['trial_id']!r}, not {trial_id}")
+    for name, value in result["final"].items():
+        if not NUMBER.holds(value):
+            raise BrokenRecordError(f"{place} says final {name} {short(value)}; it is no number")
+    _named_parts(trial, result)
+    return result
+
+
+def _named_parts(trial: Storage, result: Mapping[str, Any]) -> list[str]:
+    """The parts that a result names. Raises BrokenRecordError for what is none."""
+    for table, key in result["records"].items():
+        if not (_is_part(key) and key.startswith(f"{table}/")):
+            raise BrokenRecordError(
+                f"{trial.url_of(RESULT)} names {short(key)} for its {table}; it is no part"
+            )
+    return sorted(result["records"].values())
+
+
+def _is_part(key: object) -> bool:
+    return isinstance(key, str) and Part.parse(key) is not None
+
+
+def put_part(trial: Storage, table: str, attempt: int, rows: list[Row]) -> str:
+    """Store rows as one part and return its key. `rows` is not empty and in order of step."""
+    part = Part(table, attempt, rows[0]["step"], rows[-1]["step"])
+    return put_table(trial, part, pa.Table.from_pylist(rows, schema=SCHEMAS[table]))
+
+
+def compact(trial: Storage, attempt: int, parts: list[str]) -> dict[str, str]:
+    """Write the rows of `parts` as one part a table. Returns the key by table.
+
+    The old parts stay until `discard_parts`: a reader may be in the middle of them.
+    """
+    keys = {}
+    for table in SCHEMAS:
+        rows = read_parts(trial, table, parts)
+        if rows.num_rows:
+            steps = rows.column("step")
+            part = Part(table, attempt, steps[0].as_py(), steps[-1].as_py())
+            keys[table] = put_table(trial, part, rows)
+    return keys
+
+
+def discard_parts(trial: Storage, keep: Iterable[str]) -> None:
+    """Remove every part but those in `keep`."""
+    kept = set(keep)
+    for table in SCHEMAS:
+        for key in trial.list(table):
+            if key not in kept:
+                trial.delete(key)
+
+
+def current_parts(trial: Storage) -> list[str]:
+    """The parts that hold the trial's records now.
+
+    A finished trial names them in its result. Otherwise they are those of the newest checkpoint
+    manifest and the newest attempt's tail beyond it: rows of an earlier attempt beyond the
+    checkpoint it was cut off at have been, or will be, written again.
+    """
+    result = get_json(trial, RESULT, needs={"records": OBJECT})
+    if result is not None:
+        return _named_parts(trial, result)
+    return live_parts(trial)
+
+
+def live_parts(trial: Storage, keys: list[str] | None = None) -> list[str]:
+    """`current_parts` of a trial that has no result; `keys` are its objects, if just listed."""
+    keys = trial.list() if keys is None else keys
+    steps = committed_steps(keys)
+    manifest = read_manifest(trial, steps[-1]) if steps else None
+    listed = manifest.records if manifest else []
+    reached = manifest.step if manifest else -1
+    parts = [part for part in map(Part.parse, keys) if part]
+    newest = max((part.attempt for part in parts), default=0)
+    tail = [part.key for part in parts if part.attempt == newest and part.first > reached]
+    return sorted({*listed, *tail})
+
+
+def read_records(trial: Storage, table: str, columns: list[str] | None = None) -> pa.Table:
+    """A trial's rows of "metrics" or "spectra" in order of step, each once; empty if none."""
+    for _ in range(3):
+        try:
+            return read_parts(trial, table, current_parts(trial), columns)
+        except FileNotFoundError:
+            continue  # a checkpoint was pruned or the trial compacted since the listing
+    raise FileNotFoundError(f"{trial.url}: the parts of {table} vanish while they are read")
+
+
+def read_parts(
+    trial: Storage, table: str, parts: Iterable[str], columns: list[str] | None = None
+) -> pa.Table:
+    """`read_records` of those among `parts` that belong to the table."""
+    schema, keys = SCHEMAS[table], ROW_KEYS[table]
+    wanted = None if columns is None else list(dict.fromkeys([*keys, *columns]))
+    tables = [read_part(trial, part, wanted) for part in parts if part.startswith(f"{table}/")]
+    if not tables:
+        empty = schema.empty_table()
+        return empty if wanted is None else empty.select(wanted)
+    merged = pa.concat_tables(tables).sort_by([(key, "ascending") for key in keys])
+    identity = list(zip(*(merged.column(key).to_pylist() for key in keys), strict=True))
+    once = [i for i, row in enumerate(identity) if i == 0 or row != identity[i - 1]]
+    return merged if len(once) == merged.num_rows else merged.take(once)
+
+
+def read_part(trial: Storage, key: str, columns: list[str] | None = None) -> pa.Table:
+    """One part in the schema of its table, whatever columns there were when it was written.
+
+    Raises FileNotFoundError, and BrokenRecordError for what is no such part, or no longer whole.
+    """
+    schema = SCHEMAS[key.partition("/")[0]]
+    names = schema.names if columns is None else columns
+    data = trial.get(key)
+    try:
+        part = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+        if part.metadata.num_rows > MAX_ROWS:
+            raise pa.ArrowInvalid(f"it claims {part.metadata.num_rows:,} rows")
+        there = set(part.schema_arrow.names)
+        stored = part.read(columns=[name for name in names if name in there])
+        filled = [
+            stored.column(name)
+            if name in there
+            else pa.repeat(
+                pa.scalar(BEFORE_THE_COLUMN.get(name), schema.field(name).type), len(stored)
+            )
+            for name in names
+        ]
+        whole = pa.table(filled, schema=pa.schema([schema.field(name) for name in names]))
+        for field, column in zip(whole.schema, whole.columns, strict=True):
+            if column.null_count and not field.nullable:
+                raise pa.ArrowInvalid(f"a row has no {field.name}")
+        return whole
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BrokenRecordError(f"{trial.url_of(key)} cannot be read: {reason}") from error
+
+
+def put_table(trial: Storage, part: Part, rows: pa.Table) -> str:
+    """Store a table of that part's steps and return its key."""
+    sink = io.BytesIO()
+    pq.write_table(rows, sink, compression="zstd", write_page_checksum=True)
+    trial.put(part.key, sink.getvalue())
+    return part.key

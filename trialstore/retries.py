@@ -1,0 +1,168 @@
+"""Which attempts at a trial are charged to whom, and when there is no other.
+
+A trial that fails of itself may do so a few times. One that is preempted (its node went, its
+process was killed or asked to go, its storage did not answer) has done nothing wrong: it has a
+budget of its own, larger by far. One that ran out of memory goes on with a smaller micro-batch and
+is not charged at all, and neither is one whose driver went with it, or for whose records the
+storage had no room. The count lies in the trial's directory: it outlives the driver, and says
+afterwards what a result has cost.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from trialstore.claims import newest_attempt
+from trialstore.json_objects import COUNT, OBJECT, TEXT, Kind, encode_json, get_json
+from trialstore.records import FAILURE, committed_steps
+from trialstore.storage import Storage
+
+RETRIES = "retries.json"
+
+#: Seconds before another attempt, doubled with each that ended without a new checkpoint.
+FIRST_DELAY_S = 1.0
+LONGEST_DELAY_S = 60.0
+
+Ending = Literal["failure", "preemption", "out_of_memory", "uncharged"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How often a trial may fail, and how often it may be preempted."""
+
+    failures: int
+    preemptions: int
+
+
+@dataclass(frozen=True)
+class Open:
+    """An attempt that has been begun, by whose driver, with a checkpoint of which step.
+
+    `failure_ms` is when the failure that lay there was left, by the clock of its node; None where
+    there was none. An attempt that fails before it has its lease gives its number to the next one,
+    so the number alone does not tell whose failure it is.
+    """
+
+    attempt: int
+    driver: str | None
+    step: int
+    failure_ms: int | None = None
+
+
+@dataclass(frozen=True)
+class Retries:
+    """What a trial's attempts have come to. `in_a_row` of them have left no new checkpoint."""
+
+    failures: int = 0
+    preemptions: int = 0
+    out_of_memory: int = 0
+    in_a_row: int = 0
+    open: Open | None = None
+
+    def ended(self, ending: Ending, step: int) -> "Retries":
+        """With the open attempt charged; its newest checkpoint is of `step`."""
+        progress = self.open is None or step > self.open.step
+        return replace(
+            self,
+            failures=self.failures + (ending == "failure"),
+            preemptions=self.preemptions + (ending == "preemption"),
+            out_of_memory=self.out_of_memory + (ending == "out_of_memory"),
+            in_a_row=0 if progress else self.in_a_row + 1,
+            open=None,
+        )
+
+    def exhausted(self, budget: Budget) -> str | None:
+        """Why there is no other attempt; None where there is."""
+        if self.failures > budget.failures:
+            return f"failed {_times(self.failures)}, and resources.retries is {budget.failures}"
+        if self.preemptions > budget.preemptions:
+            return (
+                f"preempted {_times(self.preemptions)}, and resources.preemptions is "
+                f"{budget.preemptions}"
+            )
+        return None
+
+    def delay_s(self, trial_id: str) -> float:
+        """Seconds to wait before the next attempt; trials of one storm come back one by one."""
+        if not self.failures + self.preemptions:
+            return 0.0
+        longest = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(self.in_a_row, 30))
+        key = f"{trial_id}/{self.failures}/{self.preemptions}".encode()
+        share = int.from_bytes(hashlib.sha256(key).digest()[:4]) / 2**32
+        return longest * (0.5 + 0.5 * share)
+
+
+def read_retries(trial: Storage) -> Retries:
+    """What has been counted so far. Raises BrokenRecordError."""
+    content = get_json(trial, RETRIES, needs=NEEDS)
+    if content is None:
+        return Retries()
+    opened = content["open"]
+    counts = {name: content[name] for name in NEEDS if name != "open"}
+    return Retries(**counts, open=None if opened is None else Open(**opened))
+
+
+def write_retries(trial: Storage, retries: Retries) -> None:
+    """Make it durable."""
+    trial.put(RETRIES, encode_json(asdict(retries)))
+
+
+def opened(trial: Storage, retries: Retries, driver: str | None) -> Retries:
+    """With an attempt that is about to begin."""
+    failure_ms = (get_json(trial, FAILURE) or {}).get("time_ms")
+    attempt = Open(
+        newest_attempt(trial) + 1,
+        driver,
+        newest_step(trial),
+        failure_ms if COUNT.holds(failure_ms) else None,
+    )
+    return replace(retries, open=attempt)
+
+
+def newest_step(trial: Storage) -> int:
+    """Of the newest checkpoint; 0 where there is none."""
+    return max(committed_steps(trial.list("checkpoints")), default=0)
+
+
+def how_it_ended(trial: Storage, attempt: Open, driver: str | None) -> Ending:
+    """What became of an attempt that left no result, as its directory tells `driver`, the one
+    that drives the sweep now."""
+    failure = get_json(trial, FAILURE) or {}
+    said = failure.get("attempt")
+    older = attempt.failure_ms is not None and failure.get("time_ms") == attempt.failure_ms
+    if type(said) is int and said >= attempt.attempt and not older:
+        if failure.get("kind") == "out_of_memory":
+            return "out_of_memory"
+        if failure.get("kind") == "no_room":
+            return "uncharged"
+        if failure.get("kind") not in ("peer_lost", "storage_away"):
+            return "failure"
+    # It was killed or asked to go, or what it rests on went. With its driver, that costs nothing.
+    return "preemption" if attempt.driver == driver else "uncharged"
+
+
+def _is_open(value: Any) -> bool:
+    if value is None:
+        return True
+    return (
+        OBJECT.holds(value)
+        and {"attempt", "driver", "step"} <= value.keys() <= OPEN_KEYS
+        and COUNT.holds(value["attempt"])
+        and COUNT.holds(value["step"])
+        and (value["driver"] is None or TEXT.holds(value["driver"]))
+        and (value.get("failure_ms") is None or COUNT.holds(value["failure_ms"]))
+    )
+
+
+OPEN_KEYS = {field.name for field in fields(Open)}
+NEEDS = {
+    "failures": COUNT,
+    "preemptions": COUNT,
+    "out_of_memory": COUNT,
+    "in_a_row": COUNT,
+    "open": Kind("an attempt or null", _is_open),
+}
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
