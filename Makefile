@@ -36,7 +36,7 @@ FLOORS := $(addprefix tests/analysis/test_,fit_table.py laws.py loss_optimum.py 
   $(addprefix tests/trialstore/test_,records.py storage.py) \
   $(addprefix tests/trainers/test_,checkpoint.py data_hub.py data_store.py data_text_files.py \
     data_tokenizer.py engine.py export.py optimizer.py own_block.py spec.py train.py zero.py) \
-  $(addprefix tests/orchestrator/test_,cli.py fit.py from_mlflow.py mirror.py object_store.py \
+  $(addprefix tests/orchestrator/test_,cli.py fit.py from_mlflow.py exporter.py object_store.py \
     odd_names.py plan.py run.py sweep_file.py)
 
 floors:  ## try the lowest versions that the ranges of pyproject.toml admit

@@ -2,14 +2,14 @@
 
     python benchmarks/tracking.py [SWEEP.yaml] [--trials 16] [--steps 200]
 
-Trains that many trials of one cell at once, each a process, with a mirror that sends them to an
+Trains that many trials of one cell at once, each a process, with an exporter that sends them to an
 MLflow server on this machine. Measured from inside the trials, on the thread that trains:
 
     seconds in everything that exists because the trial is watched / seconds in optimiser updates
 
 by the clock of that thread's own CPU time, which the other processes do not lengthen, and by the
 clock on the wall, which has the waiting for the disk in it; and beside it the CPU seconds of the
-trial's thread that writes, of the mirror and of the server. What is measured anyway (losses,
+trial's thread that writes, of the exporter and of the server. What is measured anyway (losses,
 spectra) and checkpoints do not count.
 """
 
@@ -34,7 +34,7 @@ import psutil
 from orchestrator.grid.expand import PlannedTrial, expand
 from orchestrator.grid.plan import resolved_yaml
 from orchestrator.ledger.ledger import trial_storage
-from orchestrator.mlflow.export import start_mirror
+from orchestrator.mlflow.exporter import start_exporter
 from orchestrator.mlflow.sqlite_uri import sqlite_path
 from orchestrator.mlflow.tracking import CLIENT_ENVIRONMENT, tracking_uri
 from orchestrator.mlflow.ui import SERVER_ENVIRONMENT, free_port, server_command
@@ -144,14 +144,14 @@ def measure(path: Path, trials: int, steps: int, scratch: Path) -> None:
     text = resolved_yaml(config, grid, store.data_spec, store.vocab_size)
     sweep.put("sweep.yaml", text.encode())
     with served(storage) as (uri, server):
-        mirror = start_mirror(sweep.url, uri)
-        with CPUSeconds({"mirror": mirror.pid, "server": server}) as spent:
+        exporter = start_exporter(sweep.url, uri)
+        with CPUSeconds({"exporter": exporter.pid, "server": server}) as spent:
             began = time.perf_counter()
             timings = train_all(sweep, grid.trials, scratch)
             took = time.perf_counter() - began
-            complete = mirror.finish(PATIENCE_S)
+            complete = exporter.finish(PATIENCE_S)
     if not complete:
-        sys.exit("the mirror did not come to its end: nothing to report")
+        sys.exit("the exporter did not come to its end: nothing to report")
     report(config.name, timings, steps, took, spent.seconds)
 
 

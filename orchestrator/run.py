@@ -1,4 +1,4 @@
-"""One run of a sweep: train what is missing, mirror it to MLflow, judge it.
+"""One run of a sweep: train what is missing, exporter it to MLflow, judge it.
 
 Everything it decides is decided from the trial directories, so the same command continues a
 sweep whatever ended the last one.
@@ -23,7 +23,7 @@ from orchestrator.grid.supply import supply_notes, supply_warnings
 from orchestrator.ledger import ledger
 from orchestrator.ledger.ledger import Ledger, give_up, read_ledger, trial_storage
 from orchestrator.ledger.progress import Progress
-from orchestrator.mlflow.export import start_mirror
+from orchestrator.mlflow.exporter import start_exporter
 from orchestrator.mlflow.tracking import git_state
 from orchestrator.sweep.config import SweepConfig
 from orchestrator.tune import execute
@@ -47,7 +47,7 @@ from trialstore.retries import RETRIES, Budget
 from trialstore.storage import Storage
 
 #: Seconds that a run waits at its end for MLflow to have everything.
-MIRROR_PATIENCE_S = 120.0
+EXPORT_PATIENCE_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class RunReport:
     trained: int  # trials that this run began or continued
     at_once: int  # of them side by side
     stopped: bool  # on request: the same command continues
-    mirrored: bool  # MLflow has everything
+    exported: bool  # MLflow has everything
     summary: str | None = None
     recommendation: dict[str, Any] | None = None
     report: str | None = None
@@ -129,7 +129,7 @@ def run_sweep(
                 store.meta.contents,
             ).encode(),
         )
-        mirror = start_mirror(sweep.url, tracking)
+        exporter = start_exporter(sweep.url, tracking)
         try:
             if todo:
                 _train(sweep, grid, todo, at_once, config, console, held, retry_failed)
@@ -143,12 +143,12 @@ def run_sweep(
             stopped = stop_requested(sweep) and not all(trial.over for trial in reached.trials)
             judged = _judge(sweep, reached, tracking, console)
         except BaseException:
-            mirror.leave(timeout=10)
+            exporter.leave(timeout=10)
             raise
         forget_stop(sweep)
-        end = mirror.leave if stopped else mirror.finish
-        mirrored = end(timeout=MIRROR_PATIENCE_S)
-        return RunReport(reached, len(todo), at_once, stopped, mirrored, **judged)
+        end = exporter.leave if stopped else exporter.finish
+        exported = end(timeout=EXPORT_PATIENCE_S)
+        return RunReport(reached, len(todo), at_once, stopped, exported, **judged)
 
 
 def _pinned(config: SweepConfig, sweep: Storage) -> SweepConfig:

@@ -24,7 +24,7 @@ class CollapseWatch:
         self._writer = writer
         self._unigram_loss = unigram_loss
         self._steps: list[int] = []  # of snapshots
-        self._ranks = np.empty((0, spec.model.depth))
+        self._soft_ranks = np.empty((0, spec.model.depth))
         self._evaluated: list[int] = []
         self._losses: list[float] = []
         self._verdicts: dict[int, Collapse | None] = {}  # at every snapshot, in order of step
@@ -69,7 +69,7 @@ class CollapseWatch:
         for step, ranks in found.items():
             self._steps.append(step)
             layers = [rank for _, rank in sorted(ranks.items())]
-            self._ranks = np.vstack([self._ranks, layers])
+            self._soft_ranks = np.vstack([self._soft_ranks, layers])
             self._verdicts[step] = self._judge(step)
 
     def _judge(self, step: int) -> Collapse | None:
@@ -77,7 +77,7 @@ class CollapseWatch:
         known = bisect_right(self._evaluated, step)
         return judge_last(
             self._steps,
-            self._ranks,
+            self._soft_ranks,
             self._evaluated[:known],
             self._losses[:known],
             self._unigram_loss,

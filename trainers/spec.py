@@ -161,7 +161,7 @@ class TrialSpec(Frozen):
     spectra: SpectraSpec = SpectraSpec()
     kind: Literal["train"] = "train"
     parent: str | None = None  # the trial whose weights this one starts from
-    # What training and measuring mean in it. A trial of an earlier version can be read, mirrored
+    # What training and measuring mean in it. A trial of an earlier version can be read, exported
     # and exported; only the current one is trained.
     semantics_version: int = Field(default=SEMANTICS_VERSION, ge=FIRST_SEMANTICS)
 

@@ -47,7 +47,7 @@ def faults() -> list[Fault]:
         # Trials may outlive the head and the driver for the seconds that they need to their end.
         Fault("kill -9 the head node", kill_head, "nodes"),
         Fault("kill -9 the driver", kill_driver),
-        Fault("kill -9 the mirror", kill_mirror),
+        Fault("kill -9 the exporter", kill_exporter),
         Fault("SIGTERM of a node", terminate_node, "nodes", cuts=True),
         Fault("SIGSTOP until replaced, then SIGCONT", suspend_until_replaced, "nodes", cuts=True),
         Fault("MLflow server killed and restarted", restart_mlflow, tracking="server"),
@@ -140,9 +140,9 @@ def kill_driver(scene: Scene) -> None:
     scene.driver.kill()
 
 
-def kill_mirror(scene: Scene) -> None:
+def kill_exporter(scene: Scene) -> None:
     scene.at_a_random_moment()
-    scene.mirror().kill()
+    scene.exporter().kill()
 
 
 def suspend_until_replaced(scene: Scene) -> None:

@@ -179,9 +179,9 @@ class Scene:
     def lease(self, trial_id: str) -> dict[str, Any]:
         return get_json(self.trial(trial_id), "lease.json") or {}
 
-    def mirror(self) -> psutil.Process:
-        """The mirror process of the running command."""
+    def exporter(self) -> psutil.Process:
+        """The exporter process of the running command."""
         for child in psutil.Process(self.driver.pid).children(recursive=True):
-            if "orchestrator.mlflow.export" in child.cmdline():
+            if "orchestrator.mlflow.exporter" in child.cmdline():
                 return child
-        raise LookupError("the command has no mirror")
+        raise LookupError("the command has no exporter")

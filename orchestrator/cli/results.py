@@ -145,7 +145,7 @@ def sync(
     """Send to MLflow what it has not seen of a sweep."""
     from dataclasses import asdict
 
-    from orchestrator.mlflow.export import sync as send
+    from orchestrator.mlflow.exporter import sync as send
     from orchestrator.mlflow.tracking import storage_of
     from orchestrator.mlflow.tracking import tracking_uri as tracking_of
 

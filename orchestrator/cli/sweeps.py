@@ -75,7 +75,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Train what is missing, continue what was cut off, then analyse."""
-    from orchestrator.mlflow.export import sync_command
+    from orchestrator.mlflow.exporter import sync_command
     from orchestrator.mlflow.tracking import redacted
     from orchestrator.mlflow.tracking import tracking_uri as tracking_of
     from orchestrator.run import run_sweep
@@ -98,7 +98,7 @@ def run(
                 "trained": done.trained,
                 "at_once": done.at_once,
                 "stopped": done.stopped,
-                "mirrored": done.mirrored,
+                "mirrored": done.exported,
                 "recommendation": done.recommendation,
                 "report": done.report,
                 "tracking_uri": redacted(tracking),
@@ -116,7 +116,7 @@ def run(
         say(_where(directory, storage, named, done.report))
         if done.stopped:
             say("stopped on request; the same command continues")
-        if not done.mirrored:
+        if not done.exported:
             say(f"MLflow does not have everything yet: {sync_command(directory, tracking)}")
     refused = any(
         group["verdict"] == "refused" for group in (done.recommendation or {}).get("groups", [])
@@ -188,7 +188,7 @@ def rerun(
     """Discard one trial, records and checkpoints too; the next `run` trains it anew."""
     from orchestrator.grid.old_trials import check_discard
     from orchestrator.ledger.ledger import discard, find_trial, trial_storage
-    from orchestrator.mlflow.export import forget_trial
+    from orchestrator.mlflow.exporter import forget_trial
     from orchestrator.mlflow.tracking import storage_of
     from orchestrator.mlflow.tracking import tracking_uri as tracking_of
     from trialstore.driver_lease import is_driven

@@ -1,7 +1,7 @@
 """From a sweep's directory to MLflow: a parent run, and a nested run for every trial begun.
 
 The directory is the truth and MLflow shows it. Nothing is remembered that the server or the
-directory could not tell again, so a mirror may be killed, started again and left out at will.
+directory could not tell again, so an exporter may be killed, started again and left out at will.
 """
 
 import logging
@@ -66,7 +66,7 @@ class _Server:
     followed: dict[str, TrialRun] = field(default_factory=dict)
 
 
-class Mirror:
+class Exporter:
     """Sends one sweep to one experiment. Never raises for a server that is away."""
 
     def __init__(self, sweep: Storage, tracking_uri: str, drawing_s: float = math.inf) -> None:
@@ -177,14 +177,14 @@ class Mirror:
         found: dict[str | None, Run] = {}
         for run in list(tracking.runs(SWEEP_TAG, self._identity)):  # pages shift with deletions
             if found.setdefault(run.tags.get(TRIAL_TAG), run) is not run:
-                # A call that was sent twice, or by two mirrors. The oldest run is brought up to
+                # A call that was sent twice, or by two exporters. The oldest run is brought up to
                 # date; what others hold is in it, or will be.
                 which = run.tags.get(TRIAL_TAG, "the sweep")
                 log.warning("MLflow had a second run of %s; deleted (%s)", which, run.run_id)
                 tracking.delete(run.run_id)
         parent = found.pop(None, None) or tracking.create(self._name, self._tags, self._first_ms())
         params = parent_params(self._config)
-        # Params never change; a mirror that died may have sent only some.
+        # Params never change; an exporter that died may have sent only some.
         tracking.send_params(
             parent.run_id, {key: text for key, text in params.items() if key not in parent.params}
         )
@@ -299,7 +299,7 @@ class Mirror:
     def _say(self, about: str, message: str) -> None:
         """Warn, unless the same was the last thing said of the same."""
         if self._said.get(about) != message:
-            log.warning("mirror of %s: %s: %s", self._name, about, message)
+            log.warning("exporter of %s: %s: %s", self._name, about, message)
             self._said[about] = message
 
 

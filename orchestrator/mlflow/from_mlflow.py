@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator.ledger.ledger import SWEEP_FILE, resolved_sweep, trial_storage
 from orchestrator.mlflow.identity import IDENTITY_FILE
-from orchestrator.mlflow.reader import MirroredRun, MlflowReader
+from orchestrator.mlflow.reader import ExportedRun, MlflowReader
 from orchestrator.mlflow.rows import metrics_rows, needed, spectra_rows
 from orchestrator.mlflow.tracking import redacted
 from orchestrator.mlflow.trial_run import COLLAPSED_TAG, NONFINITE_TAG, SWEEP_TAG
@@ -120,7 +120,7 @@ def _emptied(out: Storage) -> Storage:
     return out
 
 
-def _rebuild_trial(reader: MlflowReader, run: MirroredRun, trial: Storage) -> None:
+def _rebuild_trial(reader: MlflowReader, run: ExportedRun, trial: Storage) -> None:
     """Raises BrokenRecordError for a run that does not hold what its trial was."""
     files = reader.files(run, [records.SPEC, records.RESULT])
     spec = _json(files, records.SPEC, run)
@@ -157,7 +157,7 @@ def _rebuild_trial(reader: MlflowReader, run: MirroredRun, trial: Storage) -> No
         trial.put(records.FAILURE, _failure(stage, message))
 
 
-def _json(files: Mapping[str, bytes], name: str, run: MirroredRun) -> dict[str, Any]:
+def _json(files: Mapping[str, bytes], name: str, run: ExportedRun) -> dict[str, Any]:
     if name not in files:
         raise BrokenRecordError(f"run {run.run_id} lacks {name}; `widthlab sync DIR` sends it")
     try:

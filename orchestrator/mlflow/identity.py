@@ -23,7 +23,7 @@ def experiment_name() -> str:
 
 
 def identity_of_sweep(sweep: Storage, name: str) -> str:
-    """What the server knows the sweep by, noted beside it when it is first mirrored.
+    """What the server knows the sweep by, noted beside it when it is first exported.
 
     Its path would not do: one directory is mounted in several places, and two people's sweeps of
     one name lie at equal paths of their containers. Raises InputError if it cannot be noted.
@@ -49,7 +49,7 @@ def forget_trial(sweep: Storage, tracking_uri: str, trial_id: str) -> int:
     """
     identity = _noted_identity(sweep)
     if identity is None:
-        return 0  # never mirrored, or not to be found again
+        return 0  # never exported, or not to be found again
     try:
         tracking = Tracking(tracking_uri, experiment_name())
         runs = [

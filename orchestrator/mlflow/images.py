@@ -30,7 +30,7 @@ IMAGE_INTERVAL_S = 60.0  # between two looks of a running trial
 IMAGES_PER_TRIAL = 100
 #: More columns than a heat map has pixels for.
 MOST_SNAPSHOTS = 400
-#: What a mirror that must keep up with points spends on drawing in one look at the sweep.
+#: What an exporter that must keep up with points spends on drawing in one look at the sweep.
 DRAWING_S = 3.0
 DPI = 180
 

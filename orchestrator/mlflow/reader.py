@@ -35,7 +35,7 @@ RUNS_PER_PAGE = 100
 
 
 @dataclass(frozen=True)
-class MirroredRun:
+class ExportedRun:
     """A run as the server has it."""
 
     run_id: str
@@ -47,7 +47,7 @@ class MirroredRun:
 
 
 class MlflowReader:
-    """A server, or an SQLite file, that sweeps were mirrored to.
+    """A server, or an SQLite file, that sweeps were exported to.
 
     Raises InputError where there is none, or it does not answer.
     """
@@ -58,13 +58,13 @@ class MlflowReader:
         if database is not None and not database.is_file():
             raise InputError(
                 f"there is no MLflow database {database}; name the file or the server that the "
-                "sweep was mirrored to with --tracking-uri"
+                "sweep was exported to with --tracking-uri"
             )
         self._at_once = AT_ONCE if database is None else 1
         with self._asking("connecting"):
             self._client = client_of(uri)
 
-    def find_sweep(self, source: str, identity: str | None = None) -> MirroredRun:
+    def find_sweep(self, source: str, identity: str | None = None) -> ExportedRun:
         """The parent run of one sweep.
 
         `source` is the id of a parent run or of one below it, the name of an experiment that
@@ -75,42 +75,42 @@ class MlflowReader:
         default = experiment_name()
         if identity is None and re.fullmatch(r"[0-9a-f]{32}", source):
             return self._parent_of(source)
-        found: list[MirroredRun] = []
+        found: list[ExportedRun] = []
         if identity is None:
             found = self._parents(source)
         if not found:
             wanted = source if identity is None else identity
             there = self._parents(default)
             found = [run for run in there if wanted in (run.tags.get("sweep"), run.tags[SWEEP_TAG])]
-            # A sweep whose run was deleted has been given another: the mirror uses the oldest.
+            # A sweep whose run was deleted has been given another: the exporter uses the oldest.
             found = list({run.tags[SWEEP_TAG]: run for run in reversed(found)}.values())
             if not found:
                 raise InputError(
                     f"{redacted(self._uri)} has no experiment and no sweep {source!r}; experiment "
                     f"{default!r} (MLFLOW_EXPERIMENT_NAME) holds {_listed(there)}. Sweeps that an "
-                    "earlier version mirrored can be read after `widthlab sync DIR`"
+                    "earlier version exported can be read after `widthlab sync DIR`"
                 )
         if len(found) > 1:
             raise InputError(f"{source!r} holds {_listed(found)}; name one by its run's id")
         return found[0]
 
-    def trials_of(self, parent: MirroredRun) -> dict[str, MirroredRun]:
+    def trials_of(self, parent: ExportedRun) -> dict[str, ExportedRun]:
         """The runs of a sweep's trials by their trial's id."""
         tag, identity = SWEEP_TAG, parent.tags[SWEEP_TAG]
-        runs: dict[str, MirroredRun] = {}
+        runs: dict[str, ExportedRun] = {}
         for run in self._search(parent.experiment_id, f"tags.`{tag}` = '{identity}'"):
             if TRIAL_TAG in run.tags:
-                runs.setdefault(run.tags[TRIAL_TAG], run)  # the oldest, as the mirror does
+                runs.setdefault(run.tags[TRIAL_TAG], run)  # the oldest, as the exporter does
         return runs
 
-    def page(self, run: MirroredRun) -> str | None:
+    def page(self, run: ExportedRun) -> str | None:
         """Where people look at a run; None for an SQLite file, which has no pages."""
         if not self._uri.startswith("http"):
             return None
         base = redacted(self._uri).rstrip("/")
         return f"{base}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
 
-    def points(self, run: MirroredRun, keys: Sequence[str]) -> list[Point]:
+    def points(self, run: ExportedRun, keys: Sequence[str]) -> list[Point]:
         """Every value of some metrics of a run; of two at one step that of the later time."""
 
         def history(key: str) -> list[Point]:
@@ -125,7 +125,7 @@ class MlflowReader:
         with ThreadPoolExecutor(self._at_once) as pool:
             return [point for points in pool.map(history, keys) for point in points]
 
-    def files(self, run: MirroredRun, names: Sequence[str]) -> dict[str, bytes]:
+    def files(self, run: ExportedRun, names: Sequence[str]) -> dict[str, bytes]:
         """Those of a run's files `names` that the server has."""
         with self._asking(f"listing the files of run {run.run_id}"):
             there = {file.path for file in self._client.list_artifacts(run.run_id)}
@@ -139,19 +139,19 @@ class MlflowReader:
 
     # --- asking ----------------------------------------------------------------------------
 
-    def _parent_of(self, run_id: str) -> MirroredRun:
+    def _parent_of(self, run_id: str) -> ExportedRun:
         with self._asking(f"reading run {run_id}"):
-            run = _mirrored(self._client.get_run(run_id))
+            run = _exported(self._client.get_run(run_id))
             if TRIAL_TAG in run.tags and PARENT_TAG in run.tags:
-                run = _mirrored(self._client.get_run(run.tags[PARENT_TAG]))
+                run = _exported(self._client.get_run(run.tags[PARENT_TAG]))
         if SWEEP_TAG not in run.tags or SWEEP_FILE_TAG not in run.tags:
             raise InputError(
                 f"run {run_id} on {redacted(self._uri)} is of no sweep, or of one that an earlier "
-                "version mirrored; `widthlab sync DIR` sends what is missing"
+                "version exported; `widthlab sync DIR` sends what is missing"
             )
         return run
 
-    def _parents(self, experiment: str) -> list[MirroredRun]:
+    def _parents(self, experiment: str) -> list[ExportedRun]:
         """The runs of sweeps in an experiment, none where there is no such experiment."""
         with self._asking(f"looking for experiment {experiment!r}"):
             found = self._client.get_experiment_by_name(experiment)
@@ -159,7 +159,7 @@ class MlflowReader:
             return []
         return list(self._search(found.experiment_id, f"tags.`{SWEEP_FILE_TAG}` LIKE '%'"))
 
-    def _search(self, experiment_id: str, condition: str) -> Iterator[MirroredRun]:
+    def _search(self, experiment_id: str, condition: str) -> Iterator[ExportedRun]:
         """Runs that fulfil a condition, oldest first."""
         token = None
         while True:
@@ -171,7 +171,7 @@ class MlflowReader:
                     order_by=["attributes.start_time ASC"],
                     page_token=token,
                 )
-            yield from map(_mirrored, page)
+            yield from map(_exported, page)
             token = page.token
             if not token:
                 return
@@ -192,9 +192,9 @@ class MlflowReader:
             ) from error
 
 
-def _mirrored(run: Any) -> MirroredRun:
+def _exported(run: Any) -> ExportedRun:
     info, data = run.info, run.data
-    return MirroredRun(
+    return ExportedRun(
         info.run_id,
         info.experiment_id,
         info.run_name or info.run_id,
@@ -204,7 +204,7 @@ def _mirrored(run: Any) -> MirroredRun:
     )
 
 
-def _listed(runs: Sequence[MirroredRun]) -> str:
+def _listed(runs: Sequence[ExportedRun]) -> str:
     """`2 sweeps: small (run 0a.., 2026-01-01 10:00), ...`."""
     if not runs:
         return "no sweep"

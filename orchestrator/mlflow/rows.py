@@ -1,4 +1,4 @@
-"""A trial's metric points as rows of its tables again: the way back of `mirror_points`.
+"""A trial's metric points as rows of its tables again: the way back of `exporter_points`.
 
 What MLflow does not hold is null: eigenvalues, nodes and weights, method and error estimate, the
 share of the ten largest, the total variance, and every number that was not finite.

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 def run_links(sweep: Storage, tracking_uri: str) -> dict[str, str]:
     """The page of every trial that has a run, by trial id.
 
-    Empty where MLflow is an SQLite file, which has no pages, where the sweep was not mirrored
+    Empty where MLflow is an SQLite file, which has no pages, where the sweep was not exported
     yet, and, with a warning, where the server does not answer: a report does not wait for it.
     """
     if not tracking_uri.startswith("http"):

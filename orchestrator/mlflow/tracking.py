@@ -1,4 +1,4 @@
-"""MLflow as the mirror needs it: where the server is, and the few things asked of it.
+"""MLflow as the exporter needs it: where the server is, and the few things asked of it.
 
 MLflow is imported when a connection is made, never before: the command line and the driver read
 this module too. Every call either succeeds or raises `ServerAwayError` or `RefusedError`.
@@ -104,7 +104,7 @@ class Run:
 
 
 def tracking_uri(storage: Storage, override: str | None = None) -> str:
-    """Where a storage's sweeps are mirrored: `override`, MLFLOW_TRACKING_URI, or beside them.
+    """Where a storage's sweeps are exported: `override`, MLFLOW_TRACKING_URI, or beside them.
 
     The embedded default is a SQLite file in the storage's root. Raises InputError for a URI that
     MLflow does not serve, and where nothing is given for a storage that is no local folder.

@@ -2,7 +2,7 @@
 
 How far a run has got is a tag on the run itself, the watermark: the last step of every table
 that is in. It is raised after the points are in. Whoever meets a run asks the server which steps
-beyond the watermark it has, so that a mirror that died between sending and marking doubles
+beyond the watermark it has, so that an exporter that died between sending and marking doubles
 nothing.
 """
 
@@ -192,7 +192,7 @@ class TrialRun:
 
     def _send_files(self, trial: Storage, artifacts: Artifacts) -> None:
         """Send what the run lacks of the trial's files. Those that the store does not take are
-        tried again when the state changes, and by a mirror that asks the server anew."""
+        tried again when the state changes, and by an exporter that asks the server anew."""
         for name in FILES:
             if name not in self._files:
                 content = get_json(trial, name)
@@ -248,7 +248,7 @@ def follow(
     params = axes | flat(planned.get("parameters") or {}, "parameters.")
     if spec is not None:
         params = spec_params(spec) | params
-    # Params never change; a mirror that died may have sent only some.
+    # Params never change; an exporter that died may have sent only some.
     tracking.send_params(run.run_id, {k: v for k, v in params.items() if k not in run.params})
     total = ((spec or {}).get("training") or {}).get("steps", 1)
     return TrialRun(tracking, run, known, TrialImages(run.run_id, known, total))

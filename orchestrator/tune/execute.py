@@ -88,9 +88,9 @@ def _round(
     from ray.tune import CheckpointConfig, FailureConfig, RunConfig
 
     from orchestrator.tune.trial_actor import TrialActor
-    from orchestrator.tune.trial_queue import Gate, GateStopper, reserved
+    from orchestrator.tune.trial_queue import QueueStopper, TrialQueue, reserved
 
-    gate = Gate(
+    queue = TrialQueue(
         {spec.id: need_of(spec.layout) for spec in trials},
         {trial_id: branch.trunk for trial_id, branch in branches.items()},
         limit,
@@ -115,12 +115,12 @@ def _round(
         tuner = tune.Tuner(
             tune.with_resources(TrialActor, reserved),
             param_space={"trial": tune.grid_search(configs)},
-            tune_config=tune.TuneConfig(search_alg=gate, reuse_actors=True),
+            tune_config=tune.TuneConfig(search_alg=queue, reuse_actors=True),
             run_config=RunConfig(
                 name="sweep",
                 storage_path=str(scratch),
                 verbose=0,
-                stop=GateStopper(gate),
+                stop=QueueStopper(queue),
                 # Each attempt decides for itself whether it is one too many; of those that die
                 # before they come to that, Tune keeps count.
                 failure_config=FailureConfig(
@@ -137,4 +137,4 @@ def _round(
         for result in results
         if result.error is not None
     }
-    return errors, set(gate.left)
+    return errors, set(queue.left)

@@ -1,7 +1,7 @@
-"""When a trial is handed to Ray: Tune asks for the next one, and the gate answers.
+"""When a trial is handed to Ray: Tune asks for the next one, and the queue answers.
 
 Ray places a trial's workers as one group, whole or not at all, so nothing that is handed over can
-deadlock. The gate keeps the sweep's order, looks at the nodes as they come and go, and hands over
+deadlock. The queue keeps the sweep's order, looks at the nodes as they come and go, and hands over
 as many trials as they hold and one more of each size, which starts as soon as Ray finds room.
 """
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 LOOK_S = 1.0
 
 
-class Gate(BasicVariantGenerator):  # type: ignore[misc]
+class TrialQueue(BasicVariantGenerator):  # type: ignore[misc]
     """Tune's grid search, but for when the next trial comes.
 
     `needs` is what each trial holds, by its id; `after` names the trial that another one has to
@@ -54,7 +54,7 @@ class Gate(BasicVariantGenerator):  # type: ignore[misc]
         self._unread = False  # whether it shall stop
         self._looked = float("-inf")
         self._told: set[Need] = set()
-        self.left: list[str] = []  # trials to be handed over anew, once this gate is `over`
+        self.left: list[str] = []  # trials to be handed over anew, once this queue is `over`
 
     def add_configurations(self, experiments: Any) -> None:
         """Take all trials of the grid at once: Tune's order is the sweep's."""
@@ -165,17 +165,17 @@ class Gate(BasicVariantGenerator):  # type: ignore[misc]
         return {}
 
 
-class GateStopper(Stopper):  # type: ignore[misc]
-    """Ends a round of Tune when its gate says so."""
+class QueueStopper(Stopper):  # type: ignore[misc]
+    """Ends a round of Tune when its queue says so."""
 
-    def __init__(self, gate: Gate) -> None:
-        self._gate = gate
+    def __init__(self, queue: TrialQueue) -> None:
+        self._queue = queue
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self._gate.over()
+        return self._queue.over()
 
 
 def trial_id(trial: Trial) -> str:

@@ -32,7 +32,7 @@ class WorkerLostError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerLocation:
     """Where a worker found itself."""
 
     node: str
@@ -42,10 +42,12 @@ class Place:
 class Worker:
     """One process of a trial."""
 
-    def place(self) -> Place:
+    def location(self) -> WorkerLocation:
         """Its node and the devices that Ray gave it."""
         context = ray.get_runtime_context()
-        return Place(context.get_node_id(), tuple(context.get_accelerator_ids().get("GPU", ())))
+        return WorkerLocation(
+            context.get_node_id(), tuple(context.get_accelerator_ids().get("GPU", ()))
+        )
 
     def run(
         self,
@@ -90,7 +92,7 @@ def run_on_workers(
 
         address = ray.util.get_node_ip_address()
         store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
-        places = _results([actor.place.remote() for actor in actors], timeout=START_S)
+        locations = _results([actor.location.remote() for actor in actors], timeout=START_S)
         shared = {
             "MASTER_ADDR": address,
             "MASTER_PORT": str(store.port),
@@ -101,7 +103,7 @@ def run_on_workers(
                 actors[index]
                 .run.options(name=f"{name} rank {environment['RANK']}")
                 .remote({**shared, **environment}, function, config)
-                for index, environment in ranks(places)
+                for index, environment in ranks(locations)
             ]
         )
     finally:
@@ -109,27 +111,27 @@ def run_on_workers(
             ray.kill(actor)
 
 
-def ranks(places: Sequence[Place]) -> list[tuple[int, dict[str, str]]]:
+def ranks(locations: Sequence[WorkerLocation]) -> list[tuple[int, dict[str, str]]]:
     """For every rank, which worker takes it and with which environment: node by node.
 
     The workers of a node see all of its devices that are the trial's, each its own at LOCAL_RANK:
     so NCCL copies between them directly.
     """
-    nodes = list(dict.fromkeys(place.node for place in places))
-    order = sorted(range(len(places)), key=lambda index: nodes.index(places[index].node))
-    sizes = Counter(place.node for place in places)
+    nodes = list(dict.fromkeys(place.node for place in locations))
+    order = sorted(range(len(locations)), key=lambda index: nodes.index(locations[index].node))
+    sizes = Counter(place.node for place in locations)
     seen: Counter[str] = Counter()
     found = []
     for rank, index in enumerate(order):
-        node = places[index].node
+        node = locations[index].node
         environment = {
             "RANK": str(rank),
-            "WORLD_SIZE": str(len(places)),
+            "WORLD_SIZE": str(len(locations)),
             "LOCAL_RANK": str(seen[node]),
             "LOCAL_WORLD_SIZE": str(sizes[node]),
             "GROUP_RANK": str(nodes.index(node)),
         }
-        beside = [places[other] for other in order if places[other].node == node]
+        beside = [locations[other] for other in order if locations[other].node == node]
         devices = [gpu for place in beside for gpu in place.gpus]
         if devices:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)

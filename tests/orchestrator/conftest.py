@@ -1,4 +1,4 @@
-"""What the tests of the mirror share; its builders are importable as `mirror_bench`."""
+"""What the tests of the exporter share; its builders are importable as `exporter_bench`."""
 
 import sys
 import warnings
@@ -10,7 +10,7 @@ import pytest
 # Tests are no package: without this a test file could not import what lies beside it.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from mirror_bench import Bench
+from exporter_bench import Bench
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from mirror_bench import (
+from exporter_bench import (
     START_MS,
     WIDTHS,
     Bench,
@@ -29,7 +29,7 @@ from analysis.tables.sweep_tables import SweepTables, load_sweep
 from analysis.verdict.recommend import recommend
 from orchestrator.cli import __main__ as cli
 from orchestrator.ledger.ledger import read_ledger
-from orchestrator.mlflow.export_sweep import Mirror
+from orchestrator.mlflow.export_sweep import Exporter
 from orchestrator.mlflow.from_mlflow import ORIGIN_FILE, rebuild
 from trialstore import records
 from trialstore.errors import InputError
@@ -131,7 +131,7 @@ def planted(make_bench: MakeBench) -> Bench:
     """A sweep with a verdict, in its directory and in MLflow."""
     bench = make_bench(2 * len(MULTIPLIERS))
     plant(bench)
-    assert bench.mirror().finish().refused == 0
+    assert bench.exporter().finish().refused == 0
     return bench
 
 
@@ -170,7 +170,7 @@ def test_the_verdict_from_mlflow_is_that_from_the_directory(planted: Bench, out:
 @pytest.mark.long
 def test_a_sweep_is_found_by_each_of_its_names(bench: Bench, out: str, source: str) -> None:
     put_rows(bench.begin(), 1, 0, 40)
-    bench.mirror().sync_once()
+    bench.exporter().sync_once()
     names = {
         "experiment": "widthlab",
         "parent": bench.parent().info.run_id,
@@ -195,7 +195,7 @@ def test_what_had_not_ended_is_what_it_was(make_bench: MakeBench, out: str) -> N
     put_rows(collapsed, 1, 0, 40)
     collapsed.put(records.COLLAPSE, encode_json({"step": 20}))
     finish_trial(collapsed, "collapsed")
-    bench.mirror().sync_once()
+    bench.exporter().sync_once()
     sweep = rebuild("small", bench.uri, out).sweep
     states = load_sweep(sweep).trials.set_index("id")
     assert states["state"].tolist() == ["unfinished", "failed", "collapsed", "waiting"]
@@ -211,7 +211,7 @@ def test_numbers_that_were_not_finite_are_null_and_counted(bench: Bench, out: st
     rows += [train_row(40, train_loss=math.nan, grad_norm=math.inf)]
     bench.put(METRICS, trial, rows)
     finish_trial(trial, "diverged")
-    bench.mirror().finish()
+    bench.exporter().finish()
     rebuilt = rebuild("small", bench.uri, out)
     assert rebuilt.nonfinite == 2
     last = load_sweep(rebuilt.sweep).curves.iloc[-1]
@@ -227,7 +227,7 @@ def test_layers_of_different_width_know_their_samples(bench: Bench, out: str) ->
     trial.put(records.SPEC, encode_json(about))
     bench.put(SPECTRA, trial, snapshots([64, 200], np.random.default_rng(0)))
     finish_trial(trial)
-    bench.mirror().finish()
+    bench.exporter().finish()
     spectra = load_sweep(rebuild("small", bench.uri, out).sweep).spectra
     assert set(spectra["N"]) == {SAMPLES}
     assert spectra["D"].tolist() == [64, 200] * 3
@@ -235,7 +235,7 @@ def test_layers_of_different_width_know_their_samples(bench: Bench, out: str) ->
 
 def test_a_run_without_its_files_counts_as_failed_and_says_so(bench: Bench, out: str) -> None:
     put_rows(bench.begin(), 1, 0, 40)
-    bench.mirror().sync_once()
+    bench.exporter().sync_once()
     shutil.rmtree(bench.root / "mlartifacts" / bench.child().info.run_id)
     rebuilt = rebuild("small", bench.uri, out)
     assert list(rebuilt.unreadable) == [bench.ids[0]]
@@ -250,11 +250,11 @@ def test_rebuilding_again_replaces_what_was_rebuilt_and_nothing_else(
 ) -> None:
     trial = bench.begin()
     put_rows(trial, 1, 0, 20)
-    bench.mirror().sync_once()
+    bench.exporter().sync_once()
     rebuild("small", bench.uri, out)
     put_rows(trial, 1, 21, 40)
     finish_trial(trial)
-    bench.mirror().finish()
+    bench.exporter().finish()
     sweep = rebuild("small", bench.uri, out).sweep
     assert load_sweep(sweep).trials["state"].tolist() == ["completed"]
     assert load_sweep(sweep).curves["step"].max() == 40
@@ -268,10 +268,10 @@ def test_syncing_what_was_rebuilt_doubles_nothing(bench: Bench, out: str) -> Non
     trial = bench.begin()
     put_rows(trial, 1, 0, 40)
     finish_trial(trial)
-    bench.mirror().finish()
+    bench.exporter().finish()
     points = bench.points()
     sweep = rebuild("small", bench.uri, out).sweep
-    assert Mirror(sweep, bench.uri).finish().points == 0
+    assert Exporter(sweep, bench.uri).finish().points == 0
     assert len(bench.runs()) == 2
     assert bench.points() == points
 
@@ -280,12 +280,12 @@ def test_several_sweeps_of_one_experiment_are_listed_and_one_is_asked_for(
     bench: Bench, out: str, tmp_path: Path
 ) -> None:
     put_rows(bench.begin(), 1, 0, 20)
-    bench.mirror().sync_once()
+    bench.exporter().sync_once()
     twin = LocalStorage(tmp_path / "twin")
     for key in bench.sweep.list():
         if key != "mirror.json":
             twin.put(key, bench.sweep.get(key))
-    Mirror(twin, bench.uri).sync_once()
+    Exporter(twin, bench.uri).sync_once()
     with pytest.raises(InputError, match=r"'widthlab' holds 2 sweeps: small \(run .*name one by"):
         rebuild("widthlab", bench.uri, out)
     parents = [run.info.run_id for run in bench.runs() if "trial_id" not in run.data.tags]
@@ -302,7 +302,7 @@ def test_a_sweep_that_is_not_there_is_refused_and_those_there_are_named(
     bench: Bench, out: str, source: str, message: str
 ) -> None:
     bench.begin()
-    bench.mirror().sync_once()
+    bench.exporter().sync_once()
     with pytest.raises(InputError, match=message):
         rebuild(source, bench.uri, out)
     assert not Path(out).exists()

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from exporter_bench import spec
 from hostile import SCALARS, mutated_json, mutated_text
 from hostile_command import disarm, trainers, widthlab
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mirror_bench import spec
 
 from orchestrator.cli import __main__ as cli
 from trialstore.records import encode_json

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
+from exporter_bench import START_MS, Bench, checkpoint, finish_trial, give_up, put_rows, spec
 from hostile import alias_bomb, as_yaml, mutated_json, mutated_text, mutated_tree
 from hostile_command import disarm, trainers, widthlab
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mirror_bench import START_MS, Bench, checkpoint, finish_trial, give_up, put_rows, spec
 
 from trialstore import records
 from trialstore.records import encode_json

@@ -147,7 +147,7 @@ def test_a_sweep_of_such_a_storage_is_whole_and_its_relative_cache_is_one(tmp_pa
 def test_a_uri_that_is_given_is_read_as_a_uri(given_text: str, path: str):
     uri = given_uri(given_text)
     assert sqlite_path(uri or "") == Path(path)
-    assert given_uri(uri) == uri  # as the mirror's process is told it
+    assert given_uri(uri) == uri  # as the exporter's process is told it
 
 
 @pytest.mark.parametrize(

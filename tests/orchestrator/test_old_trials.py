@@ -16,7 +16,7 @@ from orchestrator.cli import __main__ as cli
 from orchestrator.grid.old_trials import check_discard, notice_of_old_trials, old_trials
 from orchestrator.grid.plan import Totals
 from orchestrator.ledger.ledger import read_ledger
-from orchestrator.mlflow.export import sync
+from orchestrator.mlflow.exporter import sync
 from orchestrator.mlflow.from_mlflow import rebuild
 from orchestrator.sweep.load import parse_sweep
 from trialstore.errors import InputError
@@ -188,7 +188,7 @@ def uri(tmp_path: Path, template: Path, plain_environment: None, no_images: None
 
 
 @pytest.mark.long
-def test_an_old_sweep_is_mirrored_and_comes_back_with_its_verdict(
+def test_an_old_sweep_is_exported_and_comes_back_with_its_verdict(
     first: LocalStorage, uri: str, tmp_path: Path
 ) -> None:
     assert sync(first, uri).complete
@@ -200,7 +200,7 @@ def test_an_old_sweep_is_mirrored_and_comes_back_with_its_verdict(
 
 
 @pytest.mark.long
-def test_two_versions_in_one_mirrored_sweep_are_refused(
+def test_two_versions_in_one_exported_sweep_are_refused(
     first: LocalStorage, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     key = f"trials/{ids(first)[0]}/{RESULT}"
@@ -217,7 +217,7 @@ def test_two_versions_in_one_mirrored_sweep_are_refused(
     )
 
 
-def test_the_mirror_shows_the_version_of_a_trial(first: LocalStorage) -> None:
+def test_the_exporter_shows_the_version_of_a_trial(first: LocalStorage) -> None:
     from orchestrator.mlflow.points import spec_params
 
     old = json.loads(first.get(f"trials/{ids(first)[0]}/{SPEC}"))

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from mirror_bench import Bench, checkpoint, finish_trial, put_rows
+from exporter_bench import Bench, checkpoint, finish_trial, put_rows
 
 from orchestrator.cli import __main__ as cli
 from orchestrator.ledger.unneeded import CUT_OFF_S, unneeded

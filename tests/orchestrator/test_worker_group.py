@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("ray")
 from ray.exceptions import RayActorError, RayTaskError
 
-from orchestrator.tune.worker_group import Place, WorkerLostError, cause_of, ranks
+from orchestrator.tune.worker_group import WorkerLocation, WorkerLostError, cause_of, ranks
 from trialstore.claims import LeaseLostError
 from trialstore.errors import InputError
 from trialstore.storage import StorageFullError
@@ -15,7 +15,7 @@ from trialstore.storage import StorageFullError
 
 def test_ranks_are_numbered_node_by_node():
     """Checkpoints are staged once a node: its ranks must follow each other."""
-    found = ranks([Place("a", ()), Place("b", ()), Place("a", ())])
+    found = ranks([WorkerLocation("a", ()), WorkerLocation("b", ()), WorkerLocation("a", ())])
     assert [index for index, _ in found] == [0, 2, 1]
     named = [
         [environment[name] for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")]
@@ -26,13 +26,15 @@ def test_ranks_are_numbered_node_by_node():
 
 
 def test_workers_of_a_node_see_each_others_devices_and_no_others():
-    found = ranks([Place("a", ("6",)), Place("b", ("0",)), Place("a", ("3",))])
+    found = ranks(
+        [WorkerLocation("a", ("6",)), WorkerLocation("b", ("0",)), WorkerLocation("a", ("3",))]
+    )
     devices = [environment["CUDA_VISIBLE_DEVICES"] for _, environment in found]
     assert devices == ["6,3", "6,3", "0"]
 
 
 def test_without_devices_nothing_is_said_of_them():
-    ((_, environment),) = ranks([Place("a", ())])
+    ((_, environment),) = ranks([WorkerLocation("a", ())])
     assert "CUDA_VISIBLE_DEVICES" not in environment
 
 

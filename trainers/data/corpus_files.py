@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from trainers.data.compressed import COMPRESSIONS, told
 from trainers.data.documents import LeftOut, Omissions
-from trainers.data.file_sources import Place, source_names
+from trainers.data.file_sources import FileLocation, source_names
 from trainers.data.paths import user_path
 from trainers.data.readers import TABLES, WHOLE, SourceFile
 from trialstore.errors import InputError
@@ -67,7 +67,7 @@ def find_files(paths: list[str], omissions: Omissions) -> list[SourceFile]:
     In the order of the paths, and of names within each. Raises InputError.
     """
     seen: set[Path] = set()
-    members: list[tuple[Place, SourceFile]] = []
+    members: list[tuple[FileLocation, SourceFile]] = []
     for path in paths:
         here = Omissions()
         found = list(_expand(path, here))
@@ -86,7 +86,7 @@ def find_files(paths: list[str], omissions: Omissions) -> list[SourceFile]:
             first, below, _ = file.name.partition("/")
             # A folder and a zip have no compression of their own.
             own = "" if below or file.path.suffix.lower() == ".zip" else kind_of(first)[1]
-            place = Place(file.root, bare_name(first) if own else first, own)
+            place = FileLocation(file.root, bare_name(first) if own else first, own)
             members += [(place, member) for member in _members(file, omissions)]
     return source_names(members)
 

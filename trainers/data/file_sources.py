@@ -14,7 +14,7 @@ MOST_NAMES = 50
 
 
 @dataclass(frozen=True)
-class Place:
+class FileLocation:
     """Where a file stands: `first` is its name, or that of the folder that it lies in, directly
     below `root`; a file's is without the ending of its compression."""
 
@@ -28,7 +28,7 @@ class Place:
         return re.sub(r"\d+", "*", self.first)
 
 
-def source_names(files: Iterable[tuple[Place, SourceFile]]) -> list[SourceFile]:
+def source_names(files: Iterable[tuple[FileLocation, SourceFile]]) -> list[SourceFile]:
     """The files with the names of their sources, those of one source together.
 
     A source is a first-level name below its root; names that differ only in runs of digits are
@@ -38,7 +38,7 @@ def source_names(files: Iterable[tuple[Place, SourceFile]]) -> list[SourceFile]:
     patterns: dict[Path, set[str]] = {}
     for place, _ in members:
         patterns.setdefault(place.root, set()).add(place.pattern)
-    groups: dict[tuple[Path, str], list[tuple[Place, SourceFile]]] = {}
+    groups: dict[tuple[Path, str], list[tuple[FileLocation, SourceFile]]] = {}
     for place, file in members:
         name = place.pattern
         if len(patterns[place.root]) > MOST_NAMES:
@@ -53,7 +53,7 @@ def source_names(files: Iterable[tuple[Place, SourceFile]]) -> list[SourceFile]:
     ]
 
 
-def _label(name: str, places: list[Place]) -> str:
+def _label(name: str, places: list[FileLocation]) -> str:
     alone = len({place.first for place in places}) == 1
     compressions = {place.compression for place in places}
     compression = compressions.pop() if len(compressions) == 1 else ""

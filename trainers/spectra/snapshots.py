@@ -49,7 +49,7 @@ class SpectrumError(ArithmeticError):
     """What was measured is not the spectrum of a covariance."""
 
 
-class Place(NamedTuple):
+class LayerSite(NamedTuple):
     """Where a spectrum is of."""
 
     layer: int
@@ -94,7 +94,7 @@ class Snapshots:
         exact. Raises NonFiniteActivationsError naming layer, site and step.
         """
         ffns = list(feed_forwards(model))
-        places = [Place(layer, site) for layer in range(len(ffns)) for site in self._spec.sites]
+        places = [LayerSite(layer, site) for layer in range(len(ffns)) for site in self._spec.sites]
         snapshot = _Snapshot(self._spec, self._trial_id, when, final, len(places))
         for group in self._groups(places, [ffn.width for ffn in ffns]):
             nbytes = sum(self._spec.matrix_bytes(ffns[place.layer].width) for place in group)
@@ -113,7 +113,9 @@ class Snapshots:
                 self._beside.submit(nbytes, snapshot.work(collected, self._beside.closing))
             del probe, collected  # what is left of them is the job's
 
-    def _merged(self, probe: Probe[Place], place: Place, width: int, step: int) -> list[Covariance]:
+    def _merged(
+        self, probe: Probe[LayerSite], place: LayerSite, width: int, step: int
+    ) -> list[Covariance]:
         """What all ranks have seen at one place, by bucket."""
         where = f"layer {place.layer}, site {place.site}"
         try:
@@ -163,10 +165,12 @@ class Snapshots:
         while not self._ranks.broadcast(wait() if self._ranks.is_first else None):
             pass
 
-    def _groups(self, places: Sequence[Place], widths: Sequence[int]) -> Iterator[list[Place]]:
+    def _groups(
+        self, places: Sequence[LayerSite], widths: Sequence[int]
+    ) -> Iterator[list[LayerSite]]:
         """Places in order, as many at a time as the memory holds."""
         limit = self._spec.memory_mb * 2**20
-        group: list[Place] = []
+        group: list[LayerSite] = []
         taken = 0
         for place in places:
             nbytes = self._spec.matrix_bytes(widths[place.layer])
@@ -187,10 +191,10 @@ class _Snapshot:
         self._spec, self._trial_id, self._when = spec, trial_id, when
         self._method: str = "exact" if final else spec.method
         self._missing = places
-        self._found: dict[tuple[Place, str], tuple[Spectrum, dict[str, Any]]] = {}
+        self._found: dict[tuple[LayerSite, str], tuple[Spectrum, dict[str, Any]]] = {}
 
     def work(
-        self, collected: dict[Place, list[Covariance]], closing: threading.Event
+        self, collected: dict[LayerSite, list[Covariance]], closing: threading.Event
     ) -> Callable[[], list[Row]]:
         """What is left to do with the covariances of some places, unless nobody waits for it."""
 
@@ -202,7 +206,7 @@ class _Snapshot:
 
         return run
 
-    def _measure(self, place: Place, covariances: list[Covariance]) -> None:
+    def _measure(self, place: LayerSite, covariances: list[Covariance]) -> None:
         whole, *others = covariances
         if self._spec.buckets:
             for name, covariance in zip(BUCKETS, covariances, strict=True):
@@ -212,7 +216,7 @@ class _Snapshot:
         self._keep(place, ALL_TOKENS, whole)
         self._missing -= 1
 
-    def _keep(self, place: Place, bucket: str, covariance: Covariance) -> None:
+    def _keep(self, place: LayerSite, bucket: str, covariance: Covariance) -> None:
         if bucket != ALL_TOKENS and covariance.count < 2:
             return  # a bucket of one token or none has no covariance
         step = self._when["step"]
@@ -242,7 +246,7 @@ class _Snapshot:
         ]
 
     def _divergence(self, layer: int, bucket: str) -> float | None:
-        pre, post = (self._found.get((Place(layer, site), bucket)) for site in get_args(Site))
+        pre, post = (self._found.get((LayerSite(layer, site), bucket)) for site in get_args(Site))
         if pre is None or post is None:
             return None
         return float(js_divergence(_sorted(pre[0]), _sorted(post[0])))

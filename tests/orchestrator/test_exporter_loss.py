@@ -7,7 +7,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from mirror_bench import (
+from exporter_bench import (
     Bench,
     checkpoint,
     expected,
@@ -17,13 +17,13 @@ from mirror_bench import (
     rows_of,
 )
 
-from orchestrator.mlflow.export_sweep import Mirror
+from orchestrator.mlflow.export_sweep import Exporter
 from orchestrator.mlflow.tracking import ServerAwayError, Tracking
 from orchestrator.mlflow.trial_run import FINISHED_TAG
 from trialstore import records
 from trialstore.records import encode_json
 
-#: Everything that a mirror has a server do.
+#: Everything that an exporter has a server do.
 CALLS = ("create", "send_params", "send_points", "send_tags", "send_artifact", "set_status")
 
 
@@ -81,7 +81,7 @@ def three(make_bench: Callable[[int], Bench]) -> Bench:
     return bench
 
 
-# --- the mirror dies -----------------------------------------------------------------------
+# --- the exporter dies -----------------------------------------------------------------------
 
 
 def dying_at(monkeypatch: pytest.MonkeyPatch, call: int, done: bool) -> Callable[[], int]:
@@ -109,30 +109,30 @@ def dying_at(monkeypatch: pytest.MonkeyPatch, call: int, done: bool) -> Callable
 
 
 def killed(bench: Bench, monkeypatch: pytest.MonkeyPatch, call: int, done: bool) -> bool:
-    """A mirror that dies at a call; False if it came to its end before."""
+    """An exporter that dies at a call; False if it came to its end before."""
     with monkeypatch.context() as patched:
         dying_at(patched, call, done)
         try:
-            bench.mirror().finish()
+            bench.exporter().finish()
         except Killed:
             return True
     return False
 
 
-def test_a_mirror_killed_at_some_calls_and_its_successor_too_lose_and_double_nothing(
+def test_an_exporter_killed_at_some_calls_and_its_successor_too_lose_and_double_nothing(
     three: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for call in (2, 5, 9):
         assert killed(three, monkeypatch, call, done=True)
         assert killed(three, monkeypatch, call - 1, done=False)
-    assert three.mirror().finish().complete
+    assert three.exporter().finish().complete
     assert_whole(three)
 
 
 def calls_of(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> int:
     with monkeypatch.context() as patched:
         count = dying_at(patched, 0, done=False)
-        bench.mirror().finish()
+        bench.exporter().finish()
     return count()
 
 
@@ -153,7 +153,7 @@ def next_bench(make_bench: Callable[[int], Bench], template: Any) -> Iterator[Be
 
 @pytest.mark.slow
 @pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
-def test_a_mirror_killed_at_any_call_and_its_successor_too_lose_and_double_nothing(
+def test_an_exporter_killed_at_any_call_and_its_successor_too_lose_and_double_nothing(
     next_bench: Iterator[Bench], monkeypatch: pytest.MonkeyPatch, done: bool
 ) -> None:
     calls = calls_of(next(next_bench), monkeypatch)
@@ -162,7 +162,7 @@ def test_a_mirror_killed_at_any_call_and_its_successor_too_lose_and_double_nothi
         bench = next(next_bench)
         assert killed(bench, monkeypatch, call, done)
         killed(bench, monkeypatch, 1 + call % 4, not done)
-        assert bench.mirror().finish().complete, call
+        assert bench.exporter().finish().complete, call
         assert_whole(bench)
 
 
@@ -176,12 +176,12 @@ def test_a_call_that_was_sent_twice_leaves_one_run_of_each(
         create(self, *arguments)
         return create(self, *arguments)
 
-    mirror = three.mirror()
+    exporter = three.exporter()
     with monkeypatch.context() as patched:
         patched.setattr(Tracking, "create", twice)
-        mirror.sync_once()
+        exporter.sync_once()
     assert len(three.runs()) == 8
-    assert mirror.finish().complete
+    assert exporter.finish().complete
     assert_whole(three)
     assert len([r for r in caplog.records if "second run" in r.getMessage()]) == 4
 
@@ -200,26 +200,26 @@ def erase(bench: Bench) -> None:
 
 @pytest.mark.long
 def test_a_server_emptied_in_mid_sweep_gets_everything_again(three: Bench) -> None:
-    mirror = three.mirror()
-    assert mirror.sync_once().points > 0
+    exporter = three.exporter()
+    assert exporter.sync_once().points > 0
     erase(three)
     put_rows(three.begin(2), 1, 11, 12)  # something new, by which it is noticed
-    assert mirror.sync_once().complete
+    assert exporter.sync_once().complete
     assert three.points(0).total() > 0
     erase(three)  # nothing new: noticed at the end
     three.sweep.child(f"trials/{three.ids[2]}").delete("metrics/part-1-11-12.parquet")
-    assert mirror.finish().complete
+    assert exporter.finish().complete
     assert_whole(three)
 
 
 def test_a_sweeps_run_deleted_on_the_server_is_made_again_with_all_trials_below_it(
     three: Bench,
 ) -> None:
-    mirror = three.mirror()
-    mirror.sync_once()
+    exporter = three.exporter()
+    exporter.sync_once()
     deleted = three.parent().info.run_id
     three.client.delete_run(deleted)
-    assert mirror.finish().complete
+    assert exporter.finish().complete
     assert three.parent().info.run_id != deleted
     assert_whole(three)
 
@@ -245,13 +245,13 @@ def test_a_server_that_dies_at_any_call_and_comes_back_has_everything_in_the_end
 
         return wrapped
 
-    mirror = three.mirror()
+    exporter = three.exporter()
     with monkeypatch.context() as patched:
         for name in CALLS:
             patched.setattr(Tracking, name, dies(name))
-        reports = [mirror.sync_once() for _ in range(12)]
+        reports = [exporter.sync_once() for _ in range(12)]
     assert any(report.away for report in reports)
-    assert mirror.finish().complete
+    assert exporter.finish().complete
     assert_whole(three)
 
 
@@ -264,7 +264,7 @@ def test_a_server_that_refuses_the_sweep_is_reported_and_not_asked_for_ever(
         raise RefusedError("no runs here")
 
     monkeypatch.setattr(Tracking, "create", refuse)
-    report = bench.mirror().sync_once()
+    report = bench.exporter().sync_once()
     assert report.away == "no runs here"
     assert not report.complete
 
@@ -278,17 +278,17 @@ def test_files_that_could_not_be_stored_are_sent_at_the_end(
     def away(self: Tracking, run_id: str, path: str, data: bytes) -> None:
         raise OSError("timed out")
 
-    mirror = three.mirror()
+    exporter = three.exporter()
     with monkeypatch.context() as patched:
         patched.setattr(Tracking, "send_artifact", away)
-        report = mirror.sync_once()
+        report = exporter.sync_once()
         assert (report.refused, report.fileless, report.complete) == (0, 3, False)
         assert FINISHED_TAG in three.child(0).data.tags  # the numbers are complete
-    assert mirror.finish().complete
+    assert exporter.finish().complete
     assert_whole(three)
 
 
-def test_a_later_mirror_sends_the_files_that_an_earlier_one_could_not(
+def test_a_later_exporter_sends_the_files_that_an_earlier_one_could_not(
     three: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(self: Tracking, run_id: str, path: str, data: bytes) -> None:
@@ -296,8 +296,8 @@ def test_a_later_mirror_sends_the_files_that_an_earlier_one_could_not(
 
     with monkeypatch.context() as patched:
         patched.setattr(Tracking, "send_artifact", away)
-        assert three.mirror().finish().fileless == 3
-    assert three.mirror().finish().complete
+        assert three.exporter().finish().fileless == 3
+    assert three.exporter().finish().complete
     assert_whole(three)
 
 
@@ -309,19 +309,19 @@ def test_a_trial_that_failed_before_it_began_is_a_failed_run_which_its_retry_con
 ) -> None:
     trial = bench.sweep.child(f"trials/{bench.ids[0]}")
     give_up(trial)
-    report = bench.mirror().finish()
+    report = bench.exporter().finish()
     assert (report.refused, report.complete) == (0, True)
     failed = bench.child()
     assert failed.info.status == bench.parent().info.status == "FAILED"
     assert failed.data.tags["failure"] == "train: out of memory"
 
-    mirror = bench.mirror()
-    mirror.sync_once()
+    exporter = bench.exporter()
+    exporter.sync_once()
     trial.delete(records.FAILURE)
     put_rows(bench.begin(), 1, 0, 40)
-    mirror.sync_once()
+    exporter.sync_once()
     finish_trial(trial)
-    assert mirror.finish().complete
+    assert exporter.finish().complete
     run = bench.child()
     assert run.info.run_id == failed.info.run_id
     assert run.info.status == "FINISHED"
@@ -331,8 +331,8 @@ def test_a_trial_that_failed_before_it_began_is_a_failed_run_which_its_retry_con
     assert json.loads((artifacts / "spec.json").read_bytes())["id"] == bench.ids[0]
 
 
-def test_a_mirror_that_starts_late_sends_nothing_of_trials_that_wait(bench: Bench) -> None:
-    mirror = Mirror(bench.sweep, bench.uri)
-    report = mirror.finish()
-    assert (report.runs, mirror.outcomes) == (0, {bench.ids[0]: "waiting"})
+def test_an_exporter_that_starts_late_sends_nothing_of_trials_that_wait(bench: Bench) -> None:
+    exporter = Exporter(bench.sweep, bench.uri)
+    report = exporter.finish()
+    assert (report.runs, exporter.outcomes) == (0, {bench.ids[0]: "waiting"})
     assert len(bench.runs()) == 1

@@ -1,7 +1,7 @@
 """A trial whose layers have collapsed is marked in MLflow while it runs, and only then."""
 
 import pytest
-from mirror_bench import START_MS, Bench, finish_trial, put_rows
+from exporter_bench import START_MS, Bench, finish_trial, put_rows
 
 from trialstore.records import COLLAPSE, encode_json
 from trialstore.storage import LocalStorage
@@ -16,30 +16,30 @@ def collapsed(bench: Bench) -> str | None:
 
 
 def test_the_mark_is_a_tag_on_the_run_and_the_trial_still_runs(bench: Bench) -> None:
-    trial, mirror = bench.begin(), bench.mirror()
+    trial, exporter = bench.begin(), bench.exporter()
     put_rows(trial, 1, 0, 20)
-    mirror.sync_once()
+    exporter.sync_once()
     assert collapsed(bench) is None
     mark(trial, 20)
-    mirror.sync_once()
+    exporter.sync_once()
     assert collapsed(bench) == "since step 20"
     assert bench.child().data.tags["outcome"] == "running"
     assert bench.child().info.status == "RUNNING"
 
 
-@pytest.mark.parametrize("same_mirror", [True, False])
-def test_a_mark_that_is_taken_back_takes_the_tag_away(bench: Bench, same_mirror: bool) -> None:
-    trial, mirror = bench.begin(), bench.mirror()
+@pytest.mark.parametrize("same_exporter", [True, False])
+def test_a_mark_that_is_taken_back_takes_the_tag_away(bench: Bench, same_exporter: bool) -> None:
+    trial, exporter = bench.begin(), bench.exporter()
     put_rows(trial, 1, 0, 20)
     mark(trial, 20)
-    mirror.sync_once()
+    exporter.sync_once()
     trial.delete(COLLAPSE)
-    if not same_mirror:
-        mirror = bench.mirror()
-    assert mirror.sync_once().refused == 0
+    if not same_exporter:
+        exporter = bench.exporter()
+    assert exporter.sync_once().refused == 0
     assert collapsed(bench) is None
     mark(trial, 40)
-    mirror.sync_once()
+    exporter.sync_once()
     assert collapsed(bench) == "since step 40"
 
 
@@ -48,7 +48,7 @@ def test_a_trial_with_the_outcome_collapsed_keeps_its_mark_and_is_finished(bench
     put_rows(trial, 1, 0, 40)
     mark(trial, 20)
     finish_trial(trial, "collapsed")
-    bench.mirror().finish()
+    bench.exporter().finish()
     run = bench.child()
     assert collapsed(bench) == "since step 20"
     assert (run.info.status, run.data.tags["outcome"]) == ("FINISHED", "collapsed")
@@ -56,11 +56,11 @@ def test_a_trial_with_the_outcome_collapsed_keeps_its_mark_and_is_finished(bench
 
 
 def test_a_trial_that_completed_after_all_is_not_marked(bench: Bench) -> None:
-    trial, mirror = bench.begin(), bench.mirror()
+    trial, exporter = bench.begin(), bench.exporter()
     put_rows(trial, 1, 0, 40)
     mark(trial, 20)
-    mirror.sync_once()
+    exporter.sync_once()
     finish_trial(trial)
-    mirror.sync_once()
+    exporter.sync_once()
     assert collapsed(bench) is None
     assert bench.child().data.tags["outcome"] == "completed"

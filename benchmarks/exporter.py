@@ -1,9 +1,9 @@
-"""What the mirror costs over a long sweep: memory and time of a look, early and late.
+"""What the exporter costs over a long sweep: memory and time of a look, early and late.
 
-    python benchmarks/mirror.py [--running 4] [--snapshots 2000] [--finished 300]
+    python benchmarks/exporter.py [--running 4] [--snapshots 2000] [--finished 300]
 
 A made-up sweep, written by the trainer's own writer: some trials run and record a snapshot after
-another, then end, then many short ones have ended. Before each line of the table the mirror sends
+another, then end, then many short ones have ended. Before each line of the table the exporter sends
 what is new to an SQLite file, images included; the line is of the look after it, which finds
 nothing new. Flat is what it should be.
 """
@@ -20,7 +20,7 @@ import psutil
 from orchestrator.grid.expand import Grid, PlannedTrial, expand
 from orchestrator.grid.plan import resolved_yaml
 from orchestrator.ledger.ledger import trial_storage
-from orchestrator.mlflow.export_sweep import Mirror
+from orchestrator.mlflow.export_sweep import Exporter
 from orchestrator.mlflow.tracking import tracking_uri
 from orchestrator.sweep.load import load_sweep
 from trainers.data.sources import DataSpec
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--snapshots", type=int, default=2000)
     parser.add_argument("--finished", type=int, default=300)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="widthlab-mirror-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="widthlab-exporter-") as scratch:
         measure(Path(scratch), options.running, options.snapshots, options.finished)
 
 
@@ -95,23 +95,23 @@ def measure(scratch: Path, running: int, snapshots: int, finished: int) -> None:
     grid = planned(max(running, finished), max(snapshots, LEAST_STEPS))
     sweep = storage.child("tiny")
     sweep.put("sweep.yaml", resolved_yaml(*grid).encode())
-    mirror = Mirror(sweep, tracking_uri(storage))
+    exporter = Exporter(sweep, tracking_uri(storage))
     print(f"{'':34}{'parts a trial':>14}{'sending [s]':>13}{'idle look [ms]':>16}{'RSS [MiB]':>11}")
-    look(mirror, "nothing has begun", 0)
+    look(exporter, "nothing has begun", 0)
     trials = [Trial(sweep, one) for one in grid[1].trials[:running]]
     for step in range(1, snapshots + 1):
         for trial in trials:
             trial.record(step)
         if step % max(1, snapshots // LINES) == 0:
-            look(mirror, f"{running} run, {step} snapshots each", trials[0].parts)
+            look(exporter, f"{running} run, {step} snapshots each", trials[0].parts)
     for trial in trials:
         trial.finish(snapshots)
-    look(mirror, f"{running} have ended", trials[0].parts)
+    look(exporter, f"{running} have ended", trials[0].parts)
     for one in grid[1].trials[running:]:
         short = Trial(sweep, one)
         short.record(1)
         short.finish(1)
-    look(mirror, f"{max(running, finished)} have ended", trials[0].parts)
+    look(exporter, f"{max(running, finished)} have ended", trials[0].parts)
 
 
 def planned(trials: int, steps: int) -> tuple[object, Grid, DataSpec, int]:
@@ -122,15 +122,15 @@ def planned(trials: int, steps: int) -> tuple[object, Grid, DataSpec, int]:
     return config, expand(config, data, 256, device="cpu"), data, 256
 
 
-def look(mirror: Mirror, what: str, parts: int) -> None:
+def look(exporter: Exporter, what: str, parts: int) -> None:
     """Send what is new, then print what a look costs that finds nothing."""
     began = time.process_time()
-    mirror.sync_once()
+    exporter.sync_once()
     sending = time.process_time() - began
     idle = []
     for _ in range(5):
         began = time.process_time()
-        mirror.sync_once()
+        exporter.sync_once()
         idle.append(time.process_time() - began)
     gc.collect()
     memory = psutil.Process().memory_info().rss / 2**20

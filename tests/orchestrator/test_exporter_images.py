@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exporter_bench import Bench, checkpoint, expected, finish_trial, give_up, put_rows, rows_of
 from matplotlib.image import imread
-from mirror_bench import Bench, checkpoint, expected, finish_trial, give_up, put_rows, rows_of
 
-from orchestrator.mlflow import images as mirror_images
+from orchestrator.mlflow import images as exporter_images
 from orchestrator.mlflow.artifacts import PAUSE_S, Artifacts
 from orchestrator.mlflow.images import DrawingTime, TrialImages
 from orchestrator.mlflow.tracking import ServerAwayError, Tracking
@@ -41,7 +41,7 @@ def bench(tmp_path: Path, template: Path, plain_environment: None, undrawn: None
 @pytest.fixture
 def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images at every look."""
-    monkeypatch.setattr(mirror_images, "IMAGE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(exporter_images, "IMAGE_INTERVAL_S", 0.0)
 
 
 def images(bench: Bench, number: int = 0) -> Counter[tuple[str, int]]:
@@ -62,16 +62,16 @@ def test_a_running_trial_shows_its_first_and_newest_snapshot_and_at_its_end_the_
     bench: Bench,
 ) -> None:
     trial = bench.begin()
-    mirror = bench.mirror()
+    exporter = bench.exporter()
     put_rows(trial, 1, 0, 10)
-    mirror.sync_once()
+    exporter.sync_once()
     assert images(bench) == both(0)
     put_rows(trial, 1, 11, 30)
-    mirror.sync_once()
+    exporter.sync_once()
     assert images(bench) == both(0)  # not again within a minute
     put_rows(trial, 1, 31, 40)
     finish_trial(trial)
-    mirror.sync_once()
+    exporter.sync_once()
     assert images(bench) == both(0, 40)
     assert bench.child().info.status == "FINISHED"
     assert bench.points() == expected(rows_of(0, 40))
@@ -79,26 +79,26 @@ def test_a_running_trial_shows_its_first_and_newest_snapshot_and_at_its_end_the_
 
 def test_an_image_has_the_time_of_its_snapshot(bench: Bench) -> None:
     put_rows(bench.begin(), 1, 20, 20)
-    bench.mirror().sync_once()
+    bench.exporter().sync_once()
     files = bench.client.list_artifacts(bench.child().info.run_id, "images")
     (newest,) = {row["time_ms"] for row in rows_of(20, 20)["spectra"]}
     assert {re.search(r"timestamp\+(\d+)", file.path)[1] for file in files} == {str(newest)}
 
 
-def test_a_second_mirror_sends_no_image_again(bench: Bench, no_rest: None) -> None:
+def test_a_second_exporter_sends_no_image_again(bench: Bench, no_rest: None) -> None:
     trial = bench.begin()
     put_rows(trial, 1, 0, 20)
     for _ in range(2):
-        bench.mirror().sync_once()
+        bench.exporter().sync_once()
     assert images(bench) == both(0, 20)
     put_rows(trial, 1, 21, 40)
     finish_trial(trial)
     for _ in range(2):
-        bench.mirror().sync_once()
+        bench.exporter().sync_once()
     assert images(bench) == both(0, 20, 40)
 
 
-def test_a_mirror_killed_between_two_images_sends_the_other_and_doubles_nothing(
+def test_an_exporter_killed_between_two_images_sends_the_other_and_doubles_nothing(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killed(BaseException):
@@ -117,9 +117,9 @@ def test_a_mirror_killed_between_two_images_sends_the_other_and_doubles_nothing(
     with monkeypatch.context() as patched:
         patched.setattr(Tracking, "send_image", dies)
         with pytest.raises(Killed):
-            bench.mirror().sync_once()
+            bench.exporter().sync_once()
     assert images(bench) == Counter([(HEAT_MAP, 0)])
-    bench.mirror().sync_once()
+    bench.exporter().sync_once()
     assert images(bench) == both(0, 40)
 
 
@@ -130,15 +130,15 @@ def test_a_retry_shows_nothing_that_was_shown_and_ends_at_the_same_step(
     put_rows(trial, 1, 0, 20)
     checkpoint(trial, 20, 1)
     put_rows(trial, 1, 21, 40)
-    mirror = bench.mirror()
-    mirror.sync_once()
+    exporter = bench.exporter()
+    exporter.sync_once()
     assert images(bench) == both(0, 40)
     put_rows(trial, 2, 21, 30, shift_ms=77_777)  # cut off, resumed, and not as far as before
-    mirror.sync_once()
-    bench.mirror().sync_once()
+    exporter.sync_once()
+    bench.exporter().sync_once()
     put_rows(trial, 2, 31, 60, shift_ms=77_777)
     finish_trial(trial, attempt=2)
-    bench.mirror().sync_once()
+    bench.exporter().sync_once()
     assert images(bench) == both(0, 40, 60)
 
 
@@ -148,7 +148,7 @@ def test_a_server_that_was_away_gets_the_last_images_later(
     trial = bench.begin()
     put_rows(trial, 1, 0, 40)
     finish_trial(trial)
-    mirror = bench.mirror()
+    exporter = bench.exporter()
 
     def away(self: Tracking, *_: Any) -> None:
         raise ServerAwayError("timed out")
@@ -156,19 +156,19 @@ def test_a_server_that_was_away_gets_the_last_images_later(
     with monkeypatch.context() as patched:
         for name in ("send_image", "send_tags"):
             patched.setattr(Tracking, name, away)
-        assert mirror.sync_once().away == "timed out"
-    mirror.sync_once()
+        assert exporter.sync_once().away == "timed out"
+    exporter.sync_once()
     assert images(bench) == both(0, 40)
 
 
 def test_a_failed_trial_shows_its_last_snapshot_at_once(bench: Bench) -> None:
     trial = bench.begin()
     put_rows(trial, 1, 0, 20)
-    mirror = bench.mirror()
-    mirror.sync_once()
+    exporter = bench.exporter()
+    exporter.sync_once()
     put_rows(trial, 1, 21, 40)
     give_up(trial)
-    mirror.sync_once()
+    exporter.sync_once()
     assert images(bench) == both(0, 20, 40)
 
 
@@ -180,7 +180,7 @@ def test_every_site_has_its_own_images_as_large_as_they_were_drawn(
     rows = rows_of(0, 0)
     pre = [row | {"site": "pre"} for row in rows["spectra"]]
     bench.put("spectra", trial, rows["spectra"] + pre)
-    bench.mirror().sync_once()
+    bench.exporter().sync_once()
     assert {key for key, _ in images(bench)} == {
         f"spectra/{site}/{name}" for site in ("pre", "post") for name in ("heat_map", "spectrum")
     }
@@ -202,7 +202,7 @@ def test_images_that_cannot_be_stored_do_not_hold_up_the_numbers_or_files(
     trial = bench.begin()
     put_rows(trial, 1, 0, 40)
     finish_trial(trial)
-    assert bench.mirror().finish().refused == 0
+    assert bench.exporter().finish().refused == 0
     assert bench.points() == expected(rows_of(0, 40))
     assert bench.child().info.status == "FINISHED"
     run = bench.child().info.run_id
@@ -216,7 +216,7 @@ def test_a_snapshot_that_cannot_be_drawn_is_told_of_and_its_numbers_are_sent(
     rows = rows_of(0, 0)
     broken = [row | {"eigenvalues": [math.nan] * 4} for row in rows["spectra"]]
     bench.put("spectra", bench.begin(), broken)
-    assert bench.mirror().sync_once().refused == 0
+    assert bench.exporter().sync_once().refused == 0
     assert bench.points() == expected({"metrics": [], "spectra": rows["spectra"]})
     assert any("not finite" in record.getMessage() for record in caplog.records)
 
@@ -303,9 +303,9 @@ def test_only_new_parts_are_read(
     bench: Bench, no_rest: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    plain = mirror_images.read_part
+    plain = exporter_images.read_part
     monkeypatch.setattr(
-        mirror_images,
+        exporter_images,
         "read_part",
         lambda trial, key, c: (read.append(key), plain(trial, key, c))[1],
     )
@@ -331,17 +331,17 @@ def test_a_look_draws_for_its_time_and_at_least_once() -> None:
 def test_trials_that_end_together_are_ended_over_several_looks_with_their_images(
     tmp_path: Path, template: Path, plain_environment: None, undrawn: None
 ) -> None:
-    from orchestrator.mlflow.export_sweep import Mirror
+    from orchestrator.mlflow.export_sweep import Exporter
 
     bench = Bench(tmp_path, template, trials=3)
     for number in range(3):
         trial = bench.begin(number)
         put_rows(trial, 1, 0, 20)
         finish_trial(trial)
-    mirror = Mirror(bench.sweep, bench.uri, drawing_s=0.0)
+    exporter = Exporter(bench.sweep, bench.uri, drawing_s=0.0)
     ended = []
     for _ in range(3):
-        mirror.sync_once()
+        exporter.sync_once()
         ended.append(sum(run.info.status == "FINISHED" for run in bench.runs()))
         assert all(bench.points(n) == expected(rows_of(0, 20)) for n in range(3))
     assert ended == [1, 2, 3]

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mirror_bench import Bench, put_part, snapshot, train_row
+from exporter_bench import Bench, put_part, snapshot, train_row
 
-from orchestrator.mlflow.export import start_mirror
+from orchestrator.mlflow.exporter import start_exporter
 from trialstore.records import METRICS, SPECTRA
 from trialstore.storage import LocalStorage
 
@@ -48,7 +48,7 @@ def test_a_record_is_seen_within_thirty_seconds_while_sixteen_trials_run(
     done = threading.Event()  # never set: its wait is the trainers' pace
     trials = [bench.begin(number) for number in range(TRIALS)]
     writers = [threading.Thread(target=write_trial, args=(t, 4.0, done)) for t in trials]
-    mirror = start_mirror(bench.sweep.url, bench.uri)
+    exporter = start_exporter(bench.sweep.url, bench.uri)
     client = bench.client
     delays: dict[tuple[str, int], float] = {}
     for writer in writers:
@@ -62,7 +62,7 @@ def test_a_record_is_seen_within_thirty_seconds_while_sixteen_trials_run(
         delays |= {at: now - recorded for at, recorded in seen.items() if at not in delays}
     for writer in writers:
         writer.join()
-    assert mirror.finish(timeout=120)
+    assert exporter.finish(timeout=120)
     assert len(delays) == TRIALS * SNAPSHOTS
     slowest = max(delays.values())
     print(f"median {np.median(list(delays.values())):.1f} s, slowest {slowest:.1f} s")

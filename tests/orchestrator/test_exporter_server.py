@@ -1,4 +1,4 @@
-"""A real MLflow server and a real mirror, killed at random moments of a sweep."""
+"""A real MLflow server and a real exporter, killed at random moments of a sweep."""
 
 import contextlib
 import os
@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mirror_bench import Bench, expected, finish_trial, put_rows, rows_of
+from exporter_bench import Bench, expected, finish_trial, put_rows, rows_of
 
-from orchestrator.mlflow.export import MirrorProcess, start_mirror
+from orchestrator.mlflow.exporter import ExporterProcess, start_exporter
 from orchestrator.mlflow.tracking import CLIENT_ENVIRONMENT
 from orchestrator.mlflow.ui import SERVER_ENVIRONMENT, free_port, server_command
 from trialstore.storage import LocalStorage
@@ -87,12 +87,16 @@ def train(bench: Bench, number: int, pace_s: float) -> None:
 
 
 def disturb(
-    kind: str, server: Server, mirror: MirrorProcess, chance: random.Random, over: threading.Event
+    kind: str,
+    server: Server,
+    exporter: ExporterProcess,
+    chance: random.Random,
+    over: threading.Event,
 ) -> None:
     while not over.wait(chance.uniform(1.0, 5.0)):
-        if kind == "mirror":
+        if kind == "exporter":
             with contextlib.suppress(ProcessLookupError):
-                os.kill(mirror.pid, signal.SIGKILL)
+                os.kill(exporter.pid, signal.SIGKILL)
             continue
         server.kill()
         over.wait(chance.uniform(0.0, 4.0))
@@ -101,7 +105,7 @@ def disturb(
         server.start()
 
 
-def assert_mirrored(bench: Bench) -> None:
+def assert_exported(bench: Bench) -> None:
     for number in range(TRIALS):
         assert bench.points(number) == expected(rows_of(0, STEPS)), number
         run = bench.child(number)
@@ -115,19 +119,19 @@ def assert_mirrored(bench: Bench) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("kind", ["mirror", "server", "emptied"])
+@pytest.mark.parametrize("kind", ["exporter", "server", "emptied"])
 def test_what_is_killed_again_and_again_leaves_every_point_once(
     bench: Bench, server: Server, kind: str, seed: int
 ) -> None:
     server.start()
-    mirror = start_mirror(bench.sweep.url, server.uri, every_s=0.2)
+    exporter = start_exporter(bench.sweep.url, server.uri, every_s=0.2)
     trainers = [
         threading.Thread(target=train, args=(bench, number, 0.5 + 0.2 * number))
         for number in range(TRIALS)
     ]
     over = threading.Event()
     trouble = threading.Thread(
-        target=disturb, args=(kind, server, mirror, random.Random(seed), over)
+        target=disturb, args=(kind, server, exporter, random.Random(seed), over)
     )
     try:
         for thread in (*trainers, trouble):
@@ -137,20 +141,20 @@ def test_what_is_killed_again_and_again_leaves_every_point_once(
     finally:
         over.set()
         trouble.join()
-    assert mirror.finish(timeout=PATIENCE_S)
+    assert exporter.finish(timeout=PATIENCE_S)
     server.kill()
-    assert_mirrored(bench)
+    assert_exported(bench)
 
 
 @pytest.mark.slow
-def test_a_server_that_was_never_up_gets_everything_from_a_later_mirror(
+def test_a_server_that_was_never_up_gets_everything_from_a_later_exporter(
     bench: Bench, server: Server
 ) -> None:
-    mirror = start_mirror(bench.sweep.url, server.uri, every_s=0.2)
+    exporter = start_exporter(bench.sweep.url, server.uri, every_s=0.2)
     for number in range(TRIALS):
         train(bench, number, 0.0)
-    assert not mirror.finish(timeout=PATIENCE_S)
+    assert not exporter.finish(timeout=PATIENCE_S)
     server.start()
-    assert start_mirror(bench.sweep.url, server.uri).finish(timeout=PATIENCE_S)
+    assert start_exporter(bench.sweep.url, server.uri).finish(timeout=PATIENCE_S)
     server.kill()
-    assert_mirrored(bench)
+    assert_exported(bench)

@@ -1,4 +1,4 @@
-"""A sweep's directory as a trainer leaves it, and what MLflow must then hold: for mirror tests."""
+"""A sweep as a trainer leaves it, and what MLflow must then hold: for tests of the exporter."""
 
 import math
 import shutil
@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.mlflow.export_sweep import Mirror
+from orchestrator.mlflow.export_sweep import Exporter
 from orchestrator.mlflow.points import LAYER_METRICS, MEDIAN_METRICS, METRIC_NAMES
 from trialstore import records
 from trialstore.records import METRICS, SPECTRA, Manifest, encode_json, put_part
@@ -144,7 +144,7 @@ def give_up(trial: LocalStorage, attempt: int = 1) -> None:
 
 
 class Bench:
-    """A sweep in a folder of its own, and the database that it is mirrored to."""
+    """A sweep in a folder of its own, and the database that it is exported to."""
 
     def __init__(self, root: Path, template: Path, trials: int = 1) -> None:
         self.root = root
@@ -175,8 +175,8 @@ class Bench:
         """Rows as one part of the first attempt."""
         return put_part(trial, table, 1, rows)
 
-    def mirror(self) -> Mirror:
-        return Mirror(self.sweep, self.uri)
+    def exporter(self) -> Exporter:
+        return Exporter(self.sweep, self.uri)
 
     @property
     def client(self) -> Any:
@@ -208,7 +208,7 @@ class Bench:
 
 
 def expected(rows: dict[str, list[dict[str, Any]]]) -> Counter[tuple[str, int, float, int]]:
-    """What MLflow must hold, written down independently of the mirror."""
+    """What MLflow must hold, written down independently of the exporter."""
     points = [
         (name, row["step"], row[column], row["time_ms"])
         for row in rows[METRICS]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from mirror_bench import (
+from exporter_bench import (
     START_MS,
     Bench,
     checkpoint,
@@ -18,7 +18,7 @@ from mirror_bench import (
     rows_of,
 )
 
-from orchestrator.mlflow.export_sweep import Mirror
+from orchestrator.mlflow.export_sweep import Exporter
 from orchestrator.mlflow.tracking import Tracking, git_state
 from trialstore import records
 from trialstore.errors import InputError
@@ -30,7 +30,7 @@ from trialstore.storage import LocalStorage
 
 def test_a_run_is_found_by_its_cell(bench: Bench) -> None:
     put_rows(bench.begin(), 1, 0, 10)
-    bench.mirror().sync_once()
+    bench.exporter().sync_once()
     run, parent = bench.child(), bench.parent()
     assert run.info.run_name == "gpt2 pre 4x d64 L2 s0"
     assert run.info.start_time == START_MS + 50  # its first record
@@ -61,7 +61,7 @@ def test_an_outcome_ends_its_run(bench: Bench, outcome: str, status: str) -> Non
     trial = bench.begin()
     put_rows(trial, 1, 0, 10)
     finish_trial(trial, outcome)
-    bench.mirror().finish()
+    bench.exporter().finish()
     run = bench.child()
     assert run.info.status == status
     assert run.data.tags["outcome"] == outcome
@@ -76,7 +76,7 @@ def test_a_failed_trial_fails_its_run_until_a_retry_continues_it(bench: Bench) -
     put_rows(trial, 1, 0, 10)
     checkpoint(trial, 10, 1)
     give_up(trial)
-    assert bench.mirror().finish().away is None
+    assert bench.exporter().finish().away is None
     failed = bench.child()
     assert (failed.info.status, failed.info.end_time) == ("FAILED", START_MS + 9_000)
     assert failed.data.tags["failure"] == "train: out of memory"
@@ -84,12 +84,12 @@ def test_a_failed_trial_fails_its_run_until_a_retry_continues_it(bench: Bench) -
 
     trial.put(records.LEASE, encode_json({"attempt": 2}))
     put_rows(trial, 2, 11, 40)
-    mirror = bench.mirror()
-    mirror.sync_once()
+    exporter = bench.exporter()
+    exporter.sync_once()
     assert bench.child().info.status == "RUNNING"
     assert bench.parent().info.status == "RUNNING"
     finish_trial(trial, attempt=2)
-    mirror.finish()
+    exporter.finish()
     assert bench.child().info.run_id == failed.info.run_id
     assert bench.child().info.status == "FINISHED"
     assert bench.parent().info.status == "FINISHED"
@@ -100,10 +100,10 @@ def test_a_sweep_keeps_its_runs_when_its_directory_moves(bench: Bench) -> None:
     trial = bench.begin()
     put_rows(trial, 1, 0, 40)
     finish_trial(trial)
-    bench.mirror().sync_once()
+    bench.exporter().sync_once()
     moved = bench.root / "elsewhere"
     shutil.copytree(bench.sweep.root, moved)
-    assert Mirror(LocalStorage(moved), bench.uri).sync_once().points == 0
+    assert Exporter(LocalStorage(moved), bench.uri).sync_once().points == 0
     assert len(bench.runs()) == 2
 
 
@@ -112,7 +112,7 @@ def test_two_sweeps_of_one_name_share_no_run(bench: Bench) -> None:
     other = LocalStorage(bench.root / "colleague" / "small")
     shutil.copytree(bench.sweep.root, other.root)
     for sweep in (bench.sweep, other):
-        Mirror(sweep, bench.uri).sync_once()
+        Exporter(sweep, bench.uri).sync_once()
     assert len(bench.runs()) == 4
 
 
@@ -120,21 +120,21 @@ def test_the_report_and_the_verdict_hang_on_the_sweep_and_are_renewed(bench: Ben
     trial = bench.begin()
     put_rows(trial, 1, 0, 10)
     finish_trial(trial)
-    mirror = bench.mirror()
-    mirror.sync_once()
+    exporter = bench.exporter()
+    exporter.sync_once()
     assert "1 completed" in bench.parent().data.tags["mlflow.note.content"]
 
     verdict = {"label": "pre, depth 2", "sentence": "use 2.67x"}
     bench.sweep.put("report/recommendation.json", encode_json({"groups": [verdict]}))
     bench.sweep.put("report/figures/loss.svg", b"<svg/>")
-    mirror.sync_once()
+    exporter.sync_once()
     parent = bench.parent()
     assert "**pre, depth 2**: use 2.67x." in parent.data.tags["mlflow.note.content"]
     artifacts = bench.root / "mlartifacts" / parent.info.run_id / "artifacts" / "report"
     assert (artifacts / "figures" / "loss.svg").read_bytes() == b"<svg/>"
 
     bench.sweep.put("report/figures/loss.svg", b"<svg>new</svg>")
-    bench.mirror().finish()
+    bench.exporter().finish()
     assert (artifacts / "figures" / "loss.svg").read_bytes() == b"<svg>new</svg>"
 
 
@@ -148,7 +148,7 @@ def test_artifacts_that_cannot_be_stored_do_not_hold_up_the_numbers(
     trial = bench.begin()
     put_rows(trial, 1, 0, 40)
     finish_trial(trial)
-    bench.mirror().finish()
+    bench.exporter().finish()
     assert bench.points() == expected(rows_of(0, 40))
     assert bench.child().info.status == "FINISHED"
     assert len([r for r in caplog.records if "artifacts are not sent" in r.getMessage()]) == 1
@@ -169,7 +169,7 @@ def test_a_run_says_which_commit_it_was_started_from(bench: Bench, tmp_path: Pat
     content = yaml.safe_load(bench.sweep.get("sweep.yaml"))
     content["resolved"]["git"] = state
     bench.sweep.put("sweep.yaml", yaml.safe_dump(content).encode())
-    bench.mirror().sync_once()
+    bench.exporter().sync_once()
     tags = bench.child().data.tags
     assert tags["mlflow.source.git.commit"] == state["commit"]
     assert tags["mlflow.source.git.dirty"] == "true"
@@ -177,4 +177,4 @@ def test_a_run_says_which_commit_it_was_started_from(bench: Bench, tmp_path: Pat
 
 def test_a_folder_that_is_no_sweep_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"sweep\.yaml"):
-        Mirror(LocalStorage(tmp_path), "http://127.0.0.1:1")
+        Exporter(LocalStorage(tmp_path), "http://127.0.0.1:1")

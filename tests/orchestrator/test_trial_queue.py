@@ -13,12 +13,12 @@ pytest.importorskip("ray")
 from ray import cloudpickle
 from ray.tune.experiment import Trial
 
-from orchestrator.tune import trial_queue as gate_module
-from orchestrator.tune.trial_queue import Gate, GateStopper, reserved, trial_id
+from orchestrator.tune import trial_queue as queue_module
+from orchestrator.tune.trial_queue import QueueStopper, TrialQueue, reserved, trial_id
 
 
 class Sweep:
-    """A gate, and what Tune would do with it."""
+    """A queue, and what Tune would do with it."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Sweep:
         self.stop = False
         self.storage_fails = False
         needs = {str(at): Need(number, 1.0, 0.0) for at, number in enumerate(workers)}
-        self.gate = Gate(
+        self.queue = TrialQueue(
             needs,
             after or {},
             limit,
@@ -41,7 +41,7 @@ class Sweep:
             lambda: [Node({"CPU": number}, id=str(at)) for at, number in enumerate(self.nodes)],
             self._shall_stop,
         )
-        self.gate._waiting = [
+        self.queue._waiting = [
             Trial("stub", config={"trial": {"id": name}}, stub=True) for name in needs
         ]
         self.handed: dict[str, Trial] = {}
@@ -52,9 +52,9 @@ class Sweep:
         return self.stop
 
     def hand_over(self) -> list[tuple[str, str]]:
-        """What the gate hands over before it says no: ids, and how they are placed."""
+        """What the queue hands over before it says no: ids, and how they are placed."""
         found = []
-        while (trial := self.gate.next_trial()) is not None:
+        while (trial := self.queue.next_trial()) is not None:
             self.handed[trial_id(trial)] = trial
             found.append((trial_id(trial), trial.config["trial"]["placement"]["strategy"]))
         return found
@@ -70,7 +70,7 @@ class Sweep:
 
 @pytest.fixture(autouse=True)
 def always_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate_module, "LOOK_S", 0.0)
+    monkeypatch.setattr(queue_module, "LOOK_S", 0.0)
 
 
 def names(handed: list[tuple[str, str]]) -> list[str]:
@@ -79,19 +79,19 @@ def names(handed: list[tuple[str, str]]) -> list[str]:
 
 def test_tune_can_pickle_it_whatever_its_calls_hold():
     lock = threading.Lock()
-    gate = Gate({}, {}, None, False, list, lock.locked)
-    assert cloudpickle.dumps((gate, GateStopper(gate)))
+    queue = TrialQueue({}, {}, None, False, list, lock.locked)
+    assert cloudpickle.dumps((queue, QueueStopper(queue)))
 
 
 def test_trials_come_in_their_order_as_many_as_fit_and_one_more():
     sweep = Sweep([1] * 6, nodes=[2, 1])
     assert names(sweep.hand_over()) == ["0", "1", "2", "3"]
-    assert not sweep.gate.is_finished()
+    assert not sweep.queue.is_finished()
     sweep.end("1")
     assert names(sweep.hand_over()) == ["4"]
     sweep.end("0", "2", "3", "4")
     assert names(sweep.hand_over()) == ["5"]
-    assert sweep.gate.is_finished()
+    assert sweep.queue.is_finished()
 
 
 def test_a_trial_stays_on_one_node_where_nodes_are_large_enough():
@@ -156,17 +156,17 @@ def test_trials_whose_nodes_have_gone_are_handed_over_anew():
     sweep.hand_over()
     sweep.run("0")
     sweep.nodes[:] = [1, 1]
-    assert not sweep.gate.over()  # one runs, as far as is known
+    assert not sweep.queue.over()  # one runs, as far as is known
     sweep.end("0")
-    assert sweep.gate.over()
-    assert sweep.gate.left == ["1", "2"]
+    assert sweep.queue.over()
+    assert sweep.queue.left == ["1", "2"]
 
 
 def test_trials_that_still_fit_somewhere_are_left_where_they_are():
     sweep = Sweep([2, 2], nodes=[2, 2, 1])
     sweep.hand_over()
     sweep.nodes[:] = [2]
-    assert not sweep.gate.over()
+    assert not sweep.queue.over()
 
 
 def test_where_nodes_join_on_demand_all_is_handed_over_so_that_they_come():
@@ -175,7 +175,7 @@ def test_where_nodes_join_on_demand_all_is_handed_over_so_that_they_come():
     ]  # fmt: skip
     held_back = Sweep([2] * 9, nodes=[2], wait_for_nodes=True, limit=4)
     assert held_back.hand_over() == [(str(at), TOGETHER) for at in range(4)]
-    assert not held_back.gate.over()
+    assert not held_back.queue.over()
 
 
 def test_a_stop_ends_what_waits_and_lets_what_runs_go_on():
@@ -184,25 +184,25 @@ def test_a_stop_ends_what_waits_and_lets_what_runs_go_on():
     sweep.run("0")
     sweep.stop = True
     assert sweep.hand_over() == []
-    assert sweep.gate.is_finished()
-    assert not sweep.gate.over()
+    assert sweep.queue.is_finished()
+    assert not sweep.queue.over()
     sweep.end("0")
-    assert sweep.gate.over()
-    assert sweep.gate.left == []
+    assert sweep.queue.over()
+    assert sweep.queue.left == []
 
 
 def test_a_storage_that_fails_for_a_while_ends_no_sweep(caplog):
-    """Asked once a second for days: what the gate raises would end Tune, and all that trains."""
+    """Asked once a second for days: what the queue raises would end Tune, and all that trains."""
     sweep = Sweep([1] * 4, nodes=[1])
     sweep.storage_fails = True
     assert names(sweep.hand_over()) == ["0", "1"]
     sweep.run("0")
-    assert not sweep.gate.over()
+    assert not sweep.queue.over()
     assert caplog.text.count("curl: timeout") == 1  # however often it has looked
     sweep.storage_fails, sweep.stop = False, True
     sweep.end("0", "1")
     assert sweep.hand_over() == []
-    assert sweep.gate.is_finished()
+    assert sweep.queue.is_finished()
 
 
 def test_a_trial_is_reserved_as_one_group():

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from mirror_bench import (
+from exporter_bench import (
     Bench,
     expected,
     finish_trial,
@@ -15,7 +15,7 @@ from mirror_bench import (
     spec,
 )
 
-from orchestrator.mlflow.export import (
+from orchestrator.mlflow.exporter import (
     forget_trial,
     sync,
 )
@@ -31,8 +31,8 @@ def test_a_broken_trial_does_not_keep_the_others_out(
     bench = make_bench(2)
     bench.begin(0).put("metrics/part-1-0-10.parquet", b"not Parquet")
     put_rows(bench.begin(1), 1, 0, 10)
-    mirror = bench.mirror()
-    assert [mirror.sync_once().refused for _ in range(2)] == [1, 1]
+    exporter = bench.exporter()
+    assert [exporter.sync_once().refused for _ in range(2)] == [1, 1]
     assert len([r for r in caplog.records if "cannot be read" in r.getMessage()]) == 1
     assert bench.points(1) == expected(rows_of(0, 10))
 
@@ -57,7 +57,7 @@ def test_records_that_nobody_can_read_keep_only_their_own_trial_out(
             give_up(trial)
         trial.put(key, data)
     put_rows(bench.begin(len(broken)), 1, 0, 10)
-    report = bench.mirror().sync_once()
+    report = bench.exporter().sync_once()
     assert report.away is None
     # An empty object says nothing of an attempt: only what must be there is missed in it.
     missed = len(broken) - (key in (records.FAILURE, records.LEASE))
@@ -88,7 +88,7 @@ def test_a_result_that_is_not_one_keeps_only_its_own_trial_out(
     result = json.loads(trial.get(records.RESULT))
     trial.put(records.RESULT, encode_json(result | change))
     put_rows(bench.begin(1), 1, 0, 10)
-    report = bench.mirror().sync_once()
+    report = bench.exporter().sync_once()
     assert (report.refused, report.away) == (1, None)
     assert bench.points(1) == expected(rows_of(0, 10))
 
@@ -99,7 +99,7 @@ def test_text_that_no_database_takes_is_sent_without_it(bench: Bench) -> None:
     trial.put(records.SPEC, encode_json(spec(bench.ids[0]) | {"kind": "a\ud800\0b"}))
     failure = {"stage": "train", "message": "a\ud800\0b", "attempt": 1, "gave_up": True}
     trial.put(records.FAILURE, encode_json(failure))
-    report = bench.mirror().sync_once()
+    report = bench.exporter().sync_once()
     assert (report.refused, report.away) == (0, None)
     assert bench.child().data.tags["failure"] == "train: a??b"
     assert bench.child().data.params["kind"] == "a??b"
@@ -120,8 +120,8 @@ def test_a_trial_given_up_is_counted_until_the_end(
         raise RefusedError("no")
 
     monkeypatch.setattr(Tracking, "send_points", refuse)
-    mirror = bench.mirror()
-    reports = [mirror.sync_once(), mirror.sync_once(), mirror.sync_once(), mirror.finish()]
+    exporter = bench.exporter()
+    reports = [exporter.sync_once(), exporter.sync_once(), exporter.sync_once(), exporter.finish()]
     assert [report.refused for report in reports] == [1, 1, 1, 1]
 
 
@@ -137,8 +137,8 @@ def test_a_run_that_was_refused_something_is_the_one_that_is_tried_again(
         send(self, run_id, points)
 
     monkeypatch.setattr(Tracking, "send_points", refuse_once)
-    mirror = bench.mirror()
-    assert [mirror.sync_once().refused for _ in range(2)] == [1, 0]
+    exporter = bench.exporter()
+    assert [exporter.sync_once().refused for _ in range(2)] == [1, 0]
     assert len(bench.runs()) == 2  # the sweep's and the trial's
     assert bench.points() == expected(rows_of(0, 10))
 
@@ -146,7 +146,7 @@ def test_a_run_that_was_refused_something_is_the_one_that_is_tried_again(
 def test_a_recommendation_that_is_not_one_is_left_out_of_the_note(bench: Bench) -> None:
     for data in (b'{"groups": [3]}', b'{"groups": 3}', b"[]", NESTED):
         bench.sweep.put("report/recommendation.json", data)
-        assert bench.mirror().sync_once().away is None
+        assert bench.exporter().sync_once().away is None
         assert bench.parent().data.tags["mlflow.note.content"] == "1 trials: 1 waiting."
 
 

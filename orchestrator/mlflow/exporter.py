@@ -1,6 +1,6 @@
-"""The mirror process: it sends a sweep to MLflow while others train, and cannot hurt them.
+"""The exporter process: it sends a sweep to MLflow while others train, and cannot hurt them.
 
-    python -m orchestrator.mlflow.export SWEEP_URL [--tracking-uri URI] [--every SECONDS]
+    python -m orchestrator.mlflow.exporter SWEEP_URL [--tracking-uri URI] [--every SECONDS]
 
 The driver hands it the URI, which may hold a password, in MLFLOW_TRACKING_URI: every user of a
 machine sees the command lines of all.
@@ -26,7 +26,7 @@ from dataclasses import replace
 from typing import Literal, TextIO
 
 from orchestrator.ledger.ledger import resolved_sweep
-from orchestrator.mlflow.export_sweep import Mirror, SyncReport
+from orchestrator.mlflow.export_sweep import Exporter, SyncReport
 from orchestrator.mlflow.identity import forget_trial
 from orchestrator.mlflow.images import DRAWING_S
 from orchestrator.mlflow.tracking import (
@@ -43,11 +43,11 @@ from trialstore.storage import LocalStorage, Storage, open_storage
 log = logging.getLogger(__name__)
 
 __all__ = [
-    "Mirror",
-    "MirrorProcess",
+    "Exporter",
+    "ExporterProcess",
     "SyncReport",
     "forget_trial",
-    "start_mirror",
+    "start_exporter",
     "sync",
     "sync_command",
 ]
@@ -56,7 +56,7 @@ LOCK_FILE = ".mirror.lock"
 EVERY = 3.0  # seconds between two looks
 LONGEST_PAUSE = 60.0  # seconds, while the server is away
 LOCK_PAUSE = 1.0  # seconds between two tries for the lock
-LOOK_S = 5.0  # between two looks whether the mirror lives
+LOOK_S = 5.0  # between two looks whether the exporter lives
 BAD_INPUT = 2  # its exit code
 
 Order = Literal["finish", "gone"]
@@ -65,9 +65,9 @@ Order = Literal["finish", "gone"]
 # --- for the driver ------------------------------------------------------------------------
 
 
-class MirrorProcess:
-    """A mirror beside a driver. If the driver dies, it sends what is durable and ends; if the
-    mirror dies, another takes its place: nothing is lost with it."""
+class ExporterProcess:
+    """An exporter beside a driver. If the driver dies, it sends what is durable and ends; if the
+    exporter dies, another takes its place: nothing is lost with it."""
 
     def __init__(self, start: Callable[[], "subprocess.Popen[bytes]"]) -> None:
         self._start = start
@@ -86,15 +86,15 @@ class MirrorProcess:
         return self._end(b"finish\n", timeout)
 
     def leave(self, timeout: float) -> bool:
-        """End the mirror but not the sweep's run: the sweep will be continued."""
+        """End the exporter but not the sweep's run: the sweep will be continued."""
         return self._end(b"", timeout)
 
     def _replace_dead(self) -> None:
-        """Start another mirror, ever less often, unless this one has said that it cannot go on."""
+        """Start another, ever less often, unless this one has said that it cannot go on."""
         code = self._process.poll()
         if code in (None, BAD_INPUT) or time.monotonic() < self._rested_at:
             return
-        log.warning("the mirror has ended by itself with code %s; another goes on", code)
+        log.warning("the exporter has ended by itself with code %s; another goes on", code)
         self._replace()
         self._rested_at = time.monotonic() + self._rest_s
         self._rest_s = min(2 * self._rest_s, LONGEST_PAUSE)
@@ -119,10 +119,10 @@ class MirrorProcess:
             self._replace()  # somebody has killed it
 
 
-def start_mirror(sweep_url: str, uri: str, every_s: float = EVERY) -> MirrorProcess:
-    """Start a mirror of a sweep, whose sweep.yaml exists; returns at once."""
+def start_exporter(sweep_url: str, uri: str, every_s: float = EVERY) -> ExporterProcess:
+    """Start an exporter of a sweep, whose sweep.yaml exists; returns at once."""
     # -P: a folder named `analysis` where the user stands is not ours.
-    command = [sys.executable, "-P", "-m", "orchestrator.mlflow.export", sweep_url]
+    command = [sys.executable, "-P", "-m", "orchestrator.mlflow.exporter", sweep_url]
     command += ["--every", str(every_s)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", URI_VARIABLE: uri}
 
@@ -135,24 +135,24 @@ def start_mirror(sweep_url: str, uri: str, every_s: float = EVERY) -> MirrorProc
             start_new_session=True,  # an interrupt from the keyboard is for the driver to judge
         )
 
-    return MirrorProcess(start)
+    return ExporterProcess(start)
 
 
 def sync(sweep: Storage, uri: str) -> SyncReport:
     """Send what MLflow has not seen of a sweep; end the sweep's run if every trial is over.
 
-    Waits for another mirror of the same sweep. Raises InputError where `sweep` is no sweep.
+    Waits for another exporter of the same sweep. Raises InputError where `sweep` is no sweep.
     """
-    mirror = Mirror(sweep, uri)
+    exporter = Exporter(sweep, uri)
     with contextlib.ExitStack() as stack:
         lock = _open_lock(sweep, stack)
         if lock is not None and not _try_lock(lock):
-            log.warning("another mirror is sending %s; waiting for it to end", sweep.url)
+            log.warning("another exporter is sending %s; waiting for it to end", sweep.url)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        first = mirror.sync_once()
-        if first.away or {"waiting", "running"} & set(mirror.outcomes.values()):
+        first = exporter.sync_once()
+        if first.away or {"waiting", "running"} & set(exporter.outcomes.values()):
             return first
-        last = mirror.finish()
+        last = exporter.finish()
         return replace(  # what either has sent; what is missing is as it is at the end
             last,
             points=first.points + last.points,
@@ -193,8 +193,8 @@ class Orders:
         return self._order
 
 
-def mirror_until_told(sweep: Storage, uri: str, every_s: float, orders: Orders) -> bool:
-    """Mirror a sweep until the driver ends it or is gone; True if MLflow has everything.
+def export_until_told(sweep: Storage, uri: str, every_s: float, orders: Orders) -> bool:
+    """Exporter a sweep until the driver ends it or is gone; True if MLflow has everything.
 
     Raises InputError where `sweep` is no sweep.
     """
@@ -208,17 +208,17 @@ def mirror_until_told(sweep: Storage, uri: str, every_s: float, orders: Orders) 
             if order == "finish":
                 fcntl.flock(lock, fcntl.LOCK_EX)  # the driver has set a limit to this
                 break
-        mirror = Mirror(sweep, uri, DRAWING_S)
+        exporter = Exporter(sweep, uri, DRAWING_S)
         pause = every_s
         while True:
             began = time.monotonic()
-            away = mirror.sync_once().away
+            away = exporter.sync_once().away
             took = time.monotonic() - began
             # Looking takes half the time at most, however large the sweep and slow its storage.
             pause = min(2 * pause, LONGEST_PAUSE) if away else max(every_s, took)
             order = orders.wait(pause)
             if order is not None:
-                report = mirror.finish() if order == "finish" else mirror.sync_once()
+                report = exporter.finish() if order == "finish" else exporter.sync_once()
                 return report.complete
 
 
@@ -230,7 +230,7 @@ def _open_lock(sweep: Storage, stack: contextlib.ExitStack) -> TextIO | None:
         return stack.enter_context(sweep.path(LOCK_FILE).open("w"))
     except OSError as error:
         raise InputError(
-            f"{sweep.url_of(LOCK_FILE)} cannot be written: {error.strerror}; two mirrors of one "
+            f"{sweep.url_of(LOCK_FILE)} cannot be written: {error.strerror}; two exporters of one "
             "sweep keep apart by it, so copy the sweep to where you may write"
         ) from error
 
@@ -246,7 +246,7 @@ def _try_lock(lock: TextIO) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0: everything is in MLflow; 1: something is not yet; 2: bad input."""
     parser = argparse.ArgumentParser(
-        prog="python -m orchestrator.mlflow.export", description=__doc__
+        prog="python -m orchestrator.mlflow.exporter", description=__doc__
     )
     parser.add_argument("sweep")
     parser.add_argument("--tracking-uri", help=f"default: {URI_VARIABLE}, or beside the sweep")
@@ -259,7 +259,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         sweep = open_storage(given.sweep)
         uri = tracking_uri(storage_of(sweep), given.tracking_uri)
-        complete = mirror_until_told(sweep, uri, given.every, Orders(sys.stdin.fileno()))
+        complete = export_until_told(sweep, uri, given.every, Orders(sys.stdin.fileno()))
     except InputError as error:
         log.error("%s", error)
         return BAD_INPUT

@@ -1,4 +1,4 @@
-"""A mirror beside a driver, and `widthlab sync` after it."""
+"""An exporter beside a driver, and `widthlab sync` after it."""
 
 import fcntl
 import os
@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from mirror_bench import (
+from exporter_bench import (
     Bench,
     expected,
     finish_trial,
@@ -17,10 +17,10 @@ from mirror_bench import (
     rows_of,
 )
 
-from orchestrator.mlflow.export import (
+from orchestrator.mlflow.exporter import (
     Orders,
-    mirror_until_told,
-    start_mirror,
+    export_until_told,
+    start_exporter,
     sync,
     sync_command,
 )
@@ -73,16 +73,16 @@ def told(message: bytes) -> Orders:
 
 def test_a_driver_that_dies_leaves_the_sweep_open_with_what_is_durable(bench: Bench) -> None:
     put_rows(bench.begin(), 1, 0, 10)
-    assert mirror_until_told(bench.sweep, bench.uri, 60.0, told(b""))
+    assert export_until_told(bench.sweep, bench.uri, 60.0, told(b""))
     assert bench.parent().info.status == "RUNNING"
     assert bench.points() == expected(rows_of(0, 10))
 
 
-def test_two_mirrors_of_one_sweep_never_send_at_once(bench: Bench) -> None:
+def test_two_exporters_of_one_sweep_never_send_at_once(bench: Bench) -> None:
     put_rows(bench.begin(), 1, 0, 10)
     with bench.sweep.path(".mirror.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert not mirror_until_told(bench.sweep, bench.uri, 60.0, told(b""))
+        assert not export_until_told(bench.sweep, bench.uri, 60.0, told(b""))
     assert bench.client.get_experiment_by_name("widthlab") is None
 
 
@@ -93,7 +93,7 @@ def test_the_process_sends_while_it_lives_and_ends_the_sweep_when_told(
     trial = bench.begin()
     put_rows(trial, 1, 0, 40)
     finish_trial(trial)
-    process = start_mirror(bench.sweep.url, bench.uri, every_s=0.1)
+    process = start_exporter(bench.sweep.url, bench.uri, every_s=0.1)
     assert process.finish(timeout=120)
     assert bench.points() == expected(rows_of(0, 40))
     assert bench.parent().info.status == "FINISHED"
@@ -109,13 +109,13 @@ def test_the_process_tells_that_the_server_was_away_and_never_the_password(
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{closed.getsockname()[1]}"
-        process = start_mirror(bench.sweep.url, f"http://me:secret@{address}")
+        process = start_exporter(bench.sweep.url, f"http://me:secret@{address}")
         # Every user of the machine can read a command line.
         command = subprocess.run(
             ["ps", "-o", "args=", "-p", str(process.pid)], capture_output=True, check=True
         )
         assert not process.finish(timeout=120)
-    assert b"orchestrator.mlflow.export" in command.stdout
+    assert b"orchestrator.mlflow.exporter" in command.stdout
     assert b"secret" not in command.stdout
     told = capfd.readouterr().err
     assert f"widthlab sync {bench.sweep.url} --tracking-uri http://{address}" in told
@@ -123,14 +123,14 @@ def test_the_process_tells_that_the_server_was_away_and_never_the_password(
 
 
 @pytest.mark.processes
-def test_a_mirror_that_is_killed_twice_is_replaced_twice(
+def test_an_exporter_that_is_killed_twice_is_replaced_twice(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("orchestrator.mlflow.export.LOOK_S", 0.05)
+    monkeypatch.setattr("orchestrator.mlflow.exporter.LOOK_S", 0.05)
     trial = bench.begin()
     put_rows(trial, 1, 0, 40)
     finish_trial(trial)
-    process = start_mirror(bench.sweep.url, bench.uri, every_s=0.1)
+    process = start_exporter(bench.sweep.url, bench.uri, every_s=0.1)
     first = process.pid
     os.kill(first, signal.SIGKILL)
     deadline = time.monotonic() + 60
@@ -145,9 +145,9 @@ def test_a_mirror_that_is_killed_twice_is_replaced_twice(
 
 
 @pytest.mark.processes
-def test_a_mirror_of_no_sweep_ends_and_is_not_started_again(
+def test_an_exporter_of_no_sweep_ends_and_is_not_started_again(
     bench: Bench, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    process = start_mirror(str(bench.root / "nowhere"), bench.uri)
+    process = start_exporter(str(bench.root / "nowhere"), bench.uri)
     assert not process.finish(timeout=120)
     assert capfd.readouterr().err.count("is no sweep's directory") == 1
