@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_placement import trial as make_trial
+from test_node_room import trial as make_trial
 
 from orchestrator.ledger.ledger import trial_storage
 from orchestrator.tune.execute import as_begun
