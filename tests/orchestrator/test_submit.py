@@ -195,9 +195,9 @@ def test_widthlab_and_the_sweep_travel_and_nothing_that_lies_beside_them(tmp_pat
     assert fill(job, here / "sweep.yaml", [], {"A": "1"}) == Path("sweep.yaml")
     sent = files_of(job)
     others = {name for name in sent if name.partition("/")[0] not in
-              ("analysis", "trainers", "orchestrator")}  # fmt: skip
+              ("trialstore", "analysis", "trainers", "orchestrator")}  # fmt: skip
     assert others == {"sweep.yaml", "job.env"}
-    assert {"orchestrator/cli.py", "trainers/train.py", "analysis/spectrum.py"} <= sent
+    assert {"orchestrator/cli/__main__.py", "trainers/train.py", "analysis/spectrum.py"} <= sent
     assert not [name for name in sent if "__pycache__" in name]
 
 

@@ -56,7 +56,7 @@ def continued(model, inputs) -> list[list[int]]:
 
 
 if __name__ == "__main__":
-    for name in ("trainers", "analysis", "orchestrator"):
+    for name in ("orchestrator", "trainers", "analysis", "trialstore"):
         try:
             __import__(name)
         except ModuleNotFoundError:
