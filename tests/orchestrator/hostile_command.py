@@ -103,7 +103,7 @@ def disarm(patched: pytest.MonkeyPatch, *, server: bool = False) -> None:
         patched.setattr(f"orchestrator.run.{name}", _stop)
     patched.setattr("trainers.train.train", _stop)
     patched.setattr("orchestrator.mlflow.ui.os.execve", _serve)
-    for module in ("exporter_sweep", "exporter_identity"):
+    for module in ("mlflow.export_sweep", "mlflow.identity"):
         patched.setattr(f"orchestrator.{module}.Tracking", SilentTracking if server else _away)
     patched.setattr("orchestrator.mlflow.reader.client_of", _away)
     patched.setenv("HF_HUB_OFFLINE", "1")

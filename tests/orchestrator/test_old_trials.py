@@ -47,7 +47,7 @@ def test_a_notice_counts_the_trials_and_names_versions_and_cost(first: LocalStor
     for words in (
         "11 finished trials of semantics version 1, and nothing of it is reused",
         "this widthlab trains version 2",
-        "Training 11 trials anew costs about 1.5 device-hours (1.5 h, cost 3)",
+        "Training 11 trials anew costs about 1.5 device-hours (90 min, cost 3)",
         "give this sweep another name first",
     ):
         assert words in said
