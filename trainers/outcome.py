@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,21 @@ FINAL_TRAIN_SHARE = 0.05
 
 class DivergenceError(ArithmeticError):
     """The loss or the activations are not finite: an outcome, not a failure."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the training loop of a trial ended.
+
+    Attributes:
+        step: Updates that were made.
+        on_collapse: The loop ended here because the layers had collapsed one snapshot earlier.
+        divergence: What is not finite, and at which step; None if everything is.
+    """
+
+    step: int
+    on_collapse: bool
+    divergence: str | None
 
 
 class Clock:

@@ -12,10 +12,9 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from trainers.durable.scratch import scratch_folder
-from trainers.durable.writer import TrialWriter
 from trainers.engine.engine import Engine, Ranks
 from trainers.spec import Layout
 from trialstore.claims import Fence
@@ -42,26 +41,46 @@ class DamagedCheckpointError(RuntimeError):
     """A checkpoint's file is not what its manifest says, found when it was fetched."""
 
 
+class Records(Protocol):
+    """The records that a checkpoint rests on; silent on ranks other than 0."""
+
+    def flush(self) -> None:
+        """Write every row now."""
+
+    def commit(self, step: int, files: dict[str, dict[str, Any]], layout: Layout) -> None:
+        """Commit the checkpoint whose `files` are stored, and remove those no longer needed."""
+
+
 def save(
     engine: Engine,
     fence: Fence,
-    writer: TrialWriter | None,
+    recorded: Records,
     ranks: Ranks,
     step: int,
     state: dict[str, Any],
     layout: Layout,
 ) -> None:
-    """Store and commit the state after `step` updates. Collective; rank 0 has the writer.
+    """Store and commit the state after `step` updates. Collective.
 
-    Raises LeaseLostError, and OSError naming place, needed and free bytes where a disk is full.
+    Args:
+        engine: The engine to save.
+        fence: Checked before each file is stored.
+        recorded: The trial's records; they are flushed before the checkpoint is committed.
+        ranks: This process among those of the trial.
+        step: Updates that the weights have had.
+        state: What `load` returns again, beside the engine's state.
+        layout: Recorded in the manifest; says how many checkpoints are kept.
+
+    Raises:
+        LeaseLostError: A newer attempt writes the trial.
+        OSError: A disk is full; the message names the place, and needed and free bytes.
     """
     tag = f"step-{step:08d}"
     folder = attempt_folder(step, fence.claim.attempt)
     with _staging(ranks) as staging:
         _stage(engine, staging, tag, state)
-        if writer is not None:
-            # Before the first file: one that was replaced writes nothing more.
-            writer.flush()
+        # Before the first file: an attempt that was replaced then writes nothing more.
+        recorded.flush()
         ranks.barrier()
         files: dict[str, dict[str, Any]] = {}
         if ranks.local_rank == 0:
@@ -74,9 +93,7 @@ def save(
                     files[stored] = described(path)
         for others in ranks.gather(files):
             files = {**others, **files}
-        if writer is not None:
-            writer.commit(step, files, layout.model_dump(mode="json"))
-            writer.prune_checkpoints(layout.keep_checkpoints, layout.branch_points)
+        recorded.commit(step, files, layout)
         ranks.barrier()
 
 
