@@ -225,8 +225,8 @@ class _Run:
         with self.clock("training"), for_a_micro_batch(self.spec):
             loss, norm = update(self.engine, self.spec, self.store, self.ranks, step)
         rate = self.spec.training.batch_tokens / (time.perf_counter() - began)
-        row = _train_row(self.spec, step + 1, loss, norm, rate)
-        self.recorder.updated({**row, "mfu": self.peak_rate and rate / self.peak_rate})
+        mfu = None if self.peak_rate is None else rate / self.peak_rate
+        self.recorder.updated({**_train_row(self.spec, step + 1, loss, norm, rate), "mfu": mfu})
 
 
 def update(
