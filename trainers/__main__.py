@@ -10,9 +10,8 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from trainers.consent import require_consent
 from trainers.data.paths import user_path
-from trainers.spec import parse_spec, refuse_other_semantics
+from trainers.spec import parse_spec, refuse_other_semantics, refuse_unnamed_block
 from trialstore.errors import InputError
 from trialstore.storage import LocalStorage, Storage, open_storage
 
@@ -66,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         except OSError as error:
             raise InputError(f"{options.spec} cannot be read: {error.strerror}") from error
         refuse_other_semantics(spec, str(options.spec))
-        require_consent(spec, options.block, str(options.spec))
+        refuse_unnamed_block(spec, options.block, str(options.spec))
         trial = _open_trial(options.out)
         # The heavy imports wait until the input is known to be good.
         from trainers.train import train
