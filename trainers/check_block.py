@@ -97,7 +97,8 @@ def _import(path: str, module: str) -> ModuleType:
                 "that trains"
             ) from error
         raise InputError(
-            f"model.block: {path!r}: importing {module} fails: {type(error).__name__}: {error}"
+            f"model.block: {path!r}: {module} fails when it is imported: "
+            f"{type(error).__name__}: {error}"
         ) from error
 
 
