@@ -69,7 +69,7 @@ def _round(run: SweepRun, requests: Sequence[TrialRequest]) -> tuple[dict[str, s
     with scratch_folder() as scratch:
         tuner = tune.Tuner(
             tune.with_resources(TrialActor, reserved),
-            param_space={TRIAL_ID: tune.grid_search(list(queue.ids))},
+            param_space={TRIAL_ID: tune.grid_search(queue.ids)},
             tune_config=tune.TuneConfig(search_alg=queue, reuse_actors=True),
             run_config=RunConfig(
                 name="sweep",

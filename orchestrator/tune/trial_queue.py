@@ -62,9 +62,9 @@ class TrialQueue(BasicVariantGenerator):  # type: ignore[misc]
         self.left: list[str] = []
 
     @property
-    def ids(self) -> Iterable[str]:
+    def ids(self) -> list[str]:
         """The trials' ids: the values of Tune's grid."""
-        return self._requests
+        return list(self._requests)
 
     def add_configurations(self, experiments: Any) -> None:
         """Take all trials of the grid at once. Tune keeps the order of the sweep."""
