@@ -137,8 +137,8 @@ def run_sweep(
                 _train(run, console)
             if held.replaced:
                 raise InputError(
-                    f"{sweep.url}: this process was taken for gone, and another goes on with the "
-                    "sweep; follow it with `widthlab status`"
+                    f"{sweep.url}: another process has taken the sweep over, because this one "
+                    "seemed dead; follow it with `widthlab status`"
                 )
             reached = read_ledger(sweep)
             # A request that came after the last trial has stopped nothing.

@@ -307,9 +307,9 @@ def _refuse_other_tokens(state: dict[str, Any], store: TokenStore, step: int) ->
     trained_on = state.get("tokens", store.digest)
     if trained_on != store.digest:
         raise InputError(
-            f"the token store {store.folder} is not the one that the checkpoint of step {step} was "
-            f"trained on: its digest is {store.digest}, and it was {trained_on}; remove the store "
-            "so that it is made anew, or `widthlab rerun` the trial"
+            f"the token store {store.folder} has digest {store.digest}, and the checkpoint of step "
+            f"{step} was trained on {trained_on}; remove the store so that it is built again, or "
+            "`widthlab rerun` the trial"
         )
 
 
