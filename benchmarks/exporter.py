@@ -119,7 +119,7 @@ def planned(trials: int, steps: int) -> tuple[object, Grid, DataSpec, int]:
     settings = [f"seed={list(range(trials))}", "grid.width_multiplier=4", f"steps={steps}"]
     config = load_sweep(TINY, settings)
     data = DataSpec(corpus_fingerprint="0" * 16, tokenizer_hash="0" * 16)
-    return config, expand(config, data, 256, device="cpu"), data, 256
+    return config, expand(config, data, 256), data, 256
 
 
 def look(exporter: Exporter, what: str, parts: int) -> None:

@@ -138,7 +138,7 @@ def measure(path: Path, trials: int, steps: int, scratch: Path) -> None:
     settings += [f"{section}.every={steps // 4}" for section in ("evaluation", "spectra")]
     config = load_sweep(path, settings)
     store = open_store(config.source)
-    grid = expand(config, store.data_spec, store.vocab_size, device="cpu")
+    grid = expand(config, store.data_spec, store.vocab_size)
     storage = LocalStorage(scratch)
     sweep = storage.child(config.name)
     text = resolved_yaml(config, grid, store.data_spec, store.vocab_size)

@@ -1,7 +1,7 @@
-"""One run of a sweep: train what is missing, exporter it to MLflow, judge it.
+"""One run of a sweep: train what is missing, export it to MLflow, and judge it.
 
-Everything it decides is decided from the trial directories, so the same command continues a
-sweep whatever ended the last one.
+Every decision is made from the trial directories, so the same command continues a sweep however
+its last run ended.
 """
 
 import contextlib
@@ -12,9 +12,9 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator.grid.branches import branches, drop_used_branch_points
+from orchestrator.grid.branches import drop_used_branch_points
 from orchestrator.grid.corpus_view import render_contents
-from orchestrator.grid.expand import Grid, PlannedTrial, expand
+from orchestrator.grid.expand import Grid, PlannedTrial, expand, on_device
 from orchestrator.grid.muon_notes import muon_notes
 from orchestrator.grid.old_trials import OldTrials, old_trials
 from orchestrator.grid.plan import make_plan, resolved_yaml
@@ -36,23 +36,43 @@ from orchestrator.tune.stopping import (
     stop_requested,
     stopping_on_signals,
 )
+from orchestrator.tune.sweep_run import SweepRun
 from trainers.data.batches import heldout_starts, training_batch
 from trainers.data.contents import Contents
 from trainers.data.hub import pin
 from trainers.data.store import TokenStore, open_store
+from trainers.durable.begun_layout import as_begun
+from trainers.spec import TrialSpec
 from trialstore import records
-from trialstore.driver_lease import Driving, driving
+from trialstore.driver_lease import driving
 from trialstore.errors import InputError
-from trialstore.retries import RETRIES, Budget
+from trialstore.retries import RETRIES
 from trialstore.storage import Storage
 
-#: Seconds that a run waits at its end for MLflow to have everything.
+#: Seconds that a run waits at its end until MLflow has everything.
 EXPORT_PATIENCE_S = 120.0
 
 
 @dataclass(frozen=True)
+class RunOptions:
+    """How to run a sweep, beside what its file says.
+
+    Attributes:
+        tracking: URI of the MLflow store.
+        address: Ray cluster to join, HOST:PORT; None starts Ray on this machine.
+        retry_failed: Whether to try trials again that were given up.
+        cache: Folder of token stores; None for the default.
+    """
+
+    tracking: str
+    address: str | None = None
+    retry_failed: bool = False
+    cache: Path | None = None
+
+
+@dataclass(frozen=True)
 class RunReport:
-    """What a run leaves to be said: the ledger, and the judgement where there is one."""
+    """What a run has to say at its end: the ledger, and the judgement if there is one."""
 
     ledger: Ledger
     trained: int  # trials that this run began or continued
@@ -70,85 +90,70 @@ class RunReport:
 
 
 def run_sweep(
-    config: SweepConfig,
-    sweep: Storage,
-    tracking: str,
-    console: Console,
-    *,
-    address: str | None = None,
-    retry_failed: bool = False,
-    cache: Path | None = None,
+    config: SweepConfig, sweep: Storage, options: RunOptions, console: Console
 ) -> RunReport:
-    """Bring a sweep as far as it goes. Progress goes to `console`; nothing to stdout.
+    """Train, export and judge a sweep as far as it goes now; show progress on `console`.
 
-    Raises InputError before anything is trained or written if the sweep cannot be run.
+    Raises:
+        InputError: The sweep cannot be run. Nothing has been trained or written then, unless
+            another driver has taken the sweep meanwhile.
     """
     config = _pinned(config, sweep)
-    store = open_store(config.source, cache)
+    store = open_store(config.source, options.cache)
     grid = expand(config, store.data_spec, store.vocab_size)
     _check_tokens(store, grid)
-    _tell_of_corpus(store.meta.contents, grid, console)
-    todo = _left_to_do(sweep, grid, retry_failed)
+    _show_corpus(store.meta.contents, grid, console)
+    todo = _left_to_do(sweep, grid, options.retry_failed)
     old = old_trials(sweep)
-    if todo:
-        if old is not None:
-            trains = replace(grid, trials=todo)
-            totals = make_plan(config, trains, ledger.measured_rate(sweep)).totals
-            console.print(old.notice(totals), highlight=False, markup=False, soft_wrap=True)
-        check_temporary(address)
-    if address is None:  # known before Ray is started, and before anything is written
-        here = [Node({"CPU": float(_cpus()), "GPU": float(_gpus())})]
-        trials_at_once(here, _specs(_as_begun(sweep, todo)), None)
-    elif todo:
-        knock(address)
-    _check_writable(sweep)
+    if todo and old is not None:
+        rate = ledger.measured_rate(sweep)
+        _say(console, old.notice(make_plan(config, replace(grid, trials=todo), rate).totals))
+    _check_place(sweep, todo, options.address)
     with contextlib.ExitStack() as stack:
         held = stack.enter_context(driving(sweep))
-        forget_stop(sweep)  # from here on a request is for this run
-        at_once = 0
+        forget_stop(sweep)  # a request from now on is for this run
         for note in muon_notes(_specs(todo)):
-            console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+            _say(console, f"note: {note}")
+        run = SweepRun(config, sweep, grid, todo, 0, held, options.retry_failed)
         if todo:
+            address = options.address
             console.print("starting Ray" if address is None else f"joining Ray at {address}")
-            nodes = stack.enter_context(cluster(address, _cpus()))
-            grid = expand(config, store.data_spec, store.vocab_size, device=_device(nodes))
-            wanted = {trial.id for trial in todo}
-            todo = _as_begun(sweep, [trial for trial in grid.trials if trial.id in wanted])
-            limit, grows = config.resources.concurrent, config.resources.wait_for_nodes
-            at_once = trials_at_once(nodes, _specs(todo), limit, grows)
-            check_shared(sweep, nodes, _specs(todo))
-        _tell_of_orphans(sweep, grid, old, console)
+            run = _laid_out(run, stack.enter_context(cluster(address, _cpus())))
+        _say_orphans(sweep, grid, old, console)
         sweep.put(
             ledger.SWEEP_FILE,
             resolved_yaml(
                 config,
-                grid,
+                run.grid,
                 store.data_spec,
                 store.vocab_size,
                 git_state(Path.cwd()),
                 store.meta.contents,
             ).encode(),
         )
-        exporter = start_exporter(sweep.url, tracking)
+        exporter = start_exporter(sweep.url, options.tracking)
         try:
             if todo:
-                _train(sweep, grid, todo, at_once, config, console, held, retry_failed)
+                _train(run, console)
             if held.replaced:
                 raise InputError(
-                    f"{sweep.url}: this process was taken for gone, and another goes on with the "
-                    "sweep; follow it with `widthlab status`"
+                    f"{sweep.url}: another process has taken the sweep over, because this one "
+                    "seemed dead; follow it with `widthlab status`"
                 )
             reached = read_ledger(sweep)
             # A request that came after the last trial has stopped nothing.
             stopped = stop_requested(sweep) and not all(trial.over for trial in reached.trials)
-            judged = _judge(sweep, reached, tracking, console)
+            judged = _judge(sweep, reached, options.tracking, console)
         except BaseException:
             exporter.leave(timeout=10)
             raise
         forget_stop(sweep)
         end = exporter.leave if stopped else exporter.finish
         exported = end(timeout=EXPORT_PATIENCE_S)
-        return RunReport(reached, len(todo), at_once, stopped, exported, **judged)
+        return RunReport(reached, len(todo), run.at_once, stopped, exported, **judged)
+
+
+# --- before anything is trained ------------------------------------------------------------
 
 
 def _pinned(config: SweepConfig, sweep: Storage) -> SweepConfig:
@@ -158,7 +163,7 @@ def _pinned(config: SweepConfig, sweep: Storage) -> SweepConfig:
 
 
 def _check_tokens(store: TokenStore, grid: Grid) -> None:
-    """Raises InputError if a split is too short for what some trial would ask of it."""
+    """Raise InputError if a split is too short for some trial."""
     fingerprint = store.data_spec.corpus_fingerprint
     asked = {
         (spec.model.context, spec.evaluation.tokens, spec.spectra.tokens)
@@ -169,16 +174,16 @@ def _check_tokens(store: TokenStore, grid: Grid) -> None:
         training_batch(store.train, 0, 0, 1, context, fingerprint)
 
 
-def _tell_of_corpus(contents: Contents, grid: Grid, console: Console) -> None:
-    """What the losses of this sweep will be made of."""
+def _show_corpus(contents: Contents, grid: Grid, console: Console) -> None:
+    """Show what the corpus consists of, and whether it suffices."""
     for line in render_contents(contents):
         console.print(line, soft_wrap=True)
     for text in (*supply_notes(contents, grid.trials), *supply_warnings(contents, grid.trials)):
-        console.print(f"corpus: {text}", highlight=False, markup=False, soft_wrap=True)
+        _say(console, f"corpus: {text}")
 
 
 def _left_to_do(sweep: Storage, grid: Grid, retry_failed: bool) -> list[PlannedTrial]:
-    """The trials without an outcome; those that were given up only if asked for."""
+    """The trials without an outcome; those that were given up only if `retry_failed`."""
     left = []
     cells = [(trial.id, trial.axes, 0) for trial in grid.trials]
     for trial, status in zip(grid.trials, ledger.trial_statuses(sweep, cells), strict=True):
@@ -190,9 +195,51 @@ def _left_to_do(sweep: Storage, grid: Grid, retry_failed: bool) -> list[PlannedT
     return left
 
 
-def _tell_of_orphans(sweep: Storage, grid: Grid, old: OldTrials | None, console: Console) -> None:
-    """Say so if finished trials lie here that this version of the sweep file does not name; of
-    those of another semantics version it has been said already."""
+def _check_place(sweep: Storage, todo: list[PlannedTrial], address: str | None) -> None:
+    """Raise InputError if the trials cannot run here, or at the address, or cannot be stored.
+
+    This is known before Ray starts and before anything is written.
+    """
+    if todo:
+        check_temporary(address)
+    if address is None:
+        here = [Node({"CPU": float(_cpus()), "GPU": float(_gpus())})]
+        trials_at_once(here, _specs(_as_begun(sweep, todo)), None)
+    elif todo:
+        knock(address)
+    probe = ".writable"
+    try:
+        sweep.put(probe, b"")
+        sweep.delete(probe)
+    except OSError as error:
+        raise InputError(
+            f"storage {sweep.url} cannot be written: {error.strerror or error}; "
+            "choose another with --storage"
+        ) from error
+
+
+def _laid_out(run: SweepRun, nodes: list[Node]) -> SweepRun:
+    """The run with its trials in the layouts that they have on these nodes."""
+    device = "cuda" if any(node.resources.get("GPU", 0) for node in nodes) else "cpu"
+    grid = on_device(run.grid, device)
+    wanted = {trial.id for trial in run.todo}
+    todo = _as_begun(run.sweep, [trial for trial in grid.trials if trial.id in wanted])
+    limit, grows = run.config.resources.concurrent, run.config.resources.wait_for_nodes
+    at_once = trials_at_once(nodes, _specs(todo), limit, grows)
+    check_shared(run.sweep, nodes, _specs(todo))
+    return replace(run, grid=grid, todo=todo, at_once=at_once)
+
+
+def _as_begun(sweep: Storage, trials: list[PlannedTrial]) -> list[PlannedTrial]:
+    return [
+        replace(trial, spec=as_begun(trial_storage(sweep, trial.id), trial.spec))
+        for trial in trials
+    ]
+
+
+def _say_orphans(sweep: Storage, grid: Grid, old: OldTrials | None, console: Console) -> None:
+    """Say how many finished trials the sweep file does not name any more. Trials of another
+    semantics version have been mentioned already."""
     named = {trial.id for trial in grid.trials}.union(old.finished if old else ())
     orphans = len(ledger.with_results(sweep) - named)
     if orphans:
@@ -205,65 +252,49 @@ def _tell_of_orphans(sweep: Storage, grid: Grid, old: OldTrials | None, console:
         )
 
 
-def _train(
-    sweep: Storage,
-    grid: Grid,
-    todo: list[PlannedTrial],
-    at_once: int,
-    config: SweepConfig,
-    console: Console,
-    held: Driving,
-    retry_failed: bool,
-) -> None:
-    if retry_failed:
-        for trial in todo:
-            # The count first: a trial without its failure is not asked for again.
-            trial_storage(sweep, trial.id).delete(RETRIES)
-            trial_storage(sweep, trial.id).delete(records.FAILURE)
-    before = read_ledger(sweep)
-    flops = {cell.id: 0 for cell in before.trials} | {trial.id: trial.flops for trial in todo}
-    rate = f"{at_once} at a time" if at_once else "when nodes have joined"
+# --- training and judging ------------------------------------------------------------------
+
+
+def _train(run: SweepRun, console: Console) -> None:
+    if run.retry_failed:
+        for trial in run.todo:
+            # The count first: a trial without its failure would not be retried by the next run.
+            trial_storage(run.sweep, trial.id).delete(RETRIES)
+            trial_storage(run.sweep, trial.id).delete(records.FAILURE)
+    before = read_ledger(run.sweep)
+    flops = {cell.id: 0 for cell in before.trials} | {trial.id: trial.flops for trial in run.todo}
+    rate = f"{run.at_once} at a time" if run.at_once else "when nodes have joined"
     console.print(
-        f"{config.name}: {len(todo)} of {len(before.trials)} trials to train, {rate}",
+        f"{run.config.name}: {len(run.todo)} of {len(before.trials)} trials to train, {rate}",
         highlight=False,
     )
     with (
-        relaying_stops(sweep),
-        stopping_on_signals(sweep, lambda text: console.print(text, highlight=False)),
-        Progress(sweep, before, flops, console).shown(),
+        relaying_stops(run.sweep),
+        stopping_on_signals(run.sweep, lambda text: console.print(text, highlight=False)),
+        Progress(run.sweep, before, flops, console).shown(),
     ):
-        errors = execute.run_trials(
-            sweep,
-            _specs(todo),
-            config.resources.concurrent,
-            Budget(config.resources.retries, config.resources.preemptions),
-            branches(_specs(grid.trials)),
-            held,
-            config.resources.wait_for_nodes,
-        )
-        if held.replaced:
-            return  # what has failed, and what is left over, is for the other to judge
-        if not stop_requested(sweep):
+        errors = execute.run_trials(run)
+        if run.held.replaced:
+            return  # the new driver judges what has failed and what is left
+        if not stop_requested(run.sweep):
             for trial_id, message in errors.items():
-                _give_up(trial_storage(sweep, trial_id), trial_id, message, console)
-    drop_used_branch_points(sweep, _specs(grid.trials))
+                _give_up(trial_storage(run.sweep, trial_id), trial_id, message, console)
+    drop_used_branch_points(run.sweep, _specs(run.grid.trials))
 
 
 def _give_up(trial: Storage, trial_id: str, message: str, console: Console) -> None:
-    """On a disk that is full nothing can be noted; then it is said, and the next run goes on."""
+    """Record that a trial is given up. If its disk is full, only say so; the next run goes on."""
     try:
         give_up(trial, message)
     except OSError as error:
-        console.print(
+        _say(
+            console,
             f"trial {trial_id} failed: {message}; its directory could not take that: {error}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
         )
 
 
 def _judge(sweep: Storage, reached: Ledger, tracking: str, console: Console) -> dict[str, Any]:
-    """The analysis of what there is; nothing where no trial has ended yet."""
+    """Analyse what there is; return nothing if no trial has ended yet."""
     if not any(trial.state in records.OUTCOMES for trial in reached.trials):
         return {}
     from analysis.pipeline import analyse
@@ -278,30 +309,12 @@ def _judge(sweep: Storage, reached: Ledger, tracking: str, console: Console) -> 
     }
 
 
-def _check_writable(sweep: Storage) -> None:
-    """A storage that cannot be written is the user's to mend, and known before any work."""
-    probe = ".writable"
-    try:
-        sweep.put(probe, b"")
-        sweep.delete(probe)
-    except OSError as error:
-        raise InputError(
-            f"storage {sweep.url} cannot be written: {error.strerror or error}; "
-            "choose another with --storage"
-        ) from error
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _specs(trials: list[PlannedTrial]) -> list[Any]:
+def _specs(trials: list[PlannedTrial]) -> list[TrialSpec]:
     return [trial.spec for trial in trials]
-
-
-def _as_begun(sweep: Storage, trials: list[PlannedTrial]) -> list[PlannedTrial]:
-    """What has begun goes on with as many workers, whatever the file says by now."""
-    return [replace(trial, spec=execute.as_begun(sweep, trial.spec)) for trial in trials]
-
-
-def _device(nodes: list[Node]) -> str:
-    return "cuda" if any(node.resources.get("GPU", 0) for node in nodes) else "cpu"
 
 
 def _cpus() -> int:

@@ -1,4 +1,4 @@
-"""Train one trial, with no scheduler and no tracking server: python -m trainers SPEC.json."""
+"""Train one trial without a scheduler or a tracking server: python -m trainers SPEC.json."""
 
 import argparse
 import logging
@@ -10,18 +10,17 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from trainers.consent import require_consent
 from trainers.data.paths import user_path
-from trainers.spec import parse_spec, refuse_other_semantics
+from trainers.spec import parse_spec, refuse_other_semantics, refuse_unnamed_block
 from trialstore.errors import InputError
 from trialstore.storage import LocalStorage, Storage, open_storage
 
-#: Exit codes beside 0, done, and 1, any other error.
+#: Exit codes beside 0 (done) and 1 (any other error).
 BAD_INPUT, STOPPED = 2, 3
 
 
 class ConsoleLog:
-    """Lines on stderr, one every few seconds."""
+    """A `trainers.train.Log` that prints to stderr, at most one line of progress per `EVERY_S`."""
 
     EVERY_S = 5.0
 
@@ -46,17 +45,35 @@ class ConsoleLog:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0 done, 1 failed, 2 bad input, 3 stopped on request and to be continued."""
+    """Train the trial that the command line names.
+
+    Args:
+        arguments: The command line; None for `sys.argv`.
+
+    Returns:
+        The exit code: 0 done, 2 bad input, 3 stopped on request and to be continued.
+
+    Raises:
+        Exception: Whatever ended the attempt; the process then exits with code 1.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m trainers",
-        description="Train one trial. Under torchrun, start as many ranks as layout.workers says.",
+        description="Train one trial. For a trial of several workers, use torchrun with as many "
+        "processes as layout.workers in the spec. The same command continues a trial.",
+        epilog="Exit codes: 0 done, 1 failed, 2 bad input, 3 stopped on request after a checkpoint",
     )
-    parser.add_argument("spec", type=Path, metavar="SPEC.json")
-    parser.add_argument("--out", required=True, metavar="DIR", help="trial directory, path or URL")
-    parser.add_argument("--cache", type=Path, help="token store (default: ~/.cache/widthlab)")
+    parser.add_argument("spec", type=Path, metavar="SPEC.json", help="the trial's spec")
     parser.add_argument(
-        "--block", metavar="MODULE:CLASS", help="the block that the spec names, if you trust it"
+        "--out", required=True, metavar="DIR", help="the trial's directory, a path or a URL"
     )
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR",
+        help="folder of token stores (default: $WIDTHLAB_CACHE, else ~/.cache/widthlab)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--block", metavar="MODULE:CLASS",
+        help="confirm your own block that the spec names: importing it runs its code",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     stop = _asked_to_stop()
@@ -66,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
         except OSError as error:
             raise InputError(f"{options.spec} cannot be read: {error.strerror}") from error
         refuse_other_semantics(spec, str(options.spec))
-        require_consent(spec, options.block, str(options.spec))
+        refuse_unnamed_block(spec, options.block, str(options.spec))
         trial = _open_trial(options.out)
         # The heavy imports wait until the input is known to be good.
         from trainers.train import train
@@ -83,10 +100,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _asked_to_stop() -> threading.Event:
-    """Set by the first SIGTERM, which becomes a checkpoint and an orderly end at the next step.
+    """Return an event that the first SIGTERM sets: the trial then writes a checkpoint and ends.
 
-    Others are ignored: under Slurm a rank gets one from the system and one from torchrun, and an
-    event must not be set while it is being set.
+    Later SIGTERMs are ignored. Under Slurm a rank gets one from the system and one from torchrun,
+    and a handler that interrupts `Event.set` and calls it again would deadlock.
     """
     stop = threading.Event()
 
@@ -99,7 +116,7 @@ def _asked_to_stop() -> threading.Event:
 
 
 def _open_trial(out: str) -> Storage:
-    """The trial's directory. Raises InputError where nothing can be written there."""
+    """Open the trial's directory. Raises InputError if nothing can be written there."""
     if "://" not in out:
         user_path("--out", out)
     trial = open_storage(out)
@@ -116,13 +133,13 @@ def _open_trial(out: str) -> Storage:
 
 
 def _leave(code: int) -> NoReturn:
-    """End this rank, with the others where all have come to the same end."""
+    """End this rank, together with the others if all have come to the same end."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # gloo ranks may abort while the interpreter tears down: everything is durable by now.
+        # Skip the interpreter's shutdown, in which gloo ranks may abort. All data are durable.
         import torch.distributed as dist
 
-        # Input that cannot be used on one rank alone must not keep it waiting for others that
-        # wait for it.
+        # If the input is bad on this rank only, the others wait for it in another collective: a
+        # barrier here would deadlock.
         if code != BAD_INPUT and dist.is_initialized():
             dist.barrier()
         sys.stdout.flush()

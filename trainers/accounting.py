@@ -1,7 +1,7 @@
-"""What a trial costs, from its spec alone: parameters, FLOPs, memory. Nothing imports torch.
+"""The cost of a trial from its spec alone: parameters, FLOPs and memory, without torch.
 
-Exact for parameters. FLOPs count a multiplication and an addition as two and leave out what is
-not a matrix multiplication. Memory is an estimate, good enough to refuse what cannot fit.
+Parameters are exact. FLOPs count a multiplication and an addition as two, and only matrix
+multiplications. Memory is an estimate, good enough to refuse a trial that cannot fit.
 """
 
 from dataclasses import dataclass
@@ -20,13 +20,18 @@ ADAM_MOMENT_BYTES = 2 * FP32_BYTES
 
 @dataclass(frozen=True)
 class Parameters:
-    """Number of parameters, whole and by component; the field names are those of result.json.
+    """Numbers of parameters by component. result.json has them under the same names.
 
-    `embedding` holds token and learned position embeddings, `head` the output projection (0 if
-    tied), `norm` gains and biases of every norm, of queries and keys too, and nGPT's steps;
-    `attention`, `ffn` and `head` include their biases, gains of weights and learned scales.
-    `non_embedding` is the N of the scaling laws:
-    attention, FFN and norms (arXiv 2001.08361, section 2.1).
+    Attributes:
+        total: All parameters.
+        non_embedding: Attention, FFN and norms: the N of the scaling laws (arXiv 2001.08361,
+            section 2.1).
+        embedding: Token embeddings and learned position embeddings.
+        head: The output projection, or 0 if it is tied to the embedding. Like `attention` and
+            `ffn`, it includes biases, gains of weights and learned scales.
+        attention: The attention of all layers.
+        ffn: The FFNs of all layers.
+        norm: Gains and biases of all norms, those of queries and keys included, and nGPT's steps.
     """
 
     total: int
@@ -39,7 +44,7 @@ class Parameters:
 
 
 def parameters(model: ModelSpec) -> Parameters:
-    """Count the parameters of the decoder that a spec describes, exactly."""
+    """Return the exact number of parameters of a model. Imports torch for a user's own block."""
     if model.block is not None:
         layers = _own_block_layers(model)
     else:
@@ -83,7 +88,7 @@ def _attention(model: ModelSpec) -> int:
 
 def _ffn(model: ModelSpec, D: int) -> int:
     d = model.d_model
-    outputs = (2 if model.gated else 1) * D + d  # of gate and up, and of down
+    outputs = (2 if model.gated else 1) * D + d  # rows of gate and up, and of down
     per_output = (model.architecture == "gpt2") + (model.ffn_weight == "weight_norm")
     scales = 2 * D if model.architecture == "ngpt" else 0
     return _ffn_matrices(model) * d * D + per_output * outputs + scales
@@ -91,7 +96,7 @@ def _ffn(model: ModelSpec, D: int) -> int:
 
 def _layer_norms(model: ModelSpec) -> int:
     if model.architecture == "ngpt":
-        return 2 * model.d_model  # a step for each sub-layer
+        return 2 * model.d_model  # a learned step size for each sub-layer
     around = 2 * PLACEMENTS[model.norm].norms * _norm(model, model.d_model)
     return around + (2 * _norm(model, model.head_dim) if model.qk_norm else 0)
 
@@ -102,19 +107,19 @@ def _norm(model: ModelSpec, size: int) -> int:
 
 
 def _own_block_layers(model: ModelSpec) -> _Layers:
-    # A user's block can only be counted by building it: torch is needed here, and only here.
+    # A user's block can only be counted by building it, which needs torch.
     from trainers.check_block import count_layers
 
     return _Layers(**count_layers(model))
 
 
 def training_flops_per_token(model: ModelSpec) -> int:
-    """FLOPs of forward and backward pass for one token.
+    """Return the FLOPs of the forward and backward pass for one token.
 
-    6 per weight of every matrix multiplication, the output head included and embedding look-ups
-    left out, and 12 L d_model context for attention scores and their weighted sum
-    (arXiv 2204.02311, appendix B, which does not halve them for the causal mask). The matrices of
-    a user's own block count as multiplied once per token.
+    They are 6 per weight of every matrix multiplication, the output head included and embedding
+    look-ups left out, and 12 L d_model context for attention scores and their weighted sum
+    (arXiv 2204.02311, appendix B, which does not halve the latter for the causal mask). The
+    matrices of a user's own block count as multiplied once per token.
     """
     d, L, kv = model.d_model, model.depth, model.key_value_heads * model.head_dim
     if model.block is not None:
@@ -128,19 +133,21 @@ def training_flops_per_token(model: ModelSpec) -> int:
 
 
 def inference_flops_per_token(model: ModelSpec) -> int:
-    """FLOPs of the forward pass alone for one token of a full context: a third of training."""
+    """Return the FLOPs of the forward pass for one token of a full context: a third of training."""
     return training_flops_per_token(model) // 3
 
 
 def training_memory_bytes(spec: TrialSpec) -> int:
-    """Estimated peak bytes on one worker: model state and the activations of a micro-batch.
+    """Return the estimated peak memory of one worker, in bytes.
 
-    State per parameter, as ZeRO divides it (arXiv 1910.02054, section 5): weights, gradients,
-    two float32 Adam moments (Muon has one) and, wherever the engine trains a copy, float32 master
-    weights. Activations are those kept for the backward pass (arXiv 2205.05198, section 4.1,
-    without dropout and without stored attention scores). At its peak, the begin of that pass,
-    there are three numbers per logit in float32: the log-probabilities, their gradient and the
-    logits'. The scatter matrices of a snapshot may still be there when the next update begins.
+    The estimate is the sum of:
+
+    - Model state, as ZeRO divides it (arXiv 1910.02054, section 5): weights, gradients, two float32
+      Adam moments (one for Muon) and, if the engine trains a copy, float32 master weights.
+    - Activations of a micro-batch kept for the backward pass (arXiv 2205.05198, section 4.1,
+      without dropout and without stored attention scores). At the peak, when that pass begins,
+      there are three float32 numbers per logit: its log-probability and both gradients.
+    - Scatter matrices of a snapshot, which may still be there when the next update begins.
     """
     model, layout = spec.model, spec.layout
     stage, workers = layout.zero_stage, layout.workers
@@ -172,27 +179,27 @@ def _scatter_bytes(spec: TrialSpec) -> int:
 
 
 def _derived_weights(model: ModelSpec) -> int:
-    """Elements of matrices that are made of the stored ones in every forward pass."""
+    """Elements of matrices that every forward pass computes from the stored ones."""
     d, D = model.d_model, sum(model.ffn_widths)
     if model.architecture == "ngpt":
-        return 2 * d * D + d * model.vocab_size  # gate, up and head, times their scales
+        return 2 * d * D + d * model.vocab_size  # gate, up and head, multiplied by their scales
     return 0 if model.ffn_weight == "plain" else _ffn_matrices(model) * d * D
 
 
 def _kept_of_stream(model: ModelSpec) -> int:
-    """Numbers per token kept in the precision of the residual stream: what enters norms."""
-    # Into a step on the sphere go x and the sub-layer's output, then their difference and sum.
+    """Numbers per token kept in the precision of the residual stream: the inputs of norms."""
+    # nGPT's step on the sphere keeps x, the sub-layer's output, their difference and their sum.
     around = 4 if model.architecture == "ngpt" else PLACEMENTS[model.norm].norms
     return 2 * around * model.depth * model.d_model
 
 
 def _kept_within(model: ModelSpec) -> int:
     """Numbers per token kept in the precision of matrix multiplications."""
-    # d_model-wide: what leaves norms; q, k, v and the attention's result; q and k before a norm,
-    # and nGPT's after it too.
+    # d_model-wide: outputs of norms; q, k, v and the attention's result; q and k before their norm,
+    # and for nGPT after it too.
     wide = 2 * PLACEMENTS[model.norm].norms + 4 + 2 * model.qk_norm
     wide += 4 * (model.architecture == "ngpt")
-    # D-wide: in and out of the non-linearity, and of gated ones also up and the product.
+    # D-wide: input and output of the non-linearity; if gated, also up and the product.
     return model.depth * wide * model.d_model + (4 if model.gated else 2) * sum(model.ffn_widths)
 
 

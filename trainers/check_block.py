@@ -1,7 +1,7 @@
-"""A user's own block before it is trained: which source it is, and how large it is.
+"""Checks of a user's own block before it is trained: its source, its interface and its size.
 
-What its module must offer is said in `trainers.models.own_block`, and with an example in
-docs/own-block.md.
+`trainers.models.own_block` lists what the block's module must offer; docs/own-block.md has an
+example.
 """
 
 import hashlib
@@ -23,28 +23,36 @@ from trainers.models.model_spec import BlockSpec, ModelSpec
 from trainers.models.own_block import REPLACEABLE, block_class, replaces_whole_block
 from trialstore.errors import InputError
 
-#: What counts as a norm.
+#: Modules whose parameters count as norms.
 NORMS = (nn.LayerNorm, nn.RMSNorm)
 PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
-#: Hashes of sources by file, as they were when this process first imported them.
+#: Hash of each source file when this process first imported it.
 _imported: dict[str, str] = {}
 
 
 def resolve(path: str) -> BlockSpec:
-    """The block at `package.module:Class` as it is now. Raises InputError if there is none."""
+    """Import a block, and return it with the hash of its source as it is now.
+
+    Args:
+        path: The block's class, `package.module:Class`.
+
+    Raises:
+        InputError: There is no such class, it is not a block, or its source was edited after this
+            process imported it.
+    """
     source = source_file(path)
     found = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
     if _imported.setdefault(str(source), found) != found:
         raise InputError(
-            f"model.block: {source} has been edited since this process imported it, which still "
-            "has the old class; start the command again"
+            f"model.block: {source} has been edited since this process imported it, and the "
+            "process still has the old class; start the command again"
         )
     return BlockSpec(path=path, source_hash=found)
 
 
 def check(block: BlockSpec) -> None:
-    """Raises InputError where the source is no longer what the trial was planned with."""
+    """Raise InputError if a block's source has changed since the trial was planned."""
     now = resolve(block.path)
     if now.source_hash != block.source_hash:
         raise InputError(
@@ -55,7 +63,11 @@ def check(block: BlockSpec) -> None:
 
 
 def source_file(path: str) -> Path:
-    """The file that a block's class comes from. Raises InputError naming what is missing."""
+    """Import a block, and return the file that its class comes from.
+
+    Raises:
+        InputError: There is no such class, or it is not a block.
+    """
     if not PATH.fullmatch(path):
         raise InputError(f"model.block: {path!r} must be written package.module:Class")
     module, _, name = path.partition(":")
@@ -80,9 +92,9 @@ def _import(path: str, module: str) -> ModuleType:
         absent = error.name if isinstance(error, ModuleNotFoundError) else None
         if absent is not None and f"{module}.".startswith(f"{absent}."):
             raise InputError(
-                f"model.block: {path!r}: there is no module {absent}. The folder that holds it "
-                "must be that of the sweep file, or the one that the command is run in, or be on "
-                "PYTHONPATH, on every machine that trains"
+                f"model.block: {path!r}: there is no module {absent}. Put it into the folder of "
+                "the sweep file, the current folder or a folder on PYTHONPATH, on every machine "
+                "that trains"
             ) from error
         raise InputError(
             f"model.block: {path!r}: {module} fails when it is imported: "
@@ -100,8 +112,8 @@ def _module_classes(module: str) -> list[str]:
 
 @lru_cache(maxsize=512)
 def _on_paper(model: ModelSpec) -> Decoder:
-    """The decoder without memory for its weights. Raises InputError if the block cannot be made
-    or does not say where the probe taps."""
+    """The decoder, without memory for its weights. Raises InputError if the block cannot be built,
+    or has no modules for the probe to tap."""
     assert model.block is not None
     source_file(model.block.path)
     try:
@@ -110,33 +122,36 @@ def _on_paper(model: ModelSpec) -> Decoder:
         for ffn, width in zip(feed_forwards(decoder), model.ffn_widths, strict=True):
             for name in ("nonlinearity_input", "down"):
                 if not isinstance(getattr(ffn, name), nn.Module):
-                    raise TypeError(f"its {name} is no module")
+                    raise TypeError(f"its {name} is not a module")
             if ffn.width != width:
-                raise ValueError(f"its width is {ffn.width!r}, and it was made with {width}")
+                raise ValueError(f"its width is {ffn.width!r}, but it was built with {width}")
         _refuse_second_names(decoder.layers)
     except Exception as error:  # the user's code may raise anything
         raise InputError(
-            f"model.block: {model.block.path} cannot be made for d_model {model.d_model} and "
+            f"model.block: {model.block.path} cannot be built for d_model {model.d_model} and "
             f"D {model.ffn_widths[0]}: {type(error).__name__}: {error}"
         ) from error
     return decoder
 
 
 def _refuse_second_names(layers: nn.Module) -> None:
-    """A parameter of two names would be stored as two, and loaded as two."""
+    """Raise ValueError if a parameter has two names: it would be stored and loaded as two."""
     names: dict[nn.Parameter, str] = {}
     for name, parameter in layers.named_parameters(remove_duplicate=False):
         if parameter in names:
             raise ValueError(
-                f"{names[parameter]} and {name} are one parameter; keep a module under one name, "
-                "and give it others by a property"
+                f"{names[parameter]} and {name} are one parameter; keep the module under one name, "
+                "and use a property for the other"
             )
         names[parameter] = name
 
 
 def count_layers(model: ModelSpec) -> dict[str, int]:
-    """Parameters of all layers by component: of widthlab's attention and of norms by their
-    classes, and everything else as FFN."""
+    """Return the parameters of all layers of a model with a user's own block, by component.
+
+    The components are "attention" (in widthlab's class), "norm" (in torch's norm classes), and
+    "ffn", which is everything else.
+    """
     layers = _on_paper(model).layers
     norms = _numel(module for module in layers.modules() if isinstance(module, NORMS))
     attention = _numel(
@@ -151,14 +166,19 @@ def count_layers(model: ModelSpec) -> dict[str, int]:
 
 
 def _numel(modules: Iterable[nn.Module]) -> int:
-    """Parameters of modules, each once."""
+    """The number of parameters of modules; a shared parameter counts once."""
     held = {parameter for module in modules for parameter in module.parameters(recurse=False)}
     return sum(parameter.numel() for parameter in held)
 
 
 def left_to_adamw(model: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Shapes of the layers' weights that Muon does not move though they are more than one row, by
-    name: stacks of matrices, and kernels of convolutions."""
+    """Return the layer weights of two or more dimensions that Muon leaves to AdamW.
+
+    They are stacks of matrices and convolution kernels.
+
+    Returns:
+        Their shapes, by parameter name.
+    """
     from trainers.engine.optimizer import is_layer_matrix
 
     return {
@@ -171,8 +191,13 @@ def left_to_adamw(model: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 def layer_matrices(model: ModelSpec) -> int:
-    """Weights of all layers that are multiplied per token: of every matrix once, except where
-    the block states its own number. Raises InputError where that is no number."""
+    """Return how many weights of all layers are multiplied per token.
+
+    Every matrix counts once, unless the block's class states a number with `matrix_weights`.
+
+    Raises:
+        InputError: `matrix_weights` fails, or does not return a number.
+    """
     assert model.block is not None
     layers = _on_paper(model).layers
     matrices = sum(p.numel() for p in layers.parameters() if p.ndim >= 2)

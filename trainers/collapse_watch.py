@@ -1,4 +1,4 @@
-"""A trial's own record, judged by the collapse rule while it grows."""
+"""The collapse rule of `analysis.collapse`, applied to a trial's records while they grow."""
 
 from bisect import bisect_right
 from dataclasses import asdict
@@ -10,16 +10,24 @@ from trainers.durable.writer import TrialWriter
 from trainers.spec import TrialSpec
 from trialstore.records import ALL_TOKENS, METRICS, SPECTRA, Row
 
-#: The site whose ranks are judged.
+#: The site whose soft ranks are judged.
 SITE = "post"
 
 
 class CollapseWatch:
-    """Used by rank 0 alone. The trial's directory is marked as long as the rule is met."""
+    """Judges at every snapshot whether a trial's layers have collapsed.
+
+    Only rank 0 has one. The trial's directory is marked for as long as the rule is met.
+    """
 
     def __init__(self, spec: TrialSpec, writer: TrialWriter, unigram_loss: float) -> None:
-        """With the records that the writer rests on, when a trial is resumed. `unigram_loss` is
-        what token frequencies alone cost on the measured tokens, in nats a token."""
+        """Judge the records that the trial resumes from, if any.
+
+        Args:
+            spec: The trial.
+            writer: Reads those records, and marks the directory.
+            unigram_loss: Loss of a unigram model on the measured tokens, in nats a token.
+        """
         self._post_ln = spec.model.is_post_ln
         self._writer = writer
         self._unigram_loss = unigram_loss
@@ -34,7 +42,7 @@ class CollapseWatch:
 
     @property
     def since(self) -> Collapse | None:
-        """Where the record began to meet the rule that it still meets."""
+        """The snapshot since which the rule has been met; None if it is not met now."""
         found = None
         for verdict in reversed(self._verdicts.values()):
             if verdict is None:
@@ -43,12 +51,12 @@ class CollapseWatch:
         return found
 
     def before(self, step: int) -> Collapse | None:
-        """The verdict at the last snapshot before a step: the same whenever it is asked."""
+        """Return the verdict at the last snapshot before `step`; later rows do not change it."""
         earlier = [at for at in self._verdicts if at < step]
         return self._verdicts[earlier[-1]] if earlier else None
 
     def add(self, rows: list[Row]) -> None:
-        """Take rows of either table, in order of step, and judge at every new snapshot."""
+        """Take rows of either table, in order of step. Judge at every new snapshot."""
         before = self.since
         self._take(rows)
         if self.since != before:
@@ -73,7 +81,7 @@ class CollapseWatch:
             self._verdicts[step] = self._judge(step)
 
     def _judge(self, step: int) -> Collapse | None:
-        """By what is known of the weights up to a step: evaluations may be ahead of spectra."""
+        """The verdict at a snapshot, without the evaluations after it: spectra may come later."""
         known = bisect_right(self._evaluated, step)
         return judge_last(
             self._steps,

@@ -1,7 +1,7 @@
-"""What is measured on held-out tokens: the loss, and the spectra of every feed-forward layer.
+"""Measurements on held-out tokens: the loss, and the spectra of every feed-forward layer.
 
-A sample of windows spread over the whole held-out split stands for it; bits per byte are over the
-bytes of the very tokens that were measured.
+The loss is that of a sample of windows, spread over the whole held-out split. Bits per byte count
+the bytes of exactly the tokens that were measured.
 """
 
 import math
@@ -25,7 +25,14 @@ from trialstore.records import Row
 
 
 class Heldout:
-    """The held-out tokens: the same for every trial of a sweep, shared out over ranks."""
+    """The held-out windows that a trial is measured on, shared out over its ranks.
+
+    Every trial of a sweep with the same context measures the same windows.
+
+    Attributes:
+        unigram_loss: Loss of a unigram model of the training split on the measured tokens, in nats
+            a token.
+    """
 
     def __init__(self, spec: TrialSpec, store: TokenStore, ranks: Ranks) -> None:
         self._spec, self._ranks = spec, ranks
@@ -37,14 +44,14 @@ class Heldout:
             heldout_windows(store.heldout, spec.spectra.tokens, context, fingerprint)
         )
         self._count = len(windows)
-        #: Of all windows of the split, those that are measured.
+        #: The share of all windows of the split that is measured.
         self._share = len(windows) / windows_in(len(store.heldout), context)
-        #: UTF-8 bytes that the measured targets stand for; 0 where encoding loses text.
+        #: UTF-8 bytes of the text of the measured targets; 0 if encoding loses text.
         self._text_bytes = (
             int(store.heldout.text_bytes(starts + 1, context).sum()) if store.lossless else 0
         )
         self.unigram_loss = unigram_loss(store.unigram, windows[:, 1:])
-        self._buckets: Tensor | None = None  # of every id
+        self._buckets: Tensor | None = None  # by token id
         if spec.spectra.buckets:
             counts = np.zeros(store.vocab_size, np.int64)
             there = min(len(counts), len(store.unigram))
@@ -62,14 +69,19 @@ class Heldout:
 
     @torch.no_grad()
     def evaluate(self, engine: Engine, step: int) -> Row:
-        """An evaluation row. Raises DivergenceError for a loss that is not finite.
+        """Measure the held-out loss after `step` updates. Collective.
 
-        `val_loss_se` is the standard error of `val_loss` as an estimate of the loss over the whole
-        held-out split. It is the same sample for every trial: a difference between two trials has
-        a smaller one.
+        Returns:
+            An evaluation row of the metrics table. `val_loss`, in nats a token, is the mean over
+            the measured windows. `val_loss_se` is its standard error as an estimate of the loss
+            over the whole split. Trials share their windows, so the standard error of a difference
+            between two trials is smaller.
+
+        Raises:
+            DivergenceError: The loss is not finite.
         """
         engine.eval()
-        # The mean loss of every window; each rank fills in its own.
+        # The mean loss of every window; each rank fills in its own part.
         means = torch.zeros(self._count, dtype=torch.float64, device=self._ranks.device)
         place = self._ranks.rank * (self._count // self._ranks.world_size)
         for batch in self._batches(self._evaluation):
@@ -93,7 +105,17 @@ class Heldout:
         }
 
     def measure_spectra(self, engine: Engine, snapshots: Snapshots, step: int, final: bool) -> None:
-        """Have a snapshot taken of every layer and site. Raises DivergenceError."""
+        """Start a snapshot of every layer and site after `step` updates. Collective.
+
+        Args:
+            engine: Runs the model.
+            snapshots: Takes the snapshot; its rows are ready later.
+            step: Updates that the weights have had.
+            final: Whether this is the trial's last snapshot, which is always exact.
+
+        Raises:
+            DivergenceError: Activations, or their squares, are not finite.
+        """
         engine.eval()
 
         def batches() -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -108,13 +130,19 @@ class Heldout:
 
 
 def standard_error(windows: NDArray[np.float64], share: float) -> float | None:
-    """Of the mean over `windows` [n], one of each stratum and in the order of the split, as an
-    estimate of the mean over all windows, of which they are `share`; None for a single one.
+    """Return the standard error of the mean loss of a systematic sample of windows.
 
-    Neighbours differ by what a stratum holds and hardly by where it lies, so their squared
-    differences tell the variance within strata (Wolter, Introduction to Variance Estimation,
-    section 8.2, estimator v2). The correction for a finite population makes it 0 where every
-    window was measured.
+    The split is cut into strata of equal size, and one window is drawn from each. Neighbouring
+    strata have nearly the same mean, so the squared differences of neighbours estimate the variance
+    within strata (Wolter, Introduction to Variance Estimation, section 8.2, estimator v2). With the
+    finite-population correction the error is 0 if every window was measured.
+
+    Args:
+        windows: Loss of each sampled window [n], in the order of the split.
+        share: Share of all windows that was sampled.
+
+    Returns:
+        The standard error, in the unit of `windows`; None for a single window.
     """
     if share == 1:
         return 0.0
@@ -125,10 +153,14 @@ def standard_error(windows: NDArray[np.float64], share: float) -> float | None:
 
 
 def unigram_loss(counts: NDArray[np.int64], targets: NDArray[np.int64]) -> float:
-    """Nats a token that a model pays for `targets` [any shape] which knows how often every id
-    occurs in the training split, `counts` [ids], and no more.
+    """Return the loss of a unigram model on `targets`, in nats a token.
 
-    One is added to every count (Laplace), so that an id that training never saw has a price.
+    The model knows only how often each token id occurs in the training split. One is added to every
+    count (Laplace smoothing), so that the loss of an id that training never saw is finite.
+
+    Args:
+        counts: Occurrences of each id in the training split [ids].
+        targets: Token ids, of any shape.
     """
     shares = (counts + 1) / (counts.sum() + len(counts))
     return float(-np.log(shares[targets]).mean())

@@ -1,9 +1,9 @@
-"""What ends a trial with an outcome: its result, and the time it took."""
+"""The end of a trial that has an outcome: how its loop ended, its result, the time it took."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,16 +18,36 @@ from trainers.engine.engine import versions
 from trainers.spec import SEMANTICS_VERSION, TrialSpec
 from trialstore.records import METRICS
 
-#: The final training loss is the mean over this share of the updates, the last ones.
+#: The final training loss is the mean over the last updates, this share of all.
 FINAL_TRAIN_SHARE = 0.05
 
 
 class DivergenceError(ArithmeticError):
-    """The loss or the activations are not finite: an outcome, not a failure."""
+    """The loss, the gradient or the activations are not finite: an outcome, not a failure."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the training loop of a trial ended.
+
+    Attributes:
+        step: Updates that were made.
+        on_collapse: The loop ended here because the layers had collapsed one snapshot earlier.
+        divergence: What is not finite, and at which step; None if everything is.
+    """
+
+    step: int
+    on_collapse: bool
+    divergence: str | None
 
 
 class Clock:
-    """Seconds spent by kind of work, over all attempts that led to the result."""
+    """Seconds spent by kind of work, over all attempts that led to the result.
+
+    Example:
+        with clock("training"):
+            ...
+    """
 
     KINDS = ("start", "training", "evaluation", "spectra", "checkpoints")
 
@@ -43,7 +63,7 @@ class Clock:
             self.seconds[kind] += time.perf_counter() - began
 
     def totals(self) -> dict[str, float]:
-        """With their sum."""
+        """Return the seconds by kind, and their sum as "total"."""
         return {**self.seconds, "total": sum(self.seconds.values())}
 
 
@@ -57,7 +77,18 @@ def result_of(
     step: int,
     clock: Clock,
 ) -> dict[str, Any]:
-    """The final numbers, all taken from the records. `collapse` is where it began, if it did."""
+    """Return the content of result.json, but for what `TrialWriter.finish` adds.
+
+    Args:
+        spec: The trial.
+        store: The tokens that it was trained on.
+        writer: Its records; losses are read back from there.
+        outcome: "completed", "collapsed" or "diverged".
+        reason: Why it did not complete.
+        collapse: Where the collapse of its layers began, if they have collapsed.
+        step: Updates that were made.
+        clock: The time that was spent.
+    """
     columns = ["train_loss", "val_loss", "val_loss_se", "val_perplexity", "val_bits_per_byte"]
     table = writer.read(METRICS, columns)
     trained = [loss for loss in table.column("train_loss").to_pylist() if loss is not None]
@@ -65,7 +96,7 @@ def result_of(
     evaluations = [row for row in table.to_pylist() if row["kind"] == "evaluation"]
     final = {name: evaluations[-1][name] if evaluations else None for name in columns[1:]}
     if evaluations and evaluations[-1]["step"] != step:
-        final = dict.fromkeys(final)  # it ended between evaluations: there is no final one
+        final = dict.fromkeys(final)  # it ended between evaluations
     best = min(evaluations, key=lambda row: row["val_loss"], default=None)
     flops_per_token = accounting.training_flops_per_token(spec.model)
     return {
@@ -93,8 +124,10 @@ def result_of(
 
 
 def supply(spec: TrialSpec, store: TokenStore, step: int) -> dict[str, Any]:
-    """What the tokens of a trial were made of: how many there are, and how often training went
-    through them. `window_tokens` are those of one pass; the last few of a split are in no window.
+    """Return how many tokens a trial had, and how often training passed through them.
+
+    `window_tokens` is the number of training tokens in one pass. Windows have one context each, so
+    the last few tokens of a split are in none. `measured_tokens` are those of the held-out loss.
     """
     context = spec.model.context
     in_windows = windows_in(len(store.train), context) * context

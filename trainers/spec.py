@@ -1,9 +1,9 @@
-"""A trial is its spec: everything that training and measuring depend on, and an id made of it.
+"""The spec of a trial: everything that training and measuring depend on, and an id made from it.
 
 Two trials are the same trial if and only if their ids are equal. The id is a hash of canonical
-JSON of the identity fields; a field at its first-version default is left out, so that a field
-added later changes no id. Where the data lie and how the work is laid out on devices are carried
-beside the identity and never enter it. Nothing here imports torch.
+JSON of the identity fields. A field at its first-version default is left out, so a field that is
+added later changes no id. The location of the data and the layout on devices are in the spec too,
+but never enter the id. Nothing here imports torch.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ from trainers.strict import MAX_STEPS, MAX_TOKENS, Frozen
 from trialstore.errors import InputError
 from trialstore.records import BUCKETS, FIRST_SEMANTICS
 
-#: Raised whenever the meaning of training or measuring changes: it enters every id. What each
-#: version means is in docs/trial-directory.md.
+#: Increased whenever the meaning of training or measuring changes; part of every id. See
+#: docs/trial-directory.md for what each version means.
 SEMANTICS_VERSION = 2
 
 Optimizer = Literal["adamw", "muon"]
@@ -30,7 +30,7 @@ SpectrumMethod = Literal["auto", "exact", "lanczos"]
 
 
 class TrainingSpec(Frozen):
-    """One optimisation: AdamW, or Muon for matrices; a warm-up and a decay of the rate."""
+    """The optimisation of one trial: AdamW, or Muon for matrices, and a learning-rate schedule."""
 
     steps: int = Field(ge=1, le=MAX_STEPS)
     batch_tokens: int = Field(ge=2, le=MAX_TOKENS)  # tokens per optimiser update, over all workers
@@ -38,21 +38,21 @@ class TrainingSpec(Frozen):
     optimizer: Optimizer = "adamw"
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
-    momentum: float = Field(default=0.95, ge=0, lt=1)  # of Muon
+    momentum: float = Field(default=0.95, ge=0, lt=1)  # Muon only
     weight_decay: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     gradient_clipping: float = Field(default=1.0, ge=0, allow_inf_nan=False)  # 0: off
     schedule: Schedule = "cosine"
     warmup_fraction: float = Field(default=0.1, ge=0, le=1)  # of the steps
     warmup_steps: int | None = Field(default=None, ge=0, le=MAX_STEPS)  # in place of the fraction
-    decay_fraction: float = Field(default=0.2, gt=0, le=1)  # of the steps; of wsd
+    decay_fraction: float = Field(default=0.2, gt=0, le=1)  # of the steps; wsd only
     final_fraction: float = Field(default=0.1, ge=0, le=1)  # of the peak rate
     precision: Precision = "fp32"
-    # End a trial whose layers have collapsed (analysis.collapse); otherwise it is only marked.
+    # Whether a trial ends when its layers collapse (analysis.collapse), or is only marked.
     stop_on_collapse: bool = False
 
     @property
     def warmup(self) -> int:
-        """Updates until the rate is at its peak."""
+        """Updates until the learning rate reaches its peak."""
         if self.warmup_steps is not None:
             return self.warmup_steps
         return round(self.warmup_fraction * self.steps)
@@ -62,14 +62,14 @@ class TrainingSpec(Frozen):
         default = {name: field.default for name, field in TrainingSpec.model_fields.items()}
         if self.optimizer == "muon" and self.gradient_clipping != 0:
             raise ValueError(
-                f"gradient_clipping {self.gradient_clipping} with muon: its update does not grow "
-                "with the gradient, and ZeRO would clip the update itself; use 0"
+                f"gradient_clipping {self.gradient_clipping} does not go with muon: its update "
+                "does not grow with the gradient, and ZeRO would clip the update itself; use 0"
             )
         if self.optimizer != "muon" and self.momentum != default["momentum"]:
-            raise ValueError(f"momentum {self.momentum} is of muon; adamw has beta1")
+            raise ValueError(f"momentum {self.momentum} is for muon; adamw has beta1")
         if self.schedule != "wsd" and self.decay_fraction != default["decay_fraction"]:
             raise ValueError(
-                f"decay_fraction {self.decay_fraction} is of the schedule wsd; {self.schedule} "
+                f"decay_fraction {self.decay_fraction} is for the schedule wsd; {self.schedule} "
                 "decays from the end of the warm-up"
             )
         if self.warmup_steps is not None:
@@ -84,47 +84,51 @@ class TrainingSpec(Frozen):
                 )
         if self.schedule == "wsd" and self.warmup > self.stable_end:
             raise ValueError(
-                f"the warm-up of {self.warmup} steps reaches into the decay, which begins after "
+                f"the warm-up of {self.warmup} steps overlaps the decay, which begins after "
                 f"{self.stable_end} of {self.steps}; shorten one of them"
             )
         return self
 
     @property
     def stable_end(self) -> int:
-        """Of wsd: the update after which the rate decays. Until there, runs that differ in
-        `steps` alone are the same run."""
+        """The update after which wsd decays the learning rate.
+
+        Up to there, trials that differ only in `steps` are the same.
+        """
         return self.steps - max(1, round(self.decay_fraction * self.steps))
 
 
 class EvaluationSpec(Frozen):
-    """Loss on held-out tokens, at step 0, every `every` updates and at the end."""
+    """Loss on `tokens` held-out tokens, at step 0, every `every` updates and at the end."""
 
     every: int = Field(default=100, ge=1)
     tokens: int = Field(default=16384, ge=2, le=MAX_TOKENS)
 
 
 class SpectraSpec(Frozen):
-    """Eigenspectra of the FFN activations on held-out tokens, on the same steps rule."""
+    """Eigenspectra of FFN activations on held-out tokens, at step 0, every `every` updates and at
+    the end."""
 
     every: int = Field(default=100, ge=1)
-    tokens: int = Field(default=8192, ge=2, le=MAX_TOKENS)  # N of every snapshot
+    tokens: int = Field(default=8192, ge=2, le=MAX_TOKENS)  # per snapshot
     sites: tuple[Site, ...] = Field(default=("post",), min_length=1, strict=False)
-    # How the metrics are found: from all eigenvalues, by stochastic Lanczos quadrature, or by the
-    # cheaper. The last snapshot of a trial is exact in any case.
+    # exact: from all eigenvalues; lanczos: by stochastic Lanczos quadrature; auto: the cheaper of
+    # the two. The last snapshot of a trial is always exact.
     method: SpectrumMethod = "auto"
-    # Spectra of frequent, middling and rare tokens too, each a third of all occurrences.
+    # Whether to take spectra of frequent, middling and rare tokens too. Each bucket has a third of
+    # all token occurrences.
     buckets: bool = False
-    # What the scatter matrices of a worker may take together, in MiB: where all layers need more,
-    # they are measured in groups, each with forward passes of its own. Never part of the id.
+    # Limit on the scatter matrices of one worker, in MiB. If all layers need more, they are
+    # measured in groups, each with its own forward passes. Never part of the id.
     memory_mb: int = Field(default=2048, ge=1)
 
     @property
     def parts(self) -> int:
-        """Scatter matrices of every layer and site."""
+        """Scatter matrices per layer and site: one, or one per token bucket."""
         return len(BUCKETS) if self.buckets else 1
 
     def matrix_bytes(self, width: int) -> int:
-        """What one layer takes at one site."""
+        """Return the bytes of one layer's scatter matrices at one site, for FFN width `width`."""
         return 4 * width**2 * self.parts
 
     @model_validator(mode="after")
@@ -135,7 +139,7 @@ class SpectraSpec(Frozen):
 
 
 class Layout(Frozen):
-    """How the work lies on devices: never part of the id, recorded with the result."""
+    """How a trial's work is laid out on devices. Recorded with the result, never part of the id."""
 
     workers: int = Field(default=1, ge=1)
     cpus_per_worker: int = Field(default=1, ge=1)
@@ -144,38 +148,38 @@ class Layout(Frozen):
     micro_batch: int | None = Field(default=None, ge=1)  # sequences; None: all in one
     checkpoint_every: int = Field(default=100, ge=1)  # updates
     keep_checkpoints: int = Field(default=2, ge=1)
-    # Updates at which a checkpoint is made and kept: other trials branch off there.
+    # Updates at which a checkpoint is made and kept, because other trials branch off there.
     branch_points: tuple[int, ...] = Field(default=(), strict=False)
-    # After an out-of-memory failure a retry may change the micro-batch; it says so here.
+    # Whether a retry has made the micro-batch smaller after memory ran out.
     retried_smaller: bool = False
 
 
 class TrialSpec(Frozen):
-    """One trial, complete. `source`, `layout` and `axes` are carried beside the identity."""
+    """One trial, complete. `source`, `layout` and `axes` are not part of its identity."""
 
     model: ModelSpec
     training: TrainingSpec
     data: DataSpec
-    replicate: int = Field(ge=0)  # fixes initialisation and data order, for every cell alike
+    replicate: int = Field(ge=0)  # seeds initialisation and data order, alike in every cell
     evaluation: EvaluationSpec = EvaluationSpec()
     spectra: SpectraSpec = SpectraSpec()
     kind: Literal["train"] = "train"
-    parent: str | None = None  # the trial whose weights this one starts from
-    # What training and measuring mean in it. A trial of an earlier version can be read, exported
-    # and exported; only the current one is trained.
+    parent: str | None = None  # id of the trial whose weights this one starts from
+    # The meaning of training and measuring. Trials of earlier versions can be read and exported;
+    # only those of the current version are trained.
     semantics_version: int = Field(default=SEMANTICS_VERSION, ge=FIRST_SEMANTICS)
 
     source: DataSource = DataSource()
     layout: Layout = Layout()
-    axes: dict[str, Any] = Field(default_factory=dict)  # the cell as the sweep file named it
+    axes: dict[str, Any] = Field(default_factory=dict)  # the cell, as the sweep file names it
 
     @model_validator(mode="after")
     def _check_version(self) -> "TrialSpec":
         if self.semantics_version > SEMANTICS_VERSION:
             raise ValueError(
-                f"semantics_version {self.semantics_version} is of a later widthlab than this "
-                f"one, which knows {FIRST_SEMANTICS} to {SEMANTICS_VERSION}; read the trial with "
-                "the one that wrote it"
+                f"semantics_version {self.semantics_version} is newer than this widthlab, which "
+                f"knows {FIRST_SEMANTICS} to {SEMANTICS_VERSION}; read the trial with the version "
+                "that wrote it"
             )
         return self
 
@@ -247,10 +251,10 @@ class TrialSpec(Frozen):
 
     @property
     def autocast(self) -> bool:
-        """Whether bf16 is autocast over float32 weights: where DeepSpeed's own bf16 goes wrong.
+        """Whether bf16 is autocast over float32 weights, instead of DeepSpeed's own bf16.
 
-        At ZeRO 0 it takes a step on zero gradients at the start; at stage 2 it keeps Muon's
-        momentum in bf16, which is off by 3 %.
+        DeepSpeed's bf16 is wrong in two cases. At ZeRO 0 it begins with a step on zero gradients;
+        at stage 2 it keeps Muon's momentum in bf16, which is off by 3 %.
         """
         training, stage = self.training, self.layout.zero_stage
         wrong = stage == 0 or (stage == 2 and training.optimizer == "muon")
@@ -258,11 +262,11 @@ class TrialSpec(Frozen):
 
     @property
     def id(self) -> str:
-        """Twelve hexadecimal digits of the SHA-256 of `canonical_json`."""
+        """The trial's id: twelve hexadecimal digits of the SHA-256 of `canonical_json`."""
         return hashlib.sha256(canonical_json(self).encode()).hexdigest()[:12]
 
     def to_json(self) -> bytes:
-        """The whole spec as stored in spec.json, with its id."""
+        """Return the whole spec, with its id, as spec.json stores it."""
         content = {"id": self.id, **self.model_dump(mode="json")}
         return (json.dumps(content, indent=1) + "\n").encode()
 
@@ -271,8 +275,11 @@ OUTSIDE_IDENTITY = frozenset({"source", "layout", "axes"})
 
 
 def canonical_json(spec: TrialSpec) -> str:
-    """The identity of a trial: sorted keys, no spaces, values at their defaults left out."""
-    memory = SpectraSpec.model_fields["memory_mb"].default  # how it is measured, not what
+    """Return the JSON that a trial's id is made from.
+
+    Keys are sorted, there are no spaces, and values at their defaults are left out.
+    """
+    memory = SpectraSpec.model_fields["memory_mb"].default  # not part of the identity
     spectra = spec.spectra.model_copy(update={"memory_mb": memory})
     spec = spec.model_copy(update={"spectra": spectra})
     identity = spec.model_dump(mode="json", exclude=set(OUTSIDE_IDENTITY), exclude_defaults=True)
@@ -281,10 +288,17 @@ def canonical_json(spec: TrialSpec) -> str:
 
 
 def parse_spec(data: bytes | str, place: str) -> TrialSpec:
-    """A spec from JSON. Raises InputError naming `place` and the first thing that is wrong.
+    """Parse a spec from JSON.
 
-    What has an id was written by widthlab, and without `semantics_version` by one that knew only
-    the first; what has neither was written by hand, and means the current one.
+    A spec without `semantics_version` has the first version if it has an id, because widthlab wrote
+    it before there were others. Without an id it was written by hand and has the current version.
+
+    Args:
+        data: The JSON.
+        place: Where it comes from, for messages.
+
+    Raises:
+        InputError: The spec is invalid. The message names `place` and the first thing wrong.
     """
     try:
         content = json.loads(data)
@@ -302,18 +316,37 @@ def parse_spec(data: bytes | str, place: str) -> TrialSpec:
 
 
 def refuse_other_semantics(spec: TrialSpec, place: str) -> None:
-    """Raises InputError naming `place` for a trial that this version would train as another."""
+    """Raise InputError, naming `place`, unless the trial is of the current semantics version."""
     if spec.semantics_version != SEMANTICS_VERSION:
         raise InputError(
             f"{place}: trial {spec.id} is of semantics version {spec.semantics_version}, and this "
-            f"widthlab trains version {SEMANTICS_VERSION}: its data, held-out tokens and losses "
-            "would be others; `widthlab run` with the sweep's file trains such a trial anew, under "
-            "an id of its own"
+            f"widthlab trains version {SEMANTICS_VERSION}, with other data, held-out tokens and "
+            "losses; `widthlab run` with the sweep's file trains the trial anew, under a new id"
+        )
+
+
+def refuse_unnamed_block(spec: TrialSpec, block: str | None, place: str) -> None:
+    """Raise InputError if the spec names a block of the user's that the user did not name too.
+
+    Importing a block runs its code. A sweep file is the user's own, but a spec.json may come from
+    anybody who can write to the storage.
+
+    Args:
+        spec: The trial.
+        block: The block that the user named on the command line, MODULE:CLASS, if any.
+        place: Where the spec comes from, for messages.
+    """
+    named = None if spec.model.block is None else spec.model.block.path
+    if named is not None and named != block:
+        raise InputError(
+            f"{place} names the code {named} as the model's block, and importing it runs it; "
+            f"{f'--block {block} names another' if block else 'anybody may have written it'}. "
+            f"If you know and trust it, give --block {named}"
         )
 
 
 def parse_layout(content: dict[str, Any], place: str) -> Layout:
-    """A layout as a checkpoint's manifest has it. Raises InputError naming `place`."""
+    """Parse the layout in a checkpoint's manifest. Raises InputError, naming `place`."""
     return _validated(Layout, content, place)
 
 

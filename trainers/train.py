@@ -1,61 +1,52 @@
 """One trial, from its spec to its result: the training loop, top to bottom.
 
-The step on everything recorded is the number of optimiser updates that the weights have had.
+The step of everything recorded is the number of optimiser updates that the weights have had.
 """
 
 import math
 import threading
 import time
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from trainers import accounting, check_block
-from trainers.collapse_watch import CollapseWatch
 from trainers.data.batches import training_batch
 from trainers.data.store import TokenStore, open_store
 from trainers.durable import checkpoint
+from trainers.durable.begun_layout import continue_from
 from trainers.durable.failure import FailureReport
 from trainers.durable.memory import for_a_micro_batch
-from trainers.durable.writer import TrialWriter, stamp
+from trainers.durable.writer import stamp
 from trainers.engine import hardware
 from trainers.engine.engine import Engine, Ranks, start_ranks
 from trainers.engine.schedule import learning_rate
 from trainers.heldout import Heldout
 from trainers.models.build import build, token_loss
-from trainers.outcome import Clock, DivergenceError, result_of
-from trainers.spec import TrialSpec, parse_layout, parse_spec, refuse_other_semantics
+from trainers.outcome import Clock, DivergenceError, Ending
+from trainers.recorder import Log, Recorder, recording
+from trainers.spec import TrialSpec, parse_spec, refuse_other_semantics
 from trainers.spectra.snapshots import Snapshots
 from trialstore import records
 from trialstore.claims import Fence
 from trialstore.errors import InputError
-from trialstore.lease import Lease
-from trialstore.records import METRICS, SPECTRA, Manifest, Row
+from trialstore.records import METRICS, SPECTRA, Row
 from trialstore.storage import Storage
-
-
-class Log(Protocol):
-    """Whoever runs the trial is told how it goes. Called on rank 0, seldom and briefly."""
-
-    def started(self, trial_id: str, attempt: int, step: int, steps: int) -> None:
-        """Training begins, or continues after `step` updates."""
-
-    def progress(self, step: int, steps: int, loss: float, tokens_per_s: float) -> None:
-        """Called after every update."""
-
-    def checkpointed(self, step: int) -> None:
-        """A checkpoint has been committed."""
 
 
 @dataclass(frozen=True)
 class TrialEnd:
-    """How `train` left the trial: with an outcome and its result, or stopped on request."""
+    """How `train` left a trial after `step` updates.
 
-    outcome: str | None  # None: stopped on request, to be continued
+    `outcome` and `result` (the content of result.json) are None if the trial was stopped on
+    request and is to be continued.
+    """
+
+    outcome: str | None
     step: int
     result: dict[str, Any] | None
 
@@ -67,20 +58,31 @@ def train(
     cache: Path | None = None,
     stop: threading.Event | None = None,
 ) -> TrialEnd:
-    """Train a trial to its end, from its last checkpoint where there is one.
+    """Train a trial to its end, from its last checkpoint if it has one.
 
-    Every rank calls it with the same arguments. A finished trial returns its result at once.
-    Setting `stop`, like a stop request in the trial's directory, makes it checkpoint and return.
-    Any exception but LeaseLostError is also left in failure.json and raised again. Raises
-    InputError at once, and leaves no failure, where the directory is another trial's, or the spec
-    of another semantics version.
+    Every rank of the trial calls this with the same arguments. A finished trial returns its result
+    at once.
+
+    Args:
+        spec: The trial.
+        trial: Its directory.
+        log: Told about progress, on rank 0.
+        cache: Folder of token stores; None for the default.
+        stop: Once set, the trial writes a checkpoint and returns. So does a stop request in its
+            directory.
+
+    Raises:
+        InputError: The directory is another trial's, the spec is of another semantics version, or
+            the input cannot be used. In the first two cases nothing is written.
+        LeaseLostError: A newer attempt writes the trial. Nothing is written any more.
+        Exception: Whatever ended the attempt; failure.json then says so.
     """
     refuse_other_semantics(spec, trial.url)
     _refuse_other_trial(spec, trial)
     finished = records.get_result(trial, spec.id)
     if finished is not None:
         return TrialEnd(finished["outcome"], finished["step"], finished)
-    # A failure is left before the lease goes: whoever sees it free knows how it ended.
+    # FailureReport exits first: whoever finds the lease free can read how the attempt ended.
     with ExitStack() as stack, FailureReport(trial) as report:
         return _train(spec, trial, log, cache, stop or threading.Event(), stack, report)
 
@@ -108,135 +110,137 @@ def _train(
         if spec.model.block is not None:
             check_block.check(spec.model.block)
         ranks = start_ranks(spec.layout.device)
-
-        lease: Lease | None = None
-        writer: TrialWriter | None = None
-        if ranks.is_first:
-            lease = stack.enter_context(Lease(trial, spec.training.steps))
-            writer = TrialWriter(trial, spec.id, lease)
-            stack.callback(writer.close)
-            writer.drop_unfinished()
-            trial.put(records.SPEC, spec.to_json())  # a trial that fails below is known by it
-        fence = Fence(trial, ranks.broadcast(None if lease is None else lease.fence.claim))
+        recorder = stack.enter_context(
+            recording(trial, spec, log) if ranks.is_first else nullcontext(Recorder())
+        )
+        recorder.begin(spec)
+        fence = Fence(trial, ranks.broadcast(recorder.claim))
         report.fence = fence
         store = open_store(spec.source, cache, expected=spec.data)
-        manifest = ranks.broadcast(checkpoint.newest_usable(fence) if ranks.is_first else None)
-        spec = _keeping_layout(spec, trial, manifest)
-        if ranks.world_size != spec.layout.workers:
-            raise InputError(
-                f"trial {spec.id} is laid out for {spec.layout.workers} workers and was started "
-                f"with {ranks.world_size}; torchrun --nproc-per-node {spec.layout.workers} "
-                "-m trainers starts as many"
-            )
+        manifest = ranks.broadcast(recorder.newest_checkpoint())
+        spec = continue_from(spec, trial, manifest)
+        _refuse_other_world(spec, ranks)
         torch.set_num_threads(spec.layout.cpus_per_worker)
-        if writer is not None:
-            fence.check()  # a checkpoint may have taken minutes to verify
-            trial.put(records.SPEC, spec.to_json())  # in the layout that it keeps
+        recorder.store_spec(spec)
 
         engine = Engine(build(spec.model, spec.replicate), spec, ranks)
         stack.callback(engine.close)
-        step = 0
+        step, resumed_at = 0, None
         if manifest is not None:
             state = checkpoint.load(engine, trial, manifest, ranks)
             _refuse_other_tokens(state, store, manifest.step)
-            step = manifest.step
+            step = resumed_at = manifest.step
             clock.seconds.update(state["seconds"])
-            if writer is not None:
-                writer.resume(manifest)
+            recorder.resume(manifest)
         heldout = Heldout(spec, store, ranks)
         snapshots = Snapshots(spec.spectra, spec.id, ranks)
         stack.callback(snapshots.close)
-    if lease is not None:
-        lease.began(step)
-        log.started(spec.id, lease.attempt, step, spec.training.steps)
-
-    watch = None if writer is None else CollapseWatch(spec, writer, heldout.unigram_loss)
-
-    def record(table: str, rows: list[Row]) -> None:
-        if writer is not None and watch is not None:
-            writer.add(table, rows)
-            watch.add(rows)
-
-    def stops_here(step: int) -> bool:
-        """Whether the layers had collapsed by the snapshot before this one."""
-        if not spec.training.stop_on_collapse or step % spec.spectra.every:
-            return False
-        with clock("spectra"):
-            record(SPECTRA, snapshots.drain())
-        return _any_rank(watch is not None and watch.before(step) is not None, ranks)
-
+    recorder.start(step, heldout.unigram_loss)
     peak_rate = _peak_tokens_per_s(spec, ranks)
-    resumed_at = step if manifest is not None else None
-    stopped, reason = False, None
+    run = _Run(spec, ranks, store, engine, heldout, snapshots, recorder, fence, clock, peak_rate)
+
+    on_collapse, divergence = False, None
     try:
         while True:
-            stopped = stops_here(step)
-            last = stopped or step == spec.training.steps
+            on_collapse = run.ends_on_collapse(step)
+            last = on_collapse or step == spec.training.steps
             if step != resumed_at:  # the checkpoint's own step has been measured and committed
-                if last or step % spec.evaluation.every == 0:
-                    with clock("evaluation"), for_a_micro_batch(spec):
-                        row = heldout.evaluate(engine, step)
-                    record(METRICS, [row])
-                if last or step % spec.spectra.every == 0:
-                    with clock("spectra"), for_a_micro_batch(spec):
-                        heldout.measure_spectra(engine, snapshots, step, final=last)
-                stopping = _any_rank(
-                    stop.is_set() or (lease is not None and lease.stop_requested), ranks
-                )
-                due = step > 0 and (
-                    step % spec.layout.checkpoint_every == 0 or step in spec.layout.branch_points
-                )
-                saving = last or due or (stopping and step > 0)
-                with clock("spectra"):
-                    record(SPECTRA, snapshots.drain() if saving else snapshots.ready())
-                if saving:
-                    with clock("checkpoints"):
-                        state = {"seconds": dict(clock.seconds), "tokens": store.digest}
-                        checkpoint.save(engine, fence, writer, ranks, step, state, spec.layout)
-                    if writer is not None:
-                        log.checkpointed(step)
-                elif writer is not None:
-                    writer.flush_if_due()
+                run.measure(step, last)
+                stopping = _any_rank(stop.is_set() or recorder.stop_requested, ranks)
+                run.record(step, last or run.checkpoint_is_due(step) or (stopping and step > 0))
                 if stopping and not last:
                     return TrialEnd(None, step, None)
             if last:
                 break
-
-            began = time.perf_counter()
-            with clock("training"), for_a_micro_batch(spec):
-                loss, norm = update(engine, spec, store, ranks, step)
+            run.update(step)
             step += 1
-            if writer is not None and lease is not None:
-                rate = spec.training.batch_tokens / (time.perf_counter() - began)
-                record(METRICS, [_train_row(spec, step, loss, norm, rate, peak_rate)])
-                lease.progress(step, loss, rate)
-                log.progress(step, spec.training.steps, loss, rate)
     except DivergenceError as error:
-        reason = str(error)
+        divergence = str(error)
 
-    outcome = "completed" if reason is None else "diverged"
-    result: dict[str, Any] | None = None
-    with clock("spectra"):
-        record(SPECTRA, snapshots.drain())
-    if writer is not None and watch is not None:
-        ended_early = stopped and step < spec.training.steps
-        collapse = watch.before(step) if ended_early else watch.since
-        if reason is None and collapse is not None:
-            outcome, reason = "collapsed", collapse.reason
-            writer.mark_collapse(asdict(collapse))  # whatever the last snapshot made of it
-        writer.flush()
-        result = result_of(spec, store, writer, outcome, reason, collapse, step, clock)
-        result = writer.finish(result, spec.layout.branch_points)
+    run.record_spectra(wait=True)
+    result = recorder.finish(Ending(step, on_collapse, divergence), store, clock)
     ranks.barrier()
     result = ranks.broadcast(result)
     return TrialEnd(result["outcome"], step, result)
 
 
+@dataclass(frozen=True)
+class _Run:
+    """The parts of a trial that the loop works with. Every rank calls the same methods."""
+
+    spec: TrialSpec
+    ranks: Ranks
+    store: TokenStore
+    engine: Engine
+    heldout: Heldout
+    snapshots: Snapshots
+    recorder: Recorder
+    fence: Fence
+    clock: Clock
+    peak_rate: float | None  # tokens per second
+
+    def ends_on_collapse(self, step: int) -> bool:
+        """Whether the trial ends here because its layers had collapsed one snapshot earlier."""
+        if not self.spec.training.stop_on_collapse or step % self.spec.spectra.every:
+            return False
+        self.record_spectra(wait=True)
+        return _any_rank(self.recorder.collapsed_before(step), self.ranks)
+
+    def measure(self, step: int, last: bool) -> None:
+        """Evaluate and take spectra where they are due."""
+        if last or step % self.spec.evaluation.every == 0:
+            with self.clock("evaluation"), for_a_micro_batch(self.spec):
+                row = self.heldout.evaluate(self.engine, step)
+            self.recorder.add(METRICS, [row])
+        if last or step % self.spec.spectra.every == 0:
+            with self.clock("spectra"), for_a_micro_batch(self.spec):
+                self.heldout.measure_spectra(self.engine, self.snapshots, step, final=last)
+
+    def checkpoint_is_due(self, step: int) -> bool:
+        layout = self.spec.layout
+        return step > 0 and (step % layout.checkpoint_every == 0 or step in layout.branch_points)
+
+    def record(self, step: int, save: bool) -> None:
+        """Record the spectra that are ready, or all of them with a checkpoint."""
+        self.record_spectra(wait=save)
+        if not save:
+            self.recorder.flush_if_due()
+            return
+        with self.clock("checkpoints"):
+            state = {"seconds": dict(self.clock.seconds), "tokens": self.store.digest}
+            checkpoint.save(
+                self.engine, self.fence, self.recorder, self.ranks, step, state, self.spec.layout
+            )
+        self.recorder.checkpointed(step)
+
+    def record_spectra(self, wait: bool) -> None:
+        """Record finished snapshots; wait for those that are still computed if asked to."""
+        with self.clock("spectra"):
+            rows = self.snapshots.drain() if wait else self.snapshots.ready()
+            self.recorder.add(SPECTRA, rows)
+
+    def update(self, step: int) -> None:
+        """Make one update and record it."""
+        began = time.perf_counter()
+        with self.clock("training"), for_a_micro_batch(self.spec):
+            loss, norm = update(self.engine, self.spec, self.store, self.ranks, step)
+        rate = self.spec.training.batch_tokens / (time.perf_counter() - began)
+        mfu = None if self.peak_rate is None else rate / self.peak_rate
+        self.recorder.updated({**_train_row(self.spec, step + 1, loss, norm, rate), "mfu": mfu})
+
+
 def update(
     engine: Engine, spec: TrialSpec, store: TokenStore, ranks: Ranks, step: int
 ) -> tuple[float, float | None]:
-    """One optimiser update from `step` to step + 1: the mean loss over the batch, in nats, and
-    the gradient's norm before clipping. Raises DivergenceError before a bad update is applied."""
+    """Make one optimiser update, from `step` to `step` + 1. Collective.
+
+    Returns:
+        The mean loss over the batch, in nats a token, and the gradient's norm before clipping;
+        None for the norm if the engine does not know it.
+
+    Raises:
+        DivergenceError: The loss or the norm is not finite. The update is not applied.
+    """
     batch = training_batch(
         store.train,
         replicate=spec.replicate,
@@ -263,22 +267,7 @@ def update(
     return float(np.mean(losses)), norm
 
 
-def _peak_tokens_per_s(spec: TrialSpec, ranks: Ranks) -> float | None:
-    """Tokens per second at the peak of all devices together; None where it is not known."""
-    peak = hardware.peak_flops(ranks.device, spec.training.precision)
-    if peak is None:
-        return None
-    return peak * ranks.world_size / accounting.training_flops_per_token(spec.model)
-
-
-def _train_row(
-    spec: TrialSpec,
-    step: int,
-    loss: float,
-    norm: float | None,
-    rate: float,
-    peak_rate: float | None,
-) -> Row:
+def _train_row(spec: TrialSpec, step: int, loss: float, norm: float | None, rate: float) -> Row:
     return {
         **stamp(spec, step),
         "kind": "train",
@@ -286,8 +275,15 @@ def _train_row(
         "learning_rate": learning_rate(spec.training, step - 1),
         "grad_norm": norm,
         "tokens_per_s": rate,
-        "mfu": None if peak_rate is None else rate / peak_rate,
     }
+
+
+def _peak_tokens_per_s(spec: TrialSpec, ranks: Ranks) -> float | None:
+    """Tokens per second at the peak of all devices together; None if the peak is not known."""
+    peak = hardware.peak_flops(ranks.device, spec.training.precision)
+    if peak is None:
+        return None
+    return peak * ranks.world_size / accounting.training_flops_per_token(spec.model)
 
 
 def _any_rank(flag: bool, ranks: Ranks) -> bool:
@@ -296,39 +292,29 @@ def _any_rank(flag: bool, ranks: Ranks) -> bool:
     return bool(ranks.sum(torch.tensor(float(flag), device=ranks.device)) > 0)
 
 
+def _refuse_other_world(spec: TrialSpec, ranks: Ranks) -> None:
+    """Raise InputError if another number of ranks was started than the layout has workers."""
+    if ranks.world_size != spec.layout.workers:
+        raise InputError(
+            f"trial {spec.id} is laid out for {spec.layout.workers} workers and was started "
+            f"with {ranks.world_size}; torchrun --nproc-per-node {spec.layout.workers} "
+            "-m trainers starts as many"
+        )
+
+
 def _refuse_other_tokens(state: dict[str, Any], store: TokenStore, step: int) -> None:
-    """Raises InputError where the tokens are not those that a checkpoint was trained on."""
+    """Raise InputError if a checkpoint was trained on other tokens."""
     trained_on = state.get("tokens", store.digest)
     if trained_on != store.digest:
         raise InputError(
-            f"the token store {store.folder} is not the one that the checkpoint of step {step} was "
-            f"trained on: its digest is {store.digest}, and it was {trained_on}; remove the store "
-            "so that it is made anew, or `widthlab rerun` the trial"
+            f"the token store {store.folder} has digest {store.digest}, and the checkpoint of step "
+            f"{step} was trained on {trained_on}; remove the store so that it is built again, or "
+            "`widthlab rerun` the trial"
         )
-
-
-def _keeping_layout(spec: TrialSpec, trial: Storage, manifest: Manifest | None) -> TrialSpec:
-    """A trial that has been checkpointed goes on in the layout it began with, but for the
-    micro-batch of a retry that ran out of memory. Raises InputError for another kind of device,
-    and for what is no layout."""
-    if manifest is None or not manifest.layout:
-        return spec
-    place = f"{trial.url_of(records.manifest_key(manifest.step))}: layout"
-    began, asked = parse_layout(manifest.layout, place), spec.layout
-    if began.device != asked.device:
-        raise InputError(
-            f"trial {spec.id} was begun on {began.device} and layout.device is now "
-            f"{asked.device}; go on with {began.device}, or train it anew in another directory"
-        )
-    began = began.model_copy(update={"branch_points": asked.branch_points})
-    if asked.retried_smaller:
-        smaller = {"micro_batch": asked.micro_batch, "retried_smaller": True}
-        began = began.model_copy(update=smaller)
-    return spec.model_copy(update={"layout": began})
 
 
 def read_spec(trial: Storage) -> TrialSpec:
-    """The spec of a trial directory. Raises InputError if it has none or it is broken."""
+    """Return the spec of a trial directory. Raises InputError if it has none or a broken one."""
     try:
         return parse_spec(trial.get(records.SPEC), trial.url_of(records.SPEC))
     except FileNotFoundError as error:

@@ -14,13 +14,14 @@ import time
 import uuid
 from dataclasses import dataclass
 
+from trialstore.errors import FinalError
 from trialstore.records import LEASE, BrokenRecordError, encode_json, get_json
 from trialstore.storage import Storage
 
 CLAIMS = "attempts"
 
 
-class LeaseLostError(RuntimeError):
+class LeaseLostError(FinalError, RuntimeError):
     """A newer attempt writes this trial now; the holder must stop without writing."""
 
 

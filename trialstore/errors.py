@@ -1,9 +1,16 @@
-"""The one error that a user can mend."""
+"""Errors that decide what happens next: whether a trial is retried, and what the user is told."""
 
 
-class InputError(ValueError):
-    """Something the user gave cannot be used.
+class FinalError(Exception):
+    """Another attempt at a trial, in the same run, cannot succeed: a scheduler makes none.
 
-    The message names the thing, the value, the place and the way out; the command line prints
-    it without a traceback and exits with code 2.
+    This says nothing about exit codes. Subclasses say what has happened, and so what becomes of
+    the trial: bad input gives it up, a lost lease leaves it to another process.
+    """
+
+
+class InputError(FinalError, ValueError):
+    """Something the user gave cannot be used: commands exit with code 2, without a traceback.
+
+    The message names the thing, the value, the place and the way out.
     """

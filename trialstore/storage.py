@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 from urllib.parse import quote
 
-from trialstore.errors import InputError
+from trialstore.errors import FinalError, InputError
 from trialstore.storage_url import (
     FILE,
     REMEDY,
@@ -51,7 +51,7 @@ FOLDER_TRIES = 10
 UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
 
 
-class StorageFullError(OSError):
+class StorageFullError(FinalError, OSError):
     """A storage has no room for an object, and no other attempt at putting it will find any."""
 
 

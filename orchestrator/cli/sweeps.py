@@ -78,15 +78,13 @@ def run(
     from orchestrator.mlflow.exporter import sync_command
     from orchestrator.mlflow.tracking import redacted
     from orchestrator.mlflow.tracking import tracking_uri as tracking_of
-    from orchestrator.run import run_sweep
+    from orchestrator.run import RunOptions, run_sweep
 
     config, directory = _load(sweep, overrides, storage)
     tracking = tracking_of(open_storage(storage), tracking_uri)
     console = open_console(stderr=True)
     try:
-        done = run_sweep(
-            config, directory, tracking, console, address=address, retry_failed=retry_failed
-        )
+        done = run_sweep(config, directory, RunOptions(tracking, address, retry_failed), console)
     except KeyboardInterrupt:  # before trials run or after, or a second time
         typer.echo("interrupted; what is durable is kept, and the same command continues", err=True)
         raise typer.Exit(INTERRUPTED) from None

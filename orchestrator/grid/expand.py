@@ -92,13 +92,13 @@ class Grid:
     cells: int
 
 
-def expand(
-    config: SweepConfig, data: DataSpec, vocab_size: int, *, device: str | None = None
-) -> Grid:
-    """Every trial of a sweep, in the order in which to run them.
+def expand(config: SweepConfig, data: DataSpec, vocab_size: int) -> Grid:
+    """Return every trial of a sweep, in the order in which to run them.
 
-    `device` ("cpu" or "cuda") is what `resources.device: auto` stands for here; without it, cpu.
-    Raises InputError where no cell at all can be trained.
+    `resources.device: auto` stands for the CPU until `on_device` says otherwise.
+
+    Raises:
+        InputError: No cell of the grid can be trained.
     """
     trials: dict[str, PlannedTrial] = {}
     dropped: list[Dropped] = []
@@ -106,7 +106,7 @@ def expand(
     # A cell that is as the file says is the one that others come to be.
     ordered = sorted((resolved(config, typed) for typed in cells(config)), key=_changed_axes)
     for hold, cell in product(config.hold, ordered):
-        found = _trial(config, cell, hold, data, vocab_size, device)
+        found = _trial(config, cell, hold, data, vocab_size)
         if isinstance(found, Dropped):
             dropped.append(found)
             continue
@@ -130,11 +130,26 @@ def expand(
     return Grid(order, dropped, merged, len(config.hold) * prod(map(len, config.grid.values())))
 
 
-def _layout(config: SweepConfig, device: str | None) -> Layout:
+def on_device(grid: Grid, device: str) -> Grid:
+    """Return the grid with `device` ("cpu" or "cuda") for trials of `resources.device: auto`.
+
+    The device is part of a trial's layout, not of its identity: ids and order stay.
+    """
+
+    def moved(trial: PlannedTrial) -> PlannedTrial:
+        if trial.cell.base.resources.device != "auto":
+            return trial
+        layout = trial.spec.layout.model_copy(update={"device": device})
+        return replace(trial, spec=trial.spec.model_copy(update={"layout": layout}))
+
+    return replace(grid, trials=[moved(trial) for trial in grid.trials])
+
+
+def _layout(config: SweepConfig) -> Layout:
     resources = config.resources
-    chosen = resources.device if resources.device != "auto" else device or "cpu"
+    device = "cpu" if resources.device == "auto" else resources.device
     shared = resources.model_dump(include=set(Layout.model_fields))
-    return Layout.model_validate({**shared, "device": chosen})
+    return Layout.model_validate({**shared, "device": device})
 
 
 def _changed_axes(cell: Cell) -> int:
@@ -160,7 +175,7 @@ def _with_branch_points(trials: dict[str, PlannedTrial]) -> list[PlannedTrial]:
 
 
 def _trial(
-    config: SweepConfig, cell: Cell, hold: str, data: DataSpec, vocab_size: int, device: str | None
+    config: SweepConfig, cell: Cell, hold: str, data: DataSpec, vocab_size: int
 ) -> PlannedTrial | Dropped:
     """One cell as a trial, or why it cannot be one."""
     base = cell.base
@@ -176,7 +191,7 @@ def _trial(
             evaluation=base.evaluation,
             spectra=base.spectra,
             source=config.source,
-            layout=_layout(base, device),
+            layout=_layout(base),
             axes=_named(cell, held.model),
         )
     except ValidationError as error:

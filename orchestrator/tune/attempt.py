@@ -1,8 +1,7 @@
-"""One attempt at a trial, with all that stands around it: what the last one came to, whether
-there may be another and when, in how large a micro-batch, and what its own end means to Ray.
+"""One attempt at a trial: whether there may be one, when, in which micro-batch, and how it ended.
 
-Whatever is raised here Ray takes for a reason to start the trial anew in another process, which
-begins here again and decides. What is returned ends it.
+Ray takes an exception from here as a reason to start the trial again in another process, which
+makes the next attempt. A return value ends the trial for this run.
 """
 
 import contextlib
@@ -12,13 +11,14 @@ from collections.abc import Callable, Iterator
 
 from orchestrator.ledger.ledger import give_up, trial_storage
 from orchestrator.tune.preemption import PreemptedError
-from trainers.spec import TrialSpec, parse_spec
+from orchestrator.tune.trial_request import TrialRequest
+from trainers.durable.begun_layout import as_small_as_before
+from trainers.spec import TrialSpec
 from trialstore import records
 from trialstore.claims import LeaseLostError
 from trialstore.driver_lease import current_driver
-from trialstore.errors import InputError
+from trialstore.errors import FinalError
 from trialstore.retries import (
-    Budget,
     how_it_ended,
     newest_step,
     opened,
@@ -29,9 +29,8 @@ from trialstore.storage import Storage, StorageFullError
 
 logger = logging.getLogger(__name__)
 
-#: What a scheduler is told of a trial that ended without a result: it was given up, or it was
-#: stopped on request, its storage is full, or another process goes on with it. The ledger knows
-#: which.
+#: What Ray is told of a trial that ended without a result. FAILED: it was given up. UNFINISHED: it
+#: was stopped on request, its storage is full, or another process continues it.
 FAILED = "failed"
 UNFINISHED = "unfinished"
 
@@ -41,74 +40,82 @@ LOOK_S = 0.5
 
 def attempt(
     sweep: Storage,
-    spec: TrialSpec,
-    budget: Budget,
-    driver: str | None,
+    request: TrialRequest,
     run: Callable[[TrialSpec], str | None],
     stop_requested: Callable[[], bool],
 ) -> str:
-    """Run the trial once, by `run`, which returns its outcome or None if it was stopped.
+    """Run a trial once, unless it has ended, used up its budget, or shall not start.
 
-    `driver` is the owner that has handed the trial over: when another drives the sweep, it is for
-    that one to begin what is left. Returns the outcome, FAILED or UNFINISHED. Raises what `run`
-    raises, where another attempt is worth it, and PreemptedError where a trial that nobody asked
-    to stop has stopped.
+    Args:
+        sweep: The sweep's directory.
+        request: The trial. If another driver than `request.driver` holds the sweep by now, the
+            trial is left to that one.
+        run: Trains the trial; returns its outcome, or None if it was stopped.
+        stop_requested: Returns whether the sweep was asked to stop.
+
+    Returns:
+        The outcome, FAILED or UNFINISHED.
+
+    Raises:
+        PreemptedError: The trial stopped although nobody asked it to.
+        Exception: Whatever `run` raises, if another attempt may succeed.
     """
+    spec = request.spec
     trial = trial_storage(sweep, spec.id)
 
     def replaced() -> bool:
-        return current_driver(sweep) != driver
+        return current_driver(sweep) != request.driver
 
     def shall_stop() -> bool:
         return stop_requested() or replaced()
 
     try:
-        with _giving_up_on_bad_input(trial):
+        with _giving_up(trial):
             result = records.get_result(trial, spec.id)
             if result is not None:
                 return str(result["outcome"])
             if replaced():
                 return UNFINISHED
-            why, spec = _prepared(trial, spec, budget, driver)
+            why, spec = _prepared(trial, request)
             if why is not None:
                 give_up(trial, why)
                 return FAILED
-            if not _waited(trial, spec, driver, shall_stop):
+            if not _waited(trial, request, shall_stop):
                 return UNFINISHED
             outcome = run(spec)
-    except InputError:  # trying again cannot mend it
-        return FAILED
-    except LeaseLostError:  # nor is there anything to mend: another process has the trial
+    except LeaseLostError:  # another process has the trial
         result = records.get_result(trial, spec.id)
         return UNFINISHED if result is None else str(result["outcome"])
     except StorageFullError as error:
-        # It could not even be counted how often it has been tried. It has said so in failure.json
-        # if there was room for that, and goes on with the command that follows.
+        # Without room, not even the attempt can be counted. The next command continues the trial.
         logger.warning("trial %s: %s", spec.id, error)
         return UNFINISHED
+    except FinalError:
+        return FAILED
     if outcome is None and not shall_stop():
-        raise PreemptedError(f"trial {spec.id} made room with a checkpoint, and goes on elsewhere")
+        raise PreemptedError(f"trial {spec.id} wrote a checkpoint to make room; it goes on later")
     return outcome or UNFINISHED
 
 
 @contextlib.contextmanager
-def _giving_up_on_bad_input(trial: Storage) -> Iterator[None]:
+def _giving_up(trial: Storage) -> Iterator[None]:
+    """Mark the trial as given up if no attempt, by this run or a later one, can succeed."""
     try:
         yield
-    except InputError as error:
+    except (LeaseLostError, StorageFullError):
+        raise
+    except FinalError as error:
         give_up(trial, str(error))
         raise
 
 
-def _prepared(
-    trial: Storage, spec: TrialSpec, budget: Budget, driver: str | None
-) -> tuple[str | None, TrialSpec]:
-    """Charge the last attempt, if it was one of ours: why there is no other, and the trial in the
-    micro-batch that the next one has."""
+def _prepared(trial: Storage, request: TrialRequest) -> tuple[str | None, TrialSpec]:
+    """Charge the last attempt, if it was one of ours. Return why there is no other attempt, or
+    None, and the trial in the micro-batch of the next attempt."""
     retries = read_retries(trial)
-    spec = _as_small_as_it_was(trial, spec)
+    spec = as_small_as_before(trial, request.spec)
     if retries.open is not None:
-        ending = how_it_ended(trial, retries.open, driver)
+        ending = how_it_ended(trial, retries.open, request.driver)
         if ending == "out_of_memory":
             from trainers.durable.memory import halved
 
@@ -116,40 +123,25 @@ def _prepared(
             spec, ending = (spec, "failure") if smaller is None else (smaller, ending)
         retries = retries.ended(ending, newest_step(trial))
         write_retries(trial, retries)
-        # Charged first: cut off in between, the attempt is made once more as large, where the
-        # other way round it would be halved once more than it need be.
+        # Charge first. A process that is killed in between then repeats an attempt at the old
+        # size; in the other order it would halve the micro-batch twice.
         if spec.layout.retried_smaller:
             trial.put(records.SPEC, spec.to_json())
-    return retries.exhausted(budget), spec
+    return retries.exhausted(request.budget), spec
 
 
-def _as_small_as_it_was(trial: Storage, spec: TrialSpec) -> TrialSpec:
-    """What was too large before is too large again: the micro-batch of a trial that has been
-    retried with a smaller one is in its directory."""
-    try:
-        stored = parse_spec(trial.get(records.SPEC), trial.url_of(records.SPEC))
-    except FileNotFoundError:
-        return spec
-    size, share = stored.layout.micro_batch, spec.sequences // spec.layout.workers
-    if stored.id != spec.id or not stored.layout.retried_smaller or not size or share % size:
-        return spec
-    smaller = {"micro_batch": size, "retried_smaller": True}
-    return spec.model_copy(update={"layout": spec.layout.model_copy(update=smaller)})
-
-
-def _waited(
-    trial: Storage, spec: TrialSpec, driver: str | None, shall_stop: Callable[[], bool]
-) -> bool:
-    """Wait until the next attempt is due and note that it begins; False if it shall not."""
+def _waited(trial: Storage, request: TrialRequest, shall_stop: Callable[[], bool]) -> bool:
+    """Wait until the next attempt is due and record that it begins. Return False if it shall not
+    begin."""
     retries = read_retries(trial)
-    due = time.monotonic() + retries.delay_s(spec.id)
+    due = time.monotonic() + retries.delay_s(request.spec.id)
     while not shall_stop():
         left = due - time.monotonic()
         if left <= 0:
-            # It is charged. Left there, one of before the trial was taken, and so of the number
-            # that the next attempt has, would be charged once more if that one is killed.
+            # The failure has been charged. If it stayed, and it came from before the trial was
+            # taken, it would have the next attempt's number and be charged to that one too.
             trial.delete(records.FAILURE)
-            write_retries(trial, opened(trial, retries, driver))
+            write_retries(trial, opened(trial, retries, request.driver))
             return True
         time.sleep(min(left, LOOK_S))
     return False

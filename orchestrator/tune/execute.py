@@ -1,89 +1,58 @@
-"""Ray Tune over the trials that are left to do. Tune schedules; the ledger remembers."""
+"""Run the trials of a sweep that are left to do under Ray Tune.
+
+Tune schedules; the trial directories remember, and the ledger reads them.
+"""
 
 import contextlib
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 
-from pydantic import ValidationError
-
-from orchestrator.grid.branches import Branch
-from orchestrator.ledger.ledger import trial_storage
-from orchestrator.tune.node_room import need_of
 from orchestrator.tune.ray_cluster import alive_nodes, last_line
 from orchestrator.tune.shared_storage import shared_probe
 from orchestrator.tune.stopping import stop_requested
+from orchestrator.tune.sweep_run import SweepRun
+from orchestrator.tune.trial_request import TRIAL_ID, TrialRequest
 from trainers.durable.scratch import scratch_folder
-from trainers.spec import Layout, TrialSpec
-from trialstore.driver_lease import Driving
-from trialstore.records import BrokenRecordError, committed_steps, read_manifest
-from trialstore.retries import Budget
-from trialstore.storage import Storage
+from trainers.spec import TrialSpec
 
-#: A micro-batch is not halved more often than this before it is one sequence.
+#: A micro-batch cannot be halved more often than this before it is one sequence.
 MOST_HALVINGS = 32
 
 
-def as_begun(sweep: Storage, spec: TrialSpec) -> TrialSpec:
-    """The trial with as many workers as it was begun with: it goes on in the layout that it has a
-    checkpoint of, whatever the sweep file says by now."""
-    begun = _layout_begun_in(trial_storage(sweep, spec.id))
-    if begun is None or begun.device != spec.layout.device:
-        return spec  # another device is for the trainer to refuse
-    kept = {"workers": begun.workers, "cpus_per_worker": begun.cpus_per_worker}
-    kept["zero_stage"] = begun.zero_stage
-    return spec.model_copy(update={"layout": spec.layout.model_copy(update=kept)})
+def run_trials(run: SweepRun) -> dict[str, str]:
+    """Train every trial that the run has to do; block until all have ended.
 
+    A trial that fails or is preempted is tried again within `run.budget`. A trial that branches
+    off another starts when that one has ended. Nothing new starts once another driver holds the
+    sweep. While no node has room for what is left, the call waits.
 
-def _layout_begun_in(trial: Storage) -> Layout | None:
-    """Of the newest checkpoint that says it; None where there is none. The trainer too goes on
-    from an older one where the newest is damaged."""
-    for step in reversed(committed_steps(trial.list("checkpoints"))):
-        with contextlib.suppress(FileNotFoundError, BrokenRecordError, ValidationError):
-            return Layout.model_validate(read_manifest(trial, step).layout)
-    return None
-
-
-def run_trials(
-    sweep: Storage,
-    trials: Sequence[TrialSpec],
-    limit: int | None,
-    retries: Budget,
-    branches: Mapping[str, Branch],
-    held: Driving,
-    wait_for_nodes: bool = False,
-) -> dict[str, str]:
-    """Train every trial, at most `limit` side by side; one that fails or is preempted is tried
-    again as often as `retries` says. Those that `branches` names begin where they branch off,
-    once their trunk is over. Nothing more is begun once the sweep is no longer `held`.
-
-    Returns the error by trial id of those that used up their retries. Blocks until all is over,
-    for as long as no node has room for what is left.
+    Returns:
+        The error of each trial that used up its attempts without leaving a failure itself, by id.
     """
     errors: dict[str, str] = {}
-    left = list(trials)
-    with shared_probe(sweep) as probe:
+    left = run.specs
+    with shared_probe(run.sweep) as probe:
         while left:
-            failed, again = _round(
-                sweep, left, limit, retries, branches, held, wait_for_nodes, probe
-            )
+            failed, again = _round(run, [_request(run, spec, probe) for spec in left])
             errors |= failed
             left = [spec for spec in left if spec.id in again]
     return errors
 
 
-def _round(
-    sweep: Storage,
-    trials: Sequence[TrialSpec],
-    limit: int | None,
-    retries: Budget,
-    branches: Mapping[str, Branch],
-    held: Driving,
-    wait_for_nodes: bool,
-    probe: str,
-) -> tuple[dict[str, str], set[str]]:
-    """One experiment of Tune: errors by trial id, and the trials whose nodes went before they
-    could start."""
+def _request(run: SweepRun, spec: TrialSpec, probe: str) -> TrialRequest:
+    return TrialRequest(
+        sweep=run.sweep.url,
+        driver=run.held.owner,
+        probe=probe,
+        spec=spec,
+        budget=run.budget,
+        branch=run.branches.get(spec.id),
+    )
+
+
+def _round(run: SweepRun, requests: Sequence[TrialRequest]) -> tuple[dict[str, str], set[str]]:
+    """Run one Tune experiment. Return errors by trial id, and the trials whose nodes left before
+    they could start."""
     from ray import tune
     from ray.tune import CheckpointConfig, FailureConfig, RunConfig
 
@@ -91,49 +60,35 @@ def _round(
     from orchestrator.tune.trial_queue import QueueStopper, TrialQueue, reserved
 
     queue = TrialQueue(
-        {spec.id: need_of(spec.layout) for spec in trials},
-        {trial_id: branch.trunk for trial_id, branch in branches.items()},
-        limit,
-        wait_for_nodes,
+        requests,
+        run.config.resources,
         alive_nodes,
-        lambda: held.replaced or stop_requested(sweep),
+        lambda: run.held.replaced or stop_requested(run.sweep),
     )
+    budget = run.budget
     with scratch_folder() as scratch:
-        off = {trial_id: asdict(branch) for trial_id, branch in branches.items()}
-        configs = [
-            {
-                "sweep": sweep.url,
-                "driver": held.owner,
-                "probe": probe,
-                "id": spec.id,
-                "spec": spec.to_json().decode(),
-                "branch": off.get(spec.id),
-                "budget": asdict(retries),
-            }
-            for spec in trials
-        ]
         tuner = tune.Tuner(
             tune.with_resources(TrialActor, reserved),
-            param_space={"trial": tune.grid_search(configs)},
+            param_space={TRIAL_ID: tune.grid_search(queue.ids)},
             tune_config=tune.TuneConfig(search_alg=queue, reuse_actors=True),
             run_config=RunConfig(
                 name="sweep",
                 storage_path=str(scratch),
                 verbose=0,
                 stop=QueueStopper(queue),
-                # Each attempt decides for itself whether it is one too many; of those that die
-                # before they come to that, Tune keeps count.
+                # Each attempt checks the budget itself. Tune counts for attempts that die before
+                # they get that far.
                 failure_config=FailureConfig(
-                    max_failures=retries.failures + retries.preemptions + MOST_HALVINGS
+                    max_failures=budget.failures + budget.preemptions + MOST_HALVINGS
                 ),
                 checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_at_end=False),
             ),
         )
-        # Tune prints of its own accord; stdout belongs to the command that was asked for.
+        # Tune prints to stdout, which belongs to the output of the command.
         with contextlib.redirect_stdout(sys.stderr):
             results = tuner.fit()
     errors = {
-        result.config["trial"]["id"]: last_line(result.error)
+        str(result.config[TRIAL_ID]): last_line(result.error)
         for result in results
         if result.error is not None
     }

@@ -1,8 +1,8 @@
-"""Where trials fit: the arithmetic of nodes and workers. Nothing here asks Ray, which places them.
+"""How many trials nodes have room for: arithmetic only. Ray does the placing.
 
-A trial is placed whole or not at all, so trials never wait for each other. One of several workers
-stays on one node where a node is large enough for it; what such trials leave over, on several
-nodes together, takes further ones.
+Ray places all workers of a trial or none, so trials never wait for each other. The workers of a
+trial share a node if one is large enough. Room that is left on several nodes together takes
+further trials.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from trainers.spec import Layout, TrialSpec
 from trialstore.errors import InputError
 
-#: How Ray is told whether the workers of a trial must share a node, or should where they can.
+#: Ray's placement strategies: workers must share a node, or should if they can.
 TOGETHER, APART = "STRICT_PACK", "PACK"
 
-#: Ray counts in ten-thousandths: what is left after subtractions may be off by less than that.
+#: Ray counts resources in ten-thousandths, so a rounding error is smaller than that.
 SMALLEST = 1e-4
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node of a Ray cluster; `resources` are all that it has, in use or not."""
+    """A node of a Ray cluster. `resources` are all that it has, in use or not, by Ray's names."""
 
     resources: Mapping[str, float]
     name: str = "node"
@@ -30,7 +30,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Need:
-    """What a trial holds while it runs: so many workers of these resources."""
+    """What a trial holds while it runs: a number of workers, and the resources of each."""
 
     workers: int
     cpus: float
@@ -44,29 +44,31 @@ class Need:
 
 @dataclass(frozen=True)
 class Room:
-    """Trials of one need that empty nodes hold side by side."""
+    """How many trials of one need fit side by side on empty nodes."""
 
-    together: int  # each of them on one node
-    apart: int  # more, each over what the others leave on several nodes
+    together: int  # trials that have all workers on one node
+    apart: int  # further trials, spread over what those leave on several nodes
 
     @property
     def total(self) -> int:
+        """Trials of both kinds."""
         return self.together + self.apart
 
 
 def need_of(layout: Layout) -> Need:
-    """What a trial of this layout holds: a worker is one process, on a device of its own."""
+    """Return what a trial of this layout holds. A worker is one process with its own device."""
     gpus = 1.0 if layout.device == "cuda" else 0.0
     return Need(layout.workers, float(layout.cpus_per_worker), gpus)
 
 
 def slots(node: Mapping[str, float], worker: Mapping[str, float]) -> int:
-    """How many workers of those resources fit on what a node has."""
+    """Return how many workers with the resources `worker` fit on a node with those of `node`."""
     return min(int((node.get(name, 0.0) + SMALLEST) // amount) for name, amount in worker.items())
 
 
 def room(need: Need, nodes: Iterable[Node]) -> Room:
-    """How many trials of a need the nodes hold, all else away. A worker is never divided."""
+    """Return how many trials of a need fit on the nodes if they are empty. A worker needs one
+    node."""
     fitting = [slots(node.resources, need.worker) for node in nodes]
     together = sum(number // need.workers for number in fitting)
     return Room(together, sum(number % need.workers for number in fitting) // need.workers)
@@ -78,10 +80,16 @@ def trials_at_once(
     limit: int | None,
     wait_for_nodes: bool = False,
 ) -> int:
-    """How many of the trials run side by side on these nodes, taken in their order.
+    """Return how many of the trials run side by side on these nodes, taken in their order.
 
-    At most `limit`. Raises InputError, with the numbers, for a trial that none of these nodes
-    have room for, unless others may come.
+    Args:
+        nodes: The nodes, all of their resources being free.
+        trials: The trials, in the sweep's order.
+        limit: The largest number to return; None for no limit.
+        wait_for_nodes: Whether a trial may have no room now, because more nodes will join.
+
+    Raises:
+        InputError: These nodes have no room for some trial.
     """
     if not wait_for_nodes:
         _refuse_what_never_fits(nodes, trials)
@@ -91,9 +99,9 @@ def trials_at_once(
 
 
 def _take(free: list[dict[str, float]], need: Need) -> bool:
-    """Take from the free resources what a trial needs, if they have it."""
+    """Take what a trial needs from the free resources. Return whether they had it."""
     fitting = [slots(node, need.worker) for node in free]
-    # On one node if one has room, or else first where there is most.
+    # On one node if one has room; otherwise first on the node with the most room.
     order = sorted(range(len(free)), key=lambda at: -fitting[at])
     if sum(fitting) < need.workers:
         return False
@@ -123,5 +131,5 @@ def _refuse_what_never_fits(nodes: Sequence[Node], trials: Sequence[TrialSpec]) 
 
 
 def amounts(resources: Mapping[str, float]) -> str:
-    """Resources in words: "2 CPU, 1 GPU"."""
+    """Return resources in words, such as "2 CPU, 1 GPU"."""
     return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())

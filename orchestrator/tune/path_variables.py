@@ -1,7 +1,7 @@
-"""Variables of the environment that name paths, made absolute before other processes inherit them.
+"""Make paths in environment variables absolute before other processes inherit them.
 
-Ray and Tune run a trial in folders of their own: a relative path would mean another place there,
-and a cache of its own for every trial.
+Ray and Tune run a trial in folders of their own. A relative path would name another place there,
+so every trial would, for example, build its own cache.
 """
 
 import os
@@ -11,11 +11,11 @@ from pathlib import Path
 
 from trialstore.errors import InputError
 
-#: Bytes of a socket's path: what sockaddr_un holds, less the NUL at its end.
+#: Bytes of the longest path of a Unix socket: the size of sun_path, less the NUL at its end.
 LONGEST_SOCKET = (104 if sys.platform == "darwin" else 108) - 1
-#: Where Ray puts its sockets: the first of them that is set, else in /tmp.
+#: Ray puts its sockets below the first of these that is set, else below /tmp.
 TEMPORARY = ("RAY_TMPDIR", "TMPDIR")
-#: Of widthlab, and of what it trains, reads and stores with.
+#: Variables with one path each, of widthlab and of the libraries that it uses.
 PATHS = (
     *TEMPORARY, "WIDTHLAB_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME",
     "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_XET_CACHE", "HF_DATASETS_CACHE",
@@ -25,23 +25,27 @@ PATHS = (
     "GOOGLE_APPLICATION_CREDENTIALS", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE",
     "CURL_CA_BUNDLE",
 )  # fmt: skip
-#: Those of them that say where token stores are kept.
+#: Those that decide where token stores are kept.
 CACHES = ("WIDTHLAB_CACHE", "XDG_CACHE_HOME")
-#: Several paths each, an empty one being the current folder.
+#: Variables with a list of paths each; an empty path is the current folder.
 SEARCHED = ("PYTHONPATH",)
 
 
 def make_absolute(environment: MutableMapping[str, str], folder: Path | None = None) -> None:
-    """Paths that are relative to `folder`, by default the current one, become absolute.
+    """Make the relative paths in an environment absolute, in place.
 
-    One that begins with `~` is left to whoever expands it.
+    Args:
+        environment: The environment, such as `os.environ`.
+        folder: What the paths are relative to; None for the current folder.
+
+    A path that begins with `~` stays, because the library that reads it expands it.
     """
     here = Path.cwd() if folder is None else folder
     for name in PATHS:
         if path := environment.get(name):
             environment[name] = _absolute(path, here)
     for name in TEMPORARY:
-        if environment.get(name) == "":  # Ray would take it for the current folder
+        if environment.get(name) == "":  # Ray would use the current folder
             del environment[name]
     for name in SEARCHED:
         if paths := environment.get(name):
@@ -51,8 +55,11 @@ def make_absolute(environment: MutableMapping[str, str], folder: Path | None = N
 
 
 def require_absolute(environment: Mapping[str, str]) -> None:
-    """Raises InputError where a node gives its trials a cache that each would look for elsewhere:
-    a Ray that was started by others has their environment, not the command's."""
+    """Raise InputError if a node's environment names a token cache by a relative path.
+
+    A Ray that others have started has their environment, not that of the command. Every trial
+    would look for such a cache below its own folder.
+    """
     for name in CACHES:
         path = environment.get(name) or "/"
         if not path.startswith(("/", "~")):
@@ -67,8 +74,10 @@ def _absolute(path: str, folder: Path) -> str:
 
 
 def check_sockets(environment: Mapping[str, str], pid: int) -> None:
-    """Raises InputError where the sockets of a Ray that process `pid` starts would have names that
-    are longer than the system takes, before anything of it is started."""
+    """Raise InputError if the sockets of a Ray that process `pid` starts would have too long names.
+
+    Ray itself would fail only after it has started several processes.
+    """
     variable = next((name for name in TEMPORARY if environment.get(name)), None)
     temporary = environment[variable] if variable else "/tmp"
     # As Ray names them (ray._private.node): the longest of the names in a session.

@@ -1,9 +1,9 @@
-"""Word that this process is about to be taken away, while there is time for a checkpoint.
+"""Notice that this process is about to be preempted, while there is time for a checkpoint.
 
-Ray sends no SIGTERM to the workers of a node that is drained: it marks the node, waits for its
-work to end, and kills what is left at the deadline. `ray start --block`, which is what a container
-or a service runs, does the same when it gets a SIGTERM itself. So the mark is looked for. A
-SIGTERM to the process itself (from Slurm, systemd or an operator) means the same.
+Ray sends no SIGTERM to the workers of a node that is drained. It marks the node, waits for its work
+to end, and kills what is left at the deadline. `ray start --block`, which containers and services
+run, does the same when it gets a SIGTERM itself. So this module polls for the mark. A SIGTERM to
+the process itself (from Slurm, systemd or an operator) means the same.
 """
 
 import contextlib
@@ -17,19 +17,19 @@ from trialstore.heartbeat import every
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks; a node that gets a SIGTERM gives its work thirty.
+#: Seconds between two looks. A node that gets a SIGTERM gives its work thirty.
 LOOK_S = 2.0
 
 
 class PreemptedError(RuntimeError):
-    """The trial has written a checkpoint and ended, for its place is about to go."""
+    """The trial wrote a checkpoint and ended, because its process or node is about to go."""
 
 
 @contextlib.contextmanager
 def preemption_notice() -> Iterator[threading.Event]:
-    """An event that is set when this process is to go, for the time of the block.
+    """Yield an event that is set once this process is about to be preempted.
 
-    Signals reach Python in the main thread alone: elsewhere only the node is watched.
+    Python handles signals in the main thread only. In another thread, only the node is watched.
     """
     notice = threading.Event()
 
@@ -44,7 +44,7 @@ def preemption_notice() -> Iterator[threading.Event]:
 
 @contextlib.contextmanager
 def _on_sigterm(notice: threading.Event) -> Iterator[None]:
-    """The first SIGTERM gives notice; a second one does what it did before."""
+    """Give notice at the first SIGTERM, and restore the previous handler for the second."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -62,7 +62,7 @@ def _on_sigterm(notice: threading.Event) -> Iterator[None]:
 
 
 def _node_is_drained() -> bool:
-    """As Ray Train asks it too: Ray has no public call for it."""
+    """Whether Ray drains this node. There is no public call; Ray Train uses this one too."""
     import ray
     from ray._private.state import state
 

@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting one of this machine."""
+"""Join a Ray cluster, or start one on this machine."""
 
 import contextlib
 import logging
@@ -13,8 +13,7 @@ from trialstore.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-#: Ray is told before it is imported. Without these, Tune writes its own logs of every trial and
-#: prints its own tables.
+#: Set before Ray is imported. Without them, Tune writes logs of every trial and prints tables.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -24,20 +23,30 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
-#: What Ray takes for an address and finds for itself.
+#: Addresses that Ray resolves itself.
 LOOKED_UP = ("auto", "local")
-#: What starts one here, in the process that asks for it.
+#: Addresses for which Ray is started here.
 STARTED = (None, "local")
 
-#: Ray's own label for what a cloud may take back at any time, and its value for that.
+#: Ray's label for a node's market type, and its value for a node that a cloud may take back.
 MARKET, SPOT = "ray.io/market-type", "spot"
 
 
 @contextlib.contextmanager
 def cluster(address: str | None, cpus: int | None = None) -> Iterator[list[Node]]:
-    """Join the Ray cluster at `address`, or start one of this machine; its nodes.
+    """Join the Ray cluster at `address` for the time of the block, or start one here.
 
-    Only a cluster that was started here is shut down. Raises InputError if nobody answers.
+    Only a cluster that was started here is shut down.
+
+    Args:
+        address: HOST:PORT of a Ray head; None starts Ray on this machine.
+        cpus: CPUs of a Ray that is started here; None for all.
+
+    Yields:
+        The nodes of the cluster.
+
+    Raises:
+        InputError: No cluster answers at the address.
     """
     if address is not None:
         knock(address)
@@ -48,7 +57,7 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[list[Node]
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    # A trial's own failure is in its failure.json, and is said once, at the end.
+    # A trial's failure is in its failure.json, and shown once, at the end.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     if address is None:
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
@@ -66,7 +75,7 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[list[Node]
 
 
 def alive_nodes() -> list[Node]:
-    """The nodes of the cluster that was joined, as they are now."""
+    """Return the nodes that the cluster has now."""
     import ray
 
     return [
@@ -77,13 +86,15 @@ def alive_nodes() -> list[Node]:
 
 
 def knock(address: str) -> None:
-    """Raises InputError for what is no head's address, and within seconds where nobody listens;
-    Ray itself would try for minutes."""
+    """Raise InputError if no Ray head can be at `address`, or none listens there.
+
+    This takes seconds; Ray itself would try for minutes.
+    """
     if address in LOOKED_UP:
         return
     if "://" in address:
         raise InputError(
-            f"{address} is an address for those outside, and a driver belongs inside the cluster: "
+            f"{address} is an address for clients outside the cluster, and a driver runs inside: "
             "run this there with --address HOST:PORT of the head, or `widthlab submit` it as a job"
         )
     host, _, port = address.rpartition(":")
@@ -95,7 +106,7 @@ def knock(address: str) -> None:
     try:
         # An IPv6 address stands in brackets before its port.
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except (OSError, OverflowError, ValueError) as error:  # ValueError: a name that is none
+    except (OSError, OverflowError, ValueError) as error:  # ValueError: an invalid host name
         raise InputError(
             f"no Ray cluster answers at {address}: {error}; give the HOST:PORT of a Ray head, "
             "or leave --address out to start one here"
@@ -103,13 +114,13 @@ def knock(address: str) -> None:
 
 
 def check_temporary(address: str | None) -> None:
-    """Raises InputError where a Ray is to be started here below a folder of too long a name."""
+    """Raise InputError if Ray would start here below a temporary folder with too long a name."""
     if address in STARTED:
         check_sockets(os.environ, os.getpid())
 
 
 def _warn_of_spot_node(nodes: list[Node], own: str) -> None:
-    """The driver is the one process of a sweep that no other restarts."""
+    """Warn if the driver runs on a spot node: no other process restarts a driver."""
     for node in nodes:
         if node.id == own and node.labels.get(MARKET) == SPOT:
             logger.warning(
@@ -120,6 +131,6 @@ def _warn_of_spot_node(nodes: list[Node], own: str) -> None:
 
 
 def last_line(error: BaseException) -> str:
-    """Ray puts the remote traceback into the message; its last line is the error itself."""
+    """Return the last line of an error's message: in Ray's, the error below a remote traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

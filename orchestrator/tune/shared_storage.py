@@ -1,5 +1,7 @@
-"""Whether the nodes of a cluster read what the driver writes: a trial's directory is the truth only
-if they all see the same one."""
+"""Check that the nodes of a cluster see the sweep's storage.
+
+A sweep's state is in its trial directories, so the driver and every node must see the same ones.
+"""
 
 import contextlib
 import logging
@@ -16,11 +18,11 @@ from trialstore.storage import Storage, is_away, open_storage
 
 logger = logging.getLogger(__name__)
 
-#: The folder of what the driver leaves for the nodes to read. Every run uses a name of its own:
-#: a file system that remembers for a while that a name was missing has never been asked for it.
+#: Folder of the objects that the driver writes for the nodes to read. Every run uses a new name:
+#: NFS caches negative lookups, so a name that was once missing may seem missing for a while.
 PROBES = "storage-probe"
 
-#: Seconds within which a node answers: it starts a process first, and may be busy.
+#: Seconds within which a node must answer. It starts a process first, and may be busy.
 PATIENCE_S = 60.0
 
 CANNOT_READ = (
@@ -29,13 +31,13 @@ CANNOT_READ = (
 
 
 class NotSharedError(RuntimeError):
-    """A node that joined later does not see the sweep's storage: another node may."""
+    """A node that joined later does not see the sweep's storage. Another node may see it."""
 
 
 @contextlib.contextmanager
 def shared_probe(sweep: Storage) -> Iterator[str]:
-    """An object for the nodes to read back, for the time of the block; its key."""
-    for left in sweep.list(PROBES):  # by a driver that was killed: only one drives a sweep
+    """Write an object for the nodes to read, for the time of the block. Yield its key."""
+    for left in sweep.list(PROBES):  # of a killed driver: only one drives a sweep at a time
         sweep.delete(left)
     key = f"{PROBES}/{uuid.uuid4().hex}"
     sweep.put(key, key.encode())
@@ -44,22 +46,35 @@ def shared_probe(sweep: Storage) -> Iterator[str]:
     finally:
         try:
             sweep.delete(key)
-        except OSError as error:  # the next run removes it; what has been trained counts
+        except OSError as error:  # the next run removes it; the trials must not fail of this
             logger.warning("%s: %s was not removed: %s", sweep.url, key, error)
 
 
 def require_shared(url: str, key: str) -> None:
-    """For the node that this process is on. Raises NotSharedError if it does not see the probe, and
-    OSError where the storage does not answer."""
+    """Check that this node sees a sweep's storage.
+
+    Args:
+        url: The sweep's directory.
+        key: The object that `shared_probe` wrote.
+
+    Raises:
+        NotSharedError: The node does not see the object.
+        OSError: The storage does not answer.
+    """
     if not _reads_back(url, key, raising=True):
         raise NotSharedError(_message(url, {CANNOT_READ: [socket.gethostname()]}))
 
 
 def check_shared(sweep: Storage, nodes: Sequence[Node], trials: Sequence[TrialSpec]) -> None:
-    """Every node on which a worker of a trial may run reads what the driver writes.
+    """Check that every node on which a trial may run sees the sweep's storage.
 
-    A node that dies meanwhile does not count. Raises InputError naming those that cannot read it
-    and why. The driver's own node needs no check.
+    Args:
+        sweep: The sweep's directory.
+        nodes: The cluster's nodes. The driver's own is not checked, nor one that dies meanwhile.
+        trials: The trials to run; nodes that are too small for their workers are not checked.
+
+    Raises:
+        InputError: Some nodes cannot read the storage. The message names them, and why.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -101,14 +116,14 @@ def _what_is_wrong(answer: Any) -> str | None:
     except ray.exceptions.GetTimeoutError:
         return (
             f"did not say within {PATIENCE_S:.0f} s whether it can read what the driver wrote "
-            "there; see to its storage, or take the node away"
+            "there; check its storage, or remove the node"
         )
     except ray.exceptions.RayError as error:
         return f"cannot even look there: {last_line(error)}; every node needs widthlab"
 
 
 def _message(url: str, failed: Mapping[str, Sequence[str]]) -> str:
-    """`failed` has the nodes by what is wrong with them."""
+    """The message for nodes that failed, by reason."""
     told = (f"node(s) {', '.join(dict.fromkeys(names))} {why}" for why, names in failed.items())
     return f"storage {url} is not shared: {'; '.join(told)}"
 

@@ -1,4 +1,4 @@
-"""The word to stop, from whoever says it to every trial that runs."""
+"""Stop requests: from a user or a signal to the driver, and from the driver to running trials."""
 
 import contextlib
 import signal
@@ -13,42 +13,51 @@ from trialstore.lease import STOP_REQUEST
 from trialstore.records import encode_json
 from trialstore.storage import Storage
 
-#: An object of this name in a sweep's directory asks its driver to stop, whatever it says.
+#: An object of this name in a sweep's directory asks its driver to stop. Its content is not read.
 STOP_SWEEP = "stop-request.json"
 
+#: Seconds between two looks for a request.
 POLL_S = 2.0
-#: Until a signal is passed on.
+#: Seconds between two looks for a signal to pass on.
 SIGNAL_LOOK_S = 0.5
 
 
 def request_stop(sweep: Storage) -> None:
-    """Ask the driver of a sweep to let its trials checkpoint, and to end."""
+    """Ask the driver of a sweep to let its trials write a checkpoint, and to end."""
     sweep.put(STOP_SWEEP, encode_json({"time_ms": time.time_ns() // 1_000_000}))
 
 
 def forget_stop(sweep: Storage) -> None:
-    """A request of an earlier run has been obeyed, or came too late."""
+    """Remove a stop request: an earlier run has obeyed it, or it came too late."""
     sweep.delete(STOP_SWEEP)
 
 
 def stop_requested(sweep: Storage) -> bool:
-    """Whether that has been asked since the run began. Raises OSError."""
+    """Return whether a stop was requested since the run began. Raises OSError."""
     return _is_there(sweep, STOP_SWEEP)
 
 
 def ask_to_stop(trial: Storage, who: str) -> None:
-    """Ask whoever trains a trial to checkpoint and end. To be said again: one that is only about
-    to begin takes what it finds for an old request."""
+    """Ask the process that trains a trial to write a checkpoint and end.
+
+    Call it again until the trial ends: a trainer that is about to begin removes the request as an
+    old one.
+
+    Args:
+        trial: The trial's directory.
+        who: The origin of the request, for people.
+    """
     if not _is_there(trial, STOP_REQUEST):
         trial.put(STOP_REQUEST, encode_json({"from": who}))
 
 
 @contextlib.contextmanager
 def relaying_stops(sweep: Storage) -> Iterator[None]:
-    """Pass a request to stop a sweep on to its running trials, for the time of a run.
+    """Pass a stop request of the sweep on to its running trials, for the time of the block.
 
-    A trial that starts later sees the sweep's own request; one in between is told here, however
-    late it takes its lease. One that seems stale is told too: the clock of its node may be slow.
+    A trial that starts later reads the sweep's own request. A trial that is about to take its lease
+    is asked here, again and again. Trials that seem stale are asked too: the clock of their node
+    may be slow.
     """
 
     def relay() -> None:
@@ -65,7 +74,14 @@ def relaying_stops(sweep: Storage) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stopping_on_signals(sweep: Storage, say: Callable[[str], None]) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM is a request to stop in good order; a second one is not."""
+    """Turn the first Ctrl-C or SIGTERM into a stop request, for the time of the block.
+
+    The second one has its usual effect.
+
+    Args:
+        sweep: The sweep to stop.
+        say: Shows a line to the user.
+    """
     previous = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
     heard, passed_on = threading.Event(), threading.Event()
 
@@ -75,8 +91,8 @@ def stopping_on_signals(sweep: Storage, say: Callable[[str], None]) -> Iterator[
         heard.set()
 
     def pass_on() -> None:
-        # Not where the signal is heard, in the middle of anything: a storage that fails there
-        # would end what it should stop in good order. Here it is tried again.
+        # Not in the signal handler: an error of the storage there would be raised in whatever the
+        # main thread is doing. Here it is tried again.
         if heard.is_set() and not passed_on.is_set():
             request_stop(sweep)
             passed_on.set()

@@ -1,38 +1,39 @@
-"""A trial as Ray runs it: in its own Tune actor, or over several workers beside it.
+"""A trial as Ray runs it: in its own Tune actor, or in several workers beside that actor.
 
-Both call the same `trainers.train.train`; neither says anything to Ray but that it has ended.
-What a trial leaves behind is in its directory.
+Both call `trainers.train.train`, and tell Ray only that the trial has ended. Everything else is in
+the trial's directory.
 """
 
 import logging
 import os
 import time
+from dataclasses import replace
 from typing import Any
 
+from orchestrator.grid.branches import Branch
 from orchestrator.ledger.ledger import trial_storage
 from orchestrator.tune.attempt import attempt
-from orchestrator.tune.node_room import need_of
 from orchestrator.tune.path_variables import require_absolute
 from orchestrator.tune.preemption import preemption_notice
 from orchestrator.tune.shared_storage import require_shared
 from orchestrator.tune.stopping import ask_to_stop, stop_requested
-from trainers.spec import TrialSpec, parse_spec
+from orchestrator.tune.trial_request import TrialRequest, request_of
+from trainers.spec import TrialSpec
 from trialstore.heartbeat import every
 from trialstore.records import get_result
-from trialstore.retries import Budget
 from trialstore.storage import Storage, is_away, open_storage
 
 logger = logging.getLogger(__name__)
 
-#: How long a trial waits on a node for a storage that does not answer, and between two looks.
+#: Seconds that a trial waits for a storage that does not answer, and between two tries.
 AWAY_S = 600.0
 AWAY_LOOK_S = 5.0
-#: Until workers are told that the process which waits for them is to go.
+#: Seconds between two looks at whether this process was asked to go.
 NOTICE_LOOK_S = 1.0
 
 
 class QuietLog:
-    """The trial's directory already says everything a scheduler needs to know."""
+    """A `trainers.train.Log` that drops everything: the trial's directory has it already."""
 
     def started(self, trial_id: str, attempt: int, step: int, steps: int) -> None:
         pass
@@ -45,59 +46,57 @@ class QuietLog:
 
 
 def run_trial(config: dict[str, Any]) -> str:
-    """What Tune's actor does: `config["trial"]` holds the sweep's URL and the spec as JSON.
+    """Make one attempt at the trial that `config` requests; the work of a Tune actor.
 
-    Returns what became of the trial. Raises NotSharedError on a node that does not see the sweep:
-    another one may.
+    Returns:
+        The trial's outcome, or `attempt.FAILED` or `attempt.UNFINISHED`.
+
+    Raises:
+        NotSharedError: This node does not see the sweep's storage; another node may.
+        Exception: Whatever ended the attempt, if another attempt may succeed.
     """
-    config = config["trial"]
-    _wait_for_storage(config)
-    sweep = open_storage(config["sweep"])
+    request = request_of(config)
+    _wait_for_storage(request)
+    sweep = open_storage(request.sweep)
 
     def run(spec: TrialSpec) -> str | None:
-        if config["branch"] is not None:
-            _branch_off(sweep, spec, **config["branch"])
-        own = {**config, "spec": spec.to_json().decode()}  # its micro-batch may be another by now
-        return _alone(own) if spec.layout.workers == 1 else _over_workers(own, spec)
+        own = replace(request, spec=spec)  # `attempt` may have changed its micro-batch
+        if own.branch is not None:
+            _branch_off(sweep, spec, own.branch)
+        return _train_here(own) if spec.layout.workers == 1 else _train_on_workers(own)
 
-    return attempt(
-        sweep,
-        parse_spec(config["spec"], "trial"),
-        Budget(**config["budget"]),
-        config["driver"],
-        run,
-        lambda: stop_requested(sweep),
-    )
+    return attempt(sweep, request, run, lambda: stop_requested(sweep))
 
 
-def _branch_off(sweep: Storage, spec: TrialSpec, trunk: str, step: int) -> None:
-    """Begin the trial with what another has done already, where that is there."""
+def _branch_off(sweep: Storage, spec: TrialSpec, branch: Branch) -> None:
+    """Begin the trial from its trunk's checkpoint, if that exists."""
     from trainers.durable.branch import fork
     from trainers.durable.failure import FailureReport
 
     trial = trial_storage(sweep, spec.id)
     with FailureReport(trial):
-        fork(trial_storage(sweep, trunk), trial, spec, step)
+        fork(trial_storage(sweep, branch.trunk), trial, spec, branch.step)
 
 
-def _alone(config: dict[str, Any]) -> str | None:
+def _train_here(request: TrialRequest) -> str | None:
     from trainers.train import train
 
     require_absolute(os.environ)
-    spec = parse_spec(config["spec"], "trial")
-    trial = trial_storage(open_storage(config["sweep"]), spec.id)
+    trial = trial_storage(open_storage(request.sweep), request.spec.id)
     with preemption_notice() as notice:
-        return train(spec, trial, QuietLog(), stop=notice).outcome
+        return train(request.spec, trial, QuietLog(), stop=notice).outcome
 
 
-def _over_workers(config: dict[str, Any], spec: TrialSpec) -> str | None:
-    """A process for each worker, where Ray has reserved its room; this one waits for them.
+def _train_on_workers(request: TrialRequest) -> str | None:
+    """Train in one process per worker, where Ray has reserved room, and wait for them.
 
-    It outlives a SIGTERM, for Ray kills the workers of one that is gone, and tells them instead.
+    This process survives a SIGTERM and tells the workers to stop instead: if it ended, Ray would
+    kill them in the middle of an update.
     """
     from orchestrator.tune.worker_group import run_on_workers
 
-    trial = trial_storage(open_storage(config["sweep"]), spec.id)
+    trial_id = request.spec.id
+    trial = trial_storage(open_storage(request.sweep), trial_id)
     with preemption_notice() as notice:
 
         def pass_on() -> None:
@@ -105,26 +104,28 @@ def _over_workers(config: dict[str, Any], spec: TrialSpec) -> str | None:
                 ask_to_stop(trial, "preemption")
 
         with every(NOTICE_LOOK_S, pass_on):
-            run_on_workers(spec.id, _worker, config, need_of(spec.layout).worker)
-    result = get_result(trial, spec.id)
+            run_on_workers(trial_id, _worker, request, request.need.worker)
+    result = get_result(trial, trial_id)
     return result["outcome"] if result else None
 
 
-def _worker(config: dict[str, Any]) -> None:
-    _wait_for_storage(config)
-    _alone(config)
+def _worker(request: TrialRequest) -> None:
+    _wait_for_storage(request)
+    _train_here(request)
 
 
-def _wait_for_storage(config: dict[str, Any]) -> None:
-    """Until it answers: Ray would begin the trial again at once, and only so many times. After ten
-    minutes another node may try. Raises as `require_shared` does."""
+def _wait_for_storage(request: TrialRequest) -> None:
+    """Wait until the sweep's storage answers, ten minutes at most; then raise as `require_shared`.
+
+    Ray would retry at once and use up its retries within seconds.
+    """
     give_up = time.monotonic() + AWAY_S
     while True:
         try:
-            require_shared(config["sweep"], config["probe"])
+            require_shared(request.sweep, request.probe)
             return
         except OSError as error:
             if not is_away(error) or time.monotonic() > give_up:
                 raise
-            logger.warning("%s; asked again in %.0f s", error, AWAY_LOOK_S)
+            logger.warning("%s; trying again in %.0f s", error, AWAY_LOOK_S)
         time.sleep(AWAY_LOOK_S)

@@ -1,4 +1,4 @@
-"""A trial's Tune actor. Its work is done in the main thread, where a SIGTERM can be heard."""
+"""A trial's Tune actor: the one module that a driver imports together with `ray.tune`."""
 
 from typing import Any
 
@@ -8,16 +8,17 @@ from orchestrator.tune.trainable import run_trial
 
 
 class TrialActor(tune.Trainable):  # type: ignore[misc]
-    """One trial at a time: a single step, which is all of it. What counts is in its directory."""
+    """Runs one trial at a time, as a single step in the main thread, where a SIGTERM is heard."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._trial = config
+        """Take the first trial."""
+        self._config = config
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next trial; starting an actor anew costs seconds."""
-        self._trial = new_config
+        """Take the next trial; a new actor would take seconds to start."""
+        self._config = new_config
         return True
 
     def step(self) -> dict[str, Any]:
         """Run the trial to its end, or as far as it goes now."""
-        return {"outcome": run_trial(self._trial), "done": True}
+        return {"outcome": run_trial(self._config), "done": True}

@@ -1,69 +1,79 @@
-"""When a trial is handed to Ray: Tune asks for the next one, and the queue answers.
+"""The queue of trials: Tune asks for the next one, and the queue decides whether it may start.
 
-Ray places a trial's workers as one group, whole or not at all, so nothing that is handed over can
-deadlock. The queue keeps the sweep's order, looks at the nodes as they come and go, and hands over
-as many trials as they hold and one more of each size, which starts as soon as Ray finds room.
+Ray places a trial's workers as one group or not at all, so trials that are handed over cannot
+deadlock. The queue keeps the sweep's order, looks at the nodes as they join and leave, and hands
+over as many trials as they have room for, plus one of each size, which starts as soon as there is
+room.
 """
 
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ray.tune import PlacementGroupFactory, Stopper
 from ray.tune.experiment import Trial
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
+from orchestrator.sweep.config import ResourcesSection
 from orchestrator.tune.node_room import APART, TOGETHER, Need, Node, amounts, room
+from orchestrator.tune.trial_request import REQUEST, TRIAL_ID, TrialRequest, request_of
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at the nodes and at whether the sweep shall stop. Tune asks ten times
-#: a second.
+#: Seconds between two looks at the nodes and at `shall_stop`. Tune asks ten times a second.
 LOOK_S = 1.0
 
 
 class TrialQueue(BasicVariantGenerator):  # type: ignore[misc]
-    """Tune's grid search, but for when the next trial comes.
+    """Tune's grid search over trial ids, with its own answer to when the next trial comes.
 
-    `needs` is what each trial holds, by its id; `after` names the trial that another one has to
-    wait for; `limit` bounds the trials side by side. Where `wait_for_nodes`, all trials within the
-    limit are handed over, so that an autoscaler sees what is wanted. `shall_stop` reads the
-    sweep's storage, and may raise OSError.
+    Args:
+        requests: The trials in the sweep's order. A branch waits for its trunk, if that is here.
+        resources: The sweep's limit of trials side by side, and whether nodes join on demand. If
+            they do, all trials within the limit are handed over, so that an autoscaler sees them.
+        nodes: Returns the cluster's nodes as they are now.
+        shall_stop: Returns whether to hand over nothing more. It may raise OSError.
+
+    Attributes:
+        left: Ids of trials to hand over again in another round, once `over` has returned True.
     """
 
     def __init__(
         self,
-        needs: Mapping[str, Need],
-        after: Mapping[str, str],
-        limit: int | None,
-        wait_for_nodes: bool,
+        requests: Sequence[TrialRequest],
+        resources: ResourcesSection,
         nodes: Callable[[], list[Node]],
         shall_stop: Callable[[], bool],
     ) -> None:
         super().__init__()
-        self._needs, self._after, self._limit = needs, after, limit
-        self._wait_for_nodes = wait_for_nodes
+        self._requests = {request.spec.id: request for request in requests}
+        self._limit, self._wait_for_nodes = resources.concurrent, resources.wait_for_nodes
         self._look_at_nodes, self._shall_stop = nodes, shall_stop
         self._waiting: list[Trial] = []
         self._given: list[Trial] = []
         self._nodes: list[Node] = []
         self._stopping = False
-        self._unread = False  # whether it shall stop
+        self._unread = False  # whether the last look at `shall_stop` failed
         self._looked = float("-inf")
         self._told: set[Need] = set()
-        self.left: list[str] = []  # trials to be handed over anew, once this queue is `over`
+        self.left: list[str] = []
+
+    @property
+    def ids(self) -> list[str]:
+        """The trials' ids: the values of Tune's grid."""
+        return list(self._requests)
 
     def add_configurations(self, experiments: Any) -> None:
-        """Take all trials of the grid at once: Tune's order is the sweep's."""
+        """Take all trials of the grid at once. Tune keeps the order of the sweep."""
         super().add_configurations(experiments)
         self._waiting = list(iter(super().next_trial, None))
         self._finished = not self._waiting
 
     def next_trial(self) -> Trial | None:
-        """The first trial in the sweep's order that may be handed over; None while none may."""
+        """Return the first trial in the sweep's order that may start; None while none may."""
         self._look()
         if self._stopping:
             self._waiting.clear()
@@ -72,8 +82,8 @@ class TrialQueue(BasicVariantGenerator):  # type: ignore[misc]
             trial, strategy = found
             self._waiting.remove(trial)
             self._given.append(trial)
-            need = self._needs[trial_id(trial)]
-            trial.config["trial"]["placement"] = {"need": asdict(need), "strategy": strategy}
+            request = self._requests[trial_id(trial)]
+            trial.config[REQUEST] = replace(request, strategy=strategy)
         if not self._waiting:
             self.set_finished()
         return None if found is None else found[0]
@@ -87,17 +97,18 @@ class TrialQueue(BasicVariantGenerator):  # type: ignore[misc]
         answers: dict[Need, str | None] = {}
         for trial in self._waiting:
             need = self._need(trial)
-            if self._after.get(trial_id(trial)) in unfinished:
+            branch = self._requests[trial_id(trial)].branch
+            if branch is not None and branch.trunk in unfinished:
                 continue
             if need not in answers:
                 answers[need] = self._strategy_for(need, held)
             if answers[need] is not None:
                 return trial, str(answers[need])
-        self._tell_what_waits([need for need in answers if answers[need] is None], bool(live))
+        self._warn_of_waiting([need for need in answers if answers[need] is None], bool(live))
         return None
 
     def _strategy_for(self, need: Need, held: Mapping[tuple[Need, str], int]) -> str | None:
-        """How the next trial of a need is to be placed; None while enough have been handed over."""
+        """The placement strategy for one more trial of a need; None if enough are handed over."""
         there = room(need, self._nodes)
         if there.together and held[need, TOGETHER] <= there.together:
             return TOGETHER
@@ -105,13 +116,16 @@ class TrialQueue(BasicVariantGenerator):  # type: ignore[misc]
         if there.apart and held[need, APART] < there.apart + one_more:
             return APART
         if self._wait_for_nodes:
-            # On one node if there is such a node; of those that may come nothing is known.
+            # On one node if one is large enough now; nodes to come are unknown.
             return TOGETHER if there.together else APART
         return None
 
     def over(self) -> bool:
-        """Whether nothing more can come of what was handed over: nothing of it runs, and it shall
-        stop, or the nodes that it was meant for have gone."""
+        """Return whether this round has nothing left to wait for.
+
+        That is so when no trial that was handed over runs, and the sweep shall stop or the nodes
+        that those trials were meant for have left.
+        """
         self._look()
         live = [trial for trial in self._given if not trial.is_finished()]
         if not live or any(trial.status != Trial.PENDING for trial in live):
@@ -137,13 +151,13 @@ class TrialQueue(BasicVariantGenerator):  # type: ignore[misc]
             try:
                 self._stopping = self._stopping or self._shall_stop()
                 self._unread = False
-            except OSError as error:  # what is raised here would end the whole sweep
+            except OSError as error:  # raised here, it would end the whole sweep
                 if not self._unread:
-                    logger.warning("whether the sweep shall stop cannot be read now: %s", error)
+                    logger.warning("cannot read now whether the sweep shall stop: %s", error)
                 self._unread = True
 
-    def _tell_what_waits(self, needs: Iterable[Need], running: bool) -> None:
-        """Once for every need, when nodes have left and nothing is left to do but to wait."""
+    def _warn_of_waiting(self, needs: Iterable[Need], running: bool) -> None:
+        """Warn once per need if no node has room for it and nothing else runs."""
         lacking = {need for need in needs if not room(need, self._nodes).total}
         if not running:
             for need in lacking - self._told:
@@ -155,18 +169,18 @@ class TrialQueue(BasicVariantGenerator):  # type: ignore[misc]
         self._told &= lacking
 
     def _need(self, trial: Trial) -> Need:
-        return self._needs[trial_id(trial)]
+        return self._requests[trial_id(trial)].need
 
     def save_to_dir(self, dirpath: str, session_str: str) -> None:
-        """Tune would keep this for a restore; the ledger is what a sweep goes on from."""
+        """Save nothing: a sweep resumes from its ledger, not from Tune's state."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing, for the same reason: Tune pickles what it is given before it begins."""
+        """Pickle nothing, for the same reason: Tune pickles its search algorithm at the start."""
         return {}
 
 
 class QueueStopper(Stopper):  # type: ignore[misc]
-    """Ends a round of Tune when its queue says so."""
+    """Ends a round of Tune when its queue is over."""
 
     def __init__(self, queue: TrialQueue) -> None:
         self._queue = queue
@@ -179,23 +193,22 @@ class QueueStopper(Stopper):  # type: ignore[misc]
 
 
 def trial_id(trial: Trial) -> str:
-    """The trial's own id; Tune's is of this run alone."""
-    return str(trial.config["trial"]["id"])
+    """Return widthlab's id of a trial. Tune's own `trial.trial_id` is only of one round."""
+    return str(trial.config[TRIAL_ID])
 
 
 def reserved(config: dict[str, Any]) -> PlacementGroupFactory:
-    """What Tune asks Ray to reserve: one group of the trial's workers.
+    """Return the placement group that Tune reserves: one group of all the trial's workers.
 
-    A trial of several has a process beside them that only waits. It holds nothing, and lies with
-    the first worker: it can be lost with no node but one whose loss ends the attempt anyway.
+    The actor of a trial with several workers only waits for them. Its bundle is empty and lies
+    with the first worker, so no node is needed for the actor alone.
     """
-    placement = config["trial"]["placement"]
-    need = Need(**placement["need"])
-    workers = [need.worker] * need.workers
+    request = request_of(config)
+    workers = [request.need.worker] * request.need.workers
     return PlacementGroupFactory(
-        workers if need.workers == 1 else [{}, *workers], strategy=placement["strategy"]
+        workers if len(workers) == 1 else [{}, *workers], strategy=request.strategy
     )
 
 
 def _strategy(trial: Trial) -> str:
-    return str(trial.config["trial"]["placement"]["strategy"])
+    return str(request_of(trial.config).strategy)

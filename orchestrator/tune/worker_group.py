@@ -1,39 +1,38 @@
-"""The workers of one trial: an actor each, in the group that Ray has reserved for the trial.
+"""The workers of one trial: one actor each, in the placement group reserved for the trial.
 
-They find each other as they would under torchrun: by RANK, WORLD_SIZE and a store that somebody
-else hosts, here the process that waits for them.
+They find each other as under torchrun: by RANK, WORLD_SIZE and a TCP store. The process that waits
+for them hosts the store.
 """
 
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.tune.ray_cluster import last_line
-from trialstore.claims import LeaseLostError
-from trialstore.errors import InputError
-from trialstore.storage import StorageFullError
+from trialstore.errors import FinalError
 
-#: When one worker has failed the others fail of it, within this time.
+Task = TypeVar("Task")
+
+#: Seconds within which the other workers fail once one has failed.
 GRACE_S = 5.0
 
-#: Within this time every worker has started, where its node is still there: they hold their room,
-#: but for what Ray may look for anew when a node goes.
+#: Seconds within which every worker starts if its node is still there: its room is reserved.
 START_S = 300.0
 
 
 class WorkerLostError(RuntimeError):
-    """A worker's process has died: its node has gone, or it was killed."""
+    """A worker's process died, because its node left or it was killed."""
 
 
 @dataclass(frozen=True)
 class WorkerLocation:
-    """Where a worker found itself."""
+    """The node that a worker runs on, and the devices that Ray gave it."""
 
     node: str
     gpus: tuple[str, ...]
@@ -43,34 +42,36 @@ class Worker:
     """One process of a trial."""
 
     def location(self) -> WorkerLocation:
-        """Its node and the devices that Ray gave it."""
+        """Return the worker's node and devices."""
         context = ray.get_runtime_context()
         return WorkerLocation(
             context.get_node_id(), tuple(context.get_accelerator_ids().get("GPU", ()))
         )
 
     def run(
-        self,
-        environment: dict[str, str],
-        function: Callable[[dict[str, Any]], None],
-        config: dict[str, Any],
+        self, environment: dict[str, str], function: Callable[[Task], None], task: Task
     ) -> None:
-        """Call the function as the rank that the environment describes."""
+        """Call `function(task)` as the rank that the environment describes."""
         os.environ.update(environment)
-        function(config)
+        function(task)
 
 
 def run_on_workers(
-    name: str,
-    function: Callable[[dict[str, Any]], None],
-    config: dict[str, Any],
-    worker: dict[str, float],
+    name: str, function: Callable[[Task], None], task: Task, worker: dict[str, float]
 ) -> None:
-    """Call `function(config)` on one worker for every bundle of this process's placement group.
+    """Call `function(task)` on one worker per bundle of this process's placement group.
 
-    `name` and rank are what the worker is called in Ray's dashboard, and by `ps` on its node.
-    Returns when all have returned. Raises, as `cause_of` says, WorkerLostError or what one of them
-    has raised; the others are then killed.
+    Args:
+        name: What Ray's dashboard, and `ps` on the node, call the workers, with their rank.
+        function: Importable on the workers, or picklable by value.
+        task: Its argument, picklable.
+        worker: The resources of one worker, by Ray's names.
+
+    Returns when all workers have returned. If one fails, the others are killed.
+
+    Raises:
+        WorkerLostError: A worker's process died, or did not start.
+        Exception: Whatever `cause_of` picks of what the workers raised.
     """
     group = ray.util.get_current_placement_group()
     assert group is not None, "Tune starts every trial in a placement group"
@@ -87,7 +88,7 @@ def run_on_workers(
         for index in range(group.bundle_count)
     ]
     try:
-        # Loaded while the workers start, and on a port that nobody else can have taken.
+        # torch loads while the workers start. Port 0: the system picks a free one.
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         address = ray.util.get_node_ip_address()
@@ -102,7 +103,7 @@ def run_on_workers(
             [
                 actors[index]
                 .run.options(name=f"{name} rank {environment['RANK']}")
-                .remote({**shared, **environment}, function, config)
+                .remote({**shared, **environment}, function, task)
                 for index, environment in ranks(locations)
             ]
         )
@@ -112,10 +113,13 @@ def run_on_workers(
 
 
 def ranks(locations: Sequence[WorkerLocation]) -> list[tuple[int, dict[str, str]]]:
-    """For every rank, which worker takes it and with which environment: node by node.
+    """Assign ranks to workers, node by node.
 
-    The workers of a node see all of its devices that are the trial's, each its own at LOCAL_RANK:
-    so NCCL copies between them directly.
+    The workers of a node see all of the trial's devices there, each its own at LOCAL_RANK, so that
+    NCCL copies between them directly.
+
+    Returns:
+        For every rank, in order, the index of its worker in `locations` and its environment.
     """
     nodes = list(dict.fromkeys(place.node for place in locations))
     order = sorted(range(len(locations)), key=lambda index: nodes.index(locations[index].node))
@@ -141,12 +145,12 @@ def ranks(locations: Sequence[WorkerLocation]) -> list[tuple[int, dict[str, str]
 
 
 def _results(calls: Sequence[Any], timeout: float | None = None) -> list[Any]:
-    """What all calls return, in their order. Raises as soon as one of them has failed."""
+    """The results of all calls, in their order. Raises as soon as one of them fails."""
     waiting = list(calls)
     while waiting:
         done, waiting = ray.wait(waiting, num_returns=1, timeout=timeout)
         if not done:
-            raise WorkerLostError(f"a worker of the trial has not started within {timeout:.0f} s")
+            raise WorkerLostError(f"a worker of the trial did not start within {timeout:.0f} s")
         error = _error(done[0])
         if error is not None:
             raise cause_of([error, *_errors_of(waiting)])
@@ -154,7 +158,7 @@ def _results(calls: Sequence[Any], timeout: float | None = None) -> list[Any]:
 
 
 def _errors_of(others: Sequence[Any]) -> list[RayError]:
-    """What becomes of the other workers when one has failed."""
+    """The errors of the other workers once one has failed."""
     failed: list[Any] = []
     if others:
         failed, _ = ray.wait(list(others), num_returns=len(others), timeout=GRACE_S)
@@ -162,14 +166,14 @@ def _errors_of(others: Sequence[Any]) -> list[RayError]:
 
 
 def cause_of(errors: Sequence[RayError]) -> BaseException:
-    """Why a trial has failed, of what its workers say, in the order in which it was seen.
+    """Return the error to raise for a trial, of its workers' `errors` in the order seen.
 
-    What forbids another attempt goes first: the others only lose their connection to whoever is
-    refused its input or has been replaced, or die of that, and may be seen to before.
+    A FinalError goes first. The other workers only lose their connection to the one that raised
+    it, and that may be seen earlier. A lost worker is next; otherwise the first error counts.
     """
     causes = [error.cause if isinstance(error, RayTaskError) else error for error in errors]
     for cause in causes:
-        if isinstance(cause, InputError | LeaseLostError | StorageFullError):
+        if isinstance(cause, FinalError):
             return cause
     for error in errors:
         if isinstance(error, RayActorError):

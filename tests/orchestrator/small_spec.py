@@ -7,7 +7,7 @@ from trainers.spec import Layout, TrainingSpec, TrialSpec
 CONTEXT = 32
 
 
-def small_spec(sequences: int, **layout: object) -> TrialSpec:
+def small_spec(sequences: int, replicate: int = 0, **layout: object) -> TrialSpec:
     """A trial whose batch is so many sequences."""
     return TrialSpec(
         model=ModelSpec(
@@ -16,6 +16,6 @@ def small_spec(sequences: int, **layout: object) -> TrialSpec:
         ),
         training=TrainingSpec(steps=1, batch_tokens=sequences * CONTEXT, learning_rate=1e-3),
         data=DataSpec(corpus_fingerprint="0" * 16, tokenizer_hash="0" * 16),
-        replicate=0,
+        replicate=replicate,
         layout=Layout.model_validate(layout),
     )  # fmt: skip

@@ -11,12 +11,13 @@ from orchestrator.ledger.ledger import trial_storage
 from orchestrator.tune import attempt as attempt_module
 from orchestrator.tune.attempt import FAILED, UNFINISHED, attempt
 from orchestrator.tune.preemption import PreemptedError
+from orchestrator.tune.trial_request import TrialRequest
 from trainers.durable.failure import leave_failure
 from trainers.spec import Layout, TrialSpec
 from trialstore import records, retries
 from trialstore.claims import Fence, LeaseLostError, newest_attempt, take
 from trialstore.driver_lease import current_driver, driving
-from trialstore.errors import InputError
+from trialstore.errors import FinalError, InputError
 from trialstore.records import FAILURE, RESULT, encode_json, get_json
 from trialstore.retries import Budget, opened, read_retries, write_retries
 from trialstore.storage import LocalStorage, StorageFullError
@@ -60,9 +61,9 @@ class Trial:
         return self.attempt(lambda: shall_stop)
 
     def attempt(self, stop_requested: Callable[[], bool], **given: object) -> str:
-        driver = current_driver(self.sweep)
-        about = {"driver": driver, "run": self.run, "stop_requested": stop_requested, **given}
-        return attempt(self.sweep, self.spec, BUDGET, **about)
+        driver = given.get("driver", current_driver(self.sweep))
+        request = TrialRequest(self.sweep.url, driver, "probe", self.spec, BUDGET)
+        return attempt(self.sweep, request, given.get("run", self.run), stop_requested)
 
     def until_it_ends(self) -> str:
         """As Ray does: whatever is raised is a reason to start anew."""
@@ -195,6 +196,12 @@ def test_bad_input_is_not_tried_again(sweep) -> None:
     trial = Trial(sweep, InputError("no such corpus"), "never")
     assert trial.until_it_ends() == FAILED
     assert get_json(trial.directory, FAILURE)["message"] == "no such corpus"
+
+
+def test_nor_is_what_is_final_without_being_the_users_input(sweep) -> None:
+    trial = Trial(sweep, FinalError("the checkpoint has gone"), "never")
+    assert trial.until_it_ends() == FAILED
+    assert trial.ends == ["never"]
 
 
 def test_out_of_memory_is_tried_with_half_until_it_fits_and_is_not_charged(sweep) -> None:

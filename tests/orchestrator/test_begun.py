@@ -6,15 +6,19 @@ import pytest
 from test_node_room import trial as make_trial
 
 from orchestrator.ledger.ledger import trial_storage
-from orchestrator.tune.execute import as_begun
+from trainers.durable import begun_layout
 from trainers.spec import Layout, TrialSpec
-from trialstore.records import Manifest, manifest_key
+from trialstore.records import Manifest, manifest_key, read_manifest
 from trialstore.storage import LocalStorage
 
 
 @pytest.fixture
 def sweep(tmp_path) -> LocalStorage:
     return LocalStorage(tmp_path / "sweep")
+
+
+def as_begun(sweep: LocalStorage, spec: TrialSpec) -> TrialSpec:
+    return begun_layout.as_begun(trial_storage(sweep, spec.id), spec)
 
 
 def begin(sweep: LocalStorage, spec: TrialSpec, **layout: object) -> None:
@@ -31,13 +35,34 @@ def test_what_has_not_begun_is_laid_out_as_the_sweep_says(sweep: LocalStorage):
     assert as_begun(sweep, spec) == spec
 
 
-def test_what_has_begun_keeps_its_workers_and_stage_and_takes_the_rest(sweep: LocalStorage):
-    asked = make_trial(workers=1, keep_checkpoints=7)
-    begin(sweep, asked, workers=2, cpus_per_worker=3, zero_stage=2, keep_checkpoints=1)
+def test_what_has_begun_keeps_its_layout_and_takes_the_branch_points(sweep: LocalStorage):
+    asked = make_trial(workers=1, branch_points=(7,))
+    begin(sweep, asked, workers=2, cpus_per_worker=3, zero_stage=2, branch_points=(3,))
     layout = as_begun(sweep, asked).layout
     assert (layout.workers, layout.cpus_per_worker, layout.zero_stage) == (2, 3, 2)
-    assert layout.keep_checkpoints == 7
+    assert layout.branch_points == (7,)
     assert as_begun(sweep, asked).id == asked.id
+
+
+def test_a_micro_batch_that_a_retry_has_made_smaller_stays_as_small(sweep: LocalStorage):
+    smaller = make_trial(micro_batch=4, retried_smaller=True)
+    begin(sweep, smaller, micro_batch=8)
+    assert as_begun(sweep, smaller).layout == smaller.layout
+
+
+def test_the_driver_and_the_trainer_have_one_rule(sweep: LocalStorage):
+    asked = make_trial(workers=1, keep_checkpoints=7, branch_points=(7,))
+    begin(sweep, asked, workers=2, micro_batch=4, keep_checkpoints=1)
+    trial = trial_storage(sweep, asked.id)
+    trained = begun_layout.continue_from(asked, trial, read_manifest(trial, 5))
+    assert as_begun(sweep, asked) == trained
+
+
+def test_a_checkpoint_that_says_nothing_of_its_layout_changes_none(sweep: LocalStorage):
+    asked = make_trial(workers=2)
+    about = {"trial_id": asked.id, "step": 5, "attempt": 1, "records": [], "files": {}}
+    trial_storage(sweep, asked.id).put(manifest_key(5), json.dumps(about).encode())
+    assert as_begun(sweep, asked) == asked
 
 
 def test_another_device_is_left_for_the_trainer_to_refuse(sweep: LocalStorage):

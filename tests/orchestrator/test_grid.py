@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.grid.expand import Grid, expand
+from orchestrator.grid.expand import Grid, expand, on_device
 from orchestrator.sweep.load import parse_sweep
 from trainers.accounting import parameters
 from trainers.data.sources import DataSpec
@@ -26,10 +26,10 @@ training: {steps: 100, batch_tokens: 2048, learning_rate: 1e-3}
 """
 
 
-def grid(*overrides: str, text: str = BASE, **options) -> Grid:
+def grid(*overrides: str, text: str = BASE) -> Grid:
     """Of two overrides of one key the last counts."""
     last = {override.partition("=")[0]: override for override in overrides}
-    return expand(parse_sweep(text, "mini.yaml", [*last.values()]), DATA, 512, **options)
+    return expand(parse_sweep(text, "mini.yaml", [*last.values()]), DATA, 512)
 
 
 def one(*overrides: str) -> TrialSpec:
@@ -332,15 +332,22 @@ def test_the_grid_is_the_same_every_time():
 @pytest.mark.parametrize(
     ("written", "here", "meant"),
     [
-        ("auto", None, "cpu"),
+        ("auto", "cpu", "cpu"),
         ("auto", "cuda", "cuda"),
         ("cpu", "cuda", "cpu"),
-        ("cuda", None, "cuda"),
+        ("cuda", "cpu", "cuda"),
     ],
 )
-def test_the_device_is_that_of_the_file_or_of_this_place(written, here, meant):
-    found = grid(f"device={written}", device=here)
+def test_the_device_is_that_of_the_file_or_of_the_nodes(written, here, meant):
+    found = on_device(grid(f"device={written}"), here)
     assert {trial.spec.layout.device for trial in found.trials} == {meant}
+
+
+def test_the_device_changes_neither_ids_nor_order():
+    found = grid("hold=[none, params]")
+    moved = on_device(found, "cuda")
+    assert [trial.id for trial in moved.trials] == [trial.id for trial in found.trials]
+    assert on_device(moved, "cpu") == found
 
 
 def test_a_block_of_no_name_is_not_no_block():

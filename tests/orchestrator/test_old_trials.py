@@ -137,8 +137,8 @@ spectra: {{every: 4, tokens: 512}}
     said = io.StringIO()
     with pytest.raises(StartedError):
         run_module.run_sweep(
-            parse_sweep(text, "semantics-1.yaml"), sweep, "unused", Console(file=said, width=80),
-            cache=cache,
+            parse_sweep(text, "semantics-1.yaml"), sweep,
+            run_module.RunOptions("unused", cache=cache), Console(file=said, width=80),
         )  # fmt: skip
     return said.getvalue()
 

@@ -13,6 +13,7 @@ from orchestrator.ledger.ledger import SWEEP_FILE, trial_status, trial_storage
 from orchestrator.sweep.load import parse_sweep
 from orchestrator.tune import execute
 from orchestrator.tune.stopping import request_stop
+from orchestrator.tune.sweep_run import SweepRun
 from trainers.data.sources import DataSpec
 from trialstore.driver_lease import Driving
 from trialstore.records import FAILURE, encode_json
@@ -58,8 +59,8 @@ class Fragile(LocalStorage):
 
 
 def train(sweep: LocalStorage, grid: Grid, held: Driving, retry_failed: bool = False) -> None:
-    console = Console(file=io.StringIO())
-    run_module._train(sweep, grid, list(grid.trials), 2, CONFIG, console, held, retry_failed)
+    run = SweepRun(CONFIG, sweep, grid, grid.trials, 2, held, retry_failed)
+    run_module._train(run, Console(file=io.StringIO()))
 
 
 def ends(monkeypatch: pytest.MonkeyPatch, grid: Grid, then=lambda: None) -> None:

@@ -16,11 +16,17 @@ from test_node_room import trial as make_trial
 
 from orchestrator.ledger.ledger import trial_storage
 from orchestrator.tune import preemption, trainable, worker_group
+from orchestrator.tune.trial_request import REQUEST, TrialRequest
 from trialstore.lease import STOP_REQUEST
 from trialstore.records import RESULT, encode_json
+from trialstore.retries import Budget
 from trialstore.storage import LocalStorage
 
 SPEC = make_trial(workers=2)
+
+
+def request(sweep: str) -> TrialRequest:
+    return TrialRequest(sweep, "driver", "key", SPEC, Budget(2, 50))
 
 
 @pytest.fixture
@@ -31,8 +37,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalStorage:
 
 
 def over_workers(sweep: LocalStorage) -> str | None:
-    config = {"sweep": sweep.url, "spec": SPEC.to_json().decode()}
-    return trainable._over_workers(config, SPEC)
+    return trainable._train_on_workers(request(sweep.url))
 
 
 def test_workers_are_told_of_a_sigterm_of_the_process_that_waits_for_them(
@@ -90,7 +95,7 @@ def answering(after: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainable, "require_shared", require_shared)
 
 
-WHERE = {"sweep": "/s", "probe": "key"}
+WHERE = request("/s")
 
 
 def test_a_storage_that_does_not_answer_is_waited_for(
@@ -114,5 +119,5 @@ def test_but_not_for_ever_for_another_node_may_reach_it(
 def test_one_that_has_answered_is_not(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch):
     answering(3, errno.EACCES, monkeypatch)
     with pytest.raises(PermissionError):
-        trainable.run_trial({"trial": WHERE})
+        trainable.run_trial({REQUEST: WHERE})
     assert clock.slept == []

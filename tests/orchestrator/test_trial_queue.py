@@ -6,8 +6,14 @@ import threading
 from collections.abc import Sequence
 
 import pytest
+from small_spec import small_spec
 
-from orchestrator.tune.node_room import APART, TOGETHER, Need, Node
+from orchestrator.grid.branches import Branch
+from orchestrator.sweep.config import ResourcesSection
+from orchestrator.tune.node_room import APART, TOGETHER, Node
+from orchestrator.tune.trial_request import TRIAL_ID, TrialRequest, request_of
+from trainers.spec import Layout, TrialSpec
+from trialstore.retries import Budget
 
 pytest.importorskip("ray")
 from ray import cloudpickle
@@ -18,7 +24,7 @@ from orchestrator.tune.trial_queue import QueueStopper, TrialQueue, reserved, tr
 
 
 class Sweep:
-    """A queue, and what Tune would do with it."""
+    """A queue, and what Tune would do with it. Trials are named by their place in the sweep."""
 
     def __init__(
         self,
@@ -32,19 +38,30 @@ class Sweep:
         self.nodes = list(nodes)
         self.stop = False
         self.storage_fails = False
-        needs = {str(at): Need(number, 1.0, 0.0) for at, number in enumerate(workers)}
+        specs = [
+            small_spec(1, replicate=at).model_copy(update={"layout": Layout(workers=number)})
+            for at, number in enumerate(workers)
+        ]
+        self._ids = {str(at): spec.id for at, spec in enumerate(specs)}
+        self._names = {given: name for name, given in self._ids.items()}
+        trunks = {
+            self._ids[name]: self._ids.get(trunk, trunk) for name, trunk in (after or {}).items()
+        }
         self.queue = TrialQueue(
-            needs,
-            after or {},
-            limit,
-            wait_for_nodes,
+            [request(spec, trunks.get(spec.id)) for spec in specs],
+            ResourcesSection(device="cpu", concurrent=limit, wait_for_nodes=wait_for_nodes),
             lambda: [Node({"CPU": number}, id=str(at)) for at, number in enumerate(self.nodes)],
             self._shall_stop,
         )
         self.queue._waiting = [
-            Trial("stub", config={"trial": {"id": name}}, stub=True) for name in needs
+            Trial("stub", config={TRIAL_ID: spec.id}, stub=True) for spec in specs
         ]
         self.handed: dict[str, Trial] = {}
+
+    @property
+    def left(self) -> list[str]:
+        """The names of the trials that are to be handed over anew."""
+        return [self._names[given] for given in self.queue.left]
 
     def _shall_stop(self) -> bool:
         if self.storage_fails:
@@ -55,8 +72,9 @@ class Sweep:
         """What the queue hands over before it says no: ids, and how they are placed."""
         found = []
         while (trial := self.queue.next_trial()) is not None:
-            self.handed[trial_id(trial)] = trial
-            found.append((trial_id(trial), trial.config["trial"]["placement"]["strategy"]))
+            name = self._names[trial_id(trial)]
+            self.handed[name] = trial
+            found.append((name, request_of(trial.config).strategy))
         return found
 
     def run(self, *names: str) -> None:
@@ -66,6 +84,11 @@ class Sweep:
     def end(self, *names: str) -> None:
         for name in names:
             self.handed[name].set_status(Trial.TERMINATED)
+
+
+def request(spec: TrialSpec, trunk: str | None) -> TrialRequest:
+    branch = None if trunk is None else Branch(trunk, 1)
+    return TrialRequest("/sweep", "driver", "probe", spec, Budget(2, 50), branch)
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +102,7 @@ def names(handed: list[tuple[str, str]]) -> list[str]:
 
 def test_tune_can_pickle_it_whatever_its_calls_hold():
     lock = threading.Lock()
-    queue = TrialQueue({}, {}, None, False, list, lock.locked)
+    queue = TrialQueue([], ResourcesSection(), list, lock.locked)
     assert cloudpickle.dumps((queue, QueueStopper(queue)))
 
 
@@ -159,7 +182,7 @@ def test_trials_whose_nodes_have_gone_are_handed_over_anew():
     assert not sweep.queue.over()  # one runs, as far as is known
     sweep.end("0")
     assert sweep.queue.over()
-    assert sweep.queue.left == ["1", "2"]
+    assert sweep.left == ["1", "2"]
 
 
 def test_trials_that_still_fit_somewhere_are_left_where_they_are():
@@ -188,7 +211,7 @@ def test_a_stop_ends_what_waits_and_lets_what_runs_go_on():
     assert not sweep.queue.over()
     sweep.end("0")
     assert sweep.queue.over()
-    assert sweep.queue.left == []
+    assert sweep.left == []
 
 
 def test_a_storage_that_fails_for_a_while_ends_no_sweep(caplog):

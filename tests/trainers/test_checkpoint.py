@@ -20,6 +20,7 @@ from trainers.durable.checkpoint import (
 )
 from trainers.engine.engine import Engine, Ranks, start_ranks
 from trainers.models.build import build, token_loss
+from trainers.recorder import Recorder
 from trainers.spec import Layout
 from trainers.train import train
 from trialstore import records
@@ -72,7 +73,7 @@ def test_an_engine_goes_on_from_a_checkpoint_bit_for_bit(
     for seed in range(3):
         update(engine, seed)
     fence = Fence(trial, take(trial))
-    checkpoint.save(engine, fence, None, ranks, 3, {"seconds": {"training": 1.5}}, Layout())
+    checkpoint.save(engine, fence, Recorder(), ranks, 3, {"seconds": {"training": 1.5}}, Layout())
     expected = [update(engine, seed) for seed in range(3, 7)]
     engine.close()
 

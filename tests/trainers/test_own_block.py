@@ -267,8 +267,8 @@ def test_an_edit_under_a_running_process_is_noticed(with_block, tmp_path) -> Non
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("no_such_module:Class", "there is no module no_such_module. The folder that holds it"),
-        ("no_such.module:Class", "there is no module no_such. The folder"),
+        ("no_such_module:Class", "there is no module no_such_module"),
+        ("no_such.module:Class", "there is no module no_such"),
         ("{}:Nothing", r"has no module class Nothing; it has SwiGLU"),
         ("{}:F", r"has no module class F"),
         ("{}", r"must be written package\.module:Class"),
@@ -288,12 +288,12 @@ def test_a_path_to_nothing_is_an_input_error(user_module, path, message) -> None
         ("raise SystemExit(3)", "fails when it is imported: SystemExit: 3"),
         ("1 / 0", "fails when it is imported: ZeroDivisionError: division by zero"),
         (SAME.replace("width):\n", "width):\n        replaces\n"), "NameError"),
-        (SAME.replace("nonlinearity_input", "other"), "cannot be made .* no attribute 'nonlin"),
+        (SAME.replace("nonlinearity_input", "other"), "cannot be built .* no attribute 'nonlin"),
         (
             SAME.replace("self.gate =", "self.g = self.gate ="),
             r"g\.weight and .*gate\.weight are one",
         ),
-        (SAME.replace("self.width = width", "self.width = 7"), "its width is 7, and it was made"),
+        (SAME.replace("self.width = width", "self.width = 7"), "its width is 7"),
         (SAME.replace("Module):\n", "Module):\n    replaces = 'all'\n"), "may be ffn or block"),
     ],
 )

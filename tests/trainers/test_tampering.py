@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from trainers.consent import require_consent
 from trainers.data.sources import BytesTokenizer, DataSource, TextFiles
 from trainers.data.store import find_store, open_store
 from trainers.data.verified import verified_once
 from trainers.models.model_spec import BlockSpec
+from trainers.spec import refuse_unnamed_block
 from trainers.train import read_spec, train
 from trialstore import records
 from trialstore.errors import InputError
@@ -135,9 +135,9 @@ def test_code_that_a_spec_names_needs_the_users_word(make_spec) -> None:
     block = BlockSpec(path="antigravity:Board", source_hash="0" * 16).model_dump()
     spec = make_spec(model__block=block)
     for named in (None, "antigravity:Other"):
-        with pytest.raises(InputError, match="say --block antigravity:Board"):
-            require_consent(spec, named, "spec.json")
-    require_consent(spec, "antigravity:Board", "spec.json")
+        with pytest.raises(InputError, match="--block antigravity:Board"):
+            refuse_unnamed_block(spec, named, "spec.json")
+    refuse_unnamed_block(spec, "antigravity:Board", "spec.json")
     assert "antigravity" not in sys.modules
 
 
@@ -286,7 +286,7 @@ def test_other_tokens_than_a_checkpoint_was_trained_on_are_refused(
     )
     meta["splits"]["train"]["shards"][0]["sha256"] = hashlib.sha256(ids.data).hexdigest()
     path.write_text(json.dumps(meta))
-    with pytest.raises(InputError, match="is not the one that the checkpoint of step 4"):
+    with pytest.raises(InputError, match="the checkpoint of step 4"):
         train(spec, trial, diary())
 
 

@@ -1,8 +1,8 @@
-"""Branching off: a trial begun as another's first steps, where both would take the same ones.
+"""Branching off: begin a trial from another trial's checkpoint, if both share their first steps.
 
-Under the schedule wsd, trials that differ in their number of steps alone are one run until the
-first of them decays. What the longest has done by then need not be done again: its checkpoint and
-its records up to there become those of the branch, which goes on as after any interruption.
+Under the schedule wsd, trials that differ only in their number of steps are the same until the
+first of them decays. The shorter ones, the branches, need not repeat that part: each starts with
+the checkpoint and the records of the longest, the trunk, and continues as after an interruption.
 """
 
 import logging
@@ -29,19 +29,30 @@ from trialstore.storage import Storage, is_away
 
 logger = logging.getLogger(__name__)
 
-#: Whoever trains a trial counts attempts from 1: what a branch inherits is of none of them.
+#: The attempt that inherited records carry. A trial's own attempts count from 1.
 INHERITED = 0
-#: What a checkpoint is cut and placed by: nobody can go on from it in another layout.
+#: Fields of a layout that a checkpoint is cut and placed by; a branch must have the same.
 FIXED = ("device", "workers", "zero_stage")
 
 
 def fork(trunk: Storage, branch: Storage, spec: TrialSpec, step: int) -> bool:
-    """Begin `branch`, the trial `spec`, as `trunk` was after `step` updates; whether that could
-    be done.
+    """Begin a trial with the state and the records that its trunk had after `step` updates.
 
-    Nothing is done for a branch that has begun, or where the trunk has no whole checkpoint of
-    that step in the branch's layout, or no readable records: the branch then trains from its own
-    beginning, to the same end.
+    Nothing is written if the branch has begun, or if the trunk has no intact checkpoint of that
+    step in the branch's layout, or no readable records. The branch then trains from step 0, to the
+    same end.
+
+    Args:
+        trunk: Directory of the trial to branch off from.
+        branch: Directory of the branch.
+        spec: The branch.
+        step: Updates that both have in common.
+
+    Returns:
+        Whether the branch was begun.
+
+    Raises:
+        OSError: The trunk's storage does not answer, or the branch cannot be written.
     """
     if records.committed_steps(branch.list("checkpoints")) or records.RESULT in branch.list():
         return False
@@ -60,7 +71,7 @@ def fork(trunk: Storage, branch: Storage, spec: TrialSpec, step: int) -> bool:
     try:
         tables = {table: records.read_records(trunk, table) for table in SCHEMAS}
     except (InputError, OSError, pa.ArrowException) as error:
-        if is_away(error):  # it may have them, and this trial begins anew but once
+        if is_away(error):  # the records may be there; do not train from step 0 yet
             raise
         logger.warning("%s: its records cannot be read: %s", trunk.url, error)
         return False
@@ -91,7 +102,7 @@ def fork(trunk: Storage, branch: Storage, spec: TrialSpec, step: int) -> bool:
 
 
 def _put_files(branch: Storage, folder: Path, step: int) -> dict[str, dict[str, Any]]:
-    """Store a checkpoint's files, and return what its manifest says of them."""
+    """Store a checkpoint's files, and return their entries for the manifest."""
     place = attempt_folder(step, INHERITED)
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):

@@ -1,8 +1,8 @@
-"""Checkpoints: staged locally by DeepSpeed, stored whole, and counting only once committed.
+"""Checkpoints: DeepSpeed writes them to a local folder; then they are stored and committed.
 
-The manifest is written last. It names every file with its SHA-256 and every record part the
-checkpoint rests on; a checkpoint whose files do not match it is not used. Files are streamed: a
-checkpoint may be larger than memory.
+The manifest is written last, which commits the checkpoint. It names every file with its SHA-256,
+and every record part that the checkpoint rests on. A checkpoint whose files do not match its
+manifest is not used. Files are streamed, because a checkpoint may be larger than memory.
 """
 
 import contextlib
@@ -12,10 +12,9 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from trainers.durable.scratch import scratch_folder
-from trainers.durable.writer import TrialWriter
 from trainers.engine.engine import Engine, Ranks
 from trainers.spec import Layout
 from trialstore.claims import Fence
@@ -35,33 +34,53 @@ logger = logging.getLogger(__name__)
 
 
 class NoUsableCheckpointError(InputError):
-    """Checkpoints were committed and none of them can be used; step 0 is never the answer."""
+    """Checkpoints were committed, and none is intact. The trial must not restart from step 0."""
 
 
 class DamagedCheckpointError(RuntimeError):
-    """A checkpoint's file is not what its manifest says, found when it was fetched."""
+    """A fetched checkpoint file does not match its manifest."""
+
+
+class Records(Protocol):
+    """The records that a checkpoint rests on; silent on ranks other than 0."""
+
+    def flush(self) -> None:
+        """Write every row now."""
+
+    def commit(self, step: int, files: dict[str, dict[str, Any]], layout: Layout) -> None:
+        """Commit the checkpoint whose `files` are stored, and remove those no longer needed."""
 
 
 def save(
     engine: Engine,
     fence: Fence,
-    writer: TrialWriter | None,
+    recorded: Records,
     ranks: Ranks,
     step: int,
     state: dict[str, Any],
     layout: Layout,
 ) -> None:
-    """Store and commit the state after `step` updates. Collective; rank 0 has the writer.
+    """Store and commit the state after `step` updates. Collective.
 
-    Raises LeaseLostError, and OSError naming place, needed and free bytes where a disk is full.
+    Args:
+        engine: The engine to save.
+        fence: Checked before each file is stored.
+        recorded: The trial's records; they are flushed before the checkpoint is committed.
+        ranks: This process among those of the trial.
+        step: Updates that the weights have had.
+        state: What `load` returns again, beside the engine's state.
+        layout: Recorded in the manifest; says how many checkpoints are kept.
+
+    Raises:
+        LeaseLostError: A newer attempt writes the trial.
+        OSError: A disk is full; the message names the place, and needed and free bytes.
     """
     tag = f"step-{step:08d}"
     folder = attempt_folder(step, fence.claim.attempt)
     with _staging(ranks) as staging:
         _stage(engine, staging, tag, state)
-        if writer is not None:
-            # Before the first file: one that was replaced writes nothing more.
-            writer.flush()
+        # Before the first file: an attempt that was replaced then writes nothing more.
+        recorded.flush()
         ranks.barrier()
         files: dict[str, dict[str, Any]] = {}
         if ranks.local_rank == 0:
@@ -74,14 +93,12 @@ def save(
                     files[stored] = described(path)
         for others in ranks.gather(files):
             files = {**others, **files}
-        if writer is not None:
-            writer.commit(step, files, layout.model_dump(mode="json"))
-            writer.prune_checkpoints(layout.keep_checkpoints, layout.branch_points)
+        recorded.commit(step, files, layout)
         ranks.barrier()
 
 
 def _stage(engine: Engine, staging: Path, tag: str, state: dict[str, Any]) -> None:
-    """Have the engine write its files. torch says of a full disk only that writing failed."""
+    """Have the engine write its files. torch does not say that a disk is full, so this does."""
     try:
         with naming_a_full_disk(staging / tag):
             engine.save(staging, tag, state)
@@ -96,26 +113,33 @@ def _stage(engine: Engine, staging: Path, tag: str, state: dict[str, Any]) -> No
 
 
 def newest_usable(fence: Fence) -> Manifest | None:
-    """`newest_intact`, for the writer of the trial: newer checkpoints that are damaged lose their
-    manifests, so that no reader rests on them either. Raises LeaseLostError."""
+    """Return `newest_intact` to the trial's writer, and uncommit newer, damaged checkpoints.
+
+    Without their manifests, no reader uses the damaged checkpoints either.
+
+    Raises:
+        NoUsableCheckpointError: All committed checkpoints are damaged.
+        LeaseLostError: A newer attempt writes the trial.
+    """
     manifest, damaged = _newest(fence.trial)
     for step in damaged if manifest is not None else ():
-        fence.check()  # those of a successor, which came since, are not damaged
+        fence.check()  # a successor may have replaced the damaged checkpoint by an intact one
         fence.trial.delete(manifest_key(step))
     return manifest
 
 
 def newest_intact(trial: Storage) -> Manifest | None:
-    """The newest committed checkpoint whose files match its manifest; None if none was made.
+    """Return the newest checkpoint whose files match its manifest; None if none was committed.
 
-    Raises NoUsableCheckpointError if all are damaged: whoever goes on must not take the trial for
-    one that has no checkpoint.
+    Raises:
+        NoUsableCheckpointError: All committed checkpoints are damaged. The caller must not take
+            the trial for one without a checkpoint.
     """
     return _newest(trial)[0]
 
 
 def _newest(trial: Storage) -> tuple[Manifest | None, list[int]]:
-    """`newest_intact`, and the steps of the newer checkpoints, which were found damaged."""
+    """`newest_intact`, and the steps of the newer checkpoints that are damaged."""
     damaged: list[int] = []
     for step in reversed(committed_steps(trial.list("checkpoints"))):
         try:
@@ -136,7 +160,11 @@ def _newest(trial: Storage) -> tuple[Manifest | None, list[int]]:
 
 
 def load(engine: Engine, trial: Storage, manifest: Manifest, ranks: Ranks) -> dict[str, Any]:
-    """Restore the engine and return the state that was saved with it. Collective."""
+    """Restore the engine, and return the `state` that `save` was given. Collective.
+
+    Raises:
+        DamagedCheckpointError: A file does not match the manifest.
+    """
     tag = f"step-{manifest.step:08d}"
     with _staging(ranks) as staging:
         if ranks.local_rank == 0:
@@ -148,11 +176,12 @@ def load(engine: Engine, trial: Storage, manifest: Manifest, ranks: Ranks) -> di
 
 
 def fetch(trial: Storage, manifest: Manifest, folder: Path) -> None:
-    """Copy a checkpoint's files to a local folder, as DeepSpeed named them; what the manifest
-    lists, and nothing that lies beside it.
+    """Copy the files that a manifest lists to a local folder, under DeepSpeed's names.
 
-    Raises DamagedCheckpointError for a file that is not as the manifest says, FileNotFoundError,
-    and ValueError for a name that leads outside the folder.
+    Raises:
+        DamagedCheckpointError: A file does not match the manifest.
+        FileNotFoundError: A file is missing.
+        ValueError: A name in the manifest leads outside the folder.
     """
     local = LocalStorage(folder)
     for name, expected in manifest.files.items():
@@ -166,27 +195,27 @@ def fetch(trial: Storage, manifest: Manifest, folder: Path) -> None:
 
 
 def described(path: Path) -> dict[str, Any]:
-    """What a manifest says of a file."""
+    """Return the manifest's entry for a file: its SHA-256 and its size in bytes."""
     return {"sha256": _sha256(path), "bytes": path.stat().st_size}
 
 
 def _as_staged(name: str) -> str:
-    """Without the attempt that stored it; checkpoints of earlier versions name none."""
+    """A file's name without its attempt folder; checkpoints of earlier versions have none."""
     return re.sub(r"^attempt-\d+/", "", name)
 
 
 @contextlib.contextmanager
 def _staging(ranks: Ranks) -> Iterator[Path]:
-    """A local folder for the time of the block, the same one for all ranks of a node."""
+    """A local folder for the time of the block, shared by all ranks of a node. Collective."""
     with contextlib.ExitStack() as stack:
         made = stack.enter_context(scratch_folder()) if ranks.local_rank == 0 else None
-        # Ranks are numbered node by node: the last local rank 0 before this one is this node's.
+        # Ranks are numbered node by node, so the last folder up to this rank is this node's.
         before = ranks.gather(made)[: ranks.rank + 1]
         yield next(folder for folder in reversed(before) if folder)
 
 
 def damage(trial: Storage, manifest: Manifest) -> str | None:
-    """What of a committed checkpoint is not as its manifest says; None if nothing."""
+    """Return how a committed checkpoint differs from its manifest; None if it is intact."""
     for name, expected in manifest.files.items():
         try:
             with trial.open(f"{checkpoint_folder(manifest.step)}/{name}") as stream:

@@ -1,9 +1,15 @@
-"""What ends an attempt without an outcome: a failure, left for whoever decides what comes next.
+"""Failures: why an attempt ended without an outcome, in failure.json, for the next decision.
 
-Kinds: "error", an exception of the trial itself; "out_of_memory", where a smaller micro-batch may
-help; "peer_lost", a rank whose connection to another broke; "no_room" and "storage_away", where
-the trial's records could not be written, or its checkpoints read. A process that is killed leaves
-nothing, and that says something too.
+Kinds:
+
+- "error": an exception of the trial itself
+- "input": something that the user gave cannot be used
+- "out_of_memory": a smaller micro-batch may help
+- "peer_lost": a rank lost its connection to another rank
+- "no_room": the storage is full
+- "storage_away": the storage did not answer
+
+A process that is killed leaves no failure; `trialstore.retries` counts that as a preemption.
 """
 
 import logging
@@ -25,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 Kind = Literal["error", "input", "out_of_memory", "peer_lost", "no_room", "storage_away"]
 
-#: What gloo and NCCL say of a rank that is gone; torch has no type for all of them.
+#: Messages of gloo and NCCL for a rank that is gone. torch has no exception type for them.
 LOST_PEER = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -35,25 +41,24 @@ LOST_PEER = (
     "Connect timeout",
 )
 
-
-#: What torch says in a plain RuntimeError where memory ends outside its own pool: the host's, the
-#: device's for a kernel or a context, and that of a library beside it.
+#: Messages of torch's plain RuntimeErrors for memory outside its own pool: the host's, the
+#: device's for a kernel or a context, and that of cuBLAS.
 NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class MicroBatchMemoryError(MemoryError):
-    """A micro-batch does not fit into memory; a smaller one may."""
+    """A micro-batch does not fit into memory; a smaller one may fit."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device, or the host, had no memory for what was asked."""
+    """Return whether an error says that the device or the host is out of memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
 
 
 def kind_of(error: BaseException) -> Kind:
-    """What a failure says of the attempt to come."""
+    """Return the kind of failure that an exception is, as the module lists them."""
     if isinstance(error, MicroBatchMemoryError):
         return "out_of_memory"
     if isinstance(error, InputError):
@@ -67,10 +72,13 @@ def kind_of(error: BaseException) -> Kind:
 
 
 class FailureReport:
-    """Leaves any exception of its block in failure.json, and lets it pass.
+    """Leaves an exception of its `with` block in failure.json, and lets it pass.
 
-    But for LeaseLostError: a process that was replaced has nothing to say of its successor's
-    trial. `fence` is set as soon as the attempt is known.
+    A LeaseLostError is not left: the trial is its successor's.
+
+    Attributes:
+        fence: Set by the block once it has claimed an attempt; before, the failure belongs to the
+            attempt that would have been next.
     """
 
     def __init__(self, trial: Storage) -> None:
@@ -91,10 +99,15 @@ class FailureReport:
 
 
 def leave_failure(trial: Storage, error: Exception, fence: Fence | None) -> None:
-    """Record the exception that is being handled, for the scheduler and for people.
+    """Record in failure.json why an attempt failed, unless a rank has left a better reason.
 
-    Of several ranks the first to fail says why: the others only lose their connection to it.
-    Without a fence it failed before the trial was taken: of an attempt that never was.
+    The rank that fails first has the reason; the others only lose their connection to it. An
+    attempt that was replaced records nothing. A failure that cannot be recorded is logged.
+
+    Args:
+        trial: The trial's directory.
+        error: The exception that ended the attempt.
+        fence: The attempt; None if it failed before it had claimed one.
     """
     try:
         if fence is not None and not fence.holds():
@@ -112,26 +125,26 @@ def leave_failure(trial: Storage, error: Exception, fence: Fence | None) -> None
         if _says_more(failure, _earlier(trial)):
             trial.put(records.FAILURE, records.encode_json(failure))
     except (OSError, ValueError):
-        # The storage itself may be what failed; the error that is being raised says so.
+        # The storage itself may have failed; the caller raises the error that says so.
         logger.exception("the failure could not be recorded in %s", trial.url)
 
 
 def _earlier(trial: Storage) -> dict[str, Any] | None:
-    """The failure that lies there; none can be kept that cannot be read."""
+    """The failure that was recorded before; None if there is none that can be read."""
     try:
         return records.get_json(trial, records.FAILURE, needs={"attempt": COUNT})
     except BrokenRecordError as error:
-        logger.warning("%s; it is replaced", error)
+        logger.warning("%s; replacing it", error)
         return None
 
 
 def _says_more(failure: dict[str, Any], earlier: dict[str, Any] | None) -> bool:
-    """Whether a failure takes the place of an earlier one."""
+    """Whether a failure replaces an earlier one."""
     if earlier is None:
         return True
     if failure["kind"] == "peer_lost":
         return bool(earlier["attempt"] < failure["attempt"])
-    # An attempt that was taken may have the number of one that never was.
+    # A failure before the claim and the attempt that claims next have the same number.
     same = ("attempt", "owner")
     return earlier.get("kind") == "peer_lost" or any(
         earlier.get(name) != failure[name] for name in same

@@ -1,7 +1,7 @@
-"""A micro-batch that fits: the same global batch, taken in smaller pieces.
+"""Smaller micro-batches for a trial that ran out of memory. The global batch stays the same.
 
 Gradients are summed over micro-batches before the update, so the loss is the same up to the order
-of summation; no checkpoint knows how its updates were cut.
+of summation. Checkpoints do not depend on the micro-batch.
 """
 
 from collections.abc import Iterator
@@ -12,12 +12,15 @@ from trainers.spec import TrialSpec
 
 
 def micro_batch(spec: TrialSpec) -> int:
-    """Sequences that a worker holds at once."""
+    """Return how many sequences a worker processes at once."""
     return spec.layout.micro_batch or spec.sequences // spec.layout.workers
 
 
 def halved(spec: TrialSpec) -> TrialSpec | None:
-    """The trial with at most half the micro-batch, marked in its layout; None where it is 1."""
+    """Return the trial with at most half the micro-batch; None if that is 1 sequence already.
+
+    The layout of the returned trial is marked as `retried_smaller`.
+    """
     share, held = spec.sequences // spec.layout.workers, micro_batch(spec)
     smaller = next((size for size in range(held // 2, 0, -1) if share % size == 0), None)
     if smaller is None:
@@ -28,8 +31,10 @@ def halved(spec: TrialSpec) -> TrialSpec | None:
 
 @contextmanager
 def for_a_micro_batch(spec: TrialSpec) -> Iterator[None]:
-    """Of work that takes a micro-batch at a time: says of an error of memory that it is one that
-    a smaller micro-batch may mend. Raises MicroBatchMemoryError."""
+    """Raise MicroBatchMemoryError for an out-of-memory error in the block.
+
+    Wrap work that processes one micro-batch at a time: elsewhere a smaller one would not help.
+    """
     try:
         yield
     except Exception as error:

@@ -1,7 +1,7 @@
-"""Folders on this machine for what is only passing through, gone with whoever made them.
+"""Temporary folders on this machine that do not outlive their process for long.
 
-A checkpoint may be larger than all else on a node's disk. A process that is killed while it writes
-one clears nothing away, and every such end would leave its folder there for ever.
+A checkpoint may be the largest thing on a node's disk. A process that is killed while it writes one
+cannot clean up, so the next process that needs such a folder removes the abandoned ones.
 """
 
 import contextlib
@@ -13,18 +13,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-#: In a folder's root; held by its owner, and freed by the system should the owner die.
+#: Lock file in a folder's root. Its owner holds the lock; the system frees it if the owner dies.
 LOCK = ".lock"
 
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A new, empty folder below TMPDIR for the time of the block.
+    """Yield a new, empty folder below TMPDIR, and remove it after the block.
 
-    What processes of this machine have left there that were killed is removed first. Raises
-    OSError where nothing can be written.
+    Folders that killed processes of this machine have left there are removed first.
+
+    Raises:
+        OSError: The folder cannot be written.
     """
-    # Machines may share a TMPDIR, and its file system keep locks to each of them.
+    # Machines may share a TMPDIR whose file system does not share locks between them.
     prefix = f"widthlab-scratch-{os.uname().nodename}-"
     for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         _remove_if_abandoned(left)
@@ -47,11 +49,11 @@ def _locked_folder(prefix: str) -> tuple[Path, IO[bytes]]:
             if os.fstat(lock.fileno()).st_nlink:
                 return root, lock
             lock.close()
-        # Before it was locked another process took it for abandoned.
+        # Another process took the folder for abandoned before it was locked.
 
 
 def _remove_if_abandoned(root: Path) -> None:
-    # An error says that it is another user's, that its owner is at work, or that it is gone.
+    # An error means that the folder is another user's, in use, or already removed.
     with contextlib.suppress(OSError), (root / LOCK).open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(root, ignore_errors=True)

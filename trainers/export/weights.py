@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from trainers import check_block
-from trainers.consent import require_consent
 from trainers.durable.checkpoint import DamagedCheckpointError, fetch, newest_intact
 from trainers.durable.scratch import scratch_folder
 from trainers.engine.engine import import_deepspeed
 from trainers.models.build import configuration
 from trainers.models.decoder import Decoder
-from trainers.spec import TrialSpec
+from trainers.spec import TrialSpec, refuse_unnamed_block
 from trainers.train import read_spec
 from trialstore.errors import InputError
 from trialstore.records import SPEC, get_result
@@ -53,7 +52,7 @@ def trained_model(trial: Storage, block: str | None = None) -> Trained:
     and where the source of the user's own block is not what the trial was trained with.
     """
     spec = read_spec(trial)
-    require_consent(spec, block, trial.url_of(SPEC))
+    refuse_unnamed_block(spec, block, trial.url_of(SPEC))
     if spec.model.block is not None:
         check_block.check(spec.model.block)
     manifest = newest_intact(trial)
