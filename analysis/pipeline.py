@@ -11,8 +11,9 @@ from analysis.figures.style import render
 from analysis.report.build import build_report
 from analysis.report.tables import report_tables, written
 from analysis.tables.sweep_tables import SweepTables, load_sweep
+from analysis.verdict.group_verdict import Recommendation
 from analysis.verdict.layer_verdict import LayerVerdict, judge_layers, representative
-from analysis.verdict.recommend import Recommendation, recommend
+from analysis.verdict.recommend import recommend
 from analysis.verdict.summary import summarise
 from trialstore.errors import InputError
 from trialstore.records import encode_json

@@ -4,9 +4,9 @@ import numpy as np
 
 from analysis.laws.saturation import Saturation
 from analysis.laws.spectral import PLATEAU
+from analysis.verdict.group_verdict import GroupVerdict
 from analysis.verdict.layer_verdict import representative
 from analysis.verdict.loss_optimum import LossCurve
-from analysis.verdict.recommend import GroupVerdict
 from analysis.wording import multiple
 
 
