@@ -70,7 +70,7 @@ def _laws(recommendation: Recommendation) -> Iterator[str]:
         soft = laws["soft_rank"]
         if isinstance(soft, Refusal) and isinstance(laws["hard_rank"], Refusal):
             yield row(verdict.label, "no law")
-            yield from _wrapped(f"no law: {soft.sentence}", "    ")
+            yield from _wrapped(f"({soft.sentence})", "    ")
             continue
         cells = [_exponent(laws[name]) for name in ("soft_rank", "hard_rank", "asymmetry")]
         if isinstance(gap, PowerLaw):
