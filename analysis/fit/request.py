@@ -1,4 +1,4 @@
-"""What `widthlab fit` is asked for: a law, columns, rows and groups."""
+"""The request of `widthlab fit`: a law, its columns, rows and groups."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

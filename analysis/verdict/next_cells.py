@@ -257,7 +257,7 @@ def _priced(
     like: pd.DataFrame,
     rate: float,
 ) -> NextCells:
-    """Cells priced like those of the same budget, interpolated: the head's share varies with D."""
+    """Cells priced by interpolating those of the same budget: the head's share depends on d_model."""
     grid = _grid(group, widths, seeds)
     known = like.groupby("width_multiplier")["flops"].mean().sort_index()
     each = np.interp(np.log(widths), np.log(known.index), known) if len(known) else [np.nan]
