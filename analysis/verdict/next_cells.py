@@ -257,7 +257,7 @@ def _priced(
     like: pd.DataFrame,
     rate: float,
 ) -> NextCells:
-    """Cells priced by interpolating those of the same budget: the head's share depends on d_model."""
+    """Cells priced by interpolation: at one budget the head's share still depends on d_model."""
     grid = _grid(group, widths, seeds)
     known = like.groupby("width_multiplier")["flops"].mean().sort_index()
     each = np.interp(np.log(widths), np.log(known.index), known) if len(known) else [np.nan]

@@ -14,6 +14,7 @@ from analysis.laws.spectral import SpectralStop
 from analysis.refusal import Refusal
 from analysis.tables.sweep_tables import load_sweep
 from analysis.verdict.group_verdict import GroupVerdict
+from analysis.verdict.layer_verdict import judge_layers
 from analysis.verdict.recommend import recommend
 from trialstore.errors import InputError
 from trialstore.records import encode_json
@@ -160,6 +161,17 @@ def test_without_a_fixed_d_model_the_loss_is_judged_and_the_spectra_are_not(
     assert any("add `none` to `match`" in caveat for caveat in verdict.caveats)
     assert "add `none` to `match`" in verdict.spectral_sentence
     assert not isinstance(verdict.spectral.laws["soft_rank"], PowerLaw)
+
+
+def test_without_a_fixed_d_model_the_layers_are_refused_with_what_to_add(
+    build_sweep: Build,
+) -> None:
+    tables = load_sweep(build_sweep(holds=("params",)))
+    (verdict,) = recommend(tables).groups
+    layers = judge_layers(verdict, tables)
+    assert layers.advice == verdict.spectral.no_cells
+    assert "add `none` to `match`" in layers.sentence
+    assert layers.to_dict()["judged"] is False
 
 
 def test_few_widths_with_one_replicate_are_refused_and_asked_for(build_sweep: Build) -> None:
