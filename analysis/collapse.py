@@ -1,23 +1,23 @@
-"""Whether a trial's feed-forward layers have collapsed, judged on its own record as it grows.
+"""The collapse rule: whether a trial's feed-forward layers have collapsed, from its record so far.
 
-A collapsed layer sends every token along one direction: its hard rank is near 1 whatever its
-width (arXiv 2510.00537), and a model of such layers knows the frequencies of the tokens and no
-more, so that its loss is the unigram loss: the cross-entropy of the measured tokens under the
-frequencies of the training split. Hard rank alone does not tell who will
-end there. Pre-LN models lose it in the same way and find it again, for their residual stream passes
-the layers by; in a Post-LN model nothing does, and a lost rank stays lost. Hence one criterion for
-the rank and two for the loss:
+A collapsed layer sends every token along one direction: its hard rank is near 1 at any width
+(arXiv 2510.00537). A model of such layers knows only the token frequencies, so its loss is the
+unigram loss: the cross-entropy of the measured tokens under the frequencies of the training split.
 
-- the lowest hard rank of any layer stays below `hard_rank` and below `fall` of its own peak, over
-  `snapshots` snapshots and a tenth of the training so far;
-- Post-LN: the loss since then is not below `near_unigram` of the unigram loss. It may still be
-  on its way there from the loss of an untrained model: that is what makes the rule early;
-- any other placement: the loss of the last third of the training so far is never below the unigram
-  loss, and not lower than before by more than `progress` of it.
+Hard rank alone does not predict that end. A Pre-LN model can lose its rank and recover, because the
+residual stream bypasses its layers. A Post-LN model has no bypass and does not recover. The rule
+therefore has one criterion for the rank and two for the loss:
 
-A slow start has a high rank, a healthy model's rank falls while its loss falls, and a single
-snapshot or evaluation decides nothing. The thresholds were set on the sweep collapse-fit of
-docs/experiments and a pilot, and judged on its siblings; docs/experiments.md has the counts.
+- Rank: the lowest hard rank of any layer stays below `hard_rank` and below `fall` times its own
+  peak, over `snapshots` snapshots and a tenth of the training so far.
+- Loss, Post-LN: the loss since then is at least `near_unigram` times the unigram loss. It may still
+  be falling from the loss of an untrained model, which makes the rule early.
+- Loss, other placements: in the last third of the training so far the loss is never below the
+  unigram loss, and it improves on earlier losses by less than `progress` times the unigram loss.
+
+A slow start keeps a high rank, and in a healthy model the loss falls along with the rank. No single
+snapshot or evaluation decides. The thresholds were set on the sweep collapse-fit of
+docs/experiments and a pilot, and tested on its sibling sweeps; docs/experiments.md has the counts.
 """
 
 from dataclasses import dataclass
@@ -31,36 +31,37 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class CollapseRule:
-    """Thresholds; losses are in nats per token, ranks in directions."""
+    """The thresholds of the rule. Losses are in nats per token, ranks in directions."""
 
-    #: Directions. With 2.5 to 5 every collapsed Post-LN trial was found and no other one accused,
-    #: with two snapshots or three; this is the geometric middle.
+    #: Directions. Any value from 2.5 to 5, with two or three snapshots, found every collapsed
+    #: Post-LN trial and no other trial; this is the geometric middle.
     hard_rank: float = 3.5
-    #: Of the peak. Matters only where D is so small that `hard_rank` is an ordinary rank.
+    #: Share of the peak rank. Matters only at small D, where `hard_rank` is an ordinary rank.
     fall: float = 0.25
-    #: Snapshots in a row that must agree.
+    #: Consecutive snapshots that must agree.
     snapshots: int = 3
-    #: Share of the training so far that they must span, should snapshots be frequent.
+    #: Share of the training so far that these snapshots must span.
     span: float = 0.1
-    #: Of the unigram loss. Healthy models ended below 0.9, collapsed Post-LN ones above 1.
+    #: Share of the unigram loss. Healthy models ended below 0.9, collapsed Post-LN models above 1.
     near_unigram: float = 0.97
-    #: Share of the training so far, and evaluations at the least, in which nothing was learnt.
+    #: Share of the training so far that is checked for progress.
     stall: float = 1 / 3
+    #: Least number of evaluations that are checked for progress.
     evaluations: int = 3
-    #: Of the unigram loss: what the loss must come down by in that time to count as learning.
+    #: Share of the unigram loss that the loss must fall by in that time to count as learning.
     progress: float = 0.005
 
 
 @dataclass(frozen=True)
 class Collapse:
-    """Where a record first met the rule."""
+    """The point of a record at which the rule was met."""
 
-    step: int  # optimiser updates
-    layer: int  # of the lowest hard rank, counted from 0
-    hard_rank: float  # of that layer
-    peak: float  # of the lowest hard rank, over the record up to there
+    step: int  # updates
+    layer: int  # the layer of the lowest hard rank, counted from 0
+    hard_rank: float  # of that layer, directions
+    peak: float  # the largest value so far of the lowest hard rank of any layer
     loss: float  # held-out, nats per token
-    reason: str  # in words, for people
+    reason: str  # one sentence
 
 
 def judge(
@@ -73,11 +74,22 @@ def judge(
     post_ln: bool,
     rule: CollapseRule | None = None,
 ) -> Collapse | None:
-    """The first snapshot at which the record up to it met the rule, or None.
+    """Find the first snapshot at which the record up to that snapshot meets the rule.
 
-    steps [S] and hard_rank [S, L] of the snapshots at the site post, loss_steps [E] and held-out
-    losses [E] in nats per token, both in order of step; unigram_loss is in the same unit.
-    post_ln says that every layer is Post-LN. Raises ValueError as `judge_last` does.
+    Args:
+        steps: [S] updates at each snapshot, ascending.
+        hard_rank: [S, L] hard rank of every layer at the site `post`, directions.
+        loss_steps: [E] updates at each evaluation, ascending.
+        losses: [E] held-out losses, nats per token.
+        unigram_loss: nats per token, on the same tokens.
+        post_ln: whether every layer is Post-LN.
+        rule: the thresholds; those of `CollapseRule` by default.
+
+    Returns:
+        The collapse, or None if no snapshot meets the rule.
+
+    Raises:
+        ValueError: as in `judge_last`.
     """
     ranks, at = np.asarray(hard_rank, float), np.asarray(steps)
     losses, loss_steps = np.asarray(losses, float), np.asarray(loss_steps)
@@ -107,11 +119,16 @@ def judge_last(
     post_ln: bool,
     rule: CollapseRule | None = None,
 ) -> Collapse | None:
-    """Whether the record so far meets the rule at its last snapshot: what a training loop asks.
+    """Judge a record at its last snapshot, as a training loop does.
 
-    Arguments are those of `judge`; evaluations that are not finite are left out. Raises ValueError
-    for arrays that do not fit each other, steps that do not rise, a rank that is not finite, or a
-    unigram loss that is not positive.
+    Arguments are those of `judge`. Evaluations that are not finite are left out.
+
+    Returns:
+        The collapse, or None if the last snapshot does not meet the rule.
+
+    Raises:
+        ValueError: shapes do not match, steps do not rise, a rank is not finite, or the unigram
+            loss is not positive.
     """
     rule = rule or CollapseRule()
     at, ranks = _record("steps", steps, "hard_rank", hard_rank, dimensions=2)
@@ -128,7 +145,7 @@ def judge_last(
         return None
 
     lowest = ranks.min(axis=1)
-    peak = float(lowest.max())  # mostly that of the untrained weights
+    peak = float(lowest.max())  # usually at the untrained weights
     low = _latest(at, at[-1], rule.span, rule.snapshots)
     if lowest[low].max() >= min(rule.hard_rank, rule.fall * peak):
         return None
@@ -136,12 +153,12 @@ def judge_last(
     if post_ln:
         bound = rule.near_unigram * unigram_loss
         if evaluated[-1] < at[low][0] or loss[-1] < bound:
-            return None  # what it was before the rank fell says nothing
+            return None  # the last evaluation is from before the rank fell
         why = f"above {bound:.2f}, {rule.near_unigram:.0%} of the unigram loss"
     else:
         recent = _latest(evaluated, at[-1], rule.stall, rule.evaluations)
         if recent.all():
-            return None  # nothing earlier to hold them against
+            return None  # no earlier evaluation to compare with
         learnt = loss[~recent].min() - rule.progress * unigram_loss
         if loss[recent].min() < unigram_loss or loss[recent].min() <= learnt:
             return None
@@ -161,7 +178,7 @@ def judge_last(
 
 
 def _latest(steps: NDArray[np.int64], now: int, share: float, least: int) -> Flags:
-    """[n] whether a step lies in the last `share` of the training so far, or is among the last."""
+    """[n] whether a step is in the last `share` of the training, or one of the last `least`."""
     flags: Flags = steps >= now * (1 - share)
     flags[-least:] = True
     return flags

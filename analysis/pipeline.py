@@ -1,4 +1,4 @@
-"""From a sweep's directory to its report: read, judge, draw, write."""
+"""From the directory of a sweep to its report: read, judge, draw, write."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -11,25 +11,26 @@ from analysis.figures.style import render
 from analysis.report.build import build_report
 from analysis.report.tables import report_tables, written
 from analysis.tables.sweep_tables import SweepTables, load_sweep
+from analysis.verdict.group_verdict import Recommendation
 from analysis.verdict.layer_verdict import LayerVerdict, judge_layers, representative
-from analysis.verdict.recommend import Recommendation, recommend
+from analysis.verdict.recommend import recommend
 from analysis.verdict.summary import summarise
 from trialstore.errors import InputError
 from trialstore.records import encode_json
 from trialstore.storage import Storage
 
 REPORT = "report"
-#: Heat maps beside those in the report, one of every width, until there are so many.
+#: Most heat maps in addition to those in the report, one per width.
 MOST_HEAT_MAPS = 16
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What an analysis came to. `recommendation` is the content of recommendation.json."""
+    """The result of an analysis."""
 
-    recommendation: dict[str, Any]
-    summary: str
-    report_url: str
+    recommendation: dict[str, Any]  # the content of recommendation.json
+    summary: str  # the verdicts as text for a terminal
+    report_url: str  # of report.html
 
 
 def analyse(
@@ -39,11 +40,16 @@ def analyse(
     aggregate_last: int | None = None,
     aggregate_layers: str | None = None,
 ) -> Analysis:
-    """Judge a sweep and write report/ into its directory, in place of an earlier one.
+    """Judge a sweep and write report/ into its directory, replacing an earlier report.
 
-    `links` are the pages of trials on an MLflow server, by trial id; `aggregate_*` go before what
-    the sweep file says. Raises InputError where the directory is no sweep, or no trial of it has
-    finished.
+    Args:
+        sweep: the storage of the sweep's directory.
+        links: trial id -> page of the trial on an MLflow server.
+        aggregate_last: snapshots per rank; overrides the sweep file.
+        aggregate_layers: how layers become one rank; overrides the sweep file.
+
+    Raises:
+        InputError: the directory is not a sweep, or none of its trials has finished.
     """
     tables = load_sweep(sweep, aggregate_last, aggregate_layers)
     unfinished = tables.trials["state"].isin(["failed", "unfinished", "waiting", "duplicate"])
@@ -65,20 +71,20 @@ def analyse(
     page = build_report(tables, recommendation, layers, svgs, frames, links or {})
     files |= dict(written(frames))
     files["recommendation.json"] = encode_json(judgement)
-    files["report.html"] = page.encode()  # last: whoever sees it finds everything it names
+    files["report.html"] = page.encode()  # last: everything that it links to exists by then
     report = sweep.child(REPORT)
     for key, data in files.items():
         report.put(key, data)
     for key in report.list():
         if key not in files and key.startswith(("figures/", "tables/")):
-            report.delete(key)  # of an earlier analysis with other groups
+            report.delete(key)  # left by an earlier analysis with other groups
     return Analysis(judgement, summarise(tables, recommendation), report.url_of("report.html"))
 
 
 def _figures(
     tables: SweepTables, recommendation: Recommendation, layers: Mapping[str, LayerVerdict]
 ) -> Iterator[tuple[str, bytes]]:
-    """Key and bytes of every figure, as SVG and PNG."""
+    """Key and bytes of every figure, as SVG and as PNG."""
 
     def all_of_them() -> Iterator[tuple[str, Any]]:
         yield from overview_figures.overviews(recommendation)
@@ -94,7 +100,7 @@ def _figures(
 
 
 def _heat_maps(tables: SweepTables, recommendation: Recommendation) -> Iterator[tuple[str, Any]]:
-    """Ranks by layer and step at every width of a group, but for the one that the report shows."""
+    """Ranks by layer and step at every width of a group, except the one that the report shows."""
     for verdict in recommendation.groups:
         shown = representative(verdict)
         first = verdict.spectral.used.sort_values(["D", "replicate"]).drop_duplicates("D")

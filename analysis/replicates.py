@@ -1,9 +1,8 @@
-"""One value a width out of paired replicates, and the noise that the replicates show.
+"""One mean per width from paired replicates, and the noise between replicates.
 
-Replicate r fixes initialisation and data order for every width alike, so part of its deviation
-is common to all widths. Fitting y = width + replicate by least squares takes that part out: what
-is left is the noise that a comparison of widths really suffers, and a width that lacks one
-replicate is not shifted by the luck of those it has.
+A replicate fixes initialisation and data order for every width, so part of its deviation is common
+to all widths. Least squares of y = width + replicate removes that part. The residual is the noise
+of a comparison of widths, and a width that lacks a replicate is not biased by the others.
 """
 
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 
-#: Every interval of this package covers the truth in nine of ten studies, unless it says else.
+#: Nominal coverage of every interval in `analysis`, unless stated otherwise.
 CONFIDENCE = 0.90
 
 
@@ -22,24 +21,30 @@ CONFIDENCE = 0.90
 class WidthMeans:
     """Means of W widths, in ascending order of x."""
 
-    x: Floats  # [W]
-    mean: Floats  # [W], adjusted for replicate effects
+    x: Floats  # [W] distinct x
+    mean: Floats  # [W] of y, adjusted for replicate effects
     covariance: Floats  # [W, W] of the means, in units of `variance`; I / R when balanced
     variance: float | None  # of one observation about width and replicate; None if df is 0
-    df: int
+    df: int  # degrees of freedom of `variance`
     counts: NDArray[np.int64]  # [W] observations
-    replicates: int  # distinct ones
+    replicates: int  # distinct labels
 
     @property
     def widths(self) -> int:
+        """Number of distinct x."""
         return len(self.x)
 
 
 def width_means(x: ArrayLike, y: ArrayLike, replicate: ArrayLike) -> WidthMeans:
-    """Means of y by width x; all three are [n], finite, n >= 1.
+    """Average y over the replicates of each width.
 
-    Where the replicates do not link the widths (no replicate ran at two widths), there is
-    nothing to pair: the means are plain, the noise is that within widths.
+    If no replicate links the widths (none ran at two of them), there is nothing to pair: the means
+    are plain averages and the noise is that within widths.
+
+    Args:
+        x: [n] finite values, n >= 1, for example ln D.
+        y: [n] finite values.
+        replicate: [n] labels.
     """
     at = np.asarray(y, np.float64)
     widths, width_of = np.unique(np.asarray(x, np.float64), return_inverse=True)

@@ -1,7 +1,7 @@
-"""The eigenspectrum of a feed-forward layer, and what it says about the directions in use.
+"""Metrics of the eigenspectrum of a feed-forward layer: how many of its D directions are in use.
 
-Eigenvalues are of the centred, unbiased covariance of the activations, [..., D] in any order.
-With p = eigenvalues / their sum (arXiv 2510.00537, 2603.06922):
+The eigenvalues [..., D], in any order, are those of the centred, unbiased covariance of the
+activations. With p = eigenvalues / their sum (arXiv 2510.00537, 2603.06922):
 
 - hard rank    1 / sum p^2, the participation ratio; the Renyi rank of order 2
 - soft rank    exp(-sum p ln p), the Shannon rank; the Renyi rank of order 1
@@ -10,15 +10,15 @@ With p = eigenvalues / their sum (arXiv 2510.00537, 2603.06922):
 - SUI          harmonic mean of H = (hard - 1)/(D - 1) and S = (soft - 1)/(D - 1)
 - eDim         1 + (D - 1) SUI, from 1 to D
 
-A spectrum of nothing but zeros is a layer whose output never changes. It is measured as fully
-collapsed (one direction holds all): every rank is 1 and every bound holds, so that no median or
-collapse rule loses sight of it; `total_variance` 0 tells it from a true rank-one spectrum.
+A layer whose output never changes has a spectrum of zeros. It is measured as fully collapsed, with
+all ranks 1 and all bounds met, so that medians and the collapse rule include it. Its
+`total_variance` of 0 distinguishes it from a true rank-one spectrum.
 
-A spectrum may be given as nodes with multiplicities: the D eigenvalues then lie at fewer than D
-distinct places, as a quadrature puts them. Multiplicities need not be whole numbers; D is their
-sum, and every metric is that of the repeated nodes.
+A spectrum can also be nodes with multiplicities, as a quadrature returns: D eigenvalues at fewer
+than D distinct values. Multiplicities need not be whole numbers. D is their sum, and every metric
+equals that of the repeated nodes.
 
-NumPy only: the trainer imports this file.
+Imports NumPy only, because the trainer imports this file.
 """
 
 from dataclasses import dataclass
@@ -30,20 +30,20 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 SamplingStatus = Literal["well sampled", "undersampled"]
 
-#: N/D below which every rank is biased downward, and more so at larger D.
+#: Below this N/D every rank is biased downward, more so at larger D.
 SAMPLES_PER_DIMENSION = 10
 
-#: A covariance in float32 has eigenvalues down to about -eps * sqrt(D) times the largest by
-#: rounding alone: 1e-5 at D = 6144. Ten times that is no rounding.
+#: Rounding in float32 makes eigenvalues down to about -eps * sqrt(D) times the largest: -1e-5 at
+#: D = 6144. Ten times that is an error.
 NEGATIVE_TOLERANCE = 1e-4
 
-#: Multiplicities are sums of many: they may miss a whole number by this much.
+#: Rounding error that a sum of multiplicities may have.
 WIDTH_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class SpectrumMetrics:
-    """Metrics of one or many spectra: every field has the leading axes of the eigenvalues."""
+    """Metrics of one or many spectra; every field has the leading axes of the eigenvalues."""
 
     hard_rank: Floats  # directions, in [1, D]
     soft_rank: Floats  # directions, in [hard_rank, D]
@@ -58,20 +58,31 @@ class SpectrumMetrics:
 
 
 def measure(eigenvalues: ArrayLike, weights: ArrayLike | None = None) -> SpectrumMetrics:
-    """Every metric of spectra [..., D], in any order along the last axis.
+    """Compute every metric of spectra.
 
-    With `weights` [..., n] the eigenvalues [..., n] are nodes of those multiplicities, whose sum
-    is D. Raises ValueError for a non-finite or materially negative eigenvalue, an empty spectrum,
-    or weights that are negative or add up to less than one direction.
+    Args:
+        eigenvalues: [..., D] of a covariance, in any order; or nodes [..., n] with `weights`.
+        weights: [..., n] multiplicities of the nodes; their sum is D.
+
+    Returns:
+        The metrics, each of shape [...].
+
+    Raises:
+        ValueError: an eigenvalue is not finite or negative beyond rounding, a spectrum is empty,
+            or weights are negative or sum to less than 1.
+
+    Example:
+        >>> float(measure([4.0, 4.0, 0.0, 0.0]).hard_rank)
+        2.0
     """
     values, multiplicity = _blocks(eigenvalues, weights)
     share, multiplicity = _shares(values, multiplicity)
     width = np.sum(multiplicity, axis=-1)
     held = multiplicity * share
     hard = _within(1.0 / np.sum(held * share, axis=-1), 1.0, width)
-    # Equal by definition on a flat spectrum, where rounding alone could put hard above soft.
+    # Both are equal on a flat spectrum, where rounding could put the hard rank above the soft one.
     soft = np.maximum(_within(np.exp(_entropy(share, multiplicity)), 1.0, width), hard)
-    # Within a block of equal eigenvalues the cumulative curve is straight: trapezoids are exact.
+    # The cumulative curve is linear within a block of equal eigenvalues, so trapezoids are exact.
     before = np.cumsum(held, axis=-1) - held
     area = np.sum(multiplicity * (before + held / 2.0), axis=-1)
     concentration = _within(2.0 / width * area - 1.0, 0.0, 1.0)
@@ -91,9 +102,15 @@ def measure(eigenvalues: ArrayLike, weights: ArrayLike | None = None) -> Spectru
 
 
 def utilisation_index(hard_rank: ArrayLike, soft_rank: ArrayLike, width: ArrayLike) -> Floats:
-    """SUI: harmonic mean of the normalised ranks, in [0, 1]; 1 at D = 1, where nothing is idle.
+    """Compute SUI, the harmonic mean of the normalised ranks (rank - 1)/(D - 1).
 
-    The ranks are normalised as (rank - 1)/(D - 1): with that alone eDim runs from 1 to D.
+    Args:
+        hard_rank: [...] directions, from 1 to D.
+        soft_rank: [...] directions, from `hard_rank` to D.
+        width: [...] D.
+
+    Returns:
+        SUI in [0, 1], of shape [...]; 1 at D = 1. With this normalisation eDim runs from 1 to D.
     """
     hard, soft = np.asarray(hard_rank, float), np.asarray(soft_rank, float)
     idle = np.asarray(width, float) - 1.0
@@ -105,7 +122,7 @@ def utilisation_index(hard_rank: ArrayLike, soft_rank: ArrayLike, width: ArrayLi
 
 
 def normalised(eigenvalues: ArrayLike) -> Floats:
-    """Shares p [..., D] in descending order, each spectrum summing to 1.
+    """Return the shares p [..., D] of spectra [..., D], in descending order; each sums to 1.
 
     Raises ValueError as `measure` does.
     """
@@ -113,18 +130,26 @@ def normalised(eigenvalues: ArrayLike) -> Floats:
 
 
 def expand(nodes: ArrayLike, weights: ArrayLike) -> Floats:
-    """The D eigenvalues [D] in descending order that nodes [n] of multiplicities [n] stand for.
+    """Expand nodes with multiplicities to D eigenvalues in descending order.
 
-    The k-th is the node that the middle of the k-th direction falls on; all are then scaled to
-    the trace of the nodes. Whole multiplicities give the repeated nodes. Raises ValueError as
-    `measure` does.
+    The k-th eigenvalue is the node at the middle of the k-th direction. All are then scaled to the
+    trace of the nodes. Whole multiplicities give the repeated nodes.
+
+    Args:
+        nodes: [n] eigenvalues.
+        weights: [n] multiplicities; their sum, rounded, is D.
+
+    Raises:
+        ValueError: as in `measure`, or `nodes` are more than one spectrum.
     """
     values, multiplicity = _blocks(nodes, weights)
     if values.ndim != 1:
-        raise ValueError(f"nodes of shape {values.shape} are not one spectrum; expand one by one")
+        raise ValueError(
+            f"nodes of shape {values.shape} are not one spectrum; expand them one by one"
+        )
     ends = np.cumsum(multiplicity)
     middles = np.arange(round(ends[-1])) + 0.5
-    # Fractional weights may add up to a little less than a whole number.
+    # The sum of fractional weights may round to just below a whole number.
     spread = values[np.minimum(np.searchsorted(ends, middles), len(values) - 1)]
     total = np.sum(spread)
     if total == 0:
@@ -134,11 +159,19 @@ def expand(nodes: ArrayLike, weights: ArrayLike) -> Floats:
 
 
 def renyi_rank(eigenvalues: ArrayLike, order: float, weights: ArrayLike | None = None) -> Floats:
-    """(sum p^a)^(1/(1-a)) of spectra [..., D]: directions, falling with the order a >= 0.
+    """Compute the Renyi rank (sum p^a)^(1/(1-a)) of spectra, which falls with the order a.
 
-    Order 0 counts the directions in use, 1 is the soft rank, 2 the hard rank, and infinity the
-    inverse share of the first direction. Weights are as in `measure`. Raises ValueError for a
-    negative or NaN order.
+    Args:
+        eigenvalues: [..., D], or nodes [..., n] with `weights`.
+        order: a >= 0. Order 0 counts the directions in use, 1 is the soft rank, 2 the hard rank,
+            and infinity the inverse share of the first direction.
+        weights: [..., n] multiplicities, as in `measure`.
+
+    Returns:
+        The rank in directions, of shape [...].
+
+    Raises:
+        ValueError: as in `measure`, or the order is negative or NaN.
     """
     if not order >= 0:
         raise ValueError(f"order {order} of a Renyi rank must be 0 or more")
@@ -151,7 +184,7 @@ def renyi_rank(eigenvalues: ArrayLike, order: float, weights: ArrayLike | None =
     if order == 1:
         return _within(np.exp(_entropy(share, multiplicity)), 1.0, width)
     if abs(order - 1) < 0.1:
-        # sum p^a is close to 1: its distance from 1 must not be lost to rounding.
+        # sum p^a is close to 1, and expm1 keeps the digits of its distance from 1.
         powers = np.expm1((order - 1) * np.log(np.where(share > 0, share, 1.0)))
         log_sum = np.log1p(np.sum(multiplicity * share * powers, axis=-1))
     else:
@@ -162,16 +195,23 @@ def renyi_rank(eigenvalues: ArrayLike, order: float, weights: ArrayLike | None =
 
 
 def js_divergence(a: ArrayLike, b: ArrayLike) -> Floats:
-    """Jensen-Shannon divergence of sorted normalised spectra [..., D], in nats: 0 to ln 2.
+    """Compute the Jensen-Shannon divergence of two sorted, normalised spectra.
 
-    Spectra of nodes and weights are compared after `expand`. Raises ValueError where the widths
-    differ, or as `measure` does.
+    Args:
+        a: [..., D] eigenvalues in any order. `expand` nodes with weights first.
+        b: [..., D] eigenvalues in any order.
+
+    Returns:
+        The divergence in nats, 0 to ln 2, of shape [...].
+
+    Raises:
+        ValueError: as in `measure`, or D differs.
     """
     p, q = normalised(a), normalised(b)
     if p.shape[-1] != q.shape[-1]:
         raise ValueError(
-            f"spectra of {p.shape[-1]} and {q.shape[-1]} eigenvalues have no divergence; "
-            "both must be of the same layer"
+            f"spectra of {p.shape[-1]} and {q.shape[-1]} eigenvalues cannot be compared; both must "
+            "have the same D"
         )
     one = np.ones_like(p)
     divergence = _entropy((p + q) / 2, one) - (_entropy(p, one) + _entropy(q, one)) / 2
@@ -179,12 +219,12 @@ def js_divergence(a: ArrayLike, b: ArrayLike) -> Floats:
 
 
 def sampling_status(N: int, D: int) -> SamplingStatus:
-    """Whether N samples are enough for a spectrum of width D: at least ten times as many."""
+    """Return "well sampled" for at least ten samples per dimension, else "undersampled"."""
     return "well sampled" if N >= SAMPLES_PER_DIMENSION * D else "undersampled"
 
 
 def _blocks(eigenvalues: ArrayLike, weights: ArrayLike | None) -> tuple[Floats, Floats]:
-    """Values [..., n], finite, not negative and descending, with their multiplicities [..., n]."""
+    """Checked values [..., n] in descending order, none negative, and multiplicities [..., n]."""
     values = np.asarray(eigenvalues, dtype=np.float64)
     if values.ndim == 0 or values.shape[-1] == 0:
         raise ValueError("a spectrum needs at least one eigenvalue")
@@ -196,8 +236,8 @@ def _blocks(eigenvalues: ArrayLike, weights: ArrayLike | None) -> tuple[Floats, 
         multiplicity = np.ones_like(descending)
     else:
         values, multiplicity = np.broadcast_arrays(values, _checked_weights(weights, values))
-        # A node that nothing lies at says nothing. One such is put at the end in any case: a
-        # spectrum of zeros needs a place beside its first direction.
+        # Ignore nodes of multiplicity 0, but append one: a spectrum of zeros needs a second block
+        # beside its first direction.
         values = _with_last(np.where(multiplicity > 0, values, 0.0))
         multiplicity = _with_last(multiplicity)
         order = np.argsort(-values, axis=-1, kind="stable")
@@ -218,15 +258,15 @@ def _checked_weights(weights: ArrayLike, values: Floats) -> Floats:
     checked = np.asarray(weights, dtype=np.float64)
     if checked.ndim == 0 or checked.shape[-1] != values.shape[-1]:
         raise ValueError(
-            f"weights of shape {checked.shape} do not go with nodes of shape {values.shape}: "
-            "one for every node"
+            f"weights of shape {checked.shape} do not match nodes of shape {values.shape}: give "
+            "one weight per node"
         )
     wrong = ~((checked >= 0) & (checked < np.inf))
     if wrong.any():
-        raise ValueError(f"weight {checked[wrong][0]} is no multiplicity; it must be 0 or more")
+        raise ValueError(f"weight {checked[wrong][0]} must be 0 or more, and finite")
     widths = np.sum(checked, axis=-1)
     if (widths < 1 - WIDTH_ROUNDING).any():
-        raise ValueError(f"weights adding up to {widths.min():.6g} are less than one direction")
+        raise ValueError(f"weights sum to {widths.min():.6g}; they must sum to D, at least 1")
     return checked
 
 
@@ -235,11 +275,11 @@ def _with_last(values: Floats) -> Floats:
 
 
 def _shares(descending: Floats, multiplicity: Floats) -> tuple[Floats, Floats]:
-    """Share of the variance of one direction of each block, and the multiplicities."""
+    """Variance share of one direction of each block, and the multiplicities."""
     top = descending[..., :1]
-    # Relative to the largest first: neither squares nor sums can then overflow or vanish.
+    # Divide by the largest first, so that neither squares nor sums overflow or vanish.
     relative = np.divide(descending, top, out=np.zeros_like(descending), where=top > 0)
-    relative[..., 0] = 1.0  # for a spectrum of zeros too: see the head of this file
+    relative[..., 0] = 1.0  # for a spectrum of zeros too: see the module docstring
     nothing = top == 0
     if nothing.any():
         one = np.zeros_like(multiplicity)
@@ -251,7 +291,7 @@ def _shares(descending: Floats, multiplicity: Floats) -> tuple[Floats, Floats]:
 
 
 def _top_share(share: Floats, multiplicity: Floats, directions: int) -> Floats:
-    """Share of the variance in the first so many directions, the last block taken in part."""
+    """Variance share of the first `directions` directions; the last block may count in part."""
     filled = np.cumsum(multiplicity, axis=-1) - multiplicity
     taken = np.clip(directions - filled, 0.0, multiplicity)
     return _within(np.sum(taken * share, axis=-1), 0.0, 1.0)
@@ -269,5 +309,5 @@ def _entropy(share: Floats, multiplicity: Floats) -> Floats:
 
 
 def _within(values: Floats, low: float, high: ArrayLike) -> Floats:
-    """Take off what rounding put beyond the bounds that the mathematics guarantees."""
+    """Clip rounding errors to bounds that hold exactly."""
     return np.asarray(np.clip(values, low, high), np.float64)

@@ -1,4 +1,4 @@
-"""How numbers, intervals and groups are written, in the report and on the terminal alike."""
+"""The text form of numbers, intervals and groups, for the report and the terminal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,18 +7,20 @@ import numpy as np
 
 from analysis.replicates import Interval
 
-#: Before the name of an axis that is called like a measured quantity, as a column of `trials`.
+#: Prefix of a column of `trials` for an axis that has the name of a measured quantity.
 AXIS_PREFIX = "axis_"
 
 
 def axis_of(column: str) -> str:
-    """The axis, as a sweep file calls it, whose values a column of `trials` holds."""
+    """Return the sweep file's name of the axis in a column of `trials`."""
     return column.removeprefix(AXIS_PREFIX).replace("base_d_model", "d_model")
 
 
 def group_label(group: Mapping[str, Any]) -> str:
-    """A group in a few words: `gpt2, pre, depth 2`. An axis that means nothing in the group (the
-    alpha of Mix-LN in Pre-LN) is left out, and nGPT's norm, ngpt, is not said twice."""
+    """Return a group in a few words: `gpt2, pre, depth 2`.
+
+    Axes with the value None are left out, and equal words appear once (nGPT's norm is `ngpt` too).
+    """
     words = [
         value if isinstance(value, str) else f"{axis_of(axis).replace('_', ' ')} {value}"
         for axis, value in group.items()
@@ -28,38 +30,38 @@ def group_label(group: Mapping[str, Any]) -> str:
 
 
 def multiple(multiplier: float) -> str:
-    """A width multiplier: `2.67x`."""
+    """Format a width multiplier: `2.67x`."""
     return f"{multiplier:.3g}x"
 
 
 def percent(share: float) -> str:
-    """A share with at most one decimal: `97.5 %`."""
+    """Format a share with at most one decimal: 0.975 gives `97.5 %`."""
     return f"{100 * share:.1f}".removesuffix(".0") + " %"
 
 
 def interval(bounds: Interval | None, digits: int = 2) -> str:
-    """Bounds of an interval: `0.41 to 0.55`."""
+    """Format an interval in a sentence: `0.41 to 0.55`, or `unknown` for None."""
     return "unknown" if bounds is None else f"{bounds[0]:.{digits}f} to {bounds[1]:.{digits}f}"
 
 
 def bracketed(bounds: Interval, digits: int = 2) -> str:
-    """Bounds of an interval in a table: `[0.41, 0.55]`."""
+    """Format an interval in a table or after its estimate: `[0.41, 0.55]`."""
     return f"[{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]"
 
 
 def passes_text(passes: Interval) -> str:
-    """Fewest and most passes over the data: `25.5`, or `12.7 to 25.5`."""
+    """Format the fewest and most passes over the data: `25.5`, or `12.7 to 25.5`."""
     fewest, most = (f"{number:.3g}" for number in passes)
     return most if fewest == most else f"{fewest} to {most}"
 
 
 def plural(number: int, noun: str) -> str:
-    """A number of things: `1 trial`, `3 trials`."""
+    """Format a count with its noun: `1 trial`, `3 trials`."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def large(number: float) -> str:
-    """A large count with a suffix: `98.3k`, `1.34B`."""
+    """Format a large count with a suffix: `98.3k`, `1.34B`; `unknown` if not finite."""
     if not np.isfinite(number):
         return "unknown"
     for limit, suffix in ((1e3, ""), (1e6, "k"), (1e9, "M")):
@@ -69,7 +71,7 @@ def large(number: float) -> str:
 
 
 def flops(number: float) -> str:
-    """Floating-point operations: `2.0e13 FLOPs`."""
+    """Format floating-point operations: `2.0e13 FLOPs`."""
     if not np.isfinite(number):
         return "FLOPs unknown"
     mantissa, _, exponent = f"{number:.1e}".partition("e")
@@ -77,7 +79,7 @@ def flops(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time to about two digits: 43 s, 12 min, 2.2 h, 3.5 days."""
+    """Format seconds to about two digits: `43 s`, `12 min`, `2.2 h`, `3.5 days`."""
     whole = round(seconds)
     if whole < 120:
         return f"{whole} s"

@@ -10,11 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis.figures.style import DASHES, FAINT, INK, LOSS, end_labels, log_ranks, panels, title
-from analysis.fit.fit_table import GroupFit, Role, TableFit
+from analysis.fit.request import Role
 from analysis.fit.saturating_law import SaturatingLaw
 from analysis.fit.scaling_fit import ScalingLaw
 from analysis.fit.scaling_laws import Variable
-from analysis.laws.power_law import PowerLaw, Refusal
+from analysis.fit.table_fit import GroupFit, TableFit
+from analysis.laws.power_law import PowerLaw
+from analysis.refusal import Refusal
 from analysis.replicates import Floats
 from analysis.wording import large
 

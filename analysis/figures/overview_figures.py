@@ -24,8 +24,8 @@ from analysis.figures.style import (
 )
 from analysis.laws.power_law import PowerLaw
 from analysis.replicates import CONFIDENCE
+from analysis.verdict.group_verdict import Recommendation
 from analysis.verdict.loss_optimum import LossCurve
-from analysis.verdict.recommend import Recommendation
 from analysis.wording import multiple
 
 #: Share of resamples at an edge of the grid from which on the interval ends there.

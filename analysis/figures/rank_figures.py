@@ -30,12 +30,13 @@ from analysis.figures.style import (
     widths_axis,
 )
 from analysis.laws.layers import LayerAdvice, LayerGrowth
-from analysis.laws.power_law import PowerLaw, Refusal
+from analysis.laws.power_law import PowerLaw
 from analysis.laws.saturation import Saturation
 from analysis.laws.spectral import PLATEAU
+from analysis.refusal import Refusal
 from analysis.tables.sweep_tables import LAW_SITE, SweepTables
+from analysis.verdict.group_verdict import GroupVerdict
 from analysis.verdict.layer_verdict import representative
-from analysis.verdict.recommend import GroupVerdict
 from analysis.wording import interval
 
 

@@ -29,12 +29,13 @@ from analysis.figures.style import (
     widths_axis,
 )
 from analysis.laws.layers import LayerAdvice
-from analysis.laws.power_law import PowerLaw, Refusal
+from analysis.laws.power_law import PowerLaw
+from analysis.refusal import Refusal
 from analysis.tables.sweep_tables import SweepTables
 from analysis.verdict.budgets import CURRENCIES
 from analysis.verdict.equal_budget import BUDGETS
+from analysis.verdict.group_verdict import GroupVerdict
 from analysis.verdict.loss_optimum import LossCurve
-from analysis.verdict.recommend import GroupVerdict
 from analysis.wording import interval, multiple
 
 #: Of the lines of the loss at other budgets, in the order of CURRENCIES.

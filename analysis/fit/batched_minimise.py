@@ -1,15 +1,16 @@
-"""Robust non-linear regression of many parameter sets at once: starts, resamples, fixed values.
+"""Robust non-linear regression of many parameter sets at once, for starts and resamples.
 
-Minimises sum_i weight_i Huber_delta(f_i(theta) - y_i), the SUM and not the mean, for every row of
-a batch. Each step tries two damped directions and takes the better one:
+Minimises sum_i weight_i Huber_delta(f_i(theta) - y_i), a sum and not a mean, for every row of a
+batch. Each step tries two damped directions and takes the better one:
 
-- Newton with the exact second derivatives: few steps near the end, but a residual beyond delta
-  has no curvature, and where few lie within it the matrix says little;
-- iteratively reweighted least squares, whose quadratic lies above the Huber loss: slower, sure.
+- Newton with exact second derivatives. It needs few steps near the minimum, but a residual beyond
+  delta has no curvature, so the matrix carries little information where few residuals are within.
+- Iteratively reweighted least squares, whose quadratic bounds the Huber loss from above. It is
+  slower but reliable.
 
-Only a step that lowers the objective is taken, so a row never gets worse and never leaves the
-finite numbers. Measured on the fits of arXiv 2203.15556 (approach 3), the pair needs 70 steps
-where either alone needs 90 to 290, and ends lower than L-BFGS from nearly every start.
+A step is taken only if it lowers the objective, so a row never gets worse and stays finite. On the
+fits of arXiv 2203.15556 (approach 3), the pair needs 70 steps where either alone needs 90 to 290,
+and it ends lower than L-BFGS from nearly every start.
 """
 
 import os
@@ -22,13 +23,13 @@ from numpy.typing import NDArray
 from analysis.fit.log_sum_exp import LogSumExp
 from analysis.replicates import Floats
 
-#: When a row is done: see `minimise`.
+#: A row is done after SETTLED_STEPS steps that each win less than this share of its objective.
 SETTLED = 1e-9
 SETTLED_STEPS = 3
-#: Mean squared residual (of a logarithm) below which a fit is exact for all purposes.
+#: A fit with a smaller mean squared residual of the logarithm is exact up to rounding.
 EXACT = 1e-22
 
-#: Points times rows that are advanced together, so that their work fits the processor's cache.
+#: Points times rows of one chunk, so that its arrays fit the processor's cache.
 _CHUNK = 16_384
 _FIRST_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 1e-2, 1e-12, 1e9
 _EASE, _HARDEN = 0.2, 6.0
@@ -36,16 +37,19 @@ _EASE, _HARDEN = 0.2, 6.0
 
 @dataclass(frozen=True)
 class Minima:
-    """Where every row of the batch ended."""
+    """The end point of every row of a batch."""
 
     theta: Floats  # [B, P]
-    objective: Floats  # [B]; infinite where the start itself has no value
-    settled: NDArray[np.bool_]  # [B]: False where the steps ran out
-    steps: int  # the most that a row needed
+    objective: Floats  # [B]; infinite where the start has no finite value
+    settled: NDArray[np.bool_]  # [B]; False where the steps ran out
+    steps: int  # the largest number of steps of any row
 
 
 def huber(residual: Floats, delta: float) -> Floats:
-    """Huber loss: r^2 / 2 within delta, delta (|r| - delta / 2) beyond; delta may be infinite."""
+    """Return the Huber loss of each residual: r^2 / 2 within delta, delta (|r| - delta / 2) beyond.
+
+    An infinite delta gives half the square.
+    """
     size = np.abs(residual)
     if np.isinf(delta):
         return 0.5 * size**2
@@ -63,12 +67,21 @@ def minimise(
     settled: float = SETTLED,
     most_steps: int = 300,
 ) -> Minima:
-    """Descend from every start [B, P] towards y = `target`, [n] or one a row, [B, n].
+    """Descend from every start to a local minimum.
 
-    `weights` [n] or [B, n] count the points (a bootstrap resample is a row of counts). Where
-    `free` [B, P] is False, a parameter keeps its starting value. A row is done when SETTLED_STEPS
-    steps in turn have each lowered its objective by less than the share `settled`, or when no
-    step lowers it however short.
+    Args:
+        model: the function of P parameters at n points.
+        starts: [B, P].
+        target: [n], or [B, n] for a target per row.
+        delta: of the Huber loss; infinite for least squares.
+        weights: [n] or [B, n] counts of the points; a bootstrap resample is a row of counts.
+        free: [B, P]; where False, a parameter keeps its starting value.
+        settled: a row is done after SETTLED_STEPS consecutive steps that each lower its objective
+            by less than this share, or when no step lowers it at any damping.
+        most_steps: limit on the steps of a row.
+
+    Returns:
+        The end points. They do not depend on the number of threads.
     """
     rows, points = len(starts), target.shape[-1]
     targets = np.broadcast_to(target, (rows, points))
@@ -82,8 +95,7 @@ def minimise(
             model, starts[at], targets[at], counts[at], moves[at], delta, settled, most_steps
         )
 
-    # NumPy lets go of the interpreter while it computes. Rows do not see each other, so the
-    # result does not depend on the number of threads.
+    # NumPy releases the interpreter lock while it computes, and rows are independent.
     with ThreadPoolExecutor(min(len(places), os.cpu_count() or 1)) as pool:
         parts = list(pool.map(descend, places))
     return Minima(
@@ -97,7 +109,10 @@ def minimise(
 def objective_of(
     model: LogSumExp, theta: Floats, target: Floats, weights: Floats, delta: float
 ) -> Floats:
-    """The objective [B] of parameters [B, P]; infinite where the model has no value."""
+    """Return the objective [B] of parameters [B, P]; infinite where the model has no value.
+
+    `target` and `weights` are [n] or [B, n].
+    """
     value = np.sum(weights * huber(model.value(theta) - target, delta), axis=1)
     return np.where(np.isfinite(value), value, np.inf)
 
@@ -113,7 +128,7 @@ def _descend(
     most_steps: int,
 ) -> Minima:
     theta = np.array(starts, float)
-    # What overflows has an infinite objective and is never taken.
+    # A step that overflows has an infinite objective and is never taken.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         objective = objective_of(model, theta, target, weights, delta)
         exact = EXACT * weights.sum(axis=1)
@@ -154,7 +169,7 @@ def _directions(
     delta: float,
     damping: Floats,
 ) -> list[Floats]:
-    """The damped steps [B, P] to try: Newton's, and that of reweighted least squares."""
+    """The two damped steps [B, P] to try: Newton, and reweighted least squares."""
     at = model.derivatives(theta)
     residual = at.value - target
     size = np.abs(residual)
@@ -176,7 +191,7 @@ def _directions(
 
 
 def _damped(matrix: Floats, gradient: Floats, scale: Floats, damping: Floats) -> Floats:
-    """-(|M| + damping * scale^2)^-1 gradient, |M| being M with the signs of its curvatures lost."""
+    """-(|M| + damping * scale^2)^-1 gradient, where |M| has the absolute eigenvalues of M."""
     scaled = matrix / (scale[:, :, None] * scale[:, None, :])
     finite = np.all(np.isfinite(scaled), axis=(1, 2)) & np.all(np.isfinite(gradient), axis=1)
     scaled[~finite] = 0.0

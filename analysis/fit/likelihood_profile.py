@@ -1,8 +1,8 @@
-"""How far a parameter can move while the others make up for it: the flatness of a fit's valley.
+"""Profile the objective of a fit: how far a parameter can move while the others compensate.
 
-For every parameter and either side, the others are minimised anew at fixed values further and
-further away; the range ends where the objective passes a limit. Given the limit of an F-test of
-one parameter, the range is an interval that knows curved and one-sided valleys (Bates and Watts,
+On each side of a parameter, the others are refitted at fixed values further and further away. The
+range ends where the objective exceeds a limit. With the limit of an F-test of one parameter the
+range is a confidence interval that is valid for curved and one-sided valleys (Bates and Watts,
 "Nonlinear Regression Analysis", section 6.1).
 """
 
@@ -14,7 +14,7 @@ from analysis.fit.batched_minimise import huber, minimise
 from analysis.fit.log_sum_exp import LogSumExp
 from analysis.replicates import Floats
 
-#: Places that are tried on each side, in units of the distance that a quadratic would allow.
+#: Distances tried on each side, in units of the distance that a quadratic would allow.
 _PLACES = np.geomspace(1 / 64, 1024, 25)
 _BETWEEN = np.linspace(0, 1, 7)[1:-1]
 
@@ -28,11 +28,19 @@ def profile_ranges(
     limit: float,
     of: Sequence[int] | None = None,
 ) -> Floats:
-    """[Q, 2]: where the profile of the objective over each of Q parameters passes `limit`.
+    """Find where the profile of the objective over each parameter exceeds a limit.
 
-    `theta` [P] is a minimum below the limit; `of` chooses parameters, all by default. A side on
-    which the objective stays below as far as was looked (1,024 times what a quadratic would
-    allow) is infinite.
+    Args:
+        model: the function of P parameters at n points.
+        theta: [P] the minimum, with an objective below `limit`.
+        target: [n].
+        delta: of the Huber loss.
+        limit: on the objective.
+        of: Q indices of parameters; all by default.
+
+    Returns:
+        Lower and upper ends, [Q, 2]. An end is infinite if the objective stays below the limit up
+        to 1,024 times the distance that a quadratic would allow.
     """
     count = len(theta)
     valley, reach = _valley(model, theta, target, delta, limit)
@@ -76,7 +84,7 @@ def profile_ranges(
 def _valley(
     model: LogSumExp, theta: Floats, target: Floats, delta: float, limit: float
 ) -> tuple[Floats, Floats]:
-    """Per parameter: how the others follow it ([P, P], 1 on the diagonal), and how far [P]."""
+    """Per parameter: the direction in which the others follow it, [P, P], and its distance [P]."""
     at = model.derivatives(theta[None])
     residual = (at.value - target)[0]
     share = np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300))

@@ -1,8 +1,8 @@
-"""Sums of power laws in logarithms: f = ln sum_k s_k exp(u_k), many parameter sets at a time.
+"""The logarithm of a sum of power laws, f = ln sum_k s_k exp(u_k), for many parameter sets at once.
 
-Every u_k is linear in the parameters, and every parameter belongs to one term k: ln A and alpha
-to u = ln A - alpha ln N, ln E to u = ln E. The sign s_k is -1 where a term is taken away. With
-`scaled` the last parameter multiplies the whole, f = scale * ln sum_k exp(u_k), as in Kaplan's
+Every u_k is linear in the parameters, and every parameter belongs to one term k: ln A and alpha to
+u = ln A - alpha ln N, ln E to u = ln E. The sign s_k is -1 for a term that is subtracted. With
+`scaled`, the last parameter multiplies the whole, f = scale * ln sum_k exp(u_k), as in Kaplan's
 joint law. First and second derivatives are exact: with the weights w_k = s_k exp(u_k) / sum,
 df/du_k = w_k and d2f/du_k du_l = w_k (k = l) - w_k w_l.
 
@@ -19,7 +19,7 @@ from analysis.replicates import Floats
 
 @dataclass(frozen=True)
 class LogSumExp:
-    """The function of the parameters at n given points."""
+    """The function of P parameters at n given points."""
 
     factors: Floats  # [P, n]: u_k = offset_k + sum of parameter * factor; without the scale
     term: NDArray[np.intp]  # [P]: the term k that each parameter belongs to
@@ -29,15 +29,16 @@ class LogSumExp:
 
     @property
     def parameters(self) -> int:
+        """Number of parameters P, the scale included."""
         return len(self.term) + self.scaled
 
     def value(self, theta: Floats) -> Floats:
-        """f [B, n] at parameters [B, P]; NaN where the sum is not positive."""
+        """Return f [B, n] at parameters [B, P]; NaN where the sum is not positive."""
         level, _ = self._inner(theta)
         return theta[:, -1:] * level if self.scaled else level
 
     def derivatives(self, theta: Floats) -> "Derivatives":
-        """f, its slopes, and what its second derivatives need, at parameters [B, P]."""
+        """Return f and its derivatives at parameters [B, P]."""
         level, weights = self._inner(theta)
         slopes = weights[:, self.term] * self.factors
         if not self.scaled:
@@ -47,7 +48,7 @@ class LogSumExp:
         return Derivatives(self, scale * level, scaled, scale[:, 0])
 
     def shares(self, theta: Floats) -> Floats:
-        """[K, n]: the share of every term in the sum at one parameter set [P]."""
+        """Return the share of every term in the sum, [K, n], at one parameter set [P]."""
         shares: Floats = self._inner(theta[None])[1][0]
         return shares
 
@@ -69,7 +70,7 @@ class LogSumExp:
 
 @dataclass(frozen=True)
 class Derivatives:
-    """f and its derivatives by the parameters."""
+    """f and its derivatives with respect to the parameters."""
 
     model: LogSumExp
     value: Floats  # [B, n]
@@ -77,7 +78,7 @@ class Derivatives:
     scale: Floats | None  # [B]
 
     def curvature(self, factor: Floats) -> Floats:
-        """sum_i factor_i d2 f_i as [B, P, P], for factors [B, n]."""
+        """Return sum_i factor_i d2 f_i, [B, P, P], for factors [B, n]."""
         term, scale = self.model.term, self.scale
         inner = self.slopes
         if scale is not None:

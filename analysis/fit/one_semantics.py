@@ -1,4 +1,4 @@
-"""Rows of one law must have been trained and measured by the same rules."""
+"""Check that the rows of one law have one semantics version, so were measured by the same rules."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -15,8 +15,10 @@ from trialstore.records import FIRST_SEMANTICS
 
 
 def stated(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table with a version in every row, if it has the column: tables of the first version
-    had none, and a row that came from one is empty there."""
+    """Return the table with a version in every row, if it has the column at all.
+
+    Tables of the first version had no such column, so an empty field means version 1.
+    """
     if NAME not in frame.columns:
         return frame
     return frame.assign(**{NAME: [FIRST_SEMANTICS if pd.isna(v) else v for v in frame[NAME]]})
@@ -27,9 +29,16 @@ def refuse_mixed(
     groups: Iterable[tuple[Mapping[str, Any], NDArray[np.intp]]],
     enters: NDArray[np.bool_],
 ) -> None:
-    """Raises InputError where rows of one group that would enter its law, [n] `enters`, are of
-    trials of several semantics versions. `frame` is `stated`; one without the column is taken as
-    it is."""
+    """Refuse groups whose rows come from several semantics versions.
+
+    Args:
+        frame: the table, after `stated`; without the column every row is accepted.
+        groups: the values of each group, and the positions of its rows.
+        enters: [n] whether a row enters the fit; others are ignored.
+
+    Raises:
+        InputError: rows of one group that enter have several versions.
+    """
     if NAME not in frame.columns:
         return
     versions = np.array([_text(version) for version in frame[NAME]], object)
@@ -42,12 +51,11 @@ def refuse_mixed(
             )
             place = f"group {group_label(group)} has" if group else "the table has"
             raise InputError(
-                f"{place} {found}: their losses and spectra were measured by different rules, so "
-                f"no law can hold both; choose one with --where {NAME}=VERSION, or fit each with "
-                f"--group {NAME}"
+                f"{place} {found}, whose losses and spectra were measured by different rules; "
+                f"choose one with --where {NAME}=VERSION, or fit each with --group {NAME}"
             )
 
 
 def _text(version: Any) -> str:
-    """A version as people write it: a column with gaps makes 2.0 of a 2."""
+    """A version as text: pandas reads 2 as 2.0 in a column with empty fields."""
     return f"{version:g}" if isinstance(version, float) else str(version)

@@ -1,11 +1,12 @@
-"""How a fitted law would scatter: bootstrap refits, leave-out refits, and intervals from both.
+"""The sampling distribution of a fitted law: bootstrap and leave-out refits, and their intervals.
 
-Chosen by simulation (benchmarks/fit_coverage.py), on 24 to 60 cells with a nominal 90 %:
+The methods were chosen by simulation (benchmarks/fit_coverage.py), on 24 to 60 cells at a nominal
+90 %:
 
-- one run a cell: BCa (Efron 1987: bias-corrected and accelerated) covers the exponents in 86-94 %
-  of studies, percentiles of the same resamples in 90-98 %, resampled residuals in 77-93 %;
-- replicates, drawn with their cells: percentiles cover 87-96 %, BCa 82-93 %: with few cells its
-  corrections are noisier than the bias that they correct.
+- One run per cell: BCa (bias-corrected and accelerated, Efron 1987) covers the exponents in 86-94 %
+  of studies, percentiles of the same resamples in 90-98 %, resampled residuals in 77-93 %.
+- Several runs per cell, drawn with their cells: percentiles cover 87-96 %, BCa 82-93 %. With few
+  cells the corrections of BCa are noisier than the bias that they correct.
 """
 
 from dataclasses import dataclass
@@ -18,19 +19,19 @@ from analysis.fit.batched_minimise import minimise
 from analysis.fit.log_sum_exp import LogSumExp
 from analysis.replicates import CONFIDENCE, Floats, Interval
 
-#: Rows above which refits give way to the covariance that they tend to.
+#: With more rows, draws from the asymptotic covariance replace refits.
 MOST_ROWS = 5000
-#: Leave-out refits: one a cell, or one a group of cells where there are more.
+#: Most leave-out refits: one per cell, or one per group of cells if there are more cells.
 MOST_LEFT_OUT = 200
 
 
 @dataclass(frozen=True)
 class Resamples:
-    """Fitted vectors as they would scatter."""
+    """Draws from the sampling distribution of the fitted vector."""
 
     draws: Floats  # [R, P]
-    left_out: Floats  # [J, P], each without one cell or one group of cells; J = 0 for percentiles
-    method: str
+    left_out: Floats  # [J, P] fits without one cell or group of cells; J = 0 for percentiles
+    method: str  # in words
 
 
 def resample(
@@ -43,19 +44,30 @@ def resample(
     count: int,
     seed: int,
 ) -> Resamples:
-    """Refit `count` resamples of whole cells, from the fit `theta` [P] to `y` [n].
+    """Draw from the sampling distribution of a fit, by refits of resampled cells.
 
-    `cell_of` [n] numbers the cell of every row: the replicates of one cell share what the law
-    misses there, so they are drawn together. Above MOST_ROWS rows the draws are normal, with the
-    sandwich covariance of the fit.
+    Replicates of one cell share the law's error there, so whole cells are drawn. Above MOST_ROWS
+    rows the draws are normal instead, with the sandwich covariance of the fit.
+
+    Args:
+        model: the function of P parameters at n points.
+        theta: [P] the fitted vector.
+        y: [n] the logarithm of the loss.
+        cell_of: [n] the cell of every row, numbered from 0.
+        delta: of the Huber loss.
+        count: number of resamples.
+        seed: of the resamples.
     """
     rng = np.random.default_rng(seed)
     cells = int(cell_of.max()) + 1
     what = "rows" if cells == len(y) else f"{cells} cells with all their replicates"
     if len(y) > MOST_ROWS:
-        draws = _sandwich_draws(model, theta, y, cell_of, delta, count, rng)
+        covariance, unit = _sandwich(model, theta, y, cell_of, delta)
+        normal = rng.multivariate_normal(np.zeros(len(theta)), covariance, count, method="svd")
         return Resamples(
-            draws, np.empty((0, len(theta))), f"{count} normal draws, sandwich covariance of {what}"
+            np.asarray(theta + normal / unit),
+            np.empty((0, len(theta))),
+            f"{count} normal draws, sandwich covariance of {what}",
         )
     weights = rng.multinomial(cells, np.full(cells, 1 / cells), count)[:, cell_of]
     if cells < len(y):
@@ -74,10 +86,13 @@ def resample(
 
 
 def bca_interval(estimate: float, draws: Floats, left_out: Floats) -> Interval:
-    """The 90 % interval of a quantity from its value in resamples [R] and leave-out refits [J].
+    """Return the 90 % BCa interval of one quantity; percentiles without leave-out refits.
 
-    Without leave-out refits, the percentiles. An infinite quantity (E at zero has ln E = -inf)
-    keeps its place in the order.
+    Args:
+        estimate: the quantity of the fit.
+        draws: [R] the quantity of the resamples; NaN is ignored. Infinite values keep their place
+            in the order (E at zero has ln E = -inf).
+        left_out: [J] the quantity of the leave-out refits; may be empty.
     """
     tails = np.asarray([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     draws = draws[~np.isnan(draws)]
@@ -100,16 +115,10 @@ def bca_interval(estimate: float, draws: Floats, left_out: Floats) -> Interval:
     return float(low), float(high)
 
 
-def _sandwich_draws(
-    model: LogSumExp,
-    theta: Floats,
-    y: Floats,
-    cell_of: NDArray[np.intp],
-    delta: float,
-    count: int,
-    rng: np.random.Generator,
-) -> Floats:
-    """Normal draws about the fit: what the bootstrap of a large table tends to, without refits."""
+def _sandwich(
+    model: LogSumExp, theta: Floats, y: Floats, cell_of: NDArray[np.intp], delta: float
+) -> tuple[Floats, Floats]:
+    """Sandwich covariance [P, P] of a fit, in units [P] of each parameter's slope."""
     at = model.derivatives(theta[None])
     residual = at.value - y
     pull = np.clip(residual, -delta, delta)
@@ -117,9 +126,7 @@ def _sandwich_draws(
     hessian = (slopes * (np.abs(residual) <= delta)) @ slopes.T + at.curvature(pull)[0]
     scores = np.zeros((int(cell_of.max()) + 1, len(theta)))
     np.add.at(scores, cell_of, (slopes * pull).T)
-    # ln A and alpha are all but collinear: pinv in units of each parameter's own slope.
+    # ln A and alpha are nearly collinear, so the inverse is taken in units of the slopes.
     unit = np.sqrt(np.maximum(np.sum(slopes**2, axis=1), 1e-300))
     bread = np.linalg.pinv(hessian / unit / unit[:, None], rcond=1e-12, hermitian=True)
-    covariance = bread @ (scores.T @ scores / unit / unit[:, None]) @ bread
-    draws = rng.multivariate_normal(np.zeros(len(theta)), covariance, count, method="svd")
-    return np.asarray(theta + draws / unit)
+    return bread @ (scores.T @ scores / unit / unit[:, None]) @ bread, unit

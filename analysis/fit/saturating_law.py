@@ -1,9 +1,7 @@
-"""A law that levels off: y = E + A x^-b, falling to E (A > 0) or rising to it (A < 0).
+"""The saturating law y = E + A x^-b, which falls to E (A > 0) or rises to it (A < 0).
 
-Plain least squares of ln y over width means, as the power law is fitted
-(`analysis.laws.power_law`), from a grid of starts on either sign of A. Whether a rank saturates at
-all is another question, which `analysis.laws.saturation` tests; here the curve is assumed and its
-parameters are wanted.
+Fitted by least squares of ln y over width means, like `analysis.laws.power_law`, from a grid of
+starts for either sign of A. The fit assumes that y saturates; `analysis.laws.saturation` tests it.
 """
 
 import itertools
@@ -17,67 +15,63 @@ from scipy import stats
 from analysis.fit.batched_minimise import minimise
 from analysis.fit.likelihood_profile import profile_ranges
 from analysis.fit.log_sum_exp import LogSumExp
-from analysis.laws.law_errors import (
-    LARGEST_DESIGN,
-    design_size,
-    too_large,
-    usable_cells,
-)
-from analysis.laws.power_law import Refusal
+from analysis.laws.cells import usable_cells
+from analysis.refusal import Refusal
 from analysis.replicates import CONFIDENCE, Floats, Interval, width_means
 from analysis.wording import percent, plural
 
-#: Three parameters, and two widths to spare for their errors.
+#: Three parameters, and two degrees of freedom for their errors.
 MINIMUM_WIDTHS = 5
-#: Share of y below which E, where it is largest, is not seen.
+#: A smaller E, as a share of the smallest y, is not distinguishable from 0.
 UNSEEN = 1e-3
-#: A start has reached the objective when it ends within this share above it.
+#: A start reached the minimum if its objective is at most this share above it.
 REACHED = 1e-3
 
 _EXPONENTS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.5, 4.0)
-_SHARES = (0.02, 0.1, 0.3, 0.6, 0.9)  # of A x^-b in E, or in the whole, at the smallest x
+_SHARES = (0.02, 0.1, 0.3, 0.6, 0.9)  # of A x^-b at the smallest x: of E (rising) or of y (falling)
 
 
 @dataclass(frozen=True)
 class SaturatingLaw:
-    """The fitted curve. Intervals are at 90 %."""
+    """The fitted curve y = E + A x^-b. Intervals are at 90 %."""
 
-    E: float
+    E: float  # the level that y tends to, in units of y
     A: float  # negative where y rises
     b: float
-    intervals: Mapping[str, Interval]
+    intervals: Mapping[str, Interval]  # by the names E, A and b
     interval_method: str
     objective: float  # sum of squares of the residuals of ln y, over width means
-    r_squared: float  # of ln y, over width means; NaN where y is the same at every width
+    r_squared: float  # of ln y, over width means; NaN where y is constant
     starts: int
-    share_at_best: float  # of the starts
-    widths: int
-    points: int
+    share_at_best: float  # of the starts that reached the objective
+    widths: int  # distinct x
+    points: int  # cells of one x and one replicate
     warnings: tuple[str, ...]
     excluded: Mapping[str, int] = field(default_factory=dict)  # reason -> points left out
 
     def predict(self, x: ArrayLike) -> Floats:
-        """y on the curve."""
+        """Return y on the curve at x, of the same shape."""
         return np.asarray(self.E + self.A * np.asarray(x, float) ** -self.b)
 
 
 def fit_saturating_law(
     x: ArrayLike, y: ArrayLike, replicate: ArrayLike | None = None
 ) -> SaturatingLaw | Refusal:
-    """Fit [n] points; `replicate` labels the paired replicates.
+    """Fit y = E + A x^-b by least squares of ln y over the means of equal x.
 
-    Points that have no logarithm or no label are left out and counted, and repeats of a cell are
-    averaged, as in a power law. Fewer than five widths are refused.
+    Args:
+        x: [n] widths, or any positive variable.
+        y: [n] positive values.
+        replicate: [n] labels of the paired replicates.
+
+    Returns:
+        The curve, or a refusal where fewer than five widths can be used. Points are left out,
+        counted and averaged as in `fit_power_law`.
     """
     cells = usable_cells(x, y, replicate)
-    if (found := len(np.unique(cells.x))) < MINIMUM_WIDTHS:
-        return Refusal(
-            f"a curve that levels off has 3 parameters and needs at least {MINIMUM_WIDTHS} "
-            f"distinct x; there {'is' if found == 1 else 'are'} {found}",
-            cells.excluded,
-        )
-    if design_size(cells, found) > LARGEST_DESIGN:
-        return Refusal(too_large(cells, found), cells.excluded)
+    refusal = cells.too_few(MINIMUM_WIDTHS, "a saturating law") or cells.too_large()
+    if refusal is not None:
+        return refusal
     means = width_means(cells.x, cells.y, cells.replicate)
     middle = means.x.mean()
     ends = [(sign, *_descend(sign, means.x - middle, means.mean)) for sign in (1.0, -1.0)]
@@ -88,7 +82,7 @@ def fit_saturating_law(
     total = float(np.sum((means.mean - means.mean.mean()) ** 2))
     spare = means.widths - 3
     quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, spare))
-    # Two fits of which both miss by less than 1e-9 of y are equally good.
+    # Fits that miss y by less than a relative 1e-9 are equally good.
     limit = objective * (1 + quantile**2 / spare) + 1e-18 * means.widths
     either_side = all(other.min() <= limit for _, _, other in ends)
     log_floor, log_coefficient, b = theta
@@ -139,7 +133,7 @@ def _model(sign: float, log_x: Floats) -> LogSumExp:
 
 
 def _descend(sign: float, log_x: Floats, log_y: Floats) -> tuple[Floats, Floats]:
-    """Where the starts of one sign of A end, [S, 3] and [S]."""
+    """End points [S, 3] and objectives [S] of all starts with one sign of A."""
     lowest = log_x.min()
     rows = []
     for b, share in itertools.product(_EXPONENTS, _SHARES):
@@ -161,8 +155,8 @@ def _warnings(
     found = []
     if either_side:
         found.append(
-            "a curve with A of the other sign fits about as well: these data do not show that y "
-            "levels off, and the intervals are those of one side"
+            "a curve with the other sign of A fits about as well: these data do not show that y "
+            "levels off, and the intervals cover one sign only"
         )
     if b <= 0:
         found.append(f"b is {b:.3g}, not positive: y does not level off in these data")
@@ -174,5 +168,5 @@ def _warnings(
         )
     if any(np.isinf(bound) for ends in intervals.values() for bound in ends):
         names = [name for name, ends in intervals.items() if np.isinf(ends).any()]
-        found.append(f"{plural(len(names), 'interval')} without end: {', '.join(names)}")
+        found.append(f"{plural(len(names), 'unbounded interval')}: {', '.join(names)}")
     return found

@@ -1,11 +1,12 @@
-"""Fits of the loss laws: every start, intervals by bootstrap, and what the data cannot tell.
+"""Fit a loss law from a grid of starts, with bootstrap intervals and checks of identifiability.
 
-One objective value is not a result. Beside it stand the share of the starts that reached it, the
-range over which a parameter can move at nearly the same objective, and warnings in words.
+The lowest objective alone does not tell whether the parameters are determined. The result also has
+the share of starts that reached it, the range of each parameter at nearly the same objective, and
+warnings.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,56 +26,56 @@ from analysis.fit.scaling_laws import (
     variables_array,
 )
 from analysis.laws.law_errors import CONSTANT
-from analysis.laws.power_law import Refusal
+from analysis.refusal import Refusal
 from analysis.replicates import CONFIDENCE, Floats, Interval
 from analysis.wording import percent, plural
 
-#: A start has reached the objective when it ends within this share above it.
+#: A start reached the minimum if its objective is at most this share above it.
 REACHED = 1e-3
-#: Share of the objective that a step must win for a start to go on; the best end is polished.
+#: Starts stop when a step lowers the objective by less than this share; the best end is polished.
 ROUGHLY = 1e-7
-#: The valley is called flat by what a parameter may do within this share above the objective.
+#: Flat ranges are how far a parameter moves within this share above the objective.
 FLAT_WITHIN = 0.01
-#: Distinct cells that a fit needs beyond its parameters.
+#: Distinct cells that a fit needs in addition to one per parameter.
 CELLS_TO_SPARE = 2
-#: Rows above which the starts descend on a part of the table; the best ends go on with all of it.
+#: With more rows the starts descend on a sample; the best ends continue on all rows.
 ROWS_OF_STARTS = 256
-#: Share of the loss below which, at every point, a term is not seen.
+#: A term below this share of the loss at every point is not determined by the data.
 UNSEEN = 1e-3
-#: Relative width of an exponent's flat range that is worth a warning.
+#: A flat range wider than this share of its parameter gives a warning.
 FLAT = 0.2
 RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
 class ScalingLaw:
-    """A fitted loss law; intervals at 90 %."""
+    """A fitted loss law. Intervals are at 90 %."""
 
     form: Form
-    parameters: Mapping[str, float]
-    intervals: Mapping[str, Interval]  # empty where no resamples were asked for
+    parameters: Mapping[str, float]  # by their names in the formula
+    intervals: Mapping[str, Interval]  # by the same names; empty without resamples
     interval_method: str | None
     objective: float  # sum of the Huber losses of ln(law) - ln(loss)
-    r_squared: float  # of ln(loss); NaN where the loss is the same everywhere
+    r_squared: float  # of ln(loss); NaN where the loss is constant
     starts: int
-    share_at_best: float  # of the starts, within REACHED of the objective
-    condition_number: float  # of the centred slopes, each scaled to length 1
+    share_at_best: float  # of the starts that reached the objective, within REACHED
+    condition_number: float  # of the slopes by parameter, each scaled to length 1
     flat_ranges: Mapping[str, Interval]  # within FLAT_WITHIN of the objective
-    allocation: float | None  # b of N_opt ~ C^b
-    points: int
-    cells: int  # distinct places in the variables
+    allocation: float | None  # b of N_opt ~ C^b; None where the law has no optimum
+    points: int  # rows used
+    cells: int  # distinct combinations of the variables
     warnings: tuple[str, ...]
-    theta: Floats  # [P], the fitted vector
+    theta: Floats  # [P] the fitted vector, as `Form` defines it
     resamples: Floats  # [R, P]
     excluded: Mapping[str, int] = field(default_factory=dict)  # reason -> rows left out
 
     def predict(self, columns: Mapping[Variable, ArrayLike]) -> Floats:
-        """Loss on the law at [n] places, nats per token."""
+        """Return the loss on the law, [n], in the unit of the losses; `columns` are [n] each."""
         model = self.form.model(np.log(variables_array(self.form, columns)))
         return np.asarray(np.exp(model.value(self.theta[None])[0]))
 
     def band(self, columns: Mapping[Variable, ArrayLike]) -> tuple[Floats, Floats] | None:
-        """The 90 % band of the law at [n] places; None without resamples."""
+        """Return the lower and upper 90 % bound of the law, [n] each; None without resamples."""
         if not len(self.resamples):
             return None
         model = self.form.model(np.log(variables_array(self.form, columns)))
@@ -93,19 +94,31 @@ def fit_scaling_law(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> ScalingLaw | Refusal:
-    """Fit a law to [n] losses at the given variables ([n] each); same input, same result.
+    """Fit a loss law by the sum of the Huber loss of ln(law) - ln(loss).
 
-    Rows that have no logarithm are left out and counted. Rows of equal variables are replicates
-    of one cell; the bootstrap draws whole cells.
+    Args:
+        law: the family of the formula.
+        columns: variable -> [n] positive values; together they choose the formula.
+        loss: [n] losses, nats per token.
+        resamples: bootstrap resamples for the intervals; 0 for none. Rows of equal variables are
+            replicates of one cell, and the bootstrap draws whole cells.
+        seed: of the resamples. The same input and seed give the same result.
+
+    Returns:
+        The law, or a refusal where the cells do not determine it. Rows without a logarithm are
+        left out and counted.
+
+    Raises:
+        KeyError: the law has no formula for these variables.
     """
     form = form_of(law, list(columns))
     raw, losses = variables_array(form, columns), np.asarray(loss, float)
     usable, excluded = _usable(raw, losses)
     x, y = np.log(raw[:, usable]), np.log(losses[usable])
     cells, cell_of = np.unique(x, axis=1, return_inverse=True)
-    refused = _refusal(form, x, y, cells.shape[1])
-    if refused is not None:
-        return Refusal(refused, excluded)
+    refusal = _refusal(form, x, y, cells.shape[1])
+    if refusal is not None:
+        return replace(refusal, excluded=excluded)
     model = form.model(x)
     best, starts, share = _best(form, model, x, y)
     theta, objective = best.theta[0], float(best.objective[0])
@@ -144,7 +157,7 @@ def fit_scaling_law(
 
 
 def _usable(x: Floats, y: Floats) -> tuple[NDArray[np.bool_], dict[str, int]]:
-    """Which rows have logarithms, and why the others have not."""
+    """Mask [n] of the rows with logarithms, and reason -> count of the others."""
     rows = np.vstack([x, y])
     finite = np.all(np.isfinite(rows), axis=0)
     positive: NDArray[np.bool_] = np.logical_and(finite, np.all(rows > 0, axis=0))
@@ -152,33 +165,39 @@ def _usable(x: Floats, y: Floats) -> tuple[NDArray[np.bool_], dict[str, int]]:
     return positive, {reason: count for reason, count in counts.items() if count}
 
 
-def _refusal(form: Form, x: Floats, y: Floats, cells: int) -> str | None:
-    """Why these places cannot carry the law, if they cannot."""
+def _refusal(form: Form, x: Floats, y: Floats, cells: int) -> Refusal | None:
+    """Why these cells do not determine the law; None if they do."""
     needed = len(form.names) + CELLS_TO_SPARE
     if cells < needed:
-        places = " x ".join(form.variables)
-        return (
-            f"the law has {len(form.names)} parameters and needs at least {needed} distinct "
-            f"places in {places}; there are {cells}"
+        together = " and ".join(form.variables)
+        kind = "values" if len(form.variables) == 1 else "combinations"
+        return Refusal(
+            f"{needed} distinct {kind} of {together} are needed for "
+            f"{len(form.names)} parameters, and there {'is' if cells == 1 else 'are'} {cells}"
         )
     if np.ptp(y) <= CONSTANT:
-        return "the loss is the same in every row: it depends on nothing"
+        return Refusal("the loss is the same in every row")
     least = 3 if form.floor else 2
     for name, values in zip(form.variables, x, strict=True):
         distinct = len(np.unique(values))
         if distinct < least:
-            return f"{name} has {plural(distinct, 'distinct value')}, at least {least} are needed"
+            return Refusal(
+                f"{name} has {plural(distinct, 'distinct value')}, and at least {least} are needed"
+            )
     centred = x - x.mean(axis=1, keepdims=True)
     scaled = centred / np.linalg.norm(centred, axis=1, keepdims=True)
     shape = np.linalg.svd(scaled, compute_uv=False)
     if shape[-1] < 1e-6 * shape[0]:
         together = " and ".join(form.variables)
-        return f"{together} move together in every row: their shares cannot be told apart"
+        return Refusal(
+            f"{together} are collinear in every row, so their effects cannot be separated",
+            "vary one while the other stays fixed",
+        )
     return None
 
 
 def _best(form: Form, model: LogSumExp, x: Floats, y: Floats) -> tuple[Minima, int, float]:
-    """The lowest end of all starts on all rows, the number of starts, the share that got there."""
+    """The lowest minimum on all rows, the number of starts, and the share that reached it."""
     starts = form.starts(x, y)
     part = np.arange(len(y))
     if len(part) > ROWS_OF_STARTS:
@@ -188,7 +207,7 @@ def _best(form: Form, model: LogSumExp, x: Floats, y: Floats) -> tuple[Minima, i
     share = float(np.mean(found.objective <= _within(lowest, REACHED, len(part))))
     order = np.argsort(found.objective, kind="stable")
     ends = found.theta[order[:1]]
-    if len(part) < len(y):  # on all rows another of the low ends may be the lowest
+    if len(part) < len(y):  # the order of the lowest minima may differ on all rows
         apart = np.unique(np.round(np.log(found.objective[order]), 6), return_index=True)[1][:5]
         ends = found.theta[order[apart]]
     polished = minimise(model, ends, y, delta=DELTA)
@@ -198,12 +217,21 @@ def _best(form: Form, model: LogSumExp, x: Floats, y: Floats) -> tuple[Minima, i
 
 
 def _within(objective: float, share: float, points: int) -> float:
-    """The objective with so much more; two fits with residuals below 1e-9 are equally good."""
+    """The objective raised by a share; fits with residuals below 1e-9 count as equal."""
     return (1 + share) * objective + 0.5e-18 * points
 
 
 def intervals_of_form(form: Form, theta: Floats, sampled: Resamples) -> dict[str, Interval]:
-    """Of every parameter of the formula, and of the allocation where the law has one."""
+    """Return the 90 % intervals of the formula's parameters and of `allocation_exponent`.
+
+    Args:
+        form: the formula.
+        theta: [P] the fitted vector.
+        sampled: the refits that the intervals are taken from.
+
+    Returns:
+        Intervals by the names of the formula. `allocation_exponent` is there if the law has one.
+    """
     estimate, draws, left_out = map(form.natural, (theta[None], sampled.draws, sampled.left_out))
     found = {}
     with np.errstate(divide="ignore"):
@@ -211,7 +239,7 @@ def intervals_of_form(form: Form, theta: Floats, sampled: Resamples) -> dict[str
             parts = estimate[name], draws[name], left_out[name]
             if name in form.exponents:
                 found[name] = bca_interval(float(parts[0][0]), *parts[1:])
-            else:  # coefficients scatter evenly in logarithms
+            else:  # coefficients scatter symmetrically in logarithms
                 point, *rest = (np.log(part) for part in parts)
                 low, high = bca_interval(float(point[0]), *rest)
                 found[name] = (float(np.exp(low)), float(np.exp(high)))
@@ -222,9 +250,9 @@ def intervals_of_form(form: Form, theta: Floats, sampled: Resamples) -> dict[str
 
 
 def _condition_number(form: Form, model: LogSumExp, theta: Floats, x: Floats) -> float:
-    """Of the slopes by the parameters, each of length 1, the coefficients taken at the middle.
+    """Condition number of the slopes by parameter, each scaled to length 1.
 
-    At the middle of the data, not at N = 1: the unit of N must not decide.
+    Coefficients are taken at the middle of the data, so that the unit of N does not matter.
     """
     slopes = model.derivatives(theta[None]).slopes[0]
     first = len(form.variables) + form.floor
@@ -240,7 +268,7 @@ def _condition_number(form: Form, model: LogSumExp, theta: Floats, x: Floats) ->
 def _flat_ranges(
     form: Form, model: LogSumExp, theta: Floats, y: Floats, objective: float
 ) -> dict[str, Interval]:
-    """How far every parameter moves within FLAT_WITHIN of the objective, the others following."""
+    """The range of every parameter within FLAT_WITHIN of the objective, the others refitted."""
     limit = _within(objective, FLAT_WITHIN, len(y))
     if len(y) > MOST_ROWS or form.law == "kaplan":
         return {}
@@ -259,16 +287,16 @@ def _warnings(
     x: Floats,
     y: Floats,
 ) -> Sequence[str]:
-    """What a reader must know before quoting a number."""
+    """Cautions that a reader needs before quoting a parameter."""
     found = []
     seen = model.shares(theta).max(axis=1)
     for term, most in zip(form.terms, seen, strict=True):
         if most < UNSEEN and term == "E":
-            found.append("the irreducible loss E is at zero: these data show no floor")
+            found.append("the irreducible loss E is at zero: these data do not show one")
         elif most < UNSEEN:
-            found.append(f"the term {term} is nowhere {percent(UNSEEN)} of the loss: not seen")
+            found.append(f"the term {term} is below {percent(UNSEEN)} of the loss in every row")
     found += [
-        f"{name} is {parameters[name]:.3g}, not positive: the loss does not fall"
+        f"{name} is {parameters[name]:.3g}, not positive: the loss does not fall with it"
         for name in form.exponents
         if parameters[name] <= 0
     ]
@@ -279,8 +307,8 @@ def _warnings(
     ]
     if any(name.split(" ")[0] in (*form.exponents, "E") for name in wide):
         found.append(
-            f"a flat valley: within {percent(FLAT_WITHIN)} of the objective "
-            f"{', '.join(wide)}; compare objectives before parameters"
+            f"a flat valley: within {percent(FLAT_WITHIN)} of the objective, "
+            f"{', '.join(wide)}; compare objectives rather than parameters"
         )
     if share < 0.01:
         found.append(f"only {percent(share)} of the starts reached the objective")

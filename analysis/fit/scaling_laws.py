@@ -2,12 +2,12 @@
 
 Chinchilla (arXiv 2203.15556, approach 3): L = E + A / N^alpha + B / D^beta.
 Width-depth (arXiv 2502.06857): L = E + A / width^p + B / depth^q + C / tokens^r.
-Kaplan (arXiv 2001.08361, equations 1.1, 1.2, 1.5): (N_c / N)^alpha_N, (D_c / D)^alpha_D, and of
-both [(N_c / N)^(alpha_N / alpha_D) + D_c / D]^alpha_D. These have no irreducible loss, as
-published: a law with one is Chinchilla's, or `saturating` of one variable.
+Kaplan (arXiv 2001.08361, equations 1.1, 1.2, 1.5): (N_c / N)^alpha_N, (D_c / D)^alpha_D, and for
+both variables [(N_c / N)^(alpha_N / alpha_D) + D_c / D]^alpha_D. As published, these have no
+irreducible loss. With one, use Chinchilla's law, or `saturating` for a single variable.
 
-All are found alike: the SUM of the Huber loss (delta 1e-3) of ln(law) - ln(loss), from a full
-grid of starts. Losses are in nats per token, logarithms natural.
+All are fitted by the sum (not the mean) of the Huber loss, delta 1e-3, of ln(law) - ln(loss), from
+a full grid of starts. Losses are in nats per token; logarithms are natural.
 """
 
 import itertools
@@ -24,49 +24,50 @@ from analysis.replicates import Floats
 LossLaw = Literal["kaplan", "chinchilla", "width-depth"]
 Variable = Literal["params", "tokens", "width", "depth"]
 
-#: Of the Huber loss of a logarithm (arXiv 2203.15556, appendix D.3).
+#: Delta of the Huber loss of ln(law) - ln(loss) (arXiv 2203.15556, appendix D.3).
 DELTA = 1e-3
 
 
 @dataclass(frozen=True)
 class Form:
-    """One formula: which variables it has, how its parameters are called, where to start.
+    """One formula: its variables, the names of its parameters, and its starts.
 
-    The fitted vector holds the logarithms of the coefficients (and of E), then the exponents. Of
-    Kaplan's law of both variables it holds alpha_N / alpha_D * ln N_c, ln D_c, alpha_N / alpha_D
-    and alpha_D.
+    The fitted vector [P] holds the logarithms of the coefficients (and of E), then the exponents.
+    For Kaplan's law of both variables it holds alpha_N / alpha_D * ln N_c, ln D_c,
+    alpha_N / alpha_D and alpha_D.
     """
 
     law: LossLaw
     formula: str
     variables: tuple[Variable, ...]
-    coefficients: tuple[str, ...]  # one a variable
-    exponents: tuple[str, ...]  # one a variable
+    coefficients: tuple[str, ...]  # one per variable
+    exponents: tuple[str, ...]  # one per variable
     floor: bool  # whether there is an irreducible loss E
 
     @property
     def joint_kaplan(self) -> bool:
+        """Whether it is Kaplan's law of both variables."""
         return self.law == "kaplan" and len(self.variables) == 2
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The parameters of the formula, as they are reported."""
+        """Names of the reported parameters: coefficients, E, exponents."""
         return (*self.coefficients, *(("E",) if self.floor else ()), *self.exponents)
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """The terms of the sum, as they are written."""
+        """The terms of the sum as text."""
         parts = zip(self.coefficients, self.variables, self.exponents, strict=True)
         return (*(f"{a} / {x}^{b}" for a, x, b in parts), *(("E",) if self.floor else ()))
 
     def model(self, log_x: Floats) -> LogSumExp:
-        """The formula at n points; `log_x` [variables, n] are their logarithms."""
+        """Return the formula as a function of the fitted vector, at points ln x [variables, n]."""
         count, points = log_x.shape
         constants = np.ones((count + self.floor, points))
         slopes = -log_x
         offset = np.zeros((count + self.floor, points))
         term = [*range(count + self.floor), *range(count)]
-        if self.joint_kaplan:  # the tokens' exponent within the bracket is 1
+        if self.joint_kaplan:  # the exponent of the tokens inside the bracket is 1
             offset[1] = slopes[1]
             slopes, term = slopes[:1], term[:-1]
         return LogSumExp(
@@ -78,7 +79,7 @@ class Form:
         )
 
     def natural(self, theta: Floats) -> dict[str, Floats]:
-        """The formula's own parameters, [B] each, of fitted vectors [B, P]."""
+        """Return the reported parameters by name, [B] each, of fitted vectors [B, P]."""
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             if self.joint_kaplan:
                 first, second, ratio, outer = theta.T
@@ -91,14 +92,14 @@ class Form:
         return dict(zip(self.names, values, strict=True))
 
     def starts(self, log_x: Floats, log_y: Floats) -> Floats:
-        """The full grid of starts [S, P]."""
+        """Return the full grid of starts [S, P], for data ln x [variables, n] and ln y [n]."""
         if self.law == "chinchilla":
             return _chinchilla_starts()
         return _balanced_starts(self, log_x.mean(axis=1), float(log_y.mean()))
 
 
 def form_of(law: LossLaw, variables: Sequence[str]) -> Form:
-    """The formula of a law for the variables that there are. KeyError if it has none for them."""
+    """Return the formula of a law for these variables. Raises KeyError if the law has none."""
     return _FORMS[law, frozenset(variables)]
 
 
@@ -144,16 +145,18 @@ _FORMS: Mapping[tuple[str, frozenset[str]], Form] = {
 
 
 def has_allocation(form: Form, natural: Mapping[str, Floats]) -> bool:
-    """Whether the law says how compute is best divided into parameters and tokens: more of both
-    must lower the loss."""
+    """Return whether a fit determines the optimal split of compute into parameters and tokens.
+
+    It takes a law of both variables with positive exponents. `natural` are its reported parameters.
+    """
     of_both = set(form.variables) == {"params", "tokens"}
     return of_both and all(float(natural[name][0]) > 0 for name in form.exponents)
 
 
 def allocation_exponent(form: Form, natural: Mapping[str, Floats]) -> Floats:
-    """b / (a + b) of N_opt ~ C^(b / (a + b)), [B], for a law of parameters and tokens.
+    """Return b / (a + b), [B], of N_opt ~ C^(b / (a + b)), with a and b the exponents of N and D.
 
-    C = 6 N D is held (arXiv 2203.15556, equation 4); D_opt takes the rest of the exponent.
+    C = 6 N D is fixed (arXiv 2203.15556, equation 4), so D_opt ~ C^(a / (a + b)).
     """
     a, b = (natural[name] for name in form.exponents)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -168,16 +171,16 @@ def _chinchilla_starts() -> Floats:
     return np.asarray(list(grid))
 
 
-#: Exponents to start from, and in how many equal parts the terms divide the loss.
+#: Exponents of the starts, and the number of equal parts that the terms divide the loss into.
 _EXPONENTS = (0.1, 0.3, 0.6, 1.0, 2.0)
 _KAPLAN_EXPONENTS = (0.03, 0.1, 0.2, 0.4, 0.8, 1.6)
 _PARTS = 6
 
 
 def _balanced_starts(form: Form, middle: Floats, level: float) -> Floats:
-    """Every combination of exponents and of shares of the terms in the loss at the data's middle.
+    """Every combination of exponents and of the terms' shares of the loss at the data's middle.
 
-    Unlike a grid of coefficients it suits any unit: widths, depths, tokens in millions.
+    Unlike a grid of coefficients, this works in any unit: widths, depths, tokens in millions.
     """
     count = len(middle)
     if form.law == "kaplan":
@@ -213,5 +216,5 @@ def _balanced_starts(form: Form, middle: Floats, level: float) -> Floats:
 
 
 def variables_array(form: Form, columns: Mapping[Variable, ArrayLike]) -> Floats:
-    """[variables, n] in the order of the formula."""
+    """Stack the columns as [variables, n] in the order of the formula."""
     return np.asarray([np.asarray(columns[name], float) for name in form.variables])

@@ -1,25 +1,25 @@
-"""Which layers deserve width: how fast the eDim of each grows with D, and a list of widths.
+"""Which layers to widen: how fast each layer's eDim grows with D, and one width per layer.
 
-Each layer has a power law of its own, eDim_l ~ D^e_l, over the uniform widths of one group. Its
-elasticity e_l is compared with that of all layers through the law of eDim_l over their geometric
-mean, paired within trials. "widen" and "narrow" need two intervals of that difference to exclude
-zero: the layer's own at 90 %, and one at 90 % for all layers together (Bonferroni) whose error is
-pooled over the layers, for a single layer has too few degrees of freedom to be sure of its tail.
-Otherwise nothing can be told, and with one replicate never: what its data and initialisation do to
-a layer looks just like the layer's own growth.
+Each layer has its own power law, eDim_l ~ D^e_l, over the uniform widths of one group. Its
+elasticity e_l is compared with the mean over layers through the law of eDim_l / (geometric mean of
+all layers), paired within trials. The advice is "widen" or "narrow" only if two intervals of that
+difference exclude zero: the layer's own at 90 %, and a simultaneous one at 90 % for all layers
+(Bonferroni). The simultaneous one pools its error over layers, because a single layer has too few
+degrees of freedom in the tail. With one replicate the advice is always "keep": the effect of its
+data and initialisation on a layer cannot be separated from the layer's growth.
 
-The widths follow from a purpose: of all lists with the same sum, D_l proportional to e_l makes the
-product of the layers' eDim largest (prod D_l^e_l under sum D_l fixed). Layers that show no
-difference count with the mean elasticity. No layer moves by more than a factor of 1.5, or out of
-the widths that were measured. FFN parameters are proportional to sum D_l, so they stay.
+The widths solve an optimisation. Among all lists with the same sum, D_l proportional to e_l
+maximises the product of the layers' eDim (prod D_l^e_l at fixed sum D_l). A layer without a
+difference counts with the mean elasticity. No layer changes by more than a factor of 1.5 or leaves
+the measured range of widths. FFN parameters are proportional to sum D_l, so they do not change.
 
-It rests on an extrapolation that only a run can check: elasticities are of layers that all grew
-together, eDim is not the loss, and the layers with the most extreme estimates owe some of it to
-luck. Train the list beside the uniform width before believing it.
+The list extrapolates, and only a run can check it: the elasticities are those of layers that grew
+together, eDim is not the loss, and the most extreme estimates are partly luck. Train the list
+beside the uniform width before you rely on it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -27,11 +27,13 @@ import pandas as pd
 from scipy.optimize import brentq
 
 from analysis.laws.law_errors import ErrorTerm
-from analysis.laws.power_law import PowerLaw, Refusal, fit_power_law
+from analysis.laws.power_law import PowerLaw, fit_power_law
+from analysis.refusal import Refusal
 from analysis.replicates import CONFIDENCE, Floats, Interval
 from analysis.tables.sweep_tables import AGGREGATE_LAST, LAW_SITE
+from analysis.wording import bracketed
 
-#: No layer gets more than this times the uniform width, or less than its inverse.
+#: Largest factor between a layer's width and the uniform width, either way.
 LARGEST_SHIFT = 1.5
 
 Advice = Literal["widen", "narrow", "keep"]
@@ -39,12 +41,12 @@ Advice = Literal["widen", "narrow", "keep"]
 
 @dataclass(frozen=True)
 class LayerGrowth:
-    """How one layer's eDim grows with D."""
+    """The growth of one layer's eDim with D."""
 
-    layer: int
-    elasticity: PowerLaw  # d ln eDim / d ln D is its exponent, with a 90 % interval of its own
-    relative: PowerLaw  # the same less that of the geometric mean over layers
-    relative_interval: Interval  # 90 % for all layers together, errors pooled over layers
+    layer: int  # counted from 0
+    elasticity: PowerLaw  # of eDim; its exponent is d ln eDim / d ln D
+    relative: PowerLaw  # of eDim / geometric mean over layers: the exponent minus the mean's
+    relative_interval: Interval  # of that exponent, simultaneous at 90 % for all layers
     advice: Advice
 
 
@@ -55,7 +57,7 @@ class LayerAdvice:
     layers: tuple[LayerGrowth, ...]
     mean: PowerLaw  # of the geometric mean of the layers' eDim
     trials: int
-    left_out: Mapping[str, int]  # what -> how many
+    left_out: Mapping[str, int]  # reason -> trials or snapshots
 
     @property
     def widen(self) -> tuple[int, ...]:
@@ -67,29 +69,33 @@ class LayerAdvice:
 
     @property
     def sentence(self) -> str:
-        """What can be said, in words."""
+        """The result in words, without a final full stop."""
         low, high = self.mean.beta_interval
-        mean = f"eDim grows as D^{self.mean.beta:.2f} [{low:.2f}, {high:.2f}] over all layers"
+        mean = f"eDim grows as D^{self.mean.beta:.2f} [{low:.2f}, {high:.2f}], averaged over layers"
         if self.mean.replicate_error is None:
-            return f"{mean}; layers can be compared only with two or more paired replicates"
+            return f"{mean}; a comparison of layers needs two or more paired replicates"
         if not self.widen and not self.narrow:
             return f"{mean}; no layer is known to grow faster or slower than the others"
         said = [
             f"{_named(layers)} {'grow' if len(layers) > 1 else 'grows'} {how}"
             for layers, how in (
                 (self.widen, "faster and can use more width"),
-                (self.narrow, "slower and can do with less"),
+                (self.narrow, "slower and can do with less width"),
             )
             if layers
         ]
         return f"{mean}; {', '.join(said)}"
 
     def ffn_width(self, width: int, multiple: int) -> list[int] | None:
-        """One D per layer in place of the uniform `width`, each a multiple of `multiple`.
+        """Return one D per layer with the same sum as uniform layers, so the same FFN parameters.
 
-        Their sum is that of the uniform layers, to the nearest multiple; as one value of a sweep
-        file's `grid.ffn_width` it has the same FFN parameters. None where no layer stands out, or
-        where rounding leaves every layer as it was.
+        Args:
+            width: the uniform D that the list replaces.
+            multiple: every D is a multiple of it; the sum is right to the nearest multiple.
+
+        Returns:
+            A value for a sweep file's `grid.ffn_width`; None if no layer stands out, or if
+            rounding leaves every layer at `width`.
         """
         if not self.widen and not self.narrow:
             return None
@@ -110,23 +116,39 @@ class LayerAdvice:
 def advise_layers(
     spectra: pd.DataFrame, used: pd.DataFrame, last: int = AGGREGATE_LAST
 ) -> LayerAdvice | Refusal:
-    """Judge the layers of one group.
+    """Compare the growth of eDim over the layers of one group.
 
-    `used` are the trials that its rank laws rest on, `spectra` rows of `SweepTables.spectra`; a
-    layer's eDim is the median over the `last` snapshots after step 0 at the site of the laws.
-    Trials that have not every layer's eDim are left out and counted.
+    Args:
+        spectra: rows of `SweepTables.spectra`.
+        used: rows of `SweepTables.trials` that the group's rank laws are fitted to.
+        last: snapshots per trial. A layer's eDim is the median over the last so many after step 0,
+            at the site of the rank laws.
+
+    Returns:
+        The advice for every layer, or a refusal if there are fewer than two layers, fewer than
+        three widths, or no known growth of eDim. A trial that lacks the eDim of a layer is left
+        out and counted.
     """
     trials = used.drop_duplicates("id").set_index("id")
     edim, left_out = _edim(spectra[spectra["id"].isin(trials.index)], trials.index, last)
-    if edim.shape[1] < 2:
-        return Refusal("layers can be compared from two on with spectra", left_out)
+    layers_found = edim.shape[1]
+    if layers_found < 2:
+        there = "one layer" if layers_found else "none"
+        return Refusal(
+            f"a comparison needs two layers with an eDim after step 0, and there is {there}",
+            excluded=left_out,
+        )
     width, replicate = trials.loc[edim.index, "D"], trials.loc[edim.index, "replicate"]
     typical = np.exp(np.log(edim).mean(axis=1))
     mean = fit_power_law(width, typical, replicate)
     if isinstance(mean, Refusal):
-        return Refusal(mean.reason, left_out)
+        return replace(mean, excluded=left_out)
     if mean.beta_interval[0] <= 0:
-        return Refusal("eDim is not known to grow with D at all", left_out)
+        return Refusal(
+            f"eDim is not known to grow with D: its exponent is {bracketed(mean.beta_interval)}",
+            "add widths or replicates",
+            left_out,
+        )
     own = {layer: _law(width, edim[layer], replicate) for layer in edim.columns}
     relative = {layer: _law(width, edim[layer] / typical, replicate) for layer in edim.columns}
     half = _together([*relative.values()])
@@ -143,17 +165,17 @@ def advise_layers(
 
 
 def _law(width: pd.Series, edim: pd.Series, replicate: pd.Series) -> PowerLaw:
-    """A law on the widths of the mean, which has one."""
+    """A law over the widths at which the mean has a law."""
     law = fit_power_law(width, edim, replicate)
     assert isinstance(law, PowerLaw)
     return law
 
 
 def _together(laws: list[PowerLaw]) -> float:
-    """Half the width of intervals that hold for all relative exponents at once.
+    """Half the width of simultaneous intervals of all relative exponents.
 
-    The laws sum to zero, so L of them have the degrees of freedom of L - 1. Of the scatter of the
-    widths and the replicates' slopes the larger counts; each is the mean over layers.
+    The relative exponents sum to zero, so L laws have the degrees of freedom of L - 1. The error is
+    the larger of two, each averaged over layers: scatter of widths, and slopes of replicates.
     """
     confidence = 1 - (1 - CONFIDENCE) / len(laws)
     kinds = [[law.width_error for law in laws]]
@@ -170,7 +192,7 @@ def _together(laws: list[PowerLaw]) -> float:
 
 
 def _edim(spectra: pd.DataFrame, ids: pd.Index, last: int) -> tuple[pd.DataFrame, dict[str, int]]:
-    """eDim with a row per trial and a column per layer, and what is left out."""
+    """eDim with a row per trial and a column per layer, and counts of the data left out."""
     measured = spectra[(spectra["site"] == LAW_SITE) & (spectra["step"] > 0)]
     age = measured.groupby(["id", "layer"])["step"].rank(method="dense", ascending=False)
     newest = measured[age <= last]
@@ -188,7 +210,7 @@ def _edim(spectra: pd.DataFrame, ids: pd.Index, last: int) -> tuple[pd.DataFrame
 
 def _shared(share: Floats, low: float, high: float, width: float) -> Floats:
     """Widths proportional to `share` [L], within [low, high] and with the mean `width`."""
-    # Bounds lie no further apart than this, so a smaller share, or none, comes to the same.
+    # The bounds are within this factor of each other, so a smaller share changes nothing.
     share = np.maximum(share, LARGEST_SHIFT**-2)
 
     def bounded(scale: float) -> Floats:
@@ -199,7 +221,7 @@ def _shared(share: Floats, low: float, high: float, width: float) -> Floats:
 
 
 def _rounded(units: Floats, width: int, multiple: int) -> Floats:
-    """Whole units [L] with the sum of uniform layers: the largest remainders are rounded up."""
+    """Round to whole units [L] with the sum of uniform layers: largest remainders go up."""
     whole = np.floor(units)
     spare = round(len(units) * width / multiple) - int(whole.sum())
     whole[np.argsort(whole - units, kind="stable")[:spare]] += 1

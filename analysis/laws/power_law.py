@@ -1,7 +1,6 @@
-"""Power laws against the width, y = exp(intercept) * D^beta, with honest intervals.
+"""Power laws over widths, y = exp(intercept) * D^beta: least squares of ln y over width means.
 
-Least squares of ln y on ln D over width means. Where the error of the exponent comes from is
-judged in `analysis.laws.law_errors`.
+`analysis.laws.law_errors` finds the error of the exponent.
 """
 
 from collections.abc import Mapping
@@ -11,52 +10,45 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from analysis.laws.law_errors import (
-    CONSTANT,
-    LARGEST_DESIGN,
-    ErrorTerm,
-    design_size,
-    errors_of,
-    half_width,
-    too_large,
-    usable_cells,
-)
+from analysis.laws.cells import usable_cells
+from analysis.laws.law_errors import CONSTANT, ErrorTerm, errors_of, half_width
+from analysis.refusal import Refusal
 from analysis.replicates import CONFIDENCE, Floats, Interval, WidthMeans, width_means
 
-#: A straight line through two points says nothing about its own error.
+#: A line through two widths leaves no degree of freedom for its error.
 MINIMUM_WIDTHS = 3
 
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """A fitted law. All intervals are at 90 %; logarithms are natural."""
+    """A fitted law y = exp(intercept) * x^beta. Intervals are at 90 %; logarithms are natural."""
 
-    beta: float  # the exponent
-    intercept: float  # ln y at D = 1
+    beta: float  # the exponent, d ln y / d ln x
+    intercept: float  # ln y at x = 1
     beta_interval: Interval
     intercept_interval: Interval
-    interval_method: str
+    interval_method: str  # in words: which errors the intervals include
     objective: float  # sum of squares of the residuals of ln y, over width means
-    r_squared: float  # over width means; NaN where y is the same at every width
-    lack_of_fit_p: float | None  # F-test against the replicates' noise; None without replicates
-    leave_one_out: Interval | None  # least and largest exponent with one width left out
-    widths: int
-    points: int
+    r_squared: float  # over width means; NaN where y is constant
+    lack_of_fit_p: float | None  # F-test against replicate noise; None without replicates
+    leave_one_out: Interval | None  # smallest and largest exponent with one width left out
+    widths: int  # distinct x
+    points: int  # cells of one width and one replicate
     replicates: int
     x_range: Interval
     mean_log_x: float
     spread_log_x: float  # sum of squares about the mean
-    beta_errors: tuple[ErrorTerm, ...]
-    replicate_error: ErrorTerm | None  # of the exponent from the replicates' own; None without
-    level_error: ErrorTerm  # of ln y on the law at the mean of ln D
+    beta_errors: tuple[ErrorTerm, ...]  # independent, to be added in squares
+    replicate_error: ErrorTerm | None  # of beta, from the replicates' slopes; None without them
+    level_error: ErrorTerm  # of ln y on the law at the mean of ln x
     excluded: Mapping[str, int] = field(default_factory=dict)  # reason -> points left out
 
     def predict(self, x: ArrayLike) -> Floats:
-        """y on the law."""
+        """Return y on the law at x, of the same shape."""
         return np.asarray(np.exp(self.intercept + self.beta * np.log(np.asarray(x, float))))
 
     def band(self, x: ArrayLike) -> tuple[Floats, Floats]:
-        """The 90 % band of the law itself (not of single measurements) at x."""
+        """Return the lower and upper 90 % bound of the law at x; single runs scatter more."""
         away = np.log(np.asarray(x, float)) - self.mean_log_x
         slope = half_width(self.beta_errors, CONFIDENCE)
         half = np.hypot(self.level_error.half_width(CONFIDENCE), away * slope)
@@ -65,41 +57,42 @@ class PowerLaw:
 
     @property
     def width_error(self) -> ErrorTerm:
-        """Of the exponent, from the scatter of the width means."""
+        """The exponent's error from the scatter of the width means alone."""
         df = self.widths - 2
         return ErrorTerm(self.objective / df / self.spread_log_x, df)
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why there is no law."""
-
-    reason: str
-    excluded: Mapping[str, int] = field(default_factory=dict)
 
 
 def fit_power_law(
     x: ArrayLike, y: ArrayLike, replicate: ArrayLike | None = None
 ) -> PowerLaw | Refusal:
-    """Fit y = exp(intercept) * x^beta to [n] points; `replicate` labels the paired replicates.
+    """Fit y = exp(intercept) * x^beta by least squares of ln y over the means of equal x.
 
-    Points that have no logarithm or no label are left out and counted; several points of one x
-    and one replicate are one cell and enter as their mean, the surplus counted. Without labels,
-    points of one x are repeats that nothing pairs. Fewer than three widths are refused.
+    Args:
+        x: [n] widths, or any positive variable.
+        y: [n] positive values, for example a rank in directions or a loss in nats.
+        replicate: [n] labels. Points of one label are paired across widths: they share
+            initialisation and data order. Without labels, points of equal x are plain repeats.
+
+    Returns:
+        The law, or a refusal where fewer than three widths can be used. Points without a logarithm
+        or a label are counted in `excluded`, and so are repeats of one x and label, which enter as
+        their mean.
+
+    Example:
+        >>> law = fit_power_law([64, 128, 256], [8.0, 16.0, 32.0])
+        >>> law.beta, law.predict(512)  # 1.0 and 64.0, up to rounding
     """
     cells = usable_cells(x, y, replicate)
-    found = len(np.unique(cells.x))
-    if found < MINIMUM_WIDTHS:
-        return Refusal(
-            f"a law needs at least {MINIMUM_WIDTHS} widths and there are {found}", cells.excluded
-        )
+    found = cells.widths
+    if (refusal := cells.too_few(MINIMUM_WIDTHS, "a power law")) is not None:
+        return refusal
     if float(np.ptp(cells.x)) < CONSTANT:
-        return Refusal("the widths differ by no more than rounding", cells.excluded)
+        return Refusal("the widths differ by no more than rounding", excluded=cells.excluded)
     means = None
     at, mean = np.sort(cells.x), cells.y[np.argsort(cells.x)]
     if found < len(cells.x):
-        if design_size(cells, found) > LARGEST_DESIGN:
-            return Refusal(too_large(cells, found), cells.excluded)
+        if (refusal := cells.too_large()) is not None:
+            return refusal
         means = width_means(cells.x, cells.y, cells.replicate)
         at, mean = means.x, means.mean
     centred = at - at.mean()
@@ -110,12 +103,12 @@ def fit_power_law(
     objective = float(residual @ residual)
     total = float(np.sum((mean - mean.mean()) ** 2))
     constant = float(np.ptp(mean)) <= CONSTANT
-    # What a width's own value does not fix of the law there: the exponent without that width.
+    # One minus each width's leverage gives the exponent without that width in closed form.
     left = 1 - 1 / found - centred**2 / spread
     without = beta - centred * residual / spread / left
     errors = errors_of(cells, means, centred, objective)
     half = half_width(errors.beta, CONFIDENCE)
-    if constant:  # what rounding makes of a y that never differs is no growth
+    if constant:  # the fitted slope of a constant y is rounding
         half += abs(beta)
     around = float(np.hypot(errors.level.half_width(CONFIDENCE), at.mean() * half))
     return PowerLaw(
@@ -146,10 +139,11 @@ def fit_power_law(
 def fit_asymmetry(
     width: ArrayLike, soft_rank: ArrayLike, hard_rank: ArrayLike, replicate: ArrayLike | None = None
 ) -> PowerLaw | Refusal:
-    """The law of soft/hard against width: its exponent is the soft exponent less the hard one.
+    """Fit the law of soft rank / hard rank over the width.
 
-    Both ranks come from the same spectra, so their errors go together; the ratio's own fit has
-    the interval that two separate ones cannot give.
+    Its exponent is the soft rank's exponent minus the hard rank's. Both ranks come from the same
+    spectra, so their errors are correlated; a fit of the ratio accounts for that. Arguments and
+    result are as in `fit_power_law`.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.asarray(soft_rank, float) / np.asarray(hard_rank, float)
@@ -157,9 +151,10 @@ def fit_asymmetry(
 
 
 def per_width(law: PowerLaw) -> PowerLaw:
-    """The law of y / D: the exponent of a utilisation is that of its rank less one, exactly.
+    """Turn the law of a rank into the law of rank / D (utilisation).
 
-    The residuals are the same, so every interval shifts; only the share explained is another.
+    The exponent is the rank's minus 1 with the same residuals: intervals shift by 1, and only
+    R squared is computed anew.
     """
     beta = law.beta - 1
     low, high = law.beta_interval
@@ -175,20 +170,25 @@ def per_width(law: PowerLaw) -> PowerLaw:
 
 
 def is_shown(law: PowerLaw) -> bool:
-    """Whether the interval of the exponent excludes zero."""
+    """Return whether the 90 % interval of the exponent excludes zero."""
     low, high = law.beta_interval
     return low > 0 or high < 0
 
 
 def lack_of_fit(means: WidthMeans, design: Floats) -> float | None:
-    """p-value of the F-test that width means follow `design` [W, k] but for replicate noise.
+    """Test whether width means follow a linear model within the noise of the replicates.
 
-    None where nothing can be tested: no replicate noise, or no width to spare.
+    Args:
+        means: W width means with their replicate noise.
+        design: [W, k] the model's regressors.
+
+    Returns:
+        The p-value of the F-test, or None where there is no replicate noise or W <= k.
     """
     spare = means.widths - design.shape[1]
     if means.variance is None or means.variance == 0 or spare < 1:
         return None
-    # Whitened by the covariance of the means, so that the test is exact when unbalanced too.
+    # Whitening by the covariance of the means keeps the test exact for unbalanced designs.
     root = np.linalg.inv(np.linalg.cholesky(means.covariance))
     white, target = root @ design, root @ means.mean
     residual = target - white @ np.linalg.lstsq(white, target)[0]
@@ -197,39 +197,46 @@ def lack_of_fit(means: WidthMeans, design: Floats) -> float | None:
 
 @dataclass(frozen=True)
 class Elasticity:
-    """d ln y / d ln D between two widths; `interval` is None where no noise can be estimated."""
+    """The local exponent d ln y / d ln D between two widths."""
 
-    low: float  # D
-    high: float  # D
+    low: float  # the smaller D
+    high: float  # the larger D; equal to `low` for the slope at one width
     value: float
-    interval: Interval | None
+    interval: Interval | None  # 90 %; None where no noise can be estimated
 
 
 @dataclass(frozen=True)
 class LocalElasticity:
-    """How fast y still grows with D, between neighbours and at the widest layer."""
+    """Local exponents of y over D: between neighbouring widths, and at the largest width."""
 
-    steps: tuple[Elasticity, ...]
-    top: Elasticity
-    noise_from: str | None
+    steps: tuple[Elasticity, ...]  # between neighbours, in ascending order
+    top: Elasticity  # at the largest width
+    noise_from: str | None  # the source of the intervals' noise; None where there is none
 
 
 def local_elasticity(
     x: ArrayLike, y: ArrayLike, replicate: ArrayLike | None = None
 ) -> LocalElasticity | Refusal:
-    """Local exponents of [n] points between neighbouring widths, and at the largest.
+    """Estimate d ln y / d ln D between neighbouring widths and at the largest width.
 
-    The noise is that of the replicates; with one replicate it is the scatter of ln y about a
-    quadratic in ln D, which needs five widths and makes the intervals between neighbours cover
-    97 % (the scatter is in the steps too), the one at the top 90 %. The value at the top is the
-    slope of that quadratic at the largest D, or that of the last step with fewer than five widths.
+    The noise comes from the replicates. With one replicate it is the scatter of ln y about a
+    quadratic in ln D, which takes five widths; intervals between neighbours then cover 97 %,
+    because the scatter is in the steps too, and the interval at the largest width covers 90 %.
+    The value at the largest width is the slope of that quadratic, or the last step's value where
+    there are fewer than five widths.
+
+    Args:
+        x: [n] widths D.
+        y: [n] positive values.
+        replicate: [n] labels of the paired replicates.
+
+    Returns:
+        The elasticities, or a refusal where fewer than two widths can be used.
     """
     cells = usable_cells(x, y, replicate)
-    found = len(np.unique(cells.x))
-    if found < 2:
-        return Refusal("an elasticity needs at least 2 widths", cells.excluded)
-    if design_size(cells, found) > LARGEST_DESIGN:
-        return Refusal(too_large(cells, found), cells.excluded)
+    refusal = cells.too_few(2, "an elasticity") or cells.too_large()
+    if refusal is not None:
+        return refusal
     means = width_means(cells.x, cells.y, cells.replicate)
     curve = np.vander(means.x - means.x[-1], 3)
     spare = means.widths - 3
@@ -237,7 +244,7 @@ def local_elasticity(
     residual = means.mean - curve @ (solve @ means.mean)
     scatter = float(residual @ residual / spare) if spare >= 2 else None
 
-    # Per unit of noise variance, the covariance of the means: of replicates, or of single runs.
+    # Variance, degrees of freedom, and the covariance of the means per unit of that variance.
     noise: tuple[float, int, Floats] | None = None
     noise_from = None
     if means.variance is not None and means.df >= 2:

@@ -1,15 +1,15 @@
-"""Does a law end? A break in ln D beyond which y is flat, against the pure power law.
+"""Test whether a quantity saturates: a power law against one that is flat beyond a break.
 
     ln y = a + b ln D                    the power law
-    ln y = a + b min(ln D, ln break)     the same, flat from the break on
+    ln y = a + b min(ln D, ln break)     the same law, flat beyond the break
 
-The likelihood ratio of the two has no textbook distribution (under the power law there is no break
-to estimate), so it is drawn: samples of width means from the fitted power law, each fitted both
-ways. The noise is the scatter of the width means about the power law, which if there is a plateau
-is too large and makes the test careful. AICc, the usual choice, has no power with so few widths.
+Under the power law there is no break to estimate, so the likelihood ratio has no standard
+distribution. It is simulated: width means are drawn from the fitted power law and fitted both ways.
+The noise of the draws is the scatter of the width means about the power law. A true plateau makes
+that scatter too large, and the test conservative. AICc has no power with so few widths.
 
-A rejection says that growth ends as it does at a plateau; a gentle bend is rejected too. No
-rejection says nothing where the power is low: benchmarks/law_coverage.py prints it.
+A rejection means that growth ends as at a plateau; a gentle bend is rejected too. A test that does
+not reject says little where its power is low: benchmarks/law_coverage.py prints the power.
 """
 
 from collections.abc import Mapping
@@ -19,66 +19,63 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from analysis.laws.law_errors import (
-    LARGEST_DESIGN,
-    ROUNDING,
-    design_size,
-    too_large,
-    usable_cells,
-)
+from analysis.laws.cells import usable_cells
+from analysis.laws.law_errors import ROUNDING
+from analysis.refusal import Refusal
 from analysis.replicates import CONFIDENCE, Floats, Interval, width_means
 
-#: A plateau has two widths on it and two before it; below six widths nothing is left for noise.
+#: A break takes two widths on either side of it; two more leave degrees of freedom for the noise.
 MINIMUM_WIDTHS = 6
-#: Beyond it the break's grid is no finer than the widths, and the power law's fit says it all.
+#: With more widths the grid of breaks would be no finer than the widths themselves.
 MAXIMUM_WIDTHS = 64
-#: p below which the power law is rejected.
+#: A smaller p rejects the power law.
 SIGNIFICANCE = 0.05
 RESAMPLES = 1999
-#: Places of the break that are tried between two neighbouring widths.
+#: Breaks tried between two neighbouring widths.
 PLACES = 8
 
 
 @dataclass(frozen=True)
 class Saturation:
-    """The test and the flat-topped law it is about."""
+    """The result of the test, and the best law with a break."""
 
-    p: float
-    saturates: bool  # the power law is rejected at SIGNIFICANCE
-    onset: float  # D of the break in the best flat-topped law
-    onset_interval: Interval  # 90 %; at either end it may lie beyond
+    p: float  # of the likelihood-ratio test; small: growth ends
+    saturates: bool  # whether the power law is rejected at SIGNIFICANCE
+    onset: float  # D of the break in the best law
+    onset_interval: Interval  # 90 %; a bound at an end of the grid may lie beyond it
     exponent: float  # of y below the break
     widths: int
     excluded: Mapping[str, int] = field(default_factory=dict)  # reason -> points left out
 
 
-@dataclass(frozen=True)
-class Untestable:
-    """Why nothing can be said."""
-
-    reason: str
-    excluded: Mapping[str, int] = field(default_factory=dict)
-
-
 def judge_saturation(
     x: ArrayLike, y: ArrayLike, replicate: ArrayLike | None = None
-) -> Saturation | Untestable:
-    """Test [n] points against a plateau; needs six widths. The same for the same input."""
+) -> Saturation | Refusal:
+    """Test y against a plateau at large x. The same input gives the same result.
+
+    Args:
+        x: [n] widths D.
+        y: [n] positive values.
+        replicate: [n] labels of the paired replicates.
+
+    Returns:
+        The test, or a refusal outside MINIMUM_WIDTHS to MAXIMUM_WIDTHS distinct widths.
+    """
     cells = usable_cells(x, y, replicate)
-    found = len(np.unique(cells.x))
-    if not MINIMUM_WIDTHS <= found <= MAXIMUM_WIDTHS:
-        return Untestable(
-            f"not testable: a plateau is looked for among {MINIMUM_WIDTHS} to {MAXIMUM_WIDTHS} "
-            f"widths and there are {found}",
-            cells.excluded,
+    found = cells.widths
+    if found > MAXIMUM_WIDTHS:
+        return Refusal(
+            f"a test for a plateau takes at most {MAXIMUM_WIDTHS} widths, and there are {found}",
+            excluded=cells.excluded,
         )
-    if design_size(cells, found) > LARGEST_DESIGN:
-        return Untestable(too_large(cells, found), cells.excluded)
+    refusal = cells.too_few(MINIMUM_WIDTHS, "a test for a plateau") or cells.too_large()
+    if refusal is not None:
+        return refusal
     means = width_means(cells.x, cells.y, cells.replicate)
     breaks, flat_topped = _flat_topped(means.x)
     line = _bases(means.x[None, :])
 
-    # About the mean at each width: sums of squares do not drown in the level of y.
+    # Centred, because the level of y would swamp the sums of squares.
     observed = means.mean - means.mean.mean()
     slope = means.x - means.x.mean()
     fitted = slope * (slope @ observed) / (slope @ slope)
@@ -87,7 +84,7 @@ def judge_saturation(
     draws = fitted + scatter * rng.standard_normal((RESAMPLES, found))
     sums = _left(np.vstack([observed, draws]), flat_topped)  # [1 + RESAMPLES, G]
     ratio = _left(np.vstack([observed, draws]), line)[:, 0] / sums.min(axis=1)
-    exact = scatter**2 <= ROUNDING  # on the power law but for rounding, which has no break
+    exact = scatter**2 <= ROUNDING  # on the power law up to rounding: there is no break
     p = 1.0 if exact else float(np.mean(ratio >= ratio[0]))
 
     left = sums[0]
@@ -107,7 +104,7 @@ def judge_saturation(
 
 
 def _flat_topped(x: Floats) -> tuple[Floats, Floats]:
-    """Breaks [G] from the second to the last but one of x [W], and their bases [G, W, 2]."""
+    """Breaks [G] between the second and the second-last of x [W], and their bases [G, W, 2]."""
     inner = x[1:-1]
     steps = np.arange(PLACES) / PLACES
     between = (inner[:-1, None] + np.diff(inner)[:, None] * steps).ravel()
@@ -122,7 +119,7 @@ def _bases(regressor: Floats) -> Floats:
 
 
 def _left(y: Floats, bases: Floats) -> Floats:
-    """Sums of squares [B, G] that the bases [G, W, 2] leave of y [B, W]; above zero."""
+    """Residual sums of squares [B, G] of y [B, W] on the bases [G, W, 2]; above zero."""
     parts = y @ bases.transpose(1, 0, 2).reshape(y.shape[1], -1)  # [B, 2 G]
     explained = np.sum(parts.reshape(len(y), -1, 2) ** 2, axis=2)
     total = np.sum(y**2, axis=1, keepdims=True)
@@ -132,8 +129,8 @@ def _left(y: Floats, bases: Floats) -> Floats:
 
 
 def _f_quantile(df: int) -> float:
-    """Upper 10 % point of F with two and `df` degrees of freedom.
+    """Upper 10 % point of F with 2 and `df` degrees of freedom.
 
-    Two, for the slope below the break moves with it: with one, intervals of the break cover 80 %.
+    The slope below the break moves with the break, hence 2: with 1, intervals cover only 80 %.
     """
     return float(special.fdtri(2, df, CONFIDENCE))

@@ -1,9 +1,10 @@
-"""What the spectra of one group say: the rank laws, their asymmetry, and where growth ends.
+"""The spectral evidence of one group: rank laws, their asymmetry, and the end of growth.
 
-Only cells with nothing held equal enter (the same d_model, depth and settings while D grows),
-and of these only runs that completed: a collapsed layer follows no law, and is counted instead.
-The loss of the same cells has a law too, the width law: how much a model gains by its FFN alone,
-parameters growing with it. It has no floor, so its exponent is that of the widths measured.
+The laws rest on cells at fixed d_model (`match: none`), where only D changes, and on completed
+runs: a collapsed layer follows no law, so it is counted instead.
+
+The loss of the same cells has a law too, the width law: the gain from a wider FFN alone, with
+parameters growing. It has no irreducible loss, so its exponent holds for the measured widths only.
 """
 
 from collections import Counter
@@ -17,61 +18,64 @@ import pandas as pd
 from analysis.laws.power_law import (
     LocalElasticity,
     PowerLaw,
-    Refusal,
     fit_asymmetry,
     fit_power_law,
     local_elasticity,
     per_width,
 )
-from analysis.laws.saturation import Saturation, Untestable, judge_saturation
+from analysis.laws.saturation import Saturation, judge_saturation
+from analysis.refusal import Refusal
 from analysis.tables.sweep_tables import holding
+from analysis.wording import bracketed, multiple
 
-#: Ranks with a law of their own.
+#: Columns of `SweepTables.trials` that get a rank law.
 RANKS = ("soft_rank", "hard_rank", "edim")
-#: d ln eDim / d ln D below which widening is called over: twice the width for 19 % more eDim.
+#: Growth counts as ended below this d ln eDim / d ln D: twice the width gives 19 % more eDim.
 PLATEAU = 0.25
-#: The stop and the headline agree when they lie within this factor of each other.
+#: The spectral stop agrees with the recommended width within this factor.
 AGREEMENT_FACTOR = 1.5
 
 
 @dataclass(frozen=True)
 class SpectralStop:
-    """The width from which on neither eDim nor hard rank grows. Beside the verdict, no veto."""
+    """The smallest width beyond which neither eDim nor hard rank grows. It vetoes nothing."""
 
-    multiplier: float | None  # None: not within the grid, or not measured
-    measured: bool
+    multiplier: float | None  # D / d_model; None: none is established within the grid
     sentence: str
 
-    def agrees(self, headline: float | None) -> bool | None:
-        """Whether it is where the loss says; None where either is not known."""
-        if headline is None or not self.measured:
-            return None
+    def agrees(self, multiplier: float) -> bool:
+        """Return whether the stop is within AGREEMENT_FACTOR of a width chosen by the loss."""
         if self.multiplier is None:
             return False
-        distance = abs(np.log(self.multiplier / headline))
+        distance = abs(np.log(self.multiplier / multiplier))
         return bool(distance <= np.log(AGREEMENT_FACTOR) + 1e-9)
 
 
 @dataclass(frozen=True)
 class SpectralEvidence:
-    """Laws and local elasticities over the cells of one group in which only D grows."""
+    """Laws and local elasticities over the cells of one group at fixed d_model."""
 
-    used: pd.DataFrame  # rows of `SweepTables.trials` that the laws rest on
-    left_out: pd.DataFrame  # completed or not, with a column `why`
+    used: pd.DataFrame  # rows of `SweepTables.trials` that the laws are fitted to
+    left_out: pd.DataFrame  # the other cells at fixed d_model, with a column `why`
     laws: Mapping[str, PowerLaw | Refusal]  # by RANKS, and "asymmetry"
     width_law: PowerLaw | Refusal  # of the final held-out loss; its exponent is negative
-    saturation: Mapping[str, Saturation | Untestable]  # by RANKS, and "val_loss"
+    saturation: Mapping[str, Saturation | Refusal]  # by RANKS, and "val_loss"
     elasticity: Mapping[str, LocalElasticity | Refusal]  # of edim and hard_rank
-    stop: SpectralStop
+    stop: SpectralStop | Refusal
 
     @property
     def excluded(self) -> dict[str, int]:
-        """Cells left out, by reason."""
+        """Reason -> cells left out."""
         return dict(Counter(self.left_out["why"]))
 
     @property
+    def no_cells(self) -> Refusal | None:
+        """Why there is no cell to fit a law to; None where there are cells."""
+        return _no_cells(self.used, self.left_out)
+
+    @property
     def utilisation(self) -> dict[str, PowerLaw | Refusal]:
-        """The laws of soft and hard rank over D."""
+        """The laws of soft rank / D and hard rank / D."""
         laws = {name: self.laws[name] for name in ("soft_rank", "hard_rank")}
         return {
             name.replace("rank", "utilisation"): per_width(law)
@@ -82,44 +86,62 @@ class SpectralEvidence:
 
 
 def judge_spectra(trials: pd.DataFrame) -> SpectralEvidence:
-    """Fit the laws of one group of `SweepTables.trials`."""
-    free = holding(trials, "none")
-    d_model = _d_model(free)
-    free = free.assign(why=[_why_not(trial, d_model) for _, trial in free.iterrows()])
-    used, left_out = free[free["why"] == ""], free[free["why"] != ""]
+    """Fit the laws of one group.
+
+    Args:
+        trials: rows of `SweepTables.trials` of one group, whatever their cells hold equal.
+
+    Returns:
+        The laws, each of them a refusal where the cells are too few.
+    """
+    fixed = holding(trials, "none")
+    d_model = _d_model(fixed)
+    fixed = fixed.assign(why=[_why_not(trial, d_model) for _, trial in fixed.iterrows()])
+    used, left_out = fixed[fixed["why"] == ""], fixed[fixed["why"] != ""]
+    missing = _no_cells(used, left_out)
+    width, replicate = used["D"], used["replicate"]
     laws: dict[str, PowerLaw | Refusal] = {
-        name: fit_power_law(used["D"], used[name], used["replicate"]) for name in RANKS
+        name: missing or fit_power_law(width, used[name], replicate) for name in RANKS
     }
-    laws["asymmetry"] = fit_asymmetry(
-        used["D"], used["soft_rank"], used["hard_rank"], used["replicate"]
+    laws["asymmetry"] = missing or fit_asymmetry(
+        width, used["soft_rank"], used["hard_rank"], replicate
     )
     saturation = {
-        name: judge_saturation(used["D"], used[name], used["replicate"])
+        name: missing or judge_saturation(width, used[name], replicate)
         for name in (*RANKS, "val_loss")
     }
     elasticity = {
-        name: local_elasticity(used["D"], used[name], used["replicate"])
+        name: missing or local_elasticity(width, used[name], replicate)
         for name in ("edim", "hard_rank")
     }
     return SpectralEvidence(
         used=used,
         left_out=left_out,
         laws=laws,
-        width_law=fit_power_law(used["D"], used["val_loss"], used["replicate"]),
+        width_law=missing or fit_power_law(width, used["val_loss"], replicate),
         saturation=saturation,
         elasticity=elasticity,
         stop=_stop(elasticity, d_model),
     )
 
 
-def _d_model(free: pd.DataFrame) -> float:
-    """The d_model that most of the cells have, the smallest of several; NaN without cells."""
-    usual = free["d_model"].mode()
+def _no_cells(used: pd.DataFrame, left_out: pd.DataFrame) -> Refusal | None:
+    if len(used):
+        return None
+    if left_out.empty:
+        return Refusal("the sweep has no cells at fixed d_model", "add `none` to `match`")
+    counts = ", ".join(f"{count} {why}" for why, count in Counter(left_out["why"]).items())
+    return Refusal(f"no cell at fixed d_model can be used ({counts})")
+
+
+def _d_model(fixed: pd.DataFrame) -> float:
+    """The d_model of most cells, the smallest where several are as frequent; NaN without cells."""
+    usual = fixed["d_model"].mode()
     return float(usual.iloc[0]) if len(usual) else float("nan")
 
 
 def _why_not(trial: "pd.Series[Any]", d_model: float) -> str:
-    """Why a cell cannot enter a law; empty where it does."""
+    """Why a cell cannot enter a law; an empty string if it can."""
     if trial["state"] != "completed":
         return str(trial["state"])
     if not trial["uniform_width"]:
@@ -131,13 +153,17 @@ def _why_not(trial: "pd.Series[Any]", d_model: float) -> str:
     return ""
 
 
-def _stop(elasticity: Mapping[str, LocalElasticity | Refusal], d_model: float) -> SpectralStop:
+def _stop(
+    elasticity: Mapping[str, LocalElasticity | Refusal], d_model: float
+) -> SpectralStop | Refusal:
     edim, hard = elasticity["edim"], elasticity["hard_rank"]
-    if isinstance(edim, Refusal) or isinstance(hard, Refusal):
-        return SpectralStop(None, False, "too few widths with spectra to see a plateau")
+    if isinstance(edim, Refusal):
+        return edim
+    if isinstance(hard, Refusal):
+        return hard
     if edim.noise_from is None or hard.noise_from is None:
-        return SpectralStop(
-            None, False, "too few widths and replicates to give the growth of eDim an interval"
+        return Refusal(
+            "the growth of eDim has no interval", "run five widths, or more replicates of each"
         )
     stop = None
     for wide, tall in zip(reversed(edim.steps), reversed(hard.steps), strict=True):
@@ -148,14 +174,9 @@ def _stop(elasticity: Mapping[str, LocalElasticity | Refusal], d_model: float) -
         stop = wide.low / d_model
     top = edim.top
     assert top.interval is not None
-    growth = (
-        f"d ln eDim / d ln D at the widest layer is {top.value:.2f} "
-        f"[{top.interval[0]:.2f}, {top.interval[1]:.2f}]"
-    )
+    growth = f"d ln eDim / d ln D at the largest width is {top.value:.2f} {bracketed(top.interval)}"
     if stop is None:
-        return SpectralStop(
-            None, True, f"no plateau of eDim and hard rank within the grid: {growth}"
-        )
+        return SpectralStop(None, f"no plateau of eDim and hard rank is established: {growth}")
     return SpectralStop(
-        stop, True, f"eDim and hard rank are on a plateau from {stop:.3g}x on: {growth}"
+        stop, f"eDim and hard rank are on a plateau from {multiple(stop)} up: {growth}"
     )

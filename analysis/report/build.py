@@ -12,15 +12,16 @@ from string import Template
 
 import pandas as pd
 
-from analysis.laws.power_law import PowerLaw, Refusal, is_shown
+from analysis.laws.power_law import PowerLaw, is_shown
+from analysis.refusal import Refusal
 from analysis.report.data import data_section
 from analysis.report.front import front
 from analysis.report.group import group_section
 from analysis.report.page import figure, figures, paragraph, shades, table, words
 from analysis.report.trials import reproduce, trials_section
 from analysis.tables.sweep_tables import SweepTables
+from analysis.verdict.group_verdict import Recommendation
 from analysis.verdict.layer_verdict import LayerVerdict
-from analysis.verdict.recommend import Recommendation
 from analysis.verdict.summary import headline, shared_caveats
 from analysis.wording import bracketed
 

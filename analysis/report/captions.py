@@ -4,9 +4,9 @@ import numpy as np
 
 from analysis.laws.saturation import Saturation
 from analysis.laws.spectral import PLATEAU
+from analysis.verdict.group_verdict import GroupVerdict
 from analysis.verdict.layer_verdict import representative
 from analysis.verdict.loss_optimum import LossCurve
-from analysis.verdict.recommend import GroupVerdict
 from analysis.wording import multiple
 
 
@@ -34,10 +34,10 @@ def _loss_optimum(verdict: GroupVerdict) -> str:
     text = "Points: final held-out loss of each completed run."
     curves = [found.optimum for found in verdict.losses if isinstance(found.optimum, LossCurve)]
     if curves:
-        closes = "the chosen width" if verdict.width_multiplier else "the width where it closes"
+        base = "recommended width" if verdict.width_multiplier else "width of lowest loss excess"
         text += (
-            " Line: mean of the fitted curves. Blue: 90 % interval of the loss less that at "
-            f"{closes}."
+            " Line: mean of the fitted curves. Blue: 90 % interval of the difference in loss from "
+            f"the {base}."
         )
     if any(curve.recommended for curve in curves):
         text += " Green: 90 % interval of the optimum."

@@ -5,8 +5,8 @@ from dataclasses import replace
 from html import escape
 
 from analysis.report.page import bullets, figure, figures, paragraph, sentence, table, words
+from analysis.verdict.group_verdict import GroupVerdict, Recommendation
 from analysis.verdict.next_cells import NextCells
-from analysis.verdict.recommend import GroupVerdict, Recommendation
 from analysis.verdict.transfer import Transfer
 from analysis.wording import interval, large, multiple, plural
 
@@ -71,9 +71,8 @@ def _best_losses(verdict: GroupVerdict) -> str:
 def _spectra(verdict: GroupVerdict) -> str:
     if verdict.agrees is None:
         return ""
-    agrees = "agree" if verdict.agrees else "do not agree"
-    stop = verdict.spectral.stop.sentence
-    return _line("Spectra", f"they {agrees}, {stop.partition(':')[0]}", f"{verdict.slug}-ranks")
+    said = ":".join(verdict.spectral_sentence.split(":")[:2])  # without the exponents
+    return _line("Spectra", said, f"{verdict.slug}-ranks")
 
 
 def _next(verdicts: Sequence[GroupVerdict], common: Sequence[str]) -> Iterator[str]:

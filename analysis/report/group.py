@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
-from analysis.laws.power_law import PowerLaw, Refusal
-from analysis.laws.saturation import Saturation, Untestable
+from analysis.laws.power_law import PowerLaw
+from analysis.laws.saturation import Saturation
+from analysis.refusal import Refusal
 from analysis.report.captions import captions_of
 from analysis.report.page import (
     bullets,
@@ -21,10 +22,10 @@ from analysis.report.page import (
 from analysis.verdict.budgets import CURRENCIES
 from analysis.verdict.equal_budget import BUDGETS
 from analysis.verdict.evidence import widths_of
+from analysis.verdict.group_verdict import GroupVerdict
 from analysis.verdict.layer_verdict import LayerVerdict
 from analysis.verdict.loss_optimum import LossCurve
 from analysis.verdict.next_cells import NextCells
-from analysis.verdict.recommend import GroupVerdict
 from analysis.verdict.supply import SELECTION
 from analysis.verdict.tuned_rate import TunedTrials
 from analysis.wording import bracketed, interval, multiple, plural
@@ -254,7 +255,7 @@ def _law_table(verdict: GroupVerdict, laws: Mapping[str, PowerLaw | Refusal]) ->
 
 
 def _law(
-    text: str, law: PowerLaw, levels_off: Saturation | Untestable | None, *, digits: int
+    text: str, law: PowerLaw, levels_off: Saturation | Refusal | None, *, digits: int
 ) -> list[str]:
     return [
         text,
@@ -267,10 +268,10 @@ def _law(
     ]
 
 
-def _levels_off(found: Saturation | Untestable | None) -> str:
+def _levels_off(found: Saturation | Refusal | None) -> str:
     if found is None:
         return ""
-    if isinstance(found, Untestable):
+    if isinstance(found, Refusal):
         return "not testable"
     if not found.saturates:
         return f"not shown, p = {found.p:.2g}"

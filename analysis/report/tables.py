@@ -7,12 +7,13 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_object_dtype
 
-from analysis.laws.power_law import PowerLaw, Refusal
-from analysis.laws.saturation import Saturation, Untestable
+from analysis.laws.power_law import PowerLaw
+from analysis.laws.saturation import Saturation
+from analysis.refusal import Refusal
 from analysis.report.data import sources_table
 from analysis.tables.sweep_tables import SweepTables
+from analysis.verdict.group_verdict import GroupVerdict, Recommendation
 from analysis.verdict.layer_verdict import LayerVerdict, layer_rows
-from analysis.verdict.recommend import GroupVerdict, Recommendation
 
 #: Rows beyond which a table is written as Parquet only: spreadsheets end at 1,048,576.
 MOST_CSV_ROWS = 200_000
@@ -101,7 +102,7 @@ def _law_rows(verdict: GroupVerdict) -> Iterator[dict[str, Any]]:
         yield row | _plateau(verdict.spectral.saturation.get(name))
 
 
-def _plateau(found: Saturation | Untestable | None) -> dict[str, Any]:
+def _plateau(found: Saturation | Refusal | None) -> dict[str, Any]:
     if not isinstance(found, Saturation):
         return {}
     return {

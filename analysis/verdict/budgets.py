@@ -1,9 +1,9 @@
-"""The loss against the width at equal parameters, training FLOPs, training time and inference.
+"""The optimal width at equal parameters, training FLOPs, training time and inference FLOPs.
 
-What is held equal decides which width looks best. Where the sweep held it equal, its own cells
-answer. Otherwise, where a width ran at three d_model or more, its loss is interpolated (a monotone
-cubic in the logarithm of what it cost) at a budget that all widths reach, replicate by replicate,
-and the same rule as ever judges the result. Nothing is extrapolated.
+The best width depends on the quantity that is equal. If the sweep holds it equal, its cells give
+the answer. Otherwise the loss of a width that ran at three or more d_model is interpolated, per
+replicate, with a monotone cubic in the logarithm of its cost, at a budget that all widths reach.
+The rule of `loss_optimum` judges the result. Nothing is extrapolated.
 """
 
 from collections import Counter
@@ -15,48 +15,57 @@ import numpy as np
 import pandas as pd
 from scipy.interpolate import PchipInterpolator
 
-from analysis.verdict.equal_budget import BUDGETS, BudgetEvidence
-from analysis.verdict.loss_optimum import LossCurve, Unfitted, find_optimum
+from analysis.refusal import Refusal
+from analysis.verdict.equal_budget import BUDGETS, Budget, BudgetEvidence
+from analysis.verdict.loss_optimum import LossCurve, find_optimum
 from analysis.wording import interval
 
-#: What may be held equal: the column of `SweepTables.trials`, and its name.
+#: Budgets at which widths are compared: those of the sweep file, and those that are measured.
 CURRENCIES = {
     **BUDGETS,
-    "seconds": ("seconds_training", "measured training time"),
-    "inference": ("inference_flops_per_token", "inference FLOPs per token"),
+    "seconds": Budget("seconds_training", "measured training time"),
+    "inference": Budget("inference_flops_per_token", "inference FLOPs per token"),
 }
-#: Model widths from which on a loss is interpolated.
+#: Distinct d_model that an interpolation needs.
 MINIMUM_SIZES = 3
 
 
 @dataclass(frozen=True)
 class AtBudget:
-    """The judgement at one budget of one kind, or why there is none."""
+    """The optimum at one budget."""
 
     currency: str  # a key of CURRENCIES
-    budget: float | None  # in units of the currency's column
-    source: str  # how the losses were brought to an equal budget, or why they were not
-    found: LossCurve | Unfitted | None  # None: it cannot be told
-    left_out: Mapping[str, int]  # widths and replicates that could not be interpolated, by reason
+    budget: float | None  # in units of the currency's column; None where no trial records it
+    source: str | None  # how losses were brought to an equal budget; None: they could not be
+    found: LossCurve | Refusal
+    left_out: Mapping[str, int]  # reason -> pairs of width and replicate not interpolated
 
     @property
     def sentence(self) -> str:
-        name = CURRENCIES[self.currency][1]
-        if self.found is None:
-            return f"at equal {name}: cannot be told, {self.source}"
-        if isinstance(self.found, Unfitted) or not self.found.recommended:
-            return f"at equal {name}: no optimum, {self.found.reason}"
-        curve = self.found
+        """The optimum or the refusal in words, without a final full stop."""
+        name, curve = CURRENCIES[self.currency].name, self.found
+        if isinstance(curve, Refusal):
+            return f"at equal {name}: {'unknown' if self.source is None else 'no optimum'}, " + (
+                curve.sentence
+            )
+        if not curve.recommended:
+            return f"at equal {name}: no optimum, {curve.reason}"
         return (
             f"at equal {name}: optimum {curve.optimum:.2f}x, 90 % interval "
             f"{interval(curve.interval)} ({self.source})"
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; `optimum` and `interval` only where an optimum is established."""
+        """Return an entry of `at_equal` in recommendation.json.
+
+        `optimum` and `interval` are null unless an optimum is established.
+        """
+        source = self.source
+        if source is None and isinstance(self.found, Refusal):
+            source = self.found.reason
         known: dict[str, Any] = {
             "budget": self.budget,
-            "source": self.source,
+            "source": source,
             "left_out": dict(self.left_out),
             "sentence": self.sentence,
             "optimum": None,
@@ -77,17 +86,23 @@ class AtBudget:
 def at_equal_budgets(
     trials: pd.DataFrame, own: pd.DataFrame, held: Sequence[BudgetEvidence], tolerance: float
 ) -> tuple[AtBudget, ...]:
-    """One answer per currency.
+    """Find the optimal width of a group at every budget of CURRENCIES.
 
-    `trials` are those of every size of a group, `own` those of the size that the budgets are taken
-    from, `held` what the cells of equal budget among them said.
+    Args:
+        trials: rows of `SweepTables.trials` of the group at every d_model.
+        own: those of the one size that the budgets are taken from, if `held` is empty.
+        held: the judgements at budgets that the sweep holds equal.
+        tolerance: nats per token within which losses count as equal.
+
+    Returns:
+        One answer per budget, in the order of CURRENCIES.
     """
     answered = {evidence.hold: evidence for evidence in held}
     found = []
-    for currency, (column, _) in CURRENCIES.items():
+    for currency, kind in CURRENCIES.items():
         if currency in answered:
             evidence = answered[currency]
-            budget = float(evidence.planned[column].median())
+            budget = float(evidence.planned[kind.column].median())
             source = "cells of equal budget"
             found.append(AtBudget(currency, budget, source, evidence.optimum, {}))
         else:
@@ -99,20 +114,20 @@ def at_equal_budgets(
 def _interpolated(
     currency: str, trials: pd.DataFrame, like: pd.DataFrame, tolerance: float
 ) -> AtBudget:
-    column = CURRENCIES[currency][0]
+    column = CURRENCIES[currency].column
     budget = float(like[column].median())
 
-    def untold(why: str, left_out: Iterable[str] = ()) -> AtBudget:
+    def unknown(why: str, next_step: str | None = None, left_out: Iterable[str] = ()) -> AtBudget:
         known = budget if np.isfinite(budget) else None
-        return AtBudget(currency, known, why, None, dict(Counter(left_out)))
+        return AtBudget(currency, known, None, Refusal(why, next_step), dict(Counter(left_out)))
 
     if not np.isfinite(budget) or budget <= 0:
-        return untold("no trial has it on record")
-    usable = trials.drop_duplicates("id")  # a cell of two sizes has two rows
+        return unknown("no trial records it")
+    usable = trials.drop_duplicates("id")  # a cell that belongs to two sizes has two rows
     usable = usable[(usable["state"] == "completed") & usable["uniform_width"]]
     usable = usable[np.isfinite(usable["val_loss"]) & (usable[column] > 0)]
     if currency == "seconds" and usable["layout"].nunique() > 1:
-        return untold("the trials ran in several layouts, whose times cannot be compared")
+        return unknown("the trials ran in several layouts, so their times are not comparable")
     width = usable["typed_multiplier"].fillna(usable["width_multiplier"])
     points, left_out = [], []
     for (_, replicate), cells in usable.groupby([width, "replicate"], sort=True):
@@ -131,8 +146,12 @@ def _interpolated(
         points.append((float(cells["width_multiplier"].median()), loss, replicate))
     if not points:
         why = Counter(left_out).most_common(1)
-        reason = why[0][0] if why else "no completed trial has it"
-        return untold(f"no width can be interpolated ({reason})", left_out)
+        reason = why[0][0] if why else "no completed trial records it"
+        return unknown(
+            f"no width can be interpolated ({reason})",
+            f"run every width at {MINIMUM_SIZES} values of grid.d_model",
+            left_out,
+        )
     ms, losses, replicates = zip(*_one_multiplier_a_width(points), strict=True)
     broken = trials[trials["state"].isin(["collapsed", "diverged"])]["width_multiplier"]
     optimum = find_optimum(
@@ -145,7 +164,10 @@ def _interpolated(
 def _one_multiplier_a_width(
     points: Sequence[tuple[float, float, Any]],
 ) -> list[tuple[float, float, Any]]:
-    """Replicates of a width may have lacked different d_model, whose D is rounded differently."""
+    """Merge multipliers within 3 %.
+
+    Replicates of one width may miss different d_model, at which D is rounded differently.
+    """
     merged: list[tuple[float, float, Any]] = []
     for multiplier, loss, replicate in sorted(points, key=lambda point: point[0]):
         same = merged and multiplier / merged[-1][0] < 1.03

@@ -1,4 +1,4 @@
-"""What a reader of a verdict must know before acting on it, in plain sentences."""
+"""The caveats of a verdict, in sentences."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,16 +11,17 @@ from analysis.laws.spectral import RANKS, SpectralEvidence
 from analysis.spectrum import SAMPLES_PER_DIMENSION
 from analysis.tables.sweep_tables import SweepTables
 from analysis.verdict.equal_budget import BUDGETS, BudgetEvidence
-from analysis.verdict.loss_optimum import MISFIT, LossCurve
+from analysis.verdict.loss_optimum import LossCurve
+from analysis.verdict.loss_resamples import MISFIT
 from analysis.verdict.next_cells import REPLICATES
 from analysis.verdict.supply import Supply, caveats_of_supply
 from analysis.verdict.tuned_rate import AXIS, TunedTrials, is_tunable
 from analysis.wording import interval, large, multiple, percent, plural
 from trialstore.records import FIRST_SEMANTICS, OUTCOMES
 
-#: The value that the learning rate has in the group of a tuned verdict.
+#: Value of the learning-rate axis in a group that is tuned per width.
 TUNED = "tuned per width"
-#: Relative spread of an equal budget worth a word.
+#: An equal budget with a larger relative spread gets a caveat.
 BUDGET_SPREAD = 0.02
 
 
@@ -33,7 +34,17 @@ def caveats_of(
     supply: Supply,
     tuned: TunedTrials | None = None,
 ) -> Iterator[str]:
-    """Every caveat of one group, the weightiest first."""
+    """Yield every caveat of one group, the most important first.
+
+    Args:
+        trials: rows of `SweepTables.trials` of the group.
+        spectral: its rank laws.
+        losses: its loss optima by budget, the deciding one first.
+        multiplier: the recommended D / d_model; None where no width is recommended.
+        tables: the sweep.
+        supply: the passes over its data, and overfitting.
+        tuned: the tuned learning rates; None where the group has one rate.
+    """
     yield from _missing_halves(spectral, losses)
     if losses:
         yield from _of_loss(losses[0], multiplier)
@@ -50,13 +61,13 @@ def caveats_of(
 def _missing_halves(spectral: SpectralEvidence, losses: Sequence[BudgetEvidence]) -> Iterator[str]:
     if not losses:
         yield (
-            "The half of the grid with equal budgets is missing (hold: params or flops): "
-            "nothing can be said about the loss."
+            "The sweep has no cells of equal budget, so nothing is known about the loss optimum: "
+            "add `params` or `flops` to `match`."
         )
     if spectral.used.empty and spectral.left_out.empty:
         yield (
-            "The half of the grid with a fixed d_model is missing (hold: none): there are no "
-            "rank laws and no spectral stop."
+            "The sweep has no cells at fixed d_model, so there are no rank laws and no spectral "
+            "stop: add `none` to `match`."
         )
 
 
@@ -66,28 +77,28 @@ def _of_loss(evidence: BudgetEvidence, multiplier: float | None) -> Iterator[str
     spread = large(low) if large(low) == large(high) else f"{large(low)} to {large(high)}"
     if np.isfinite(tokens):
         yield (
-            f"It holds at equal {BUDGETS[evidence.hold][1]} ({spread}) and {large(tokens)} "
-            "training tokens; another size or duration may have another optimum."
+            f"The result holds at equal {BUDGETS[evidence.hold].name} ({spread}) and "
+            f"{large(tokens)} training tokens; another size or duration may have another optimum."
         )
     if low > 0 and high / low - 1 > BUDGET_SPREAD:
         spread = percent(high / low - 1)
-        yield f"The budgets differ by up to {spread}, which alone moves the loss a little."
+        yield f"The budgets differ by up to {spread}, which alone changes the loss a little."
     if evidence.inadmissible:
         widths = ", ".join(map(multiple, evidence.inadmissible))
-        yield f"A replicate collapsed or diverged at {widths}: such a width is never recommended."
+        yield f"A replicate collapsed or diverged at {widths}; such a width is never recommended."
     lost = evidence.left_out.get("loss not finite", 0)
     if lost:
-        yield f"Completed runs without a finite final loss: {lost}; they do not enter."
+        yield f"Completed runs without a finite final loss: {lost}; they are left out."
     uneven = evidence.left_out.get("layers of different width", 0)
     if uneven:
-        yield f"Cells whose layers differ in width: {uneven}; they do not enter the loss optimum."
+        yield f"Cells whose layers differ in width: {uneven}; the loss optimum leaves them out."
     curve = evidence.optimum
     if not isinstance(curve, LossCurve):
         return
     if curve.lack_of_fit_p is not None and curve.lack_of_fit_p < MISFIT:
         yield (
-            "No smooth curve describes the loss within the noise of the replicates "
-            f"(p = {curve.lack_of_fit_p:.2g}); the scatter about it was taken as the noise."
+            "The widths scatter about every loss curve by more than the replicates' noise "
+            f"(p = {curve.lack_of_fit_p:.2g}); this scatter was used as the noise."
         )
     if multiplier is not None and not curve.within_tolerance:
         yield (
@@ -98,21 +109,21 @@ def _of_loss(evidence: BudgetEvidence, multiplier: float | None) -> Iterator[str
 
 def _why_none_within(curve: LossCurve) -> str:
     if np.any(curve.excess_upper < curve.tolerance):
-        return "those that are had a replicate that collapsed or diverged"
+        return "the widths within it had a replicate that collapsed or diverged"
     if np.all(curve.excess >= curve.tolerance):
-        return "none of the grid lies near enough to it"
-    return f"the noise of {curve.noise_sd:.2g} nats is too large for that"
+        return "no width of the grid is close enough to it"
+    return f"the noise of {curve.noise_sd:.2g} nats is too large"
 
 
 def _of_semantics(trials: pd.DataFrame) -> Iterator[str]:
     ended = trials[trials["state"].isin(OUTCOMES)]
     if (ended["semantics_version"] == FIRST_SEMANTICS).any():
         yield (
-            f"The trials are of semantics version {FIRST_SEMANTICS}: their held-out losses and "
-            "spectra are of the first windows of the held-out split, not of all of it, their bits "
-            "per byte mix two samples, and training windows were drawn with replacement. They "
-            "compare with each other, not with trials of later versions: a run that adds cells "
-            "trains all of these anew as well, and what the added ones cost is less than that."
+            f"The trials are of semantics version {FIRST_SEMANTICS}. Their held-out losses and "
+            "spectra cover only the first windows of the held-out split, their bits per byte mix "
+            "two samples, and their training windows were drawn with replacement. They are "
+            "comparable with each other, but not with trials of later versions: a run that adds "
+            "cells trains all of these anew, so it costs more than the added cells."
         )
 
 
@@ -123,16 +134,16 @@ def _of_runs(trials: pd.DataFrame) -> Iterator[str]:
     for state, then in (
         ("collapsed", "left out of every law"),
         ("diverged", "left out of every law"),
-        ("stopped", "ended early, and left out of every law"),
-        ("duplicate", "another trial is the same cell and counts in its place"),
+        ("stopped", "left out of every law"),
+        ("duplicate", "another trial of the same cell counts instead"),
     ):
         count = int((trials["state"] == state).sum())
         if count:
             yield f"Cells with outcome {state}: {count} of {len(trials)}, {then}."
     if trials["replicate"].nunique() == 1:
         yield (
-            "There is one replicate: the noise is judged by the scatter about the fitted curves, "
-            "not by repeats."
+            "There is one replicate, so the noise is estimated from the scatter about the fitted "
+            "curves."
         )
     versions = trials["versions"].dropna().nunique()
     if versions > 1:
@@ -144,15 +155,14 @@ def _of_runs(trials: pd.DataFrame) -> Iterator[str]:
 
 def _of_learning_rate(trials: pd.DataFrame, tables: SweepTables) -> str:
     if AXIS in trials:
-        beside = f"; `{TUNED}` compares them so" if is_tunable(tables.trials) else ""
-        return (
-            "Each learning rate is judged as a group of its own: no width was given the one that "
-            f"suits it best{beside}."
-        )
+        beside = ""
+        if is_tunable(tables.trials):
+            beside = f"; the group `{TUNED}` has every width at its best rate"
+        return f"Each learning rate is its own group, so no width has a rate tuned for it{beside}."
     rate = (tables.config.get("training") or {}).get("learning_rate")
     overrides = tables.config.get("overrides") or ()
     one = not any("learning_rate" in (override.get("set") or {}) for override in overrides)
-    given = f" ({rate:g} for all)" if one and isinstance(rate, int | float) else ""
+    given = f" ({rate:g} for all widths)" if one and isinstance(rate, int | float) else ""
     return f"The learning rate was not tuned per width{given}."
 
 
@@ -160,21 +170,21 @@ def _of_tuning(tuned: TunedTrials) -> Iterator[str]:
     rates = [width.learning_rate for width in tuned.widths]
     if rates:
         yield (
-            f"Each width enters with the loss at its own learning rate, {min(rates):.2g} to "
-            f"{max(rates):.2g}; rank laws are at {tuned.common_rate:g}."
+            f"Each width enters with its loss at its own learning rate, {min(rates):.2g} to "
+            f"{max(rates):.2g}; the rank laws use the rate {tuned.common_rate:g}."
         )
-    for edge in ("smallest", "largest"):
+    for edge, beyond in (("smallest", "smaller"), ("largest", "larger")):
         there = sorted({width.width_multiplier for width in tuned.widths if width.edge == edge})
         if there:
             yield (
                 f"The best learning rate is the {edge} of the grid at "
-                f"{', '.join(map(multiple, there))}: tuned further, the loss there may be lower."
+                f"{', '.join(map(multiple, there))}: a {beyond} one may give a lower loss there."
             )
     left_out = sum(width.left_out for width in tuned.widths)
     if left_out:
         yield (
-            "Runs that did not enter the tuning, for want of an end or of the same rate in every "
-            f"replicate: {left_out}."
+            "Runs left out of the tuning, because they did not complete or another replicate lacks "
+            f"their rate: {left_out}."
         )
 
 
@@ -183,13 +193,13 @@ def _of_spectra(trials: pd.DataFrame, spectral: SpectralEvidence) -> Iterator[st
     if under:
         yield (
             f"The spectra of {under} of {len(trials)} cells are undersampled (N/D below "
-            f"{SAMPLES_PER_DIMENSION}): their ranks are too low, the more so the wider the layer."
+            f"{SAMPLES_PER_DIMENSION}): their ranks are biased downward, more so at larger D."
         )
     invalid = int(trials["invalid_spectra"].sum())
     if invalid:
         yield (
-            f"A rank of {plural(invalid, 'snapshot')} of a layer is missing, infinite or below 1, "
-            "and was left out."
+            "Snapshots of a layer with a rank that is missing, infinite or below 1: "
+            f"{invalid}; they are left out."
         )
     saturating = [
         _written(name)
@@ -198,22 +208,22 @@ def _of_spectra(trials: pd.DataFrame, spectral: SpectralEvidence) -> Iterator[st
     ]
     if under and saturating:
         yield (
-            f"The plateau of {' and '.join(saturating)} may be one of the samples and not of the "
-            "layer: ranks level off where N/D falls."
+            f"The plateau of {' and '.join(saturating)} may come from undersampling: ranks level "
+            "off where N/D falls."
         )
     laws = [law for law in spectral.laws.values() if isinstance(law, PowerLaw)]
     replicates = int(spectral.used["replicate"].nunique())
     if laws and replicates < REPLICATES:
         yield (
-            f"With {plural(replicates, 'replicate')} nobody can see whether the slope of a rank "
-            f"law differs between replicates, and its interval takes it that it does not; "
-            f"{REPLICATES} show it."
+            f"With {plural(replicates, 'replicate')}, slopes of the rank laws that differ between "
+            "replicates are not reliably detected, so the intervals may be too narrow: run "
+            f"{REPLICATES} replicates."
         )
     gap = spectral.laws["asymmetry"]
     if isinstance(gap, PowerLaw) and not is_shown(gap):
         yield (
-            "An asymmetry of soft and hard rank is not shown: the interval of the exponents' "
-            f"difference, {interval(gap.beta_interval)}, includes 0."
+            "No asymmetry of soft and hard rank is shown: the interval of the difference of their "
+            f"exponents, {interval(gap.beta_interval)}, includes 0."
         )
     for name, law in spectral.laws.items():
         misfit = isinstance(law, PowerLaw) and law.lack_of_fit_p

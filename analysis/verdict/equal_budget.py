@@ -1,50 +1,67 @@
-"""What the losses of one group say, at each budget that the sweep held equal."""
+"""The loss of one group over the width, at each budget that the sweep holds equal."""
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from analysis.refusal import Refusal
 from analysis.tables.sweep_tables import holding
-from analysis.verdict.loss_optimum import LossCurve, Unfitted, find_optimum, usable
+from analysis.verdict.loss_optimum import LossCurve, find_optimum, usable
 
-#: What is held equal, the first that a sweep has deciding the headline; its column, and its name.
+
+class Budget(NamedTuple):
+    """A quantity that cells of different width can have in common."""
+
+    column: str  # of `SweepTables.trials`
+    name: str
+
+
+#: Budgets by their name in the sweep file. The first that a sweep has decides its verdict.
 BUDGETS = {
-    "params": ("parameters_non_embedding", "non-embedding parameters"),
-    "flops": ("flops", "training FLOPs"),
+    "params": Budget("parameters_non_embedding", "non-embedding parameters"),
+    "flops": Budget("flops", "training FLOPs"),
 }
-#: Nats per token within which a loss counts as equal, where the sweep file does not say.
+#: Default of `analysis.tolerance_nats`: losses within so many nats per token count as equal.
 TOLERANCE_NATS = 0.01
 
 
 @dataclass(frozen=True)
 class BudgetEvidence:
-    """The loss against the width at one equal budget."""
+    """The cells at one equal budget, and the optimum found in them."""
 
     hold: str  # a key of BUDGETS
-    planned: pd.DataFrame  # rows of `SweepTables.trials`
-    used: pd.DataFrame  # completed, with a final loss
+    planned: pd.DataFrame  # rows of `SweepTables.trials` with one width for all layers
+    used: pd.DataFrame  # of these, completed runs with a final loss
     inadmissible: tuple[float, ...]  # multipliers with a collapsed or diverged replicate
-    left_out: Mapping[str, int]  # runs that do not enter, by reason
-    optimum: LossCurve | Unfitted
+    left_out: Mapping[str, int]  # reason -> runs
+    optimum: LossCurve | Refusal
 
     @property
     def budget(self) -> tuple[float, float]:
-        """Smallest and largest budget among the cells planned."""
-        column = self.planned[BUDGETS[self.hold][0]]
+        """The smallest and the largest budget of the planned cells."""
+        column = self.planned[BUDGETS[self.hold].column]
         return float(column.min()), float(column.max())
 
     def cell(self, multiplier: float) -> pd.Series:
-        """A used trial of this width."""
+        """Return the row of a used trial at the width nearest to `multiplier`."""
         nearest = np.argmin(np.abs(np.log(self.used["width_multiplier"] / multiplier)))
         return self.used.iloc[int(nearest)]
 
 
 def judge_losses(trials: pd.DataFrame, tolerance: float) -> tuple[BudgetEvidence, ...]:
-    """One judgement per budget held in a group of `SweepTables.trials`, the deciding one first."""
+    """Find the loss optimum at every budget that the cells of one group hold equal.
+
+    Args:
+        trials: rows of `SweepTables.trials` of one group.
+        tolerance: nats per token within which losses count as equal.
+
+    Returns:
+        One judgement per budget, the deciding one first; empty without cells of equal budget.
+    """
     judged = []
     for hold in BUDGETS:
         planned = holding(trials, hold).drop_duplicates("id")
@@ -67,7 +84,7 @@ def judge_losses(trials: pd.DataFrame, tolerance: float) -> tuple[BudgetEvidence
 
 
 def _why_not(trial: "pd.Series[Any]") -> str:
-    """Why a run's loss cannot enter; empty where it does."""
+    """Why a run's loss cannot enter; an empty string if it can."""
     if not trial["uniform_width"]:
         return "layers of different width"
     if trial["state"] != "completed":

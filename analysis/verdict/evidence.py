@@ -1,25 +1,27 @@
-"""A verdict's evidence as recommendation.json has it: plain values, every cell accounted for."""
+"""The evidence of a verdict as plain values, for recommendation.json."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from analysis.laws.power_law import LocalElasticity, PowerLaw, Refusal, is_shown
-from analysis.laws.saturation import Saturation, Untestable
+from analysis.laws.power_law import LocalElasticity, PowerLaw, is_shown
+from analysis.laws.saturation import Saturation
 from analysis.laws.spectral import PLATEAU, SpectralEvidence
+from analysis.refusal import Refusal
 from analysis.verdict.equal_budget import BUDGETS, BudgetEvidence
-from analysis.verdict.loss_optimum import REQUIRED_SUPPORT, Unfitted
+from analysis.verdict.loss_optimum import REQUIRED_SUPPORT
 
-#: Fields of a law from which its band is drawn: they say nothing by themselves.
+#: Fields of a law that only its band is computed from.
 _WORKINGS = ("mean_log_x", "spread_log_x", "beta_errors", "replicate_error", "level_error")
 
 
 def widths_of(evidence: BudgetEvidence) -> list[dict[str, Any]]:
-    """Every width of an equal budget, from the narrowest, with what it costs in loss."""
+    """Return one row per width of an equal budget, in ascending order, with its loss excess."""
     curve = evidence.optimum
-    if isinstance(curve, Unfitted):
+    if isinstance(curve, Refusal):
         return []
     listed = []
     for i, multiplier in enumerate(curve.multiplier):
@@ -47,7 +49,14 @@ def evidence_of(
     losses: Sequence[BudgetEvidence],
     agrees: bool | None,
 ) -> dict[str, Any]:
-    """What one group's verdict rests on, in numbers: `evidence` of recommendation.json."""
+    """Return `evidence` of one group in recommendation.json.
+
+    Args:
+        trials: rows of `SweepTables.trials` of the group.
+        spectral: the rank laws.
+        losses: the loss optima by budget, the deciding one first.
+        agrees: whether the spectral stop agrees with the recommended width; None if unknown.
+    """
     deciding = losses[0] if losses else None
     states = trials["state"].value_counts()
     return {
@@ -76,7 +85,9 @@ def evidence_of(
         "laws_left_out": spectral.excluded,
         "elasticity": {name: _elasticity(found) for name, found in spectral.elasticity.items()},
         "spectral_stop": {
-            "width_multiplier": spectral.stop.multiplier,
+            "width_multiplier": None
+            if isinstance(spectral.stop, Refusal)
+            else spectral.stop.multiplier,
             "agrees": agrees,
             "below": PLATEAU,
             "sentence": spectral.stop.sentence,
@@ -86,12 +97,12 @@ def evidence_of(
 
 
 def losses_of(losses: Sequence[BudgetEvidence]) -> dict[str, Any]:
-    """The loss optimum by the budget that was held equal."""
+    """Return budget -> loss optimum, as in recommendation.json."""
     return {evidence.hold: _loss(evidence) for evidence in losses}
 
 
 def _holds_for(trials: pd.DataFrame, deciding: BudgetEvidence | None) -> dict[str, Any]:
-    """Size and tokens at which the verdict was found: another size may have another optimum."""
+    """The sizes and tokens of the cells: another size may have another optimum."""
     cells = trials if deciding is None else deciding.planned
 
     def span(column: str) -> list[float] | None:
@@ -99,7 +110,7 @@ def _holds_for(trials: pd.DataFrame, deciding: BudgetEvidence | None) -> dict[st
         return None if values.empty else [float(values.min()), float(values.max())]
 
     return {
-        "budget": None if deciding is None else BUDGETS[deciding.hold][1],
+        "budget": None if deciding is None else BUDGETS[deciding.hold].name,
         "non_embedding_parameters": span("parameters_non_embedding"),
         "parameters": span("parameters_total"),
         "flops": span("flops"),
@@ -117,8 +128,10 @@ def _law(law: PowerLaw | Refusal) -> dict[str, Any]:
     return {"fitted": True, **fields, "shown": is_shown(law)}
 
 
-def _saturation(found: Saturation | Untestable) -> dict[str, Any]:
-    return {"tested": isinstance(found, Saturation), **asdict(found)}
+def _saturation(found: Saturation | Refusal) -> dict[str, Any]:
+    if isinstance(found, Refusal):
+        return {"tested": False, "reason": found.reason, "excluded": dict(found.excluded)}
+    return {"tested": True, **asdict(found)}
 
 
 def _elasticity(found: LocalElasticity | Refusal) -> dict[str, Any]:
@@ -129,9 +142,16 @@ def _elasticity(found: LocalElasticity | Refusal) -> dict[str, Any]:
 
 def _loss(evidence: BudgetEvidence) -> dict[str, Any]:
     found = evidence.optimum
-    shared = {"budget": BUDGETS[evidence.hold][1], "span": list(evidence.budget)}
-    if isinstance(found, Unfitted):
-        return {**shared, "fitted": False, **asdict(found)}
+    shared = {"budget": BUDGETS[evidence.hold].name, "span": list(evidence.budget)}
+    if isinstance(found, Refusal):
+        return {
+            **shared,
+            "fitted": False,
+            "obstacle": "few widths" if len(evidence.used) else "no losses",
+            "reason": found.reason,
+            "widths": int(np.log(evidence.used["width_multiplier"]).nunique()),
+            "replicates": int(evidence.used["replicate"].nunique()),
+        }
     return {
         **shared,
         "fitted": True,

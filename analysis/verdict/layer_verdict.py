@@ -1,4 +1,4 @@
-"""Which layers of a group to widen and to narrow, as report and recommendation.json say it."""
+"""The verdict on the layers of a group: which to widen, which to narrow, one width for each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ import pandas as pd
 import yaml
 
 from analysis.laws.layers import LayerAdvice, advise_layers
-from analysis.laws.power_law import Refusal
+from analysis.refusal import Refusal
 from analysis.tables.sweep_tables import SweepTables
-from analysis.verdict.recommend import GroupVerdict
+from analysis.verdict.group_verdict import GroupVerdict
 
-#: D is rounded to a multiple of it where the sweep file does not say.
+#: Default of `model.ffn_multiple`: every D is a multiple of it.
 FFN_MULTIPLE = 8
 
 
@@ -22,24 +22,27 @@ class LayerVerdict:
     """The advice on the layers of one group, and the widths that follow from it."""
 
     advice: LayerAdvice | Refusal
-    width: int | None  # the uniform D that the list stands beside
-    ffn_width: tuple[int, ...] | None  # one D per layer, of the same sum; None: nothing stands out
+    width: int | None  # the uniform D to compare the list with
+    ffn_width: (
+        tuple[int, ...] | None
+    )  # one D per layer with the same sum; None: no layer stands out
 
     @property
     def sentence(self) -> str:
+        """The advice or the refusal in words, without a final full stop."""
         if isinstance(self.advice, Refusal):
-            return f"nothing can be said layer by layer: {self.advice.reason}"
+            return f"no advice on single layers: {self.advice.sentence}"
         return self.advice.sentence
 
     def to_yaml(self) -> str | None:
-        """The list beside the uniform width, as a piece of a sweep file."""
+        """Return the list and the uniform width as a piece of a sweep file; None without a list."""
         if self.ffn_width is None:
             return None
         content = {"hold": ["none"], "grid": {"ffn_width": [self.width, list(self.ffn_width)]}}
         return str(yaml.safe_dump(content, default_flow_style=None, sort_keys=False, width=80))
 
     def to_dict(self) -> dict[str, Any]:
-        """As `layers` in recommendation.json."""
+        """Return `layers` of recommendation.json."""
         advice = self.advice
         if isinstance(advice, Refusal):
             return {
@@ -63,7 +66,7 @@ class LayerVerdict:
 
 
 def layer_rows(advice: LayerAdvice) -> list[dict[str, Any]]:
-    """A row per layer, in plain values."""
+    """Return one row of plain values per layer."""
     return [
         {
             "layer": grown.layer,
@@ -80,8 +83,10 @@ def layer_rows(advice: LayerAdvice) -> list[dict[str, Any]]:
 
 
 def judge_layers(verdict: GroupVerdict, tables: SweepTables) -> LayerVerdict:
-    """The layers of one group, over the cells that its rank laws rest on."""
-    used = verdict.spectral.used
+    """Judge the layers of one group, over the cells of its rank laws."""
+    used, missing = verdict.spectral.used, verdict.spectral.no_cells
+    if missing is not None:
+        return LayerVerdict(missing, None, None)
     spectra = tables.of(tables.spectra, used)
     advice = advise_layers(spectra, used, tables.aggregation.last)
     trial = representative(verdict)
@@ -94,8 +99,11 @@ def judge_layers(verdict: GroupVerdict, tables: SweepTables) -> LayerVerdict:
 
 
 def representative(verdict: GroupVerdict) -> "pd.Series[Any] | None":
-    """The trial whose layers stand for the group: of the cells of the rank laws the one nearest
-    to the recommended width, or to the middle one where none is, with the first replicate."""
+    """Return the trial whose layers represent the group; None without cells for rank laws.
+
+    It is the cell nearest to the recommended width, of the first replicate. Without a recommended
+    width it is the cell nearest to the median width.
+    """
     used = verdict.spectral.used
     if used.empty:
         return None

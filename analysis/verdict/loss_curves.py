@@ -1,13 +1,12 @@
-"""Curves that a loss may follow along the width, and how well each fits.
+"""Loss curves over the width: fit every shape of a grid, and weight the shapes by likelihood.
 
-At an equal budget a narrow FFN costs loss for one reason and a wide one for another:
-L(m) = E + a m^-p + b m^q with m = D / d_model. A quadratic in ln m is the limit of small p and q;
-it is symmetric about its optimum, and the loss need not be. Fitted to a loss that falls steeply
-and then stays level it turns up at the last widths, and invents an optimum.
+At an equal budget a narrow FFN and a wide one lose for different reasons:
+L(m) = E + a m^-p + b m^q with m = D / d_model. A quadratic in ln m is the limit of small p and q.
+It is symmetric about its optimum, but the loss need not be: fitted to a loss that falls steeply
+and then stays level, it turns up at the last widths and invents an optimum.
 
-So the shape (p, q) is left open: every shape of a grid is fitted by least squares, and all enter
-the judgement by how likely they make the losses. What cannot be told about the shape is thereby
-part of every interval.
+The shape (p, q) is therefore averaged over. Every shape is fitted by least squares and weighted by
+its likelihood, so every interval includes the uncertainty of the shape.
 """
 
 from dataclasses import dataclass
@@ -17,16 +16,16 @@ from numpy.typing import NDArray
 
 from analysis.replicates import Floats
 
-#: p and q. The largest lets one width at an end of the grid stand apart from all others. Between
-#: them: finer grids give the same verdicts, coarser ones miss shapes at small noise.
+#: Values of p and q. The largest lets one width at an end of the grid differ from all others. A
+#: finer grid gives the same verdicts; a coarser one misses shapes at small noise.
 RATES = (0.0, 0.5, 1.0, 2.0, 3.0, 4.5, 6.5)
 #: [K, 2] of (p, q); (0, 0) is the quadratic in ln m.
 SHAPES: Floats = np.array([(p, q) for p in RATES for q in RATES])
-#: [K] what a shape weighs before any loss is seen: the gentler the more, evenly in ln(1 + rate).
-#: Even weights make the bound on a width's excess too low, three times in ten.
+#: [K] prior weight of each shape, uniform in ln(1 + rate), so gentle shapes weigh more. With equal
+#: weights the bound on a width's excess is too low in three studies of ten.
 PRIOR: Floats = 1 / np.prod(1 + SHAPES, axis=1)
-#: Power of the likelihood in a shape's weight. Below one, because none of the shapes is the truth:
-#: at 1 the intervals of skewed bowls cover down to 81 % where 90 % is promised.
+#: Power of the likelihood in a shape's weight. Below 1, because no shape is exactly true: at 1 the
+#: 90 % intervals of skewed bowls cover as little as 81 %.
 TEMPER = 0.8
 #: Residuals below this share of the losses are rounding.
 ROUNDING = 1e-15
@@ -34,31 +33,38 @@ ROUNDING = 1e-15
 
 @dataclass(frozen=True)
 class CurveFits:
-    """Every shape fitted to W width means. Coefficients are of `basis` about `centre`."""
+    """All K shapes fitted to W width means."""
 
-    centre: float  # ln m about which the curves are written
-    low: float  # ln m of the smallest width less the centre
-    high: float
-    coefficients: Floats  # [K, 3]
-    solve: Floats  # [K, 3, W] takes means to coefficients
+    centre: float  # ln m that `basis` is centred on
+    low: float  # ln m of the smallest width, minus the centre
+    high: float  # ln m of the largest width, minus the centre
+    coefficients: Floats  # [K, 3] of `basis`, nats per token
+    solve: Floats  # [K, 3, W] matrix from means to coefficients
     residual: Floats  # [K] sums of squares, in units of the means' covariance
     weight: Floats  # [K] of each shape; sums to 1
 
     def loss(self, log_m: Floats) -> Floats:
-        """The weighted mean of all curves at [n] values of ln m."""
+        """Return the weighted mean of all curves, [n], at ln m [n]; nats per token."""
         each = basis(log_m - self.centre) @ self.coefficients[:, :, None]
         return np.asarray(self.weight @ each[:, :, 0])
 
     @property
     def best(self) -> int:
-        """The shape of greatest weight."""
+        """Index of the shape with the largest weight."""
         return int(np.argmax(self.weight))
 
 
 def fit_shapes(log_m: Floats, means: Floats, covariance: Floats) -> tuple[Floats, Floats, Floats]:
-    """Least squares of every shape: coefficients [K, 3], solve [K, 3, W], residual [K].
+    """Fit every shape by least squares.
 
-    `log_m` is [W] about its centre, `means` [W], `covariance` [W, W] of the means, in any units.
+    Args:
+        log_m: [W] centred ln m.
+        means: [W] losses.
+        covariance: [W, W] of the means, up to a factor.
+
+    Returns:
+        Coefficients [K, 3], the matrix from means to coefficients [K, 3, W], and residual sums of
+        squares [K] in units of the covariance.
     """
     root = np.linalg.inv(np.linalg.cholesky(covariance))
     white = root @ basis(log_m)  # [K, W, 3]
@@ -70,10 +76,16 @@ def fit_shapes(log_m: Floats, means: Floats, covariance: Floats) -> tuple[Floats
 
 
 def shape_weights(residual: Floats, noise: float, df: int, scale: float) -> Floats:
-    """[K] weights: the t likelihood of each shape to the power of TEMPER, times its PRIOR.
+    """Weight each shape by its prior times the power TEMPER of its t likelihood.
 
-    `residual` is [K]; `noise` the sum of squares that the replicates add, `df` the degrees of
-    freedom of both; `scale` the size of the losses, against which rounding is judged.
+    Args:
+        residual: [K] residual sums of squares.
+        noise: sum of squares of the replicates, added to each residual.
+        df: degrees of freedom of residual and noise together.
+        scale: size of the losses, which sets the level of rounding.
+
+    Returns:
+        [K] weights that sum to 1.
     """
     total = residual + noise + max((ROUNDING * scale) ** 2, np.finfo(float).tiny)
     log_weight = np.log(PRIOR) - TEMPER * df / 2 * np.log(total)
@@ -82,9 +94,9 @@ def shape_weights(residual: Floats, noise: float, df: int, scale: float) -> Floa
 
 
 def basis(u: Floats) -> Floats:
-    """[K, n, 3] functions of u = ln m about a centre: 1, (e^-pu - 1)/p and (e^qu - 1)/q.
+    """Return the functions 1, (e^-pu - 1)/p and (e^qu - 1)/q of centred ln m, u [n], as [K, n, 3].
 
-    A rate of 0 is the limit, -u or u; of the shape (0, 0) it is u and u^2.
+    At a rate of 0 they are the limits -u and u; the shape (0, 0) has u and u^2 instead.
     """
     falls, rises = SHAPES[:, :1], SHAPES[:, 1:]
     straight = np.broadcast_to(u, (len(SHAPES), len(u)))
@@ -98,9 +110,16 @@ def basis(u: Floats) -> Floats:
 def lowest(
     shape: NDArray[np.intp], coefficients: Floats, low: float, high: float
 ) -> tuple[Floats, Floats]:
-    """Where each of B curves is lowest within [low, high], and its loss there: [B], [B].
+    """Find the minimum of each of B curves within [low, high].
 
-    `shape` indexes SHAPES. A curve that is not convex is lowest at an end.
+    Args:
+        shape: [B] index into SHAPES.
+        coefficients: [B, 3] of `basis`.
+        low: centred ln m of the smallest width.
+        high: centred ln m of the largest width.
+
+    Returns:
+        Centred ln m [B] and loss [B] at the minimum. A curve that is not convex has it at an end.
     """
     falls, rises = SHAPES[shape].T
     quadratic = shape == _QUADRATIC
@@ -123,7 +142,7 @@ _QUADRATIC = 0
 
 
 def _at(shape: NDArray[np.intp], coefficients: Floats, u: Floats) -> Floats:
-    """The loss of each of B curves at its own u."""
+    """Loss [B] of each of B curves at its own u [B]."""
     falls, rises = SHAPES[shape].T
     with np.errstate(divide="ignore", invalid="ignore"):
         falling = np.where(falls > 0, np.expm1(-falls * u) / falls, -u)

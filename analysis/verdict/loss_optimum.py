@@ -1,15 +1,13 @@
-"""Where the loss is lowest along the width at an equal budget, and whether that is known.
+"""The width of the lowest loss at an equal budget, and whether the data establish it.
 
-Convex curves of many shapes (`loss_curves`) are fitted to the end-of-schedule losses. A point
-estimate inside the grid is not enough, and neither is one shape: a quadratic in ln(D / d_model),
-whatever its share of resamples, recommends a width in up to 100 % of studies whose loss has its
-optimum on the edge of the grid, and its interval misses a skewed bowl's optimum more often than
-not. The rule here asks that at least 98 % of resamples have their lowest loss strictly inside the
-grid; benchmarks/verdicts.py shows what that comes to.
+Convex curves of many shapes (`loss_curves`) are fitted to the final losses and resampled
+(`loss_resamples`). An optimum is established if at least 98 % of resamples have their lowest loss
+strictly inside the grid.
 
-Resamples are draws of shape, noise variance and width means about their estimates (a mixture of
-multivariate t). The noise is that of the paired replicates and of the scatter about the curve, or
-of the scatter alone where there are too few replicates, or where they show that no shape fits.
+Simpler rules fail. A point estimate inside the grid says nothing about its uncertainty. A single
+quadratic in ln(D / d_model), at any share of resamples, recommends a width in up to 100 % of
+studies whose optimum lies at the edge of the grid, and its interval misses the optimum of a skewed
+bowl more often than not. benchmarks/verdicts.py measures both rules.
 """
 
 from collections.abc import Collection
@@ -18,31 +16,29 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
+from scipy import optimize
 
+from analysis.refusal import Refusal
 from analysis.replicates import CONFIDENCE, Floats, Interval, WidthMeans, width_means
-from analysis.verdict.loss_curves import SHAPES, CurveFits, basis, fit_shapes, lowest, shape_weights
+from analysis.verdict.loss_curves import SHAPES, CurveFits
+from analysis.verdict.loss_resamples import (
+    WIDTHS_WITH_ONE_REPLICATE,
+    NoiseFrom,
+    fit_curves,
+    resample_curves,
+)
 from analysis.wording import multiple, percent, plural
 
 #: Share of resamples that must put the optimum strictly inside the grid.
 REQUIRED_SUPPORT = 0.98
-RESAMPLES = 2000
-#: Widths needed: each curve passes through three; scatter about it needs three to spare.
+#: Widths needed where replicates give the noise: a curve has three parameters.
 WIDTHS_WITH_REPLICATES = 4
-WIDTHS_WITH_ONE_REPLICATE = 6
-#: Degrees of freedom below which the replicates' variance is not worth having.
+#: Degrees of freedom needed to estimate the noise from replicates.
 MINIMUM_NOISE_DF = 3
-#: p of the lack-of-fit test below which replicate noise does not explain the scatter.
-MISFIT = 0.05
-#: Nats beyond which squares of losses overflow: no loss is so large, but a broken run may say so.
+#: Nats. The square of a larger loss may overflow; only a broken run reports one.
 LARGEST_LOSS = 1e100
-#: Noise below this share of the losses is rounding.
-NO_NOISE = 1e-12
 
-NoiseFrom = Literal["replicates and scatter", "scatter about the curve"]
 Obstacle = Literal[
-    "no losses",
-    "few widths",
     "lower edge",
     "upper edge",
     "all within tolerance",
@@ -52,55 +48,46 @@ Obstacle = Literal[
 
 
 @dataclass(frozen=True)
-class Unfitted:
-    """No curve at all: too few widths."""
-
-    obstacle: Obstacle
-    reason: str
-    widths: int
-    replicates: int
-
-
-@dataclass(frozen=True)
 class LossCurve:
-    """The fitted curves, their optimum and what each width costs. Losses in nats per token."""
+    """The fitted curves, their optimum, and the loss of each width. Losses in nats per token."""
 
     multiplier: Floats  # [W] D / d_model, ascending
     loss: Floats  # [W] width means
     counts: NDArray[np.int64]  # [W] runs
-    admissible: NDArray[np.bool_]  # [W] no replicate collapsed or diverged
+    admissible: NDArray[np.bool_]  # [W] whether no replicate collapsed or diverged
     fits: CurveFits
-    optimum: float  # where the mean of the curves is lowest within the grid
+    optimum: float  # D / d_model where the mean of the curves is lowest within the grid
     interval: Interval  # of the optimum, 90 %
     support: float  # share of resamples with an optimum strictly inside the grid
-    below: float  # share with the lowest loss at the smallest width
-    above: float  # share with the lowest loss at the largest width
-    excess: Floats  # [W] loss on the curve over its lowest within the grid
-    excess_upper: Floats  # [W] its upper bound, one-sided at 90 %
-    over_headline: Floats  # [W, 2] 90 % interval of the loss less the headline's; NaN without one
-    equivalent: NDArray[np.bool_]  # [W] cannot be told from the headline at this precision
-    headline: int | None  # index of the width to choose, whatever the support
-    within_tolerance: bool  # the headline's bound is below the tolerance
-    tolerance: float
-    noise_sd: float  # nats; of one run, or of a width mean where it is the scatter
+    below: float  # share of resamples with the lowest loss at the smallest width
+    above: float  # share of resamples with the lowest loss at the largest width
+    excess: Floats  # [W] loss on the curve minus its minimum within the grid
+    excess_upper: Floats  # [W] upper bound of the excess, one-sided at 90 %
+    over_headline: Floats  # [W, 2] 90 % interval of the loss minus the headline's; NaN without one
+    equivalent: NDArray[np.bool_]  # [W] not distinguishable from the headline
+    headline: int | None  # index of the width to choose, once an optimum is established
+    within_tolerance: bool  # whether the headline's upper bound is below the tolerance
+    tolerance: float  # nats
+    noise_sd: float  # nats; of one run, or of a width mean if the noise is the scatter
     noise_from: NoiseFrom
     lack_of_fit_p: float | None  # of the best of all shapes; None where replicates do not differ
     replicates: int
-    obstacle: Obstacle | None
-    reason: str  # why it is, or is not, an optimum
+    obstacle: Obstacle | None  # to a recommendation
+    reason: str  # why an optimum is established, or why none is
 
     @property
     def recommended(self) -> bool:
+        """Whether the optimum is established and a width may be recommended."""
         return self.obstacle is None
 
     @property
     def shape(self) -> tuple[float, float]:
-        """p and q of the best of the curves E + a m^-p + b m^q; (0, 0): a quadratic in ln m."""
+        """The most likely (p, q) of E + a m^-p + b m^q; (0, 0) stands for a quadratic in ln m."""
         falls, rises = SHAPES[self.fits.best]
         return float(falls), float(rises)
 
     def curve(self, multiplier: ArrayLike) -> Floats:
-        """Loss on the mean of the curves."""
+        """Return the loss on the mean of the curves at D / d_model, in nats per token."""
         at = np.log(np.asarray(multiplier, float))
         return self.fits.loss(at.reshape(-1)).reshape(at.shape)
 
@@ -112,23 +99,31 @@ def find_optimum(
     *,
     tolerance: float,
     inadmissible: Collection[float] = (),
-) -> LossCurve | Unfitted:
-    """Judge [n] end-of-schedule losses of completed runs at an equal budget.
+) -> LossCurve | Refusal:
+    """Find the width of the lowest final loss at an equal budget.
 
-    `tolerance` is in nats; `inadmissible` multipliers may shape the curve but are never chosen.
-    Losses that are not `usable` do not enter. The result is the same for the same input.
+    Args:
+        multiplier: [n] D / d_model of completed runs.
+        loss: [n] final held-out losses in nats per token. Losses that are not `usable` are ignored.
+        replicate: [n] labels of the paired replicates.
+        tolerance: nats within which a loss counts as equal to the optimum.
+        inadmissible: multipliers that are never chosen, though their losses shape the curve.
+
+    Returns:
+        The curve, with `obstacle` set where it establishes no optimum; or a refusal where there are
+        too few widths for a curve. The same input gives the same result.
     """
     ms, ys, labels = np.asarray(multiplier, float), np.asarray(loss, float), np.asarray(replicate)
     finite = np.isfinite(ms) & (ms > 0) & usable(ys)
     if not finite.any():
-        return Unfitted("no losses", "no run at an equal budget has a final loss", 0, 0)
+        return Refusal("no run at an equal budget has a final loss")
     means = width_means(np.log(ms[finite]), ys[finite], labels[finite])
     replicated = means.variance is not None and means.df >= MINIMUM_NOISE_DF
     needed = WIDTHS_WITH_REPLICATES if replicated else WIDTHS_WITH_ONE_REPLICATE
     if means.widths < needed:
         return _too_few(means)
-    fits, noise = _fit(means, replicated)
-    resamples = _resample(means, fits, noise)
+    fits, noise = fit_curves(means, replicated)
+    resamples = resample_curves(means, fits, noise)
 
     optimum, floor = _lowest_of_mean(fits)
     excess = fits.loss(means.x) - floor
@@ -171,108 +166,24 @@ def find_optimum(
 
 
 def usable(loss: ArrayLike) -> NDArray[np.bool_]:
-    """Whether losses are numbers that can be judged."""
+    """Return whether each loss is finite and below LARGEST_LOSS; same shape."""
     return np.asarray(np.abs(np.asarray(loss, float)) <= LARGEST_LOSS)
 
 
-def _too_few(means: WidthMeans) -> Unfitted:
+def _too_few(means: WidthMeans) -> Refusal:
     runs = f"{means.replicates} replicates" if means.replicates > 1 else "one replicate"
     if means.replicates > 1 and means.df < MINIMUM_NOISE_DF:
-        runs += f", which share {plural(means.df, 'degree')} of freedom for the noise"
-    return Unfitted(
-        "few widths",
-        f"{plural(means.widths, 'width')} at an equal budget with {runs}; a verdict needs "
-        f"{WIDTHS_WITH_REPLICATES} widths with replicates (that leave at least "
-        f"{MINIMUM_NOISE_DF} degrees of freedom), or {WIDTHS_WITH_ONE_REPLICATE} widths with one",
-        means.widths,
-        means.replicates,
+        runs += f" ({plural(means.df, 'degree')} of freedom)"
+    are = "is" if means.widths == 1 else "are"
+    return Refusal(
+        f"an optimum needs {WIDTHS_WITH_REPLICATES} widths with replicates that leave at least "
+        f"{MINIMUM_NOISE_DF} degrees of freedom for the noise, or {WIDTHS_WITH_ONE_REPLICATE} "
+        f"widths with one replicate; there {are} {plural(means.widths, 'width')} with {runs}"
     )
-
-
-@dataclass(frozen=True)
-class _Noise:
-    """What the means scatter by about each curve, in units of `covariance`."""
-
-    variance: Floats  # [K]
-    df: int
-    covariance: Floats  # [W, W]
-    source: NoiseFrom
-    misfit: float | None
-
-
-def _fit(means: WidthMeans, replicated: bool) -> tuple[CurveFits, _Noise]:
-    """Every shape fitted and weighted, with the noise about it."""
-    covariance = means.covariance if replicated else np.eye(means.widths)
-    centre = float(means.x.mean())
-    u = means.x - centre
-    coefficients, solve, residual = fit_shapes(u, means.mean, covariance)
-    spare = means.widths - 3
-    source: NoiseFrom = "replicates and scatter"
-    within, within_df, misfit = 0.0, 0, None
-    if replicated:
-        assert means.variance is not None
-        within, within_df = means.variance * means.df, means.df
-        if means.variance > (NO_NOISE * float(np.abs(means.mean).max())) ** 2:
-            misfit = _misfit(float(residual.min()) / spare, means.variance, spare, means.df)
-    floor = 0.0
-    if misfit is not None and misfit < MISFIT:
-        source = "scatter about the curve"
-        if means.widths >= WIDTHS_WITH_ONE_REPLICATE:
-            covariance, within, within_df = np.eye(means.widths), 0.0, 0
-            coefficients, solve, residual = fit_shapes(u, means.mean, covariance)
-        else:  # too few widths to use their scatter alone: the larger variance is the safe one
-            floor = 1.0
-    if not replicated:
-        source = "scatter about the curve"
-    df = spare + within_df
-    size = float(np.abs(means.mean).max())
-    variance = np.maximum((residual + within) / df, floor * residual / spare)
-    fits = CurveFits(
-        centre=centre,
-        low=float(u[0]),
-        high=float(u[-1]),
-        coefficients=coefficients,
-        solve=solve,
-        residual=residual,
-        weight=shape_weights(residual, within, df, size),
-    )
-    return fits, _Noise(variance, spare if floor else df, covariance, source, misfit)
-
-
-def _misfit(scatter: float, variance: float, spare: int, df: int) -> float:
-    """p of the F-test that the best curve is off by no more than the replicates are.
-
-    Two of the curve's parameters were chosen from a grid and are not counted: the test is slow
-    to call a misfit, never quick.
-    """
-    return float(stats.f.sf(scatter / variance, spare, df))
-
-
-@dataclass(frozen=True)
-class _Resamples:
-    """Draws of what the curve could as well have been."""
-
-    at: Floats  # [B] u of the lowest loss within the grid
-    lowest: Floats  # [B] nats
-    fitted: Floats  # [B, W] nats
-
-
-def _resample(means: WidthMeans, fits: CurveFits, noise: _Noise) -> _Resamples:
-    # Shapes in proportion to their weights, without the noise of drawing them.
-    steps = (np.arange(RESAMPLES) + 0.5) / RESAMPLES
-    shape = np.minimum(np.searchsorted(np.cumsum(fits.weight), steps), len(SHAPES) - 1)
-    rng = np.random.default_rng(0)
-    scale = np.sqrt(noise.variance[shape] * noise.df / rng.chisquare(noise.df, RESAMPLES))
-    normal = rng.standard_normal((RESAMPLES, means.widths))
-    moved = scale[:, None] * (normal @ np.linalg.cholesky(noise.covariance).T)
-    coefficients = fits.coefficients[shape] + np.einsum("bcw,bw->bc", fits.solve[shape], moved)
-    at, value = lowest(shape, coefficients, fits.low, fits.high)
-    design = basis(means.x - fits.centre)[shape]
-    return _Resamples(at, value, np.einsum("bwc,bc->bw", design, coefficients))
 
 
 def _lowest_of_mean(fits: CurveFits) -> tuple[float, float]:
-    """u and loss at the minimum of the mean of all curves within the grid."""
+    """Centred ln m and loss at the minimum of the mean curve within the grid."""
     grid = np.linspace(fits.low, fits.high, 401)
     values = fits.loss(grid + fits.centre)
     i = int(np.argmin(values))
@@ -290,7 +201,10 @@ def _lowest_of_mean(fits: CurveFits) -> tuple[float, float]:
 def _headline(
     excess: Floats, upper: Floats, admissible: NDArray[np.bool_], tolerance: float
 ) -> tuple[int | None, bool]:
-    """The smallest admissible width bounded within tolerance, or the one of least excess."""
+    """Index of the smallest admissible width that is surely within tolerance, and True.
+
+    Without such a width, the admissible width of smallest excess, and False.
+    """
     good = np.flatnonzero(admissible & (upper < tolerance))
     if len(good):
         return int(good[0]), True
@@ -300,7 +214,7 @@ def _headline(
 
 
 def _over_headline(fitted: Floats, headline: int | None) -> Floats:
-    """[W, 2] interval of each width's loss less that of the headline."""
+    """[W, 2] 90 % interval of each width's loss minus the headline's."""
     if headline is None:
         return np.full((fitted.shape[1], 2), np.nan)
     tail = (1 - CONFIDENCE) / 2
@@ -309,7 +223,7 @@ def _over_headline(fitted: Floats, headline: int | None) -> Floats:
 
 
 def _equivalent(over: Floats, tolerance: float) -> NDArray[np.bool_]:
-    """Widths whose difference from the headline may be zero, or is surely within tolerance."""
+    """[W] whether the difference from the headline may be zero, or is surely within tolerance."""
     low, high = over.T
     return np.asarray(((low <= 0) & (high >= 0)) | ((low > -tolerance) & (high < tolerance)))
 
@@ -327,26 +241,26 @@ def _judge(
     if support >= REQUIRED_SUPPORT:
         if headline is None:
             return "nothing admissible", "every width has a collapsed or diverged replicate"
-        return None, f"{percent(support)} of resamples put the optimum strictly inside the grid"
+        return None, f"{percent(support)} of resamples have their optimum strictly inside the grid"
     if np.all(upper < tolerance):
         return "all within tolerance", (
-            f"no width from {multiple(smallest)} to {multiple(largest)} costs as much as "
-            f"{tolerance:g} nats more than another: the loss does not decide between them"
+            f"every width from {multiple(smallest)} to {multiple(largest)} is within "
+            f"{tolerance:g} nats of the optimum, so the loss does not decide between them"
         )
     if above >= CONFIDENCE:
         return "upper edge", f"the loss still falls at the largest width, {multiple(largest)}"
     if below >= CONFIDENCE:
         return "lower edge", f"the loss is lowest at the smallest width, {multiple(smallest)}"
     edges = [
-        f"{percent(share)} put it at or {where}"
+        f"{percent(share)} have it at or {where}"
         for share, where in (
             (below, f"below {multiple(smallest)}"),
             (above, f"above {multiple(largest)}"),
         )
         if share >= 0.001
     ]
-    short = np.floor(1000 * support) / 1000  # 97.95 % is not 98 %
+    short = np.floor(1000 * support) / 1000  # rounding must not show 97.95 % as 98 %
     return "uncertain", (
-        f"only {percent(short)} of resamples put the optimum strictly inside the grid, "
+        f"only {percent(short)} of resamples have their optimum strictly inside the grid, and "
         f"{percent(REQUIRED_SUPPORT)} are needed ({', '.join(edges)})"
     )

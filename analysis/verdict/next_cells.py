@@ -1,4 +1,4 @@
-"""What to run next: the cells that would settle what could not be said, and their cost."""
+"""What to run next: the cells that would turn a refusal into a verdict, and their cost."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,31 +9,33 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from analysis.refusal import Refusal
 from analysis.verdict.equal_budget import BudgetEvidence
-from analysis.verdict.loss_optimum import WIDTHS_WITH_ONE_REPLICATE, LossCurve, Unfitted
+from analysis.verdict.loss_optimum import LossCurve
+from analysis.verdict.loss_resamples import WIDTHS_WITH_ONE_REPLICATE
 from analysis.verdict.tuned_rate import AXIS, TunedTrials
 from analysis.wording import axis_of, duration, flops, plural
 
-#: Replicates worth having: with fewer there is no interval over replicates.
+#: Replicates to run: with fewer, differing slopes of replicates are seen too rarely.
 REPLICATES = 3
-#: Share of resamples at an edge of the grid from which on the grid should be extended there.
+#: The grid should be extended at an edge that more than this share of resamples lies at.
 EDGE_SHARE = 0.10
 
 
 @dataclass(frozen=True)
 class NextCells:
-    """A grid that can be pasted into a sweep file, or is in it, and what its new cells cost."""
+    """A grid to add to a sweep file, or that is in it already, and the cost of its new cells."""
 
-    why: str
+    why: str  # a clause without a final full stop
     hold: tuple[str, ...]
-    grid: Mapping[str, list[Any]]
-    trials: int  # that do not exist yet
-    flops: float  # of all of them
-    seconds: float  # of one device, at the rate of the trials that have finished; NaN if none has
-    planned: bool = False  # the sweep file has them: nothing is to be added to it
+    grid: Mapping[str, list[Any]]  # axis -> values
+    trials: int  # to be trained
+    flops: float  # of all these trials
+    seconds: float  # on one device, at the rate of the finished trials; NaN without any
+    planned: bool = False  # whether the sweep file has these cells already
 
     def to_yaml(self) -> str:
-        """What is to be added, as a piece of a sweep file; empty for cells that it has."""
+        """Return the cells as a piece of a sweep file; empty if the sweep file has them already."""
         if self.planned:
             return ""
         content = {"hold": list(self.hold), "grid": dict(self.grid)}
@@ -41,11 +43,12 @@ class NextCells:
 
     @property
     def cost(self) -> str:
-        """Size and time in a few words."""
-        time = duration(self.seconds) if np.isfinite(self.seconds) else "time unknown"
+        """The cost in a few words: `7 trials, 2.8e12 FLOPs, 26 min`."""
+        time = duration(self.seconds) if np.isfinite(self.seconds) else "unknown time"
         return f"{plural(self.trials, 'trial')}, {flops(self.flops)}, {time}"
 
     def to_dict(self) -> dict[str, Any]:
+        """Return an entry of `run_next` in recommendation.json."""
         return {
             "why": self.why,
             "hold": list(self.hold),
@@ -58,19 +61,25 @@ class NextCells:
 
 
 def missing_cells(trials: pd.DataFrame, group: Mapping[str, Any], rate: float) -> list[NextCells]:
-    """The cells of a group that are planned and have no result. `rate` in seconds per FLOP."""
+    """Return the planned cells of a group without a result, if there are any.
+
+    Args:
+        trials: rows of `SweepTables.trials` of the group.
+        group: axis -> value.
+        rate: device seconds per FLOP.
+    """
     missing = trials[trials["state"].isin(["failed", "unfinished", "waiting"])]
     if missing.empty:
         return []
     counts = missing["state"].value_counts()
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
-    failed = " (failed ones with --retry-failed)" if "failed" in counts.index else ""
+    failed = " with --retry-failed" if "failed" in counts.index else ""
     total = float(missing["flops"].sum(skipna=False))
     holds = tuple(dict.fromkeys(hold for holds in missing["holds"] for hold in holds))
     return [
         NextCells(
-            f"{plural(len(missing), 'planned cell')} without a result ({states}): run the sweep "
-            f"again{failed}",
+            f"{plural(len(missing), 'planned cell')} without a result ({states}): repeat "
+            f"`widthlab run`{failed}",
             holds,
             _grid(group, _typed(missing), sorted({int(r) for r in missing["replicate"]})),
             len(missing),
@@ -84,17 +93,20 @@ def missing_cells(trials: pd.DataFrame, group: Mapping[str, Any], rate: float) -
 def equal_budget_half(
     trials: pd.DataFrame, group: Mapping[str, Any], rate: float, reference: float
 ) -> list[NextCells]:
-    """The half of the grid that the loss needs, for a group that has none of it, at no fewer widths
-    than a verdict takes.
+    """Return cells of equal budget for a group that has none, at enough widths for a verdict.
 
-    Its cells cost what the cell of the `reference` multiplier costs, whose budget they share.
+    Args:
+        trials: rows of `SweepTables.trials` of the group.
+        group: axis -> value.
+        rate: device seconds per FLOP.
+        reference: the multiplier whose budget the cells share, so each costs as much as its cell.
     """
     distance = np.abs(np.log(trials["width_multiplier"] / reference))
     widths, seeds = _typed(trials), sorted({int(r) for r in trials["replicate"]})
     widths += _between(widths, WIDTHS_WITH_ONE_REPLICATE - len(widths))
     return [
         _priced(
-            "the loss optimum needs cells of equal budget: add params to hold",
+            "the loss optimum needs cells of equal budget: add `params` to `match`",
             ("params",),
             group,
             sorted(widths),
@@ -106,7 +118,13 @@ def equal_budget_half(
 
 
 def for_refusal(evidence: BudgetEvidence, group: Mapping[str, Any], rate: float) -> list[NextCells]:
-    """More widths, more replicates, or both: what the obstacle calls for."""
+    """Return the widths, the replicates or both that could remove the obstacle to a verdict.
+
+    Args:
+        evidence: the deciding budget, at which no width is recommended.
+        group: axis -> value, or a tuple of values.
+        rate: device seconds per FLOP.
+    """
     cells, optimum = evidence.planned, evidence.optimum
     widths, seeds = _typed(cells), sorted({int(r) for r in cells["replicate"]})
     more_seeds = _next_seeds(seeds)
@@ -115,18 +133,18 @@ def for_refusal(evidence: BudgetEvidence, group: Mapping[str, Any], rate: float)
         return _priced(why, (evidence.hold,), group, at, replicates, cells, rate)
 
     narrower = _scaled(widths[0], (0.5, 0.75)) if widths else []
-    if isinstance(optimum, Unfitted):
-        if evidence.planned.empty:  # its layers differ in width in every cell
+    if isinstance(optimum, Refusal):
+        if evidence.planned.empty:  # every cell has layers of different width
             return []
         ended = cells["state"].isin(["collapsed", "diverged"]).groupby(cells["width_multiplier"])
         if ended.all().all():
-            return [add("every width broke down: try narrower ones", narrower, seeds)]
+            return [add("every width collapsed or diverged: try narrower ones", narrower, seeds)]
         wanted = WIDTHS_WITH_ONE_REPLICATE - len(widths) + int(ended.all().sum())
         if wanted <= 0:
-            return []  # the widths are planned: what is missing is their results
+            return []  # enough widths are planned, and `missing_cells` lists them
         return [
             add(
-                f"{WIDTHS_WITH_ONE_REPLICATE} widths allow a verdict with one replicate",
+                f"a verdict with one replicate needs {WIDTHS_WITH_ONE_REPLICATE} widths",
                 _between(widths, wanted),
                 seeds,
             )
@@ -146,27 +164,34 @@ def for_refusal(evidence: BudgetEvidence, group: Mapping[str, Any], rate: float)
     if optimum.obstacle == "all within tolerance" and not beyond:
         asked.append(
             add(
-                f"widths within {optimum.tolerance:g} nats of each other are told apart by "
-                f"{plural(len(more_seeds), 'replicate')} more, if at all",
+                f"only {plural(len(more_seeds), 'replicate')} more could separate widths within "
+                f"{optimum.tolerance:g} nats of each other",
                 widths,
                 more_seeds,
             )
         )
     if optimum.obstacle == "nothing admissible":
-        asked.append(add("every width broke down: try narrower ones", narrower, seeds))
+        asked.append(add("every width collapsed or diverged: try narrower ones", narrower, seeds))
     return asked
 
 
 def more_rates(
     tuned: TunedTrials, trials: pd.DataFrame, group: Mapping[str, Any], rate: float
 ) -> list[NextCells]:
-    """Learning rates beyond the grid, for the widths whose best one is at its edge."""
+    """Return learning rates beyond the grid, for widths whose best rate is at its edge.
+
+    Args:
+        tuned: the tuned rates of the group.
+        trials: rows of `SweepTables.trials` of the group.
+        group: axis -> value.
+        rate: device seconds per FLOP.
+    """
     asked = []
     rates = np.sort(trials[AXIS].dropna().astype(float).unique())
     seeds = sorted({int(r) for r in trials["replicate"]})
-    for edge, beyond in (
-        ("smallest", rates[0] ** 2 / rates[1]),
-        ("largest", rates[-1] ** 2 / rates[-2]),
+    for edge, more, beyond in (
+        ("smallest", "smaller", rates[0] ** 2 / rates[1]),
+        ("largest", "larger", rates[-1] ** 2 / rates[-2]),
     ):
         at = {(width.D, width.d_model) for width in tuned.widths if width.edge == edge}
         if not at:
@@ -174,14 +199,14 @@ def more_rates(
         here = [pair in at for pair in zip(trials["D"], trials["d_model"], strict=True)]
         cells = trials[np.array(here) & (trials[AXIS] == rates[0])]
         holds = tuple(dict.fromkeys(h for held in cells["holds"] for h in held if h != "none"))
-        why = f"the best learning rate is the {edge} of the grid: add one beyond it"
+        why = f"the best learning rate is the {edge} of the grid: add a {more} one"
         wider = {**group, AXIS: float(f"{beyond:.3g}")}
         asked.append(_priced(why, holds, wider, _typed(cells), seeds, cells, rate))
     return asked
 
 
 def seconds_per_flop(trials: pd.DataFrame) -> float:
-    """Of the trials that have finished, device seconds over FLOPs; NaN where none has."""
+    """Return device seconds per FLOP of the finished trials; NaN where none has finished."""
     ended = trials[trials["seconds_total"].notna() & (trials["flops"] > 0)]
     if ended.empty:
         return float("nan")
@@ -189,7 +214,7 @@ def seconds_per_flop(trials: pd.DataFrame) -> float:
 
 
 def _beyond(widths: Sequence[float], curve: LossCurve) -> list[float]:
-    """Multipliers to add at the edges where the optimum may be."""
+    """Multipliers to add beyond the edges at which the optimum may be."""
     added: list[float] = []
     if curve.obstacle == "lower edge" or curve.below > EDGE_SHARE:
         added += _scaled(widths[0], (0.5, 0.75))
@@ -203,7 +228,7 @@ def _scaled(multiplier: float, factors: Sequence[float]) -> list[float]:
 
 
 def _between(widths: Sequence[float], count: int) -> list[float]:
-    """New multipliers, each in the middle (of the logarithm) of the widest gap left."""
+    """`count` new multipliers, each at the geometric middle of the widest remaining gap."""
     known = sorted(widths)
     if len(known) == 1:
         known = [known[0] / 2, known[0], known[0] * 2]
@@ -217,7 +242,7 @@ def _between(widths: Sequence[float], count: int) -> list[float]:
 
 
 def _next_seeds(seeds: Sequence[int]) -> list[int]:
-    """Enough to reach three replicates, or to double those there are."""
+    """New seeds: enough for REPLICATES replicates, or as many again as there are."""
     wanted = max(REPLICATES - len(seeds), len(seeds))
     start = max(seeds, default=-1) + 1
     return list(range(start, start + wanted))
@@ -232,7 +257,7 @@ def _priced(
     like: pd.DataFrame,
     rate: float,
 ) -> NextCells:
-    """Cost from cells of the same budget; the head's share of it still varies with d_model."""
+    """Cells priced by interpolation: at one budget the head's share still depends on d_model."""
     grid = _grid(group, widths, seeds)
     known = like.groupby("width_multiplier")["flops"].mean().sort_index()
     each = np.interp(np.log(widths), np.log(known.index), known) if len(known) else [np.nan]
@@ -242,8 +267,7 @@ def _priced(
 
 
 def _typed(trials: pd.DataFrame) -> list[float]:
-    """Multipliers as the sweep file has them, so that the same cells get the same ids; achieved
-    ones where it has none."""
+    """Multipliers as typed in the sweep file, so that equal cells get equal ids; else measured."""
     typed = trials["typed_multiplier"].fillna(trials["width_multiplier"].round(4))
     return sorted({float(m) for m in typed.dropna()})
 

@@ -1,158 +1,59 @@
-"""From a sweep's tables to a verdict a group: how wide, how sure, resting on what, and if not, why.
+"""Judge every group of a sweep: the recommended width, its uncertainty and its evidence.
 
-A group is one combination of every axis but the width and the replicate. The loss at an equal
-budget decides; the spectra explain, and may agree or not. Pure: no I/O.
+A group is one combination of all axes except width and replicate. The loss at an equal budget
+decides; the spectra are reported beside it. Pure: no I/O.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from analysis.laws.spectral import SpectralEvidence, judge_spectra
-from analysis.replicates import Floats, Interval
+from analysis.laws.spectral import SpectralEvidence, SpectralStop, judge_spectra
 from analysis.tables.sweep_tables import SweepTables, reference_multiplier
 from analysis.verdict import next_cells
 from analysis.verdict.budgets import AtBudget, at_equal_budgets
 from analysis.verdict.caveats import TUNED, caveats_of
-from analysis.verdict.choices import Choice, choices_of
+from analysis.verdict.choices import choices_of
+from analysis.verdict.decision import decide
 from analysis.verdict.equal_budget import TOLERANCE_NATS, BudgetEvidence, judge_losses
-from analysis.verdict.evidence import evidence_of, losses_of, widths_of
+from analysis.verdict.group_verdict import GroupVerdict, Recommendation
 from analysis.verdict.loss_optimum import LossCurve
 from analysis.verdict.next_cells import NextCells
-from analysis.verdict.supply import SELECTION, Supply, judge_supply
+from analysis.verdict.supply import Supply, judge_supply
 from analysis.verdict.transfer import SizeOptimum, Target, Transfer, transfer
 from analysis.verdict.tuned_rate import AXIS as RATE_AXIS
 from analysis.verdict.tuned_rate import TunedTrials, is_tunable, tune
-from analysis.wording import group_label, interval, multiple
+from analysis.wording import group_label
 from trialstore.sweep_file import positive, section
 
-#: Axes that make a model larger: groups that differ in nothing else are sizes of one.
+#: Axes that change the size of a model: groups that differ only in them are sizes of one family.
 SIZE_AXES = ("base_d_model", "depth")
-#: Characters of a slug: names of files end at 255 bytes, and more words follow.
+#: Characters of a slug: a file name has at most 255 bytes, and a suffix follows the slug.
 LONGEST_SLUG = 120
 
 
-@dataclass(frozen=True)
-class GroupVerdict:
-    """The verdict on one group, with everything it rests on."""
-
-    group: Mapping[str, Any]  # axis -> value
-    label: str  # the group in a few words
-    slug: str  # the label as part of a file's name, another for every group
-    width_multiplier: float | None  # D / d_model; None where no width is recommended
-    interval: Interval | None  # of the optimum, 90 %
-    sentence: str  # the verdict
-    rule: str  # by which rule the width was chosen, or why none was
-    trials: pd.DataFrame  # rows of `SweepTables.trials`
-    spectral: SpectralEvidence
-    losses: tuple[BudgetEvidence, ...]  # by budget, the deciding one first
-    agrees: bool | None  # whether the spectral stop agrees
-    choices: tuple[Choice, ...]  # for quality and for efficiency; none where nothing is recommended
-    at_budgets: tuple[AtBudget, ...]  # the loss against the width at every kind of equal budget
-    tuned: TunedTrials | None  # where each width enters at its own learning rate
-    supply: Supply  # passes over the data, and what the best losses of the runs say
-    caveats: tuple[str, ...]
-    run_next: tuple[NextCells, ...]
-
-    @property
-    def verdict(self) -> Literal["recommended", "refused"]:
-        return "refused" if self.width_multiplier is None else "recommended"
-
-    @property
-    def deciding(self) -> BudgetEvidence | None:
-        """The budget that decides, if any was held equal."""
-        return self.losses[0] if self.losses else None
-
-    @property
-    def on_best(self) -> "Decision | None":
-        """The verdict on the best losses of the runs; None where the final ones are as good."""
-        return decide(self.supply.on_best) if self.supply.on_best else None
-
-    @property
-    def alternatives(self) -> list[dict[str, Any]]:
-        """Every width of the deciding budget, from the narrowest, with what it costs in loss."""
-        return [] if self.deciding is None else widths_of(self.deciding)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As in recommendation.json."""
-        return {
-            "group": dict(self.group),
-            "label": self.label,
-            "verdict": self.verdict,
-            "sentence": self.sentence,
-            "width_multiplier": self.width_multiplier,
-            "interval": self.interval,
-            "rule": self.rule,
-            "alternatives": self.alternatives,
-            "choices": {choice.goal: choice.to_dict() for choice in self.choices},
-            "at_equal": {found.currency: found.to_dict() for found in self.at_budgets},
-            "learning_rates": [width.to_dict() for width in self.tuned.widths]
-            if self.tuned
-            else None,
-            "evidence": {
-                **evidence_of(self.trials, self.spectral, self.losses, self.agrees),
-                "supply": self.supply.to_dict(),
-                "best_loss": None if self.on_best is None else self._best_loss(self.on_best),
-            },
-            "caveats": list(self.caveats),
-            "run_next": [cells.to_dict() for cells in self.run_next],
-        }
-
-    def _best_loss(self, found: "Decision") -> dict[str, Any]:
-        return {
-            "verdict": "refused" if found.width_multiplier is None else "recommended",
-            "width_multiplier": found.width_multiplier,
-            "interval": None if found.curve is None else found.curve.interval,
-            "sentence": found.sentence,
-            "rule": found.rule,
-            "selection": SELECTION,
-            "alternatives": widths_of(self.supply.on_best[0]),
-            "loss": losses_of(self.supply.on_best),
-        }
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What the losses at equal budgets come to, by the rules of docs/verdict.md."""
-
-    curve: LossCurve | None  # with the optimum; None where none is established
-    width_multiplier: float | None  # D / d_model; None where no width is recommended
-    sentence: str
-    rule: str
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """The verdicts of a sweep, and what those of several sizes say about the target."""
-
-    sweep: str
-    aggregation: str  # how a trial's snapshots became one rank
-    groups: tuple[GroupVerdict, ...]
-    transfers: tuple[Transfer, ...] = ()  # none where the sweep file names no target
-    left_out: tuple[str, ...] = ()  # finished trials of the directory that enter nothing
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content of recommendation.json."""
-        return {
-            "sweep": self.sweep,
-            "aggregation": self.aggregation,
-            "groups": [group.to_dict() for group in self.groups],
-            "transfer": [found.to_dict() for found in self.transfers],
-            "left_out": list(self.left_out),
-        }
-
-
 def recommend(tables: SweepTables) -> Recommendation:
-    """Judge every group of a sweep, sorted by their axes.
+    """Judge every group of a sweep.
 
-    Where three learning rates or more are on the grid, each combination of the other axes comes
-    first with every width at its own rate, and then at each rate of the grid. Raises InputError
-    where the sweep file's tolerance or target is no number above 0.
+    With three or more learning rates on the grid, each combination of the other axes is judged
+    twice: with every width at its own rate, and at each rate of the grid.
+
+    Args:
+        tables: the sweep, as `load_sweep` returns it.
+
+    Returns:
+        The verdicts in the order of the groups' axes, those tuned per width first.
+
+    Raises:
+        InputError: the sweep file's tolerance or target is not a number above 0.
+
+    Example:
+        >>> for verdict in recommend(load_sweep(LocalStorage("widthlab-runs/small"))).groups:
+        ...     print(verdict.label, verdict.width_multiplier, verdict.rule)
     """
     analysis = section(tables.config, "analysis")
     tolerance = positive(analysis, "tolerance_nats", TOLERANCE_NATS)
@@ -177,8 +78,7 @@ def _slug(label: str) -> str:
 
 
 def _told_apart(verdicts: Iterable[GroupVerdict]) -> Iterator[GroupVerdict]:
-    """The verdicts, those numbered whose label makes the same name of a file as another's, be it
-    in capitals."""
+    """The verdicts with unique slugs: a number is added where two differ at most in case."""
     taken: set[str] = set()
     for verdict in verdicts:
         slug, number = verdict.slug, 1
@@ -190,7 +90,7 @@ def _told_apart(verdicts: Iterable[GroupVerdict]) -> Iterator[GroupVerdict]:
 
 
 def _same(trials: pd.DataFrame, group: Mapping[str, Any], but: Iterable[str]) -> pd.DataFrame:
-    """The trials with a group's values on all axes but some."""
+    """The trials that have a group's values on all axes except `but`."""
     alike = np.ones(len(trials), bool)
     for axis, value in group.items():
         if axis not in but:
@@ -206,7 +106,7 @@ def _groups(
         return [({}, trials)]
     found = trials.groupby(list(axes), sort=True, dropna=False)
     return [
-        # Not the group's key: beside a missing value pandas makes a float of an integer there.
+        # The key from groupby is no use: beside a missing value pandas turns integers into floats.
         ({axis: _plain(members[axis].iloc[0]) for axis in axes}, members)
         for _, members in found
     ]
@@ -220,14 +120,14 @@ def _judge(
     tolerance: float,
     rate: float,
 ) -> GroupVerdict:
-    """One group; `sizes` has the trials of every d_model on the grid that differ in no more."""
+    """One group; `sizes` has its trials at every d_model of the grid."""
     spectral = judge_spectra(trials)
     losses = judge_losses(trials, tolerance)
     run_next = next_cells.missing_cells(trials, group, rate)
     if not losses:
         reference = reference_multiplier(tables.config)
         run_next += next_cells.equal_budget_half(trials, group, rate, reference)
-    elif not _is_recommended(losses):
+    elif decide(losses).curve is None:
         run_next += next_cells.for_refusal(losses[0], group, rate)
     at_budgets = at_equal_budgets(sizes, trials, losses, tolerance)
     supply = judge_supply(trials, tolerance, lambda rows: judge_losses(rows, tolerance))
@@ -248,7 +148,7 @@ def _judge_tuned(
     rates = tuple(float(value) for value in np.sort(trials[RATE_AXIS].dropna().unique()))
     on_grid = {**group, RATE_AXIS: rates}
     run_next = next_cells.more_rates(tuned, trials, group, rate)
-    if not _is_recommended(losses):
+    if decide(losses).curve is None:
         run_next += next_cells.for_refusal(losses[0], on_grid, rate)
     at_budgets = at_equal_budgets(tuned.trials, tuned.trials, losses, tolerance)
     supply = judge_supply(
@@ -256,14 +156,6 @@ def _judge_tuned(
     )
     named = {**group, RATE_AXIS: TUNED}
     return _verdict(named, trials, spectral, losses, at_budgets, run_next, tables, supply, tuned)
-
-
-def _is_recommended(losses: Sequence[BudgetEvidence]) -> bool:
-    return (
-        bool(losses)
-        and isinstance(losses[0].optimum, LossCurve)
-        and (losses[0].optimum.recommended)
-    )
 
 
 def _verdict(
@@ -278,7 +170,10 @@ def _verdict(
     tuned: TunedTrials | None,
 ) -> GroupVerdict:
     decided = decide(losses)
-    multiplier = decided.width_multiplier
+    multiplier, stop = decided.width_multiplier, spectral.stop
+    agrees = None
+    if multiplier is not None and isinstance(stop, SpectralStop):
+        agrees = stop.agrees(multiplier)
     return GroupVerdict(
         group=group,
         label=group_label(group),
@@ -290,7 +185,7 @@ def _verdict(
         trials=trials,
         spectral=spectral,
         losses=losses,
-        agrees=spectral.stop.agrees(multiplier),
+        agrees=agrees,
         choices=choices_of(losses[0]) if losses else (),
         at_budgets=at_budgets,
         tuned=tuned,
@@ -300,21 +195,10 @@ def _verdict(
     )
 
 
-def decide(losses: Sequence[BudgetEvidence]) -> Decision:
-    """The verdict on the first of the budgets, or why there is none."""
-    optimum = losses[0].optimum if losses else None
-    chosen = optimum if isinstance(optimum, LossCurve) and optimum.recommended else None
-    if chosen is not None and chosen.headline is not None:
-        multiplier = float(chosen.multiplier[chosen.headline])
-        return Decision(chosen, multiplier, _sentence(losses[0], chosen, multiplier), _rule(chosen))
-    rule = _why_refused(losses[0] if losses else None)
-    return Decision(chosen, None, f"no recommendation: {rule}", rule)
-
-
 def _transfers(
     verdicts: Sequence[GroupVerdict], analysis: Mapping[str, Any]
 ) -> tuple[Transfer, ...]:
-    """One per combination of the axes that do not make a model larger."""
+    """One transfer per combination of the axes that do not change a model's size."""
     wanted = section(analysis, "target")
     if not wanted:
         return ()
@@ -332,7 +216,7 @@ def _transfers(
 
 
 def _size(verdict: GroupVerdict) -> SizeOptimum | None:
-    """The optimum of one size, where one is established."""
+    """The optimum of one size; None where none is established."""
     evidence = verdict.deciding
     if evidence is None or verdict.interval is None:
         return None
@@ -345,53 +229,8 @@ def _size(verdict: GroupVerdict) -> SizeOptimum | None:
     )
 
 
-def _sentence(evidence: BudgetEvidence, curve: LossCurve, multiplier: float) -> str:
-    cell = evidence.cell(multiplier)
-    same = curve.equivalent & curve.admissible
-    alike = f"; {_runs(curve.multiplier, same)} are equivalent at this precision"
-    if same.sum() < 2:
-        alike = ""
-    return (
-        f"use {multiple(multiplier)} (D = {cell['D']:.0f} at d_model = {cell['d_model']:.0f}); the "
-        f"optimum is at {curve.optimum:.2f}x, 90 % interval {interval(curve.interval)}{alike}"
-    )
-
-
-def _runs(multiplier: Floats, chosen: NDArray[np.bool_]) -> str:
-    """Widths in words, neighbours as a span: `1.5x and 2.67x to 4x`."""
-    places = np.flatnonzero(chosen)
-    spans = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
-    *others, final = [
-        " to ".join(multiple(float(multiplier[i])) for i in dict.fromkeys((span[0], span[-1])))
-        for span in spans
-    ]
-    return f"{', '.join(others)} and {final}" if others else final
-
-
-def _rule(curve: LossCurve) -> str:
-    if curve.within_tolerance:
-        return (
-            f"the smallest width whose loss excess over the optimum has an upper 90 % bound below "
-            f"{curve.tolerance:g} nats; {curve.reason}"
-        )
-    broken = "" if curve.admissible.all() else " that broke down nowhere"
-    return (
-        f"the width of least loss excess: no upper 90 % bound of a width{broken} is below "
-        f"{curve.tolerance:g} nats; {curve.reason}"
-    )
-
-
-def _why_refused(evidence: BudgetEvidence | None) -> str:
-    if evidence is None:
-        return (
-            "the sweep has no cells of equal budget (hold: params or flops), and the loss at "
-            "unequal budgets only says that larger models are better"
-        )
-    return evidence.optimum.reason
-
-
 def _plain(value: Any) -> Any:
-    """A NumPy scalar as Python's own, a missing value as None."""
+    """A NumPy scalar as a Python one; NaN as None."""
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and np.isnan(value) else value

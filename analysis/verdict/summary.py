@@ -1,12 +1,13 @@
-"""The verdict as plain text, for a terminal of 96 columns."""
+"""The verdicts as plain text for a terminal of 96 columns."""
 
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
 
-from analysis.laws.power_law import PowerLaw, Refusal, is_shown
+from analysis.laws.power_law import PowerLaw, is_shown
+from analysis.refusal import Refusal
 from analysis.tables.sweep_tables import SweepTables
-from analysis.verdict.recommend import GroupVerdict, Recommendation
+from analysis.verdict.group_verdict import GroupVerdict, Recommendation
 from analysis.verdict.supply import SELECTION
 from analysis.wording import bracketed, duration, flops, group_label, passes_text, plural
 
@@ -14,7 +15,7 @@ COLUMNS = 96
 
 
 def summarise(tables: SweepTables, recommendation: Recommendation) -> str:
-    """Counts, fitted exponents and the verdict of every group; ends with a newline."""
+    """Return trial counts, rank exponents and the verdict of every group; ends with a newline."""
     lines = [headline(tables), "", *_laws(recommendation), ""]
     common = shared_caveats(recommendation)
     for verdict in recommendation.groups:
@@ -22,15 +23,13 @@ def summarise(tables: SweepTables, recommendation: Recommendation) -> str:
     for found in recommendation.transfers:
         lines += [*_wrapped(f"{found.label}: {found.sentence}.", "", "  "), ""]
     if common:
-        lines.append(
-            "Caveats that hold for all of these" if len(recommendation.groups) > 1 else "Caveats"
-        )
+        lines.append("Caveats of every group" if len(recommendation.groups) > 1 else "Caveats")
         lines += [line for caveat in common for line in _wrapped(caveat, "  - ")]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def headline(tables: SweepTables) -> str:
-    """What was run, in one line."""
+    """Return one line on the trials: how many in each state, device time, FLOPs, passes."""
     trials = tables.trials
     states = Counter(trials["state"])
     counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
@@ -46,19 +45,19 @@ def headline(tables: SweepTables) -> str:
 
 
 def shared_caveats(recommendation: Recommendation) -> list[str]:
-    """Caveats that every group has, said once."""
+    """Return the caveats that all groups share."""
     first, *others = recommendation.groups
     return [caveat for caveat in first.caveats if all(caveat in other.caveats for other in others)]
 
 
 def _laws(recommendation: Recommendation) -> Iterator[str]:
-    yield "Exponents of the rank against the FFN width D, with 90 % intervals"
+    yield "Exponents of rank over FFN width D, with 90 % intervals"
     label_width = max(len("group"), *(len(verdict.label) for verdict in recommendation.groups))
     label_width = min(label_width, 34)
 
     def row(label: str, *cells: str) -> str:
         above = ""
-        if len(label) > label_width:  # on lines of its own: its end may be what tells it apart
+        if len(label) > label_width:  # on its own lines: labels may differ only at the end
             above, label = "\n".join(_wrapped(label, "  ", "    ")) + "\n", ""
         columns = "  ".join(f"{cell:<17}" for cell in cells)
         return above + f"  {label:<{label_width}}  {columns}".rstrip()
@@ -70,7 +69,8 @@ def _laws(recommendation: Recommendation) -> Iterator[str]:
         gap = laws["asymmetry"]
         soft = laws["soft_rank"]
         if isinstance(soft, Refusal) and isinstance(laws["hard_rank"], Refusal):
-            yield row(verdict.label, f"no law: {soft.reason}")
+            yield row(verdict.label, "no law")
+            yield from _wrapped(f"({soft.sentence})", "    ")
             continue
         cells = [_exponent(laws[name]) for name in ("soft_rank", "hard_rank", "asymmetry")]
         if isinstance(gap, PowerLaw):
@@ -89,17 +89,14 @@ def _verdict(verdict: GroupVerdict, common: list[str]) -> Iterator[str]:
     if verdict.width_multiplier is not None:
         yield from _wrapped(f"rule: {verdict.rule}.", "  ")
     if verdict.on_best is not None:
-        yield from _wrapped(f"on best losses: {verdict.on_best.sentence}. {SELECTION}", "  ")
+        yield from _wrapped(f"by best losses: {verdict.on_best.sentence}. {SELECTION}", "  ")
     for choice in verdict.choices:
         yield from _wrapped(f"{choice.sentence}.", "  ")
     for found in verdict.at_budgets:
         deciding = verdict.deciding is not None and found.currency == verdict.deciding.hold
-        if found.found is not None and not deciding:
+        if found.source is not None and not deciding:
             yield from _wrapped(f"{found.sentence}.", "  ")
-    agreement = {True: "agrees", False: "does not agree", None: "cannot be compared"}
-    yield from _wrapped(
-        f"spectrum: {agreement[verdict.agrees]} - {verdict.spectral.stop.sentence}.", "  "
-    )
+    yield from _wrapped(f"spectra: {verdict.spectral_sentence}.", "  ")
     for caveat in verdict.caveats:
         if caveat not in common:
             yield from _wrapped(caveat, "  - ")

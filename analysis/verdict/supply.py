@@ -1,9 +1,9 @@
-"""What the trials were trained on against what there was: passes over the data, and overfitting.
+"""The supply of data: passes over the training data, and overfitting.
 
-Data that are repeated up to four times are worth nearly as much as new data, beyond that less and
-less (arXiv 2305.16264, section 4). And where a run's held-out loss has risen again by its end, the
-final loss judges how a width overfits: then the same rules judge the best losses of the runs too,
-and both verdicts stand side by side.
+Data repeated up to four times are worth nearly as much as new data, beyond that less and less
+(arXiv 2305.16264, section 4). If a run's held-out loss rises before its end, its final loss
+measures overfitting too. The same rules then judge the best losses of the runs, and both verdicts
+are reported.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,32 +16,32 @@ import pandas as pd
 from analysis.verdict.equal_budget import BudgetEvidence
 from analysis.wording import passes_text, percent, plural
 
-#: Passes over the training data up to which repeated data are worth nearly as much as new
+#: Passes over the training data up to which repeated data are worth nearly as much as new data
 #: (arXiv 2305.16264).
 PASSES_WORTH_NEW = 4.0
-#: What a reader of a verdict on best losses must know.
+#: The caveat of every verdict on best losses.
 SELECTION = (
-    "A best loss is the lowest of several evaluations of a run on the same tokens, chosen after "
-    "the fact: it lies a little below what that run would come to on others."
+    "A best loss is the lowest of several evaluations of a run on the same tokens, selected after "
+    "the fact, so it is slightly lower than the run's loss on other tokens."
 )
 
 
 @dataclass(frozen=True)
 class Supply:
-    """Of one group of trials. Losses in nats per token."""
+    """The data supply of one group of trials. Losses in nats per token."""
 
-    passes: tuple[float, float] | None  # fewest and most over the training data; None: not known
+    passes: tuple[float, float] | None  # fewest and most passes of a trial; None: not recorded
     judged: int  # completed trials with a final and a best loss
-    overfitted: int  # of them, whose final loss exceeds their best by more than the tolerance
+    overfitted: int  # of these, trials whose final loss exceeds their best by over the tolerance
     largest_excess: float  # of a final loss over the best; NaN where none is judged
     tolerance: float
-    unknown_share: float  # largest share of unknown tokens; NaN where it is not known
-    # What the best losses say at each equal budget; none where no trial overfits.
+    unknown_share: float  # largest share of unknown tokens; NaN where none is recorded
+    # The best losses at each equal budget; empty where no trial overfits.
     on_best: tuple[BudgetEvidence, ...]
 
     @property
     def repeats(self) -> bool:
-        """Whether the data were repeated more often than is worth nearly as much as new data."""
+        """Whether a trial passes over its data more than PASSES_WORTH_NEW times."""
         return self.passes is not None and self.passes[1] > PASSES_WORTH_NEW
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,8 +61,13 @@ def judge_supply(
     tolerance: float,
     judge: Callable[[pd.DataFrame], tuple[BudgetEvidence, ...]],
 ) -> Supply:
-    """`trials` are rows of `SweepTables.trials` of one group; `judge` finds the loss optimum of
-    such rows from their column val_loss, `tolerance` [nats] being what it counts as equal."""
+    """Count passes and overfitting of one group, and judge its best losses if it overfits.
+
+    Args:
+        trials: rows of `SweepTables.trials` of the group.
+        tolerance: nats per token; a trial overfits if its final loss exceeds its best by more.
+        judge: finds the loss optimum of rows like `trials` from their column `val_loss`.
+    """
     one = trials.drop_duplicates("id")
     completed = one[one["state"] == "completed"]
     final, best = completed["val_loss"].to_numpy(float), completed["best_val_loss"].to_numpy(float)
@@ -83,24 +88,24 @@ def judge_supply(
 
 
 def caveats_of_supply(supply: Supply) -> Iterator[str]:
-    """What the data and the tokenizer do to the losses of a group."""
+    """Yield the caveats of a group about its data and its tokenizer."""
     if supply.passes is not None and supply.repeats:
         yield (
             f"The trials pass over their training data {passes_text(supply.passes)} times. Up to "
             f"{PASSES_WORTH_NEW:g} passes are worth nearly as much as new data (arXiv 2305.16264); "
-            "beyond that the optimum may be one of too little data: give more data, or fewer "
-            "tokens to train on."
+            "beyond that the optimum may be that of too little data: use more data, or train on "
+            "fewer tokens."
         )
     if supply.overfitted:
-        beside = " The verdict on best losses stands beside this one." if supply.on_best else ""
+        beside = " The best losses have a verdict of their own." if supply.on_best else ""
         yield (
             f"Of {plural(supply.judged, 'completed trial')}, {supply.overfitted} end with a "
             f"held-out loss above their best by more than the tolerance of {supply.tolerance:g} "
-            f"nats, by up to {supply.largest_excess:.3g}: the final loss judges how they overfit, "
-            f"or come apart, as much as what they learn.{beside}"
+            f"nats, by up to {supply.largest_excess:.3g} nats. Their final losses measure "
+            f"overfitting or instability as well as learning.{beside}"
         )
     if supply.unknown_share > 0:
         yield (
             f"The tokenizer has no id for some of the text: {percent(supply.unknown_share)} of the "
-            "tokens are unknown ones, which are easy to predict and lower the loss."
+            "tokens are unknown tokens, which are easy to predict and lower the loss."
         )

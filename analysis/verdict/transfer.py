@@ -1,9 +1,9 @@
-"""The optimal width at a size that was not run, from the optima at sizes that were.
+"""Extrapolate the optimal width to a model size that was not run.
 
-ln m* against ln N by least squares over model sizes, m* the optimal D / d_model and N the
-non-embedding parameters. Three sizes leave one degree of freedom, and the interval says so: it is
-Student's prediction interval, or what the uncertainty of the single optima comes to at the target
-if that is wider (small scatter about a line through three points may be luck).
+Least squares of ln m* on ln N over model sizes, with m* the optimal D / d_model and N the
+non-embedding parameters. The interval is the wider of two: Student's prediction interval, and the
+uncertainty of the single optima carried to the target. The second one counts because small
+scatter about a line through three points may be luck.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,18 +16,18 @@ from scipy import stats
 from analysis.replicates import CONFIDENCE, Floats, Interval
 from analysis.wording import interval, large
 
-#: Sizes needed: a line always passes through two.
+#: Model sizes needed: a line through two leaves no degree of freedom.
 MINIMUM_SIZES = 3
-#: Sizes nearer than this (relative) are one size.
+#: Sizes that differ by less than this share count as one.
 SAME_SIZE = 0.05
 
 
 @dataclass(frozen=True)
 class Target:
-    """The model that the verdict is wanted for."""
+    """The model that a width is needed for."""
 
-    params: float  # non-embedding
-    tokens: float  # of its training
+    params: float  # non-embedding parameters
+    tokens: float  # training tokens
 
 
 @dataclass(frozen=True)
@@ -35,27 +35,28 @@ class SizeOptimum:
     """An established optimum at one model size."""
 
     parameters: float  # non-embedding
-    tokens: float
+    tokens: float  # training tokens
     optimum: float  # D / d_model
-    interval: Interval  # 90 %
+    interval: Interval  # of the optimum, 90 %
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """What the optima of several sizes say about the target. Intervals are at 90 %."""
+    """The predicted optimum at the target, or the refusal of one. Intervals are at 90 %."""
 
-    group: Mapping[str, Any]  # the axes that the sizes share
-    label: str
+    group: Mapping[str, Any]  # axis -> value, of the axes that the sizes share
+    label: str  # the group in a few words
     target: Target
     sizes: tuple[SizeOptimum, ...]
-    refused: int  # sizes without an established optimum, which do not enter
-    exponent: float | None  # d ln m* / d ln N; None where it was not fitted
+    refused: int  # sizes without an established optimum, left out
+    exponent: float | None  # d ln m* / d ln N; None where there are too few sizes
     exponent_interval: Interval | None
     width_multiplier: float | None  # predicted at the target
     interval: Interval | None  # of the optimum at the target
     sentence: str
 
     def to_dict(self) -> dict[str, Any]:
+        """Return an entry of `transfer` in recommendation.json."""
         return {**asdict(self), "group": dict(self.group)}
 
 
@@ -66,13 +67,25 @@ def transfer(
     refused: int,
     target: Target,
 ) -> Transfer:
-    """Extrapolate to the target, or say what is missing for it."""
+    """Predict the optimal width at the target.
+
+    Args:
+        group: axis -> value, of the axes that the sizes share.
+        label: the group in a few words.
+        sizes: the established optima, in any order.
+        refused: number of sizes without an established optimum.
+        target: the model to predict for.
+
+    Returns:
+        The prediction. With fewer than MINIMUM_SIZES distinct sizes its numbers are None and its
+        sentence says what to add.
+    """
     sizes = tuple(sorted(sizes, key=lambda size: size.parameters))
     at = f"{large(target.params)} parameters and {large(target.tokens)} tokens"
     distinct = _distinct(sizes)
     if distinct < MINIMUM_SIZES:
         sentence = (
-            f"nothing can be said of {at}: a transfer needs {MINIMUM_SIZES} model sizes with an "
+            f"no prediction for {at}: a transfer needs {MINIMUM_SIZES} model sizes with an "
             f"established optimum, and there are {distinct} ({refused} more without one); add "
             "values to grid.d_model"
         )
@@ -83,16 +96,16 @@ def transfer(
     far = max(target.params / sizes[-1].parameters, sizes[0].parameters / target.params)
     sentence = (
         f"at {at} the optimum is predicted at {multiplier:.2f}x, 90 % interval {interval(found)}, "
-        f"from {len(sizes)} optima at {distinct} model sizes (m* goes as N^{slope:.2f}, "
+        f"from {len(sizes)} optima at {distinct} model sizes (m* ~ N^{slope:.2f}, "
         f"{interval(slope_interval)})"
     )
     if far > 1:
-        sentence += f"; the target is {far:.3g} times beyond them"
+        sentence += f"; the target is {far:.3g} times beyond these sizes"
     sentence += _tokens(sizes, target)
     if refused:
         sentence += (
-            f"; {refused} without an established optimum did not enter, which biases the "
-            "prediction if it was refused for lying at an edge"
+            f"; {refused} without an established optimum were left out, which biases the "
+            "prediction if their optimum is at an edge of the grid"
         )
     return Transfer(
         group, label, target, sizes, refused, slope, slope_interval, multiplier, found, sentence
@@ -100,7 +113,7 @@ def transfer(
 
 
 def _distinct(sizes: Sequence[SizeOptimum]) -> int:
-    """How many sizes differ; `sizes` ascend."""
+    """The number of distinct sizes; `sizes` are in ascending order."""
     logs = np.log([size.parameters for size in sizes])
     return 0 if not len(logs) else 1 + int(np.sum(np.diff(logs) > np.log1p(SAME_SIZE)))
 
@@ -108,7 +121,7 @@ def _distinct(sizes: Sequence[SizeOptimum]) -> int:
 def _predict(
     sizes: Sequence[SizeOptimum], at: float
 ) -> tuple[float, Interval, float, tuple[float, float]]:
-    """Slope of ln m* on ln N with its interval, and the prediction at ln N = `at` with its."""
+    """Slope of ln m* on ln N and its interval; the prediction at ln N = `at` and its interval."""
     x = np.log([size.parameters for size in sizes])
     y = np.log([size.optimum for size in sizes])
     low, high = np.log([size.interval for size in sizes]).T
@@ -116,7 +129,7 @@ def _predict(
         float(stats.norm.ppf((1 + CONFIDENCE) / 2)),
         float(stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 2)),
     )
-    error = (high - low) / 2 / normal  # of each optimum, as if normal
+    error = (high - low) / 2 / normal  # standard error of each optimum, assumed normal
     centred = x - x.mean()
     spread = float(centred @ centred)
     slope = float(centred @ y / spread)
@@ -124,7 +137,7 @@ def _predict(
     scatter = float(np.sqrt(residual @ residual / (len(x) - 2)))
 
     def half(weights: Floats, own: float) -> float:
-        """Of the interval of `weights` @ y, with the optimum's own scatter about the line."""
+        """Half the interval of `weights` @ y; `own` adds the scatter of one optimum itself."""
         shape = float(weights @ weights)
         return max(
             student * scatter * float(np.sqrt(own + shape)),
@@ -144,15 +157,15 @@ def _predict(
 
 
 def _tokens(sizes: Sequence[SizeOptimum], target: Target) -> str:
-    """What the fit leaves out of account."""
+    """A remark where the target's tokens per parameter are outside those of the sizes."""
     tokens = [size.tokens for size in sizes]
     ratios = [size.tokens / size.parameters for size in sizes]
     wanted = target.tokens / target.params
     if not np.isfinite(tokens).all():
-        return "; how it depends on the tokens was not fitted"
+        return "; the dependence on tokens was not fitted"
     if min(ratios) / 1.5 <= wanted <= max(ratios) * 1.5:
         return ""
     return (
-        f"; how it depends on the tokens was not fitted: the sizes saw {min(ratios):.3g} to "
-        f"{max(ratios):.3g} tokens a parameter, the target {wanted:.3g}"
+        f"; the dependence on tokens was not fitted: the sizes saw {min(ratios):.3g} to "
+        f"{max(ratios):.3g} tokens per parameter, the target {wanted:.3g}"
     )

@@ -1,11 +1,10 @@
-"""Each width at the learning rate that suits it, where the rate is an axis of the sweep.
+"""Tune the learning rate per width, where the rate is an axis of the sweep.
 
-Per width, the mean loss over the replicates picks the best rate of the grid; a parabola in ln lr
-through it and its two neighbours gives the tuned rate, and each replicate's own parabola its loss
-there. The rate is chosen from the mean and not per replicate, so that the luck of one replicate
-is not taken for a better rate. A width whose best rate is the smallest or the largest enters with
-its loss there, and is flagged: its tuned loss may be lower. Not so where the width breaks down
-beyond it.
+Per width, the mean loss over replicates selects the best rate of the grid. A parabola in ln lr
+through this rate and its two neighbours gives the tuned rate, and each replicate's own parabola its
+loss there. The mean selects the rate, so that the luck of one replicate does not. A width whose
+best rate is the smallest or the largest enters with its loss there. It is flagged, because a rate
+beyond the grid may be better, unless the width collapsed or diverged at a rate of the grid beyond.
 """
 
 from collections.abc import Sequence
@@ -19,47 +18,53 @@ from analysis.replicates import Floats
 from analysis.verdict.equal_budget import BUDGETS
 
 AXIS = "learning_rate"
-#: Rates needed: a parabola passes through three.
+#: Learning rates needed: a parabola has three parameters.
 MINIMUM_RATES = 3
 _CELL = ["D", "d_model", "base_d_model"]
 
 
 @dataclass(frozen=True)
 class TunedWidth:
-    """What tuning made of one width of a budget."""
+    """The tuned learning rate of one width at an equal budget."""
 
     width_multiplier: float
     D: int
     d_model: int
-    learning_rate: float
-    edge: Literal["smallest", "largest"] | None  # of the rates, where the best one is there
-    rates: tuple[float, ...]  # that every usable replicate completed
-    left_out: int  # runs that did not complete, or without a partner in another replicate
+    learning_rate: float  # tuned, between the rates of the grid
+    edge: Literal["smallest", "largest"] | None  # set if the best rate is at this edge of the grid
+    rates: tuple[float, ...]  # rates that every usable replicate completed
+    left_out: int  # runs that did not complete, or whose rate another replicate lacks
 
     def to_dict(self) -> dict[str, Any]:
+        """Return an entry of `learning_rates` in recommendation.json."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class TunedTrials:
-    """Trials with the learning rate tuned away, for `judge_losses`."""
+    """Trials of one group with every width at its tuned learning rate, for `judge_losses`."""
 
-    trials: pd.DataFrame  # a row per width and replicate of the equal budgets, val_loss tuned
+    trials: pd.DataFrame  # one row per width and replicate of equal budget; val_loss is tuned
     widths: tuple[TunedWidth, ...]
-    common_rate: float  # of the grid, best for most widths: rank laws are fitted at one rate
+    common_rate: float  # rate of the grid nearest to the median tuned one, for the rank laws
 
     @property
     def edges(self) -> tuple[TunedWidth, ...]:
+        """Widths whose best rate is at an edge of the grid."""
         return tuple(width for width in self.widths if width.edge is not None)
 
 
 def is_tunable(trials: pd.DataFrame) -> bool:
-    """Whether some trials differ in nothing but three learning rates or more."""
+    """Return whether trials have at least MINIMUM_RATES learning rates."""
     return AXIS in trials and trials[AXIS].nunique() >= MINIMUM_RATES
 
 
 def tune(trials: pd.DataFrame) -> TunedTrials:
-    """`trials` are rows of `SweepTables.trials` of one group with several learning rates."""
+    """Tune the learning rate of every width of one group.
+
+    Args:
+        trials: rows of `SweepTables.trials` of the group, with several learning rates.
+    """
     held = trials[[any(hold in BUDGETS for hold in holds) for holds in trials["holds"]]]
     rows: list[pd.DataFrame] = []
     widths: list[TunedWidth] = []
@@ -73,26 +78,26 @@ def tune(trials: pd.DataFrame) -> TunedTrials:
 
 
 def _tune_width(cells: pd.DataFrame) -> tuple[pd.DataFrame, TunedWidth | None]:
-    """All runs of one width: a row per replicate, and how it was tuned (None: nothing to tune)."""
+    """One row per replicate of a width, and its tuned rate; None if no run can be used."""
     usable = cells[(cells["state"] == "completed") & np.isfinite(cells["val_loss"])]
     if usable.empty:
         return cells.drop_duplicates("replicate"), None
     table = usable.pivot_table(index="replicate", columns=AXIS, values="val_loss")
-    # A replicate that completed nothing stands aside; the others need the same rates.
+    # Only rates that every replicate with a completed run has are comparable.
     table = table.sort_index(axis=1).dropna(axis="columns")
-    if table.empty:  # no rate that all replicates completed: those of the fullest one
+    if table.empty:  # no rate is common to all: use the replicate with the most rates
         table = usable.pivot_table(index="replicate", columns=AXIS, values="val_loss")
         fullest = table.notna().sum(axis=1).idxmax()
         table = table.loc[[fullest]].dropna(axis="columns")
     rates = table.columns.to_numpy(float)
     losses, rate, edge = _at_best(rates, table.to_numpy(float))
     if edge is not None and _breaks_beyond(cells, rate, edge):
-        edge = None  # the grid did go further
+        edge = None  # the grid covers rates beyond, and they fail
     nearest = rates[np.argmin(np.abs(np.log(rates / rate)))]
     like = usable[(usable[AXIS] == nearest) & usable["replicate"].isin(table.index)]
     like = like.drop_duplicates("replicate").set_index("replicate").loc[table.index]
     tuned = like.assign(val_loss=losses).reset_index()[list(cells.columns)]
-    # A replicate that no rate brought to its end breaks the width; one cut off counts as missing.
+    # Keep a row of every replicate without a completed run: its state can exclude the width.
     ended = cells.groupby("replicate")["state"].agg(lambda states: "completed" in set(states))
     lost = cells[~cells["replicate"].map(ended)].drop_duplicates("replicate")
     width = TunedWidth(
@@ -110,7 +115,7 @@ def _tune_width(cells: pd.DataFrame) -> tuple[pd.DataFrame, TunedWidth | None]:
 def _at_best(
     rates: Floats, losses: Floats
 ) -> tuple[Floats, float, Literal["smallest", "largest"] | None]:
-    """Losses [R] of the replicates at the tuned rate, from [R, L] at ascending `rates` [L]."""
+    """Losses [R] at the tuned rate, that rate, and its edge; from [R, L] at ascending rates [L]."""
     mean = losses.mean(axis=0)
     best = int(np.argmin(mean))
     if best == 0:
@@ -127,7 +132,7 @@ def _at_best(
 
 
 def _breaks_beyond(cells: pd.DataFrame, rate: float, edge: Literal["smallest", "largest"]) -> bool:
-    """Whether the width broke down at the rates beyond its best one."""
+    """Whether a run at a rate beyond the best one collapsed or diverged."""
     beyond = cells[AXIS] > rate if edge == "largest" else cells[AXIS] < rate
     return bool(cells.loc[beyond, "state"].isin(["collapsed", "diverged"]).any())
 

@@ -113,9 +113,9 @@ def fit(
     as_json: JsonOption = False,
 ) -> None:
     """Fit a law to any tidy table, with intervals and what the data cannot tell."""
-    from analysis.fit.fit_table import Request
-    from analysis.fit_file import as_text, assignments
-    from analysis.fit_file import fit as fit_file
+    from analysis.fit.fit_text import as_text
+    from analysis.fit.request import Request, parse_where
+    from analysis.fit_pipeline import fit_file
 
     roles = {
         "x": x, "y": y, "params": params, "tokens": tokens, "width": width, "depth": depth,
@@ -124,7 +124,7 @@ def fit(
     request = Request(
         law=law,
         columns={role: column for role, column in roles.items() if column is not None},  # type: ignore[misc]
-        where=assignments(where or []),
+        where=parse_where(where or []),
         group=tuple(group or []),
         replicate=replicate,
         resamples=bootstrap,

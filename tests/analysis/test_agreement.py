@@ -22,8 +22,9 @@ from analysis.laws.spectral import RANKS
 from analysis.pipeline import Analysis, analyse
 from analysis.tables.sweep_tables import SweepTables, load_sweep
 from analysis.verdict.budgets import CURRENCIES
+from analysis.verdict.group_verdict import GroupVerdict
 from analysis.verdict.layer_verdict import judge_layers, representative
-from analysis.verdict.recommend import GroupVerdict, recommend
+from analysis.verdict.recommend import recommend
 from analysis.wording import bracketed, flops, interval, multiple, plural
 from trialstore.storage import LocalStorage
 

@@ -13,9 +13,10 @@ from analysis.figures import verdict_figures as figures
 from analysis.figures.style import render
 from analysis.laws.power_law import PowerLaw
 from analysis.tables.sweep_tables import SweepTables, load_sweep
+from analysis.verdict.group_verdict import GroupVerdict
 from analysis.verdict.layer_verdict import judge_layers, representative
 from analysis.verdict.loss_optimum import LossCurve
-from analysis.verdict.recommend import GroupVerdict, recommend
+from analysis.verdict.recommend import recommend
 from trialstore.storage import LocalStorage
 
 Build = Callable[..., LocalStorage]

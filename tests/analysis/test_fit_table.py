@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.fit.fit_table import Request, fit_table
+from analysis.fit.fit_table import fit_table
+from analysis.fit.request import Request
 from trialstore import records
 from trialstore.errors import InputError
 
@@ -127,8 +128,8 @@ def test_numbers_written_as_text_are_numbers_and_nan_is_empty() -> None:
         (power(), ranks(rank=-1.0), ["no power law", "24 not positive"]),
         (power(), ranks(D=64), ["at least 3"]),
         (power(), ranks().iloc[:0], ["no rows"]),
-        (kaplan(), losses(5), ["at least 6 distinct", "there are 5"]),
-        (kaplan(), losses().assign(tokens=lambda f: 20 * f["params"]), ["move together"]),
+        (kaplan(), losses(5), ["6 distinct combinations of params and tokens", "there are 5"]),
+        (kaplan(), losses().assign(tokens=lambda f: 20 * f["params"]), ["params and tokens"]),
         (kaplan(), losses().assign(params=1e6), ["params has 1 distinct value"]),
     ],
 )
@@ -147,7 +148,10 @@ def test_what_cannot_be_fitted_is_named(
         ({"law": "power", "columns": {"x": "D"}}, "--y"),
         ({"law": "chinchilla", "columns": {"params": "N", "loss": "L"}}, "--tokens"),
         ({"law": "kaplan", "columns": {"loss": "L"}}, "--params, --tokens or both"),
-        ({"law": "power", "columns": {"x": "D", "y": "r", "loss": "L"}}, "--loss means nothing"),
+        (
+            {"law": "power", "columns": {"x": "D", "y": "r", "loss": "L"}},
+            "--loss; it takes --x, --y",
+        ),
         (
             {"law": "kaplan", "columns": {"params": "N", "loss": "L"}, "replicate": "seed"},
             "--replicate",
@@ -203,7 +207,7 @@ def test_a_row_without_a_replicate_label_is_left_out_and_counted() -> None:
 @pytest.mark.parametrize("value", [[1, 2], {"a": 1}, np.ones(2)])
 def test_lists_cannot_label_rows(options: dict[str, object], value: object) -> None:
     table = ranks(odd=[value] * 24)
-    with pytest.raises(InputError, match=r"column odd holds .* no single value"):
+    with pytest.raises(InputError, match="column odd holds"):
         fit_table(table, power(**options))
 
 

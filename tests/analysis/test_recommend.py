@@ -11,8 +11,11 @@ import yaml
 
 from analysis.laws.power_law import PowerLaw
 from analysis.laws.spectral import SpectralStop
+from analysis.refusal import Refusal
 from analysis.tables.sweep_tables import load_sweep
-from analysis.verdict.recommend import GroupVerdict, recommend
+from analysis.verdict.group_verdict import GroupVerdict
+from analysis.verdict.layer_verdict import judge_layers
+from analysis.verdict.recommend import recommend
 from trialstore.errors import InputError
 from trialstore.records import encode_json
 from trialstore.storage import LocalStorage
@@ -109,7 +112,7 @@ def test_a_flat_loss_is_refused_with_replicates_to_run_next(build_sweep: Build) 
 def test_a_falling_loss_is_refused_with_wider_layers_to_run_next(build_sweep: Build) -> None:
     (verdict,) = verdicts(build_sweep(planted(curvature=0.0, slope=-0.05)))
     assert verdict.verdict == "refused"
-    assert "still falls at the largest width" in verdict.rule
+    assert verdict.losses[0].optimum.obstacle == "upper edge"
     (wider,) = verdict.run_next
     assert wider.grid["width_multiplier"] == [12.0, 16.0]
     assert wider.hold == ("params",)
@@ -129,8 +132,8 @@ def test_the_cost_of_what_to_run_next_follows_from_what_has_run(build_sweep: Bui
 def test_without_equal_budgets_the_missing_half_is_named_and_priced(build_sweep: Build) -> None:
     (verdict,) = verdicts(build_sweep(holds=("none",)))
     assert verdict.verdict == "refused"
-    assert "no cells of equal budget" in verdict.rule
-    assert any("equal budgets is missing" in caveat for caveat in verdict.caveats)
+    assert "add `params` or `flops` to `match`" in verdict.rule
+    assert any("add `params` or `flops` to `match`" in caveat for caveat in verdict.caveats)
     (asked,) = verdict.run_next
     assert asked.hold == ("params",)
     reference = verdict.trials.set_index("D").loc[256.0, "flops"]  # the budget of the 4x model
@@ -155,8 +158,20 @@ def test_without_a_fixed_d_model_the_loss_is_judged_and_the_spectra_are_not(
     (verdict,) = verdicts(build_sweep(holds=("params",)))
     assert verdict.verdict == "recommended"
     assert verdict.agrees is None
-    assert any("fixed d_model is missing" in caveat for caveat in verdict.caveats)
+    assert any("add `none` to `match`" in caveat for caveat in verdict.caveats)
+    assert "add `none` to `match`" in verdict.spectral_sentence
     assert not isinstance(verdict.spectral.laws["soft_rank"], PowerLaw)
+
+
+def test_without_a_fixed_d_model_the_layers_are_refused_with_what_to_add(
+    build_sweep: Build,
+) -> None:
+    tables = load_sweep(build_sweep(holds=("params",)))
+    (verdict,) = recommend(tables).groups
+    layers = judge_layers(verdict, tables)
+    assert layers.advice == verdict.spectral.no_cells
+    assert "add `none` to `match`" in layers.sentence
+    assert layers.to_dict()["judged"] is False
 
 
 def test_few_widths_with_one_replicate_are_refused_and_asked_for(build_sweep: Build) -> None:
@@ -184,7 +199,7 @@ def test_caveats_say_what_the_verdict_rests_on(build_sweep: Build) -> None:
     (verdict,) = verdicts(build_sweep(samples=3000))
     said = " ".join(verdict.caveats)
     assert "equal non-embedding parameters" in said
-    assert "learning rate was not tuned per width (0.006 for all)" in said
+    assert "learning rate was not tuned per width (0.006 for all widths)" in said
     assert "one replicate" in said
     assert "undersampled" in said
 
@@ -213,21 +228,20 @@ def test_one_width_without_snapshots_and_without_losses_is_still_judged(
     sweep = build_sweep(multipliers=[4], outcomes=lambda c: "diverged")
     (verdict,) = verdicts(sweep)
     assert verdict.verdict == "refused"
-    assert "no run at an equal budget has a final loss" in verdict.rule
+    assert isinstance(verdict.losses[0].optimum, Refusal)
+    assert isinstance(verdict.spectral.stop, Refusal)
 
 
 @pytest.mark.parametrize(
     ("stop", "headline", "agrees"),
     [
-        (SpectralStop(4.0, True, ""), 2.67, True),  # within a factor of 1.5
-        (SpectralStop(4.0, True, ""), 2.0, False),
-        (SpectralStop(None, True, ""), 2.0, False),  # eDim still grows at the widest layer
-        (SpectralStop(None, False, ""), 2.0, None),
-        (SpectralStop(4.0, True, ""), None, None),
+        (SpectralStop(4.0, ""), 2.67, True),  # within a factor of 1.5
+        (SpectralStop(4.0, ""), 2.0, False),
+        (SpectralStop(None, ""), 2.0, False),  # eDim still grows at the largest width
     ],
 )
 def test_the_spectral_stop_agrees_within_half_a_width(
-    stop: SpectralStop, headline: float | None, agrees: bool | None
+    stop: SpectralStop, headline: float, agrees: bool
 ) -> None:
     assert stop.agrees(headline) is agrees
 
@@ -238,7 +252,7 @@ def test_a_plateau_of_the_ranks_is_found_where_it_begins(build_sweep: Build) -> 
     truth = planted(decay=2.5, jitter=0.0)
     (verdict,) = verdicts(build_sweep(truth, seeds=[0, 1, 2]))
     stop = verdict.spectral.stop
-    assert stop.measured
+    assert isinstance(stop, SpectralStop)
     assert stop.multiplier is not None
     assert stop.multiplier < 8
     assert np.isfinite(stop.multiplier)
@@ -276,7 +290,8 @@ def test_budgets_that_were_not_held_are_said_to_be_unknown(build_sweep: Build) -
     assert found["params"]["optimum"] == verdict.losses[0].optimum.optimum
     assert found["params"]["source"] == "cells of equal budget"
     assert found["seconds"]["optimum"] is None
-    assert "cannot be told" in found["seconds"]["sentence"]
+    assert found["seconds"]["source"] in found["seconds"]["sentence"]
+    assert "measured training time" in found["seconds"]["sentence"]
 
 
 @pytest.mark.long
@@ -391,23 +406,23 @@ def test_a_headline_beyond_the_tolerance_says_why_no_other_is_within_it(
     (caveat,) = (text for text in verdict.caveats if text.startswith("No width"))
     assert "collapsed or diverged" in caveat
     assert "noise" not in caveat
-    assert "that broke down nowhere" in verdict.rule
+    assert "without a collapsed or diverged replicate" in verdict.rule
 
 
 @pytest.mark.long
 def test_where_every_width_broke_down_narrower_ones_are_asked_for(build_sweep: Build) -> None:
     (verdict,) = verdicts(build_sweep(seeds=[0, 1, 2], outcomes=lambda cell: "diverged"))
     (cells,) = verdict.run_next
-    assert "every width broke down" in cells.why
+    assert "narrower" in cells.why
     assert cells.grid["width_multiplier"] == [0.5, 0.75]
 
 
 @pytest.mark.long
 def test_losses_that_never_differ_call_for_no_cure_of_noise(build_sweep: Build) -> None:
     (verdict,) = verdicts(build_sweep(planted(noise=0.0, curvature=0.0), seeds=[0, 1, 2]))
-    assert "does not decide" in verdict.rule
+    assert verdict.losses[0].optimum.obstacle == "all within tolerance"
     assert not any("noise" in cells.why for cells in verdict.run_next)
-    assert not any("smooth curve" in caveat for caveat in verdict.caveats)
+    assert not any("loss curve" in caveat for caveat in verdict.caveats)
 
 
 def test_widths_given_as_d_alone_are_judged_and_priced(build_sweep: Build) -> None:

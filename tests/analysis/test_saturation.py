@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from analysis.laws.saturation import Saturation, Untestable, judge_saturation
+from analysis.laws.saturation import Saturation, judge_saturation
+from analysis.refusal import Refusal
 
 WIDTHS = np.geomspace(256, 2048, 8)
 
@@ -85,13 +86,13 @@ def test_a_law_that_steepens_is_no_plateau() -> None:
 def test_five_widths_are_not_testable_and_what_was_left_out_is_counted() -> None:
     y = [*(WIDTHS[:5] ** 0.5), np.nan, 0.0, -1.0]
     found = judge_saturation(WIDTHS, y)
-    assert isinstance(found, Untestable)
-    assert "not testable" in found.reason
+    assert isinstance(found, Refusal)
+    assert "6 widths" in found.reason
     assert "there are 5" in found.reason
     assert found.excluded == {"not finite": 1, "not positive": 2}
 
 
 def test_no_points_and_very_many_widths_are_not_testable() -> None:
-    assert isinstance(judge_saturation([], []), Untestable)
+    assert isinstance(judge_saturation([], []), Refusal)
     many = np.geomspace(1, 100, 1000)
-    assert isinstance(judge_saturation(many, many), Untestable)
+    assert isinstance(judge_saturation(many, many), Refusal)

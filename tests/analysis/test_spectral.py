@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.laws.power_law import LocalElasticity, PowerLaw, Refusal
-from analysis.laws.saturation import Saturation, Untestable
-from analysis.laws.spectral import judge_spectra
+from analysis.laws.power_law import LocalElasticity, PowerLaw
+from analysis.laws.saturation import Saturation
+from analysis.laws.spectral import SpectralStop, judge_spectra
+from analysis.refusal import Refusal
 
 MULTIPLIERS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 
@@ -86,6 +87,7 @@ def test_a_plateau_of_the_ranks_is_found_and_the_loss_has_none() -> None:
     of_loss = found.saturation["val_loss"]
     assert isinstance(of_loss, Saturation)
     assert not of_loss.saturates
+    assert isinstance(found.stop, SpectralStop)
     assert found.stop.multiplier == pytest.approx(3.0)
 
 
@@ -143,15 +145,25 @@ def test_the_same_cell_twice_counts_once() -> None:
     assert two.excluded == {"repeats of a cell, averaged": 21}
 
 
-def test_one_width_and_no_cells_are_refused_in_words() -> None:
-    for frame in (trials(multipliers=(4.0,)), trials().iloc[:0]):
-        found = judge_spectra(frame)
-        for refusal in (*found.laws.values(), found.width_law):
-            assert isinstance(refusal, Refusal)
-            assert "at least 3 widths" in refusal.reason
-        assert all(isinstance(test, Untestable) for test in found.saturation.values())
-        assert not found.stop.measured
-        assert found.stop.multiplier is None
+@pytest.mark.parametrize(
+    ("frame", "says", "next_step"),
+    [
+        (trials(multipliers=(4.0,)), "there is 1", None),
+        (trials().iloc[:0], "no cells at fixed d_model", "add `none` to `match`"),
+        (trials().assign(state="diverged"), "21 diverged", None),
+    ],
+    ids=["one width", "no cells", "no completed cells"],
+)
+def test_one_width_and_no_cells_are_refused_with_what_to_run(
+    frame: pd.DataFrame, says: str, next_step: str | None
+) -> None:
+    found = judge_spectra(frame)
+    for refusal in (*found.laws.values(), found.width_law):
+        assert isinstance(refusal, Refusal)
+        assert says in refusal.reason
+        assert refusal.next_step == next_step
+    assert all(isinstance(test, Refusal) for test in found.saturation.values())
+    assert isinstance(found.stop, Refusal)
 
 
 def test_five_widths_have_laws_but_no_saturation_test() -> None:
@@ -159,5 +171,5 @@ def test_five_widths_have_laws_but_no_saturation_test() -> None:
     assert isinstance(found.elasticity["edim"], LocalElasticity)
     law(found.laws["edim"])
     test = found.saturation["edim"]
-    assert isinstance(test, Untestable)
-    assert "not testable" in test.reason
+    assert isinstance(test, Refusal)
+    assert "there are 5" in test.reason

@@ -318,11 +318,11 @@ def test_weighted_spectra_diverge_as_their_expansions() -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ([1.0, -0.5], "weight -0.5 is no multiplicity"),
-        ([1.0, math.nan], "weight nan is no multiplicity"),
-        ([1.0, math.inf], "weight inf is no multiplicity"),
-        ([0.25, 0.25], "adding up to 0.5 are less than one direction"),
-        ([1.0], r"shape \(1,\) do not go with nodes of shape \(2,\)"),
+        ([1.0, -0.5], "weight -0.5"),
+        ([1.0, math.nan], "weight nan"),
+        ([1.0, math.inf], "weight inf"),
+        ([0.25, 0.25], "weights sum to 0.5"),
+        ([1.0], r"shape \(1,\) .* shape \(2,\)"),
     ],
 )
 def test_weights_that_are_no_multiplicities_are_refused(weights: list[float], message: str) -> None:

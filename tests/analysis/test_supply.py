@@ -11,7 +11,8 @@ import pytest
 
 from analysis.pipeline import analyse
 from analysis.tables.sweep_tables import load_sweep
-from analysis.verdict.recommend import GroupVerdict, recommend
+from analysis.verdict.group_verdict import GroupVerdict
+from analysis.verdict.recommend import recommend
 from analysis.verdict.summary import headline, summarise
 from analysis.verdict.supply import PASSES_WORTH_NEW, SELECTION, judge_supply
 from trialstore.storage import LocalStorage
