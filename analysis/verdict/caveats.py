@@ -34,7 +34,7 @@ def caveats_of(
     tuned: TunedTrials | None = None,
 ) -> Iterator[str]:
     """Every caveat of one group, the weightiest first."""
-    yield from _missing_halves(spectral, losses)
+    yield from _missing_cells(spectral, losses)
     if losses:
         yield from _of_loss(losses[0], multiplier)
     yield from caveats_of_supply(supply)
@@ -47,16 +47,16 @@ def caveats_of(
     yield from _of_spectra(trials, spectral)
 
 
-def _missing_halves(spectral: SpectralEvidence, losses: Sequence[BudgetEvidence]) -> Iterator[str]:
+def _missing_cells(spectral: SpectralEvidence, losses: Sequence[BudgetEvidence]) -> Iterator[str]:
     if not losses:
         yield (
-            "The half of the grid with equal budgets is missing (hold: params or flops): "
-            "nothing can be said about the loss."
+            "There are no cells of equal budget: nothing can be said about the loss. Add `params` "
+            "or `flops` to match."
         )
     if spectral.used.empty and spectral.left_out.empty:
         yield (
-            "The half of the grid with a fixed d_model is missing (hold: none): there are no "
-            "rank laws and no spectral stop."
+            "There are no cells at fixed d_model: there are no rank laws and no spectral stop. Add "
+            "`none` to match."
         )
 
 

@@ -36,7 +36,7 @@ class NextCells:
         """What is to be added, as a piece of a sweep file; empty for cells that it has."""
         if self.planned:
             return ""
-        content = {"hold": list(self.hold), "grid": dict(self.grid)}
+        content = {"match": list(self.hold), "grid": dict(self.grid)}
         return str(yaml.safe_dump(content, default_flow_style=None, sort_keys=False, width=80))
 
     @property
@@ -81,11 +81,11 @@ def missing_cells(trials: pd.DataFrame, group: Mapping[str, Any], rate: float) -
     ]
 
 
-def equal_budget_half(
+def matched_cells(
     trials: pd.DataFrame, group: Mapping[str, Any], rate: float, reference: float
 ) -> list[NextCells]:
-    """The half of the grid that the loss needs, for a group that has none of it, at no fewer widths
-    than a verdict takes.
+    """The parameter-matched cells that the loss needs, for a group that has none, at no fewer
+    widths than a verdict takes.
 
     Its cells cost what the cell of the `reference` multiplier costs, whose budget they share.
     """
@@ -94,7 +94,7 @@ def equal_budget_half(
     widths += _between(widths, WIDTHS_WITH_ONE_REPLICATE - len(widths))
     return [
         _priced(
-            "the loss optimum needs cells of equal budget: add params to hold",
+            "the loss optimum needs cells of equal budget: add params to match",
             ("params",),
             group,
             sorted(widths),

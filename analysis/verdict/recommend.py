@@ -226,7 +226,7 @@ def _judge(
     run_next = next_cells.missing_cells(trials, group, rate)
     if not losses:
         reference = reference_multiplier(tables.config)
-        run_next += next_cells.equal_budget_half(trials, group, rate, reference)
+        run_next += next_cells.matched_cells(trials, group, rate, reference)
     elif not _is_recommended(losses):
         run_next += next_cells.for_refusal(losses[0], group, rate)
     at_budgets = at_equal_budgets(sizes, trials, losses, tolerance)
@@ -384,7 +384,7 @@ def _rule(curve: LossCurve) -> str:
 def _why_refused(evidence: BudgetEvidence | None) -> str:
     if evidence is None:
         return (
-            "the sweep has no cells of equal budget (hold: params or flops), and the loss at "
+            "the sweep has no cells of equal budget (match: params or flops), and the loss at "
             "unequal budgets only says that larger models are better"
         )
     return evidence.optimum.reason

@@ -6,8 +6,9 @@ import pytest
 
 from orchestrator.grid.branches import Branch, branch_points, branches
 from orchestrator.grid.expand import PlannedTrial, expand
-from orchestrator.grid.plan import Plan, make_plan, plan_json
+from orchestrator.grid.plan import Plan, make_plan
 from orchestrator.grid.plan_cost import START_SECONDS, measurements
+from orchestrator.grid.plan_records import plan_json
 from orchestrator.sweep.load import parse_sweep
 from trainers.data.sources import DataSpec
 

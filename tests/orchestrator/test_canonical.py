@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from orchestrator.grid.expand import Grid, PlannedTrial, expand
-from orchestrator.grid.plan import make_plan, plan_json
+from orchestrator.grid.plan import make_plan
+from orchestrator.grid.plan_records import plan_json
 from orchestrator.grid.plan_view import render_plan
 from orchestrator.sweep.canonical import post_layers
 from orchestrator.sweep.load import parse_sweep
@@ -172,7 +173,7 @@ def test_as_many_kv_heads_as_heads_are_no_other_trial():
 
 
 def test_a_budget_keeps_heads_and_so_kv_heads():
-    found = grid("kv_heads=2", "hold=[none, params, flops]", "width_multiplier=[1, 4, 8]")
+    found = grid("kv_heads=2", "match=[none, params, flops]", "width_multiplier=[1, 4, 8]")
     assert len(found.trials) == 7
     assert {(t.spec.model.heads, t.spec.model.kv_heads) for t in found.trials} == {(4, 2)}
     assert all(abs(e) <= 0.05 for t in found.trials for e in t.budget_errors.values())
@@ -233,7 +234,7 @@ def test_cells_of_one_group_have_equal_axes():
         "grid.depth=[2, 4]",
         "width_multiplier=[1, 4]",
         "seed=[0, 1]",
-        "hold=[none, params]",
+        "match=[none, params]",
     )
     groups: dict[str, set[str]] = {}
     for trial in found.trials:

@@ -3,7 +3,8 @@
 import pytest
 
 from orchestrator.grid.expand import Grid, expand
-from orchestrator.grid.plan import make_plan, plan_json
+from orchestrator.grid.plan import make_plan
+from orchestrator.grid.plan_records import plan_json
 from orchestrator.sweep.load import parse_sweep
 from trainers.data.sources import DataSpec
 from trialstore.errors import InputError

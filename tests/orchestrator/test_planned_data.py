@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.cli import __main__ as cli
 from orchestrator.grid.expand import expand
-from orchestrator.grid.plan import resolved_yaml
+from orchestrator.grid.plan_records import resolved_yaml
 from orchestrator.grid.planned_data import NOT_FETCHED, planned_data
 from orchestrator.sweep.load import parse_sweep
 from trainers.data.sources import DataSpec

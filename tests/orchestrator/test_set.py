@@ -13,7 +13,7 @@ from trainers.data.sources import TextFiles
         ("steps=7", ("training", "steps"), 7),
         ("learning_rate=3e-4", ("training", "learning_rate"), 0.0003),
         ("name=other", ("name",), "other"),
-        ("hold=[none, params]", ("hold",), ("none", "params")),
+        ("match=[none, params]", ("hold",), ("none", "params")),
         ("workers=2", ("resources", "workers"), 2),
         ("micro_batch=null", ("resources", "micro_batch"), None),
         ("spectra.sites=[pre, post]", ("spectra", "sites"), ("pre", "post")),

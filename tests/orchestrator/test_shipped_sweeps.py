@@ -7,7 +7,8 @@ import pytest
 
 from orchestrator.cli import __main__ as cli
 from orchestrator.grid.expand import expand
-from orchestrator.grid.plan import make_plan, plan_json
+from orchestrator.grid.plan import make_plan
+from orchestrator.grid.plan_records import plan_json
 from orchestrator.grid.planned_data import NOT_FETCHED
 from orchestrator.sweep.config import SweepConfig
 from orchestrator.sweep.load import load_sweep

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from orchestrator.grid.corpus_view import render_contents
 from orchestrator.grid.expand import Grid, expand
-from orchestrator.grid.plan import Plan, make_plan, plan_json, resolved_yaml
+from orchestrator.grid.plan import Plan, make_plan
+from orchestrator.grid.plan_records import plan_json, resolved_yaml
 from orchestrator.grid.plan_view import render_plan
 from orchestrator.grid.supply import passes, passes_text
 from orchestrator.sweep.load import SweepConfig, parse_sweep
@@ -22,7 +23,7 @@ TEXT = """\
 name: mini
 model: {architecture: gpt2, norm: pre, depth: 2, d_model: 64, head_dim: 16, context: 64}
 grid: {width_multiplier: [1, 1.5, 2.67, 4, 5.33, 8]}
-hold: [none, params]
+match: [none, params]
 training: {steps: 100, batch_tokens: 2048, learning_rate: 1e-3}
 evaluation: {tokens: 4096}
 spectra: {every: 20, tokens: 8192}

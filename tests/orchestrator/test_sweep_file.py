@@ -22,7 +22,7 @@ def test_a_minimal_file_has_every_default():
     config = parse()
     assert config.corpus == PythonSource()
     assert config.tokenizer == BPETokenizer(vocab_size=512)
-    assert config.hold == ("none",)
+    assert config.match == ("none",)
     assert config.grid == {"width_multiplier": (1.0, 2.67, 4.0), "seed": (0,)}
     assert config.model.reference_multiplier == 4.0
     assert config.model.ffn_multiple == 8
@@ -94,7 +94,7 @@ def test_widths_can_be_given_themselves_one_or_a_list_per_layer():
     [("none", ("none",)), ("params", ("params",)), ("[none, flops]", ("none", "flops"))],
 )
 def test_hold_is_one_budget_or_a_list(written, meant):
-    assert parse(f"{MINIMAL}hold: {written}\n").hold == meant
+    assert parse(f"{MINIMAL}match: {written}\n").match == meant
 
 
 def test_two_sections_that_share_an_anchor_are_not_tied_together():
@@ -220,10 +220,10 @@ def test_a_mistake_is_named_with_its_line_key_value_and_way_out(old, new, messag
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("hold: [none, none]", "names a budget twice"),
-        ("hold: []", "hold: [] should have at least 1 item"),
-        ("hold: {none: params}", "hold: {'none': 'params'} should be a list"),
-        ("hold: memory", "hold.0: 'memory' should be 'none', 'params' or 'flops'"),
+        ("match: [none, none]", "names a budget twice"),
+        ("match: []", "match: [] should have at least 1 item"),
+        ("match: {none: params}", "match: {'none': 'params'} should be a list"),
+        ("match: memory", "hold.0: 'memory' should be 'none', 'params' or 'flops'"),
         (
             "spectra: {memory: 2048}",
             "spectra.memory: unknown key; did you mean memory_mb?",
@@ -245,7 +245,7 @@ def test_a_mistake_in_another_section_is_named_too(more, message):
     assert message in refused(f"{MINIMAL}{more}\n")
 
 
-@pytest.mark.parametrize("more", ["hold: parms", "hold: [parms]", "spectra: {sites: [mid]}"])
+@pytest.mark.parametrize("more", ["match: parms", "match: [parms]", "spectra: {sites: [mid]}"])
 def test_a_wrong_item_of_a_list_is_one_mistake_and_not_two(more):
     (line,) = refused(f"{MINIMAL}{more}\n").splitlines()
     assert "should be 'none', 'params' or 'flops'" in line or "should be 'pre' or 'post'" in line
@@ -291,8 +291,8 @@ def test_every_mistake_is_named_at_once():
 
 
 def test_explicit_widths_leave_no_room_for_a_budget():
-    text = replaced("width_multiplier: [1, 2.67, 4]", "ffn_width: [64]") + "hold: params\n"
-    assert "use grid.width_multiplier, or hold: none" in refused(text)
+    text = replaced("width_multiplier: [1, 2.67, 4]", "ffn_width: [64]") + "match: params\n"
+    assert "use grid.width_multiplier, or match: none" in refused(text)
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "just words", "3"])
