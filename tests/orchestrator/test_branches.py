@@ -129,6 +129,6 @@ def test_the_plan_says_what_is_shared():
 
 
 def test_horizons_that_share_nothing_are_warned_of():
-    assert any("share nothing" in text for text in plan("warmup_fraction=0.1").warnings)
-    assert not any("share nothing" in text for text in plan().warnings)
-    assert not any("share nothing" in text for text in plan("schedule=cosine").warnings)
+    assert any("share no updates" in text for text in plan("warmup_fraction=0.1").warnings)
+    assert not any("share no updates" in text for text in plan().warnings)
+    assert not any("share no updates" in text for text in plan("schedule=cosine").warnings)

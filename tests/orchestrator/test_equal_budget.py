@@ -1,4 +1,4 @@
-"""Equal budgets: every cell costs what the reference costs, at nearly the width asked for."""
+"""Matched models cost what the reference costs, at nearly the requested width."""
 
 from math import log
 
@@ -7,8 +7,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from orchestrator.grid.equal_budget import (
-    FAR,
-    NEAR,
+    LARGEST_ERROR,
+    PREFERRED_ERROR,
     WIDTH_FACTOR,
     MatchedModel,
     Missed,
@@ -63,7 +63,7 @@ def test_a_matched_model_keeps_budget_heads_and_everything_but_the_shape(
 ):
     cell = match_budget(model, multiplier, budget, ffn_multiple)
     assume(isinstance(cell, MatchedModel))
-    assert abs(budget_of(cell.model, budget) / budget_of(model, budget) - 1) <= FAR
+    assert abs(budget_of(cell.model, budget) / budget_of(model, budget) - 1) <= LARGEST_ERROR
     assert cell.error == budget_of(cell.model, budget) / budget_of(model, budget) - 1
     assert cell.model.heads == model.heads
     assert cell.model.head_dim % 2 == 0
@@ -86,7 +86,7 @@ def test_models_of_a_usual_size_always_find_a_cell_near_the_budget(
 ):
     cell = match_budget(reference(architecture, heads, 64), multiplier, budget, 8)
     assert isinstance(cell, MatchedModel)
-    assert abs(cell.error) <= NEAR
+    assert abs(cell.error) <= PREFERRED_ERROR
     assert abs(log(cell.model.ffn_widths[0] / cell.model.d_model / multiplier)) < log(1.1)
 
 
@@ -123,8 +123,8 @@ def test_no_other_width_of_the_same_d_model_is_nearer_to_the_budget(model, multi
 def test_a_width_that_no_model_of_the_budget_has_is_missed_with_the_numbers():
     missed = match_budget(reference(), 1000, "params", 8)
     assert isinstance(missed, Missed)
-    assert "4 heads and the 100,096 non-embedding parameters of d_model 64, D 256" in missed.why
-    assert "near 1000: the nearest has d_model 8, D " in missed.why
+    assert "near 1000 and the 100,096 non-embedding parameters of the reference" in missed.why
+    assert "the nearest has d_model 8, D " in missed.why
     assert "5% and a factor of 1.5 in width are allowed" in missed.why
 
 

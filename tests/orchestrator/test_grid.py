@@ -161,8 +161,8 @@ def test_ids_of_every_version_stand():
 )
 @pytest.mark.parametrize("match", ["none", "[none, params]"])
 def test_adding_to_the_grid_leaves_every_other_id_as_it_was(more, match):
-    before = grid(f"match={hold}")
-    after = grid(f"match={hold}", more)
+    before = grid(f"match={match}")
+    after = grid(f"match={match}", more)
     assert ids(before) < ids(after) or (ids(before) == ids(after) and "architecture" in more)
 
 

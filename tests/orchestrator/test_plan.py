@@ -142,15 +142,15 @@ def test_a_sound_sweep_is_warned_of_nothing():
             "spectra.tokens=4096",
             "spectra.tokens 4096 is less than 10 per unit of the widest FFN (D = 512)",
         ),
-        ("match=none", "no equal budgets (hold has neither params nor flops)"),
-        ("match=params", "no equal d_model (hold has no none)"),
-        ("width_multiplier=[2, 4]", "hold none: 2 widths in some group; a law or an optimum needs"),
+        ("match=none", "no equal budgets (match has neither params nor flops)"),
+        ("match=params", "no fixed d_model (match lacks none)"),
+        ("width_multiplier=[2, 4]", "match none: some group has 2 widths"),
         (
             "width_multiplier=[1, 2.67, 4, 8]",
-            "hold params: one replicate and 4 widths in some group",
+            "match params: some group has 4 widths and one replicate",
         ),
         ("ffn_multiple=24", "trials off the budget by more than 2 %"),
-        ("spectra.every=100", "2 snapshots a trial, that at step 0 included, but a rank is the"),
+        ("spectra.every=100", "2 snapshots per trial"),
     ],
 )
 def test_what_a_sweep_cannot_answer_is_said_before_it_runs(override, warning):
@@ -159,8 +159,8 @@ def test_what_a_sweep_cannot_answer_is_said_before_it_runs(override, warning):
 
 def test_widths_are_counted_for_each_model_size_by_itself():
     warnings = plan("grid.d_model=[64, 128]", "width_multiplier=[2, 4]").warnings
-    assert any(text.startswith("hold params: 2 widths in some group") for text in warnings)
-    assert any(text.startswith("hold none: 2 widths in some group") for text in warnings)
+    assert any(text.startswith("match params: some group has 2 widths") for text in warnings)
+    assert any(text.startswith("match none: some group has 2 widths") for text in warnings)
 
 
 def test_replicates_make_up_for_fewer_widths():
@@ -210,7 +210,7 @@ def test_the_resolved_section_says_what_the_grid_came_to():
     assert found["vocab_size"] == 512
     assert [trial["id"] for trial in found["trials"]] == [trial.id for trial in grid.trials]
     for written, trial in zip(found["trials"], grid.trials, strict=True):
-        assert written["holds"] == list(trial.holds)
+        assert written["holds"] == list(trial.matchings)
         assert written["axes"] == trial.axes
         assert written["flops"] == trial.flops
         assert written["steps"] == trial.spec.training.steps
@@ -236,13 +236,13 @@ def test_the_terminal_says_what_was_left_out_and_what_to_mend():
     text = " ".join(rendered(plan("width_multiplier=[1.5, 2, 4, 1000]")).split())
     assert "dropped: no model with 4 heads" in text
     assert "merged: the same trial as width_multiplier 1.5" in text
-    assert "warning: hold params: 2 widths in some group" in text
-    assert "assumed, for nothing was measured yet" in text
+    assert "warning: match params: some group has 2 widths" in text
+    assert "FLOP/s per worker, a default" in text
 
 
-def test_a_trial_of_both_halves_says_so_briefly():
+def test_a_trial_of_all_matchings_says_all():
     shown = plan("width_multiplier=[1, 1.5, 2, 4]", "grid.seed=[0, 1, 2]", "batch_tokens=32768")
-    both = [row for row in shown.rows if row.trial.holds == ("none", "params")]
+    both = [row for row in shown.rows if row.trial.matchings == ("none", "params")]
     text = rendered(shown)
     assert both
     for row in both:
@@ -256,8 +256,8 @@ def test_the_columns_are_explained_above_them():
     header = next(number for number, line in enumerate(lines) if line.startswith("trial "))
     legend = " ".join(lines[:header])
     assert "match: equal across widths (none: d_model" in legend
-    assert "params: all parameters; N: those outside embedding and head" in legend
-    assert "D/d: D / d_model" in legend
+    assert "params: all parameters; N: parameters without embedding and head" in legend
+    assert "D/d: achieved D / d_model" in legend
     assert max(map(len, map(str.rstrip, lines[:header]))) <= 80
 
 
@@ -275,7 +275,7 @@ def test_hours_are_given_where_there_are_any(steps, total):
 def test_a_stop_that_can_never_come_is_warned_of():
     def warned(*overrides):
         warnings = plan("stop_on_collapse=true", *overrides).warnings
-        return [text for text in warnings if text.startswith("stop_on_collapse with")]
+        return [text for text in warnings if text.startswith("stop_on_collapse ")]
 
     assert len(warned("steps=100", "spectra.every=30")) == 0  # 0, 30, 60, 90: stopped at the end
     assert len(warned("steps=100", "spectra.every=40")) == 1
@@ -283,7 +283,7 @@ def test_a_stop_that_can_never_come_is_warned_of():
 
 def test_one_of_a_thing_is_singular():
     shown = plan("width_multiplier=4", "norm=pre", "match=none", "spectra.every=100000")
-    assert any(text.startswith("hold none: 1 width in some group") for text in shown.warnings)
+    assert any(text.startswith("match none: some group has 1 width;") for text in shown.warnings)
     assert "1 trials" not in rendered(shown)
 
 

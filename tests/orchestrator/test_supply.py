@@ -87,7 +87,7 @@ def test_a_few_passes_are_noted_and_many_are_warned_of() -> None:
     assert [note for note in few.notes if "passes" in note] == [
         "up to 2.05 passes over the training split of 100,000 tokens: tokens are repeated"
     ]
-    assert "memorising" not in " ".join(few.warnings)
+    assert "memorisation" not in " ".join(few.warnings)
     many = plan(contents(8_040, estimated=True))
     assert many.warnings[0].startswith(
         "11 trials go through the training split of about 8,040 tokens more than 4 times, up to 26:"
@@ -96,18 +96,14 @@ def test_a_few_passes_are_noted_and_many_are_warned_of() -> None:
 
 def test_a_held_out_split_that_is_too_short_is_known_before_the_run() -> None:
     (warning,) = [said for said in plan(contents(heldout=8192)).warnings if "held-out" in said]
-    assert warning.startswith(
-        "spectra.tokens 8,192 and the target of the last are more than the held-out split's 8,192 "
-        "tokens, and a run refuses"
-    )
+    assert "spectra.tokens 8,192" in warning
+    assert "the 8,192 tokens of the held-out split" in warning
     assert not [said for said in plan(contents(heldout=8193)).warnings if "held-out" in said]
 
 
 def test_a_training_split_without_a_window_is_known_before_the_run() -> None:
     (warning,) = [said for said in plan(contents(64)).warnings if "training split" in said]
-    assert warning.startswith(
-        "the training split of 64 tokens has no window of 64 tokens and a target for the last"
-    )
+    assert "the training split of 64 tokens is shorter than one window of 64 tokens" in warning
 
 
 def test_the_plan_shows_sources_what_is_left_out_and_remarks() -> None:

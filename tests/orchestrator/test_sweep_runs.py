@@ -80,7 +80,7 @@ def test_a_new_width_trains_only_itself_and_a_failing_trial_stops_nobody(
     before, wider = results(storage), ("match=[none, params]", "grid.width_multiplier=[2, 4, 6]")
     sets = [word for override in wider for word in ("--set", override)]
     planned = [cell["id"] for cell in json.loads(widthlab("plan", TINY, "--json", *sets))["trials"]]
-    bad, _ = (trial_id for trial_id in planned if trial_id not in before)  # one in each half
+    bad, _ = (trial_id for trial_id in planned if trial_id not in before)  # one of each matching
     spoil(LocalStorage(sweep / "trials" / bad))
     unreachable = ("--tracking-uri", "http://127.0.0.1:9")
     report = run(storage, "resources.retries=1", *wider, code=1, options=unreachable)
