@@ -117,7 +117,7 @@ def test_a_path_of_the_current_folder_is_refused_and_the_message_says_both(
     message = str(refused.value)
     assert f"{path}, line " in message
     assert "corpus.paths.1" in message
-    assert f"(looked for {project}" in message
+    assert f"(looked for {project.parent}/" in message
     assert f"{Path.cwd()}/{typed} exists" in message
 
 
