@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 
 from orchestrator.grid.expand import Grid, PlannedTrial, expand
-from orchestrator.grid.plan import resolved_yaml
+from orchestrator.grid.plan_records import resolved_yaml
 from orchestrator.ledger.ledger import trial_storage
 from orchestrator.mlflow.export_sweep import Exporter
 from orchestrator.mlflow.tracking import tracking_uri

@@ -32,7 +32,7 @@ from typing import Any
 import psutil
 
 from orchestrator.grid.expand import PlannedTrial, expand
-from orchestrator.grid.plan import resolved_yaml
+from orchestrator.grid.plan_records import resolved_yaml
 from orchestrator.ledger.ledger import trial_storage
 from orchestrator.mlflow.exporter import start_exporter
 from orchestrator.mlflow.sqlite_uri import sqlite_path
@@ -133,7 +133,7 @@ def main() -> None:
 
 
 def measure(path: Path, trials: int, steps: int, scratch: Path) -> None:
-    settings = [f"steps={steps}", f"seed={list(range(trials))}", "hold=none"]
+    settings = [f"steps={steps}", f"seed={list(range(trials))}", "match=none"]
     settings += ["grid.architecture=gpt2", "grid.norm=pre", "grid.width_multiplier=4"]
     settings += [f"{section}.every={steps // 4}" for section in ("evaluation", "spectra")]
     config = load_sweep(path, settings)

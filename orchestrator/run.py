@@ -17,7 +17,8 @@ from orchestrator.grid.corpus_view import render_contents
 from orchestrator.grid.expand import Grid, PlannedTrial, expand, on_device
 from orchestrator.grid.muon_notes import muon_notes
 from orchestrator.grid.old_trials import OldTrials, old_trials
-from orchestrator.grid.plan import make_plan, resolved_yaml
+from orchestrator.grid.plan import make_plan
+from orchestrator.grid.plan_records import resolved_yaml
 from orchestrator.grid.planned_data import as_pinned, last_run
 from orchestrator.grid.supply import supply_notes, supply_warnings
 from orchestrator.ledger import ledger

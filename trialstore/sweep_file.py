@@ -44,7 +44,7 @@ def read_sweep_file(sweep: Storage) -> dict[str, Any]:
 
 
 def planned_cells(config: Mapping[str, Any], place: str) -> list[dict[str, Any]]:
-    """The cells, one of every id: a trial that is listed twice is one trial, in both halves."""
+    """Return the cells, one per id: a trial that is listed twice is one trial of both matchings."""
     found: dict[str, dict[str, Any]] = {}
     for cell in config["resolved"]["trials"]:
         known = found.get(str(cell["id"]))
@@ -57,7 +57,7 @@ def planned_cells(config: Mapping[str, Any], place: str) -> list[dict[str, Any]]
 
 
 def holds_of(cell: Mapping[str, Any]) -> tuple[str, ...]:
-    """The halves of the grid that a cell belongs to."""
+    """Return the matchings of a trial (none, params, flops), which records call `holds`."""
     return tuple(cell.get("holds") or ("none",))
 
 

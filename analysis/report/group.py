@@ -331,7 +331,7 @@ def _layers(verdict: GroupVerdict, layers: LayerVerdict, shown: _Figures) -> Ite
         yield paragraph(
             "A list of widths with the same FFN parameters follows from it. It rests on an "
             "extrapolation that only a run can check: train it beside the uniform width, with "
-            "these lines in place of the sweep file's hold and width_multiplier."
+            "these lines in place of the sweep file's match and width_multiplier."
         )
         yield f"<pre>{escape(found)}</pre>"
 

@@ -258,7 +258,7 @@ def reference_multiplier(config: Mapping[str, Any]) -> float:
 
 
 def holding(trials: pd.DataFrame, hold: str) -> pd.DataFrame:
-    """The trials that belong to one half of a grid: "none", "params" or "flops"."""
+    """Return the trials of one matching: "none", "params" or "flops"."""
     return trials[np.array([hold in holds for holds in trials["holds"]], dtype=bool)]
 
 

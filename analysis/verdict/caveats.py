@@ -45,7 +45,7 @@ def caveats_of(
         supply: the passes over its data, and overfitting.
         tuned: the tuned learning rates; None where the group has one rate.
     """
-    yield from _missing_halves(spectral, losses)
+    yield from _missing_cells(spectral, losses)
     if losses:
         yield from _of_loss(losses[0], multiplier)
     yield from caveats_of_supply(supply)
@@ -58,7 +58,7 @@ def caveats_of(
     yield from _of_spectra(trials, spectral)
 
 
-def _missing_halves(spectral: SpectralEvidence, losses: Sequence[BudgetEvidence]) -> Iterator[str]:
+def _missing_cells(spectral: SpectralEvidence, losses: Sequence[BudgetEvidence]) -> Iterator[str]:
     if not losses:
         yield (
             "The sweep has no cells of equal budget, so nothing is known about the loss optimum: "

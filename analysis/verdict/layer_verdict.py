@@ -38,7 +38,7 @@ class LayerVerdict:
         """Return the list and the uniform width as a piece of a sweep file; None without a list."""
         if self.ffn_width is None:
             return None
-        content = {"hold": ["none"], "grid": {"ffn_width": [self.width, list(self.ffn_width)]}}
+        content = {"match": ["none"], "grid": {"ffn_width": [self.width, list(self.ffn_width)]}}
         return str(yaml.safe_dump(content, default_flow_style=None, sort_keys=False, width=80))
 
     def to_dict(self) -> dict[str, Any]:

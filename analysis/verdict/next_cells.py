@@ -38,7 +38,7 @@ class NextCells:
         """Return the cells as a piece of a sweep file; empty if the sweep file has them already."""
         if self.planned:
             return ""
-        content = {"hold": list(self.hold), "grid": dict(self.grid)}
+        content = {"match": list(self.hold), "grid": dict(self.grid)}
         return str(yaml.safe_dump(content, default_flow_style=None, sort_keys=False, width=80))
 
     @property
@@ -90,7 +90,7 @@ def missing_cells(trials: pd.DataFrame, group: Mapping[str, Any], rate: float) -
     ]
 
 
-def equal_budget_half(
+def matched_cells(
     trials: pd.DataFrame, group: Mapping[str, Any], rate: float, reference: float
 ) -> list[NextCells]:
     """Return cells of equal budget for a group that has none, at enough widths for a verdict.

@@ -126,7 +126,7 @@ def _judge(
     run_next = next_cells.missing_cells(trials, group, rate)
     if not losses:
         reference = reference_multiplier(tables.config)
-        run_next += next_cells.equal_budget_half(trials, group, rate, reference)
+        run_next += next_cells.matched_cells(trials, group, rate, reference)
     elif decide(losses).curve is None:
         run_next += next_cells.for_refusal(losses[0], group, rate)
     at_budgets = at_equal_budgets(sizes, trials, losses, tolerance)

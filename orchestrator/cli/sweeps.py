@@ -38,7 +38,8 @@ def plan(
     """Show the grid: every trial with its size and cost. Runs nothing."""
     from orchestrator.grid.expand import expand
     from orchestrator.grid.old_trials import notice_of_old_trials
-    from orchestrator.grid.plan import make_plan, plan_json
+    from orchestrator.grid.plan import make_plan
+    from orchestrator.grid.plan_records import plan_json
     from orchestrator.grid.plan_view import render_plan
     from orchestrator.grid.planned_data import planned_data
     from orchestrator.ledger.ledger import measured_rate, with_results

@@ -1,8 +1,8 @@
-"""Several horizons from one run: trials of the schedule wsd share their warm-up and stable phase.
+"""Several horizons from one run: trials of schedule wsd share their warm-up and stable phase.
 
-Until its stable end a run of the schedule warm-up, stable, decay does not know how long it will
-be: trials that differ in `steps` alone are one run until then (arXiv 2404.06395). The longest of
-them is the trunk; each shorter one branches off it where its own decay begins.
+Under warm-up-stable-decay (arXiv 2404.06395), a run does not depend on its length until its decay
+begins. Trials that differ only in `steps` are one run until then. The longest is the trunk; each
+shorter trial branches off at the checkpoint where its own decay begins.
 """
 
 from collections import defaultdict
@@ -17,14 +17,14 @@ from trialstore.storage import Storage
 
 @dataclass(frozen=True)
 class Branch:
-    """A trial goes on from the checkpoint of trial `trunk` after `step` updates."""
+    """A trial starts from the checkpoint of trial `trunk` after `step` updates."""
 
     trunk: str
     step: int
 
 
 def branches(specs: Iterable[TrialSpec]) -> dict[str, Branch]:
-    """Where the trials among `specs` branch off that need not start from the beginning, by id."""
+    """Return the branch of every trial among `specs` that can start from another one, by id."""
     families: dict[tuple[str, int], list[TrialSpec]] = defaultdict(list)
     for spec in specs:
         if spec.training.schedule == "wsd":
@@ -40,7 +40,7 @@ def branches(specs: Iterable[TrialSpec]) -> dict[str, Branch]:
 
 
 def branch_points(specs: Iterable[TrialSpec]) -> dict[str, tuple[int, ...]]:
-    """The updates at which others branch off, by the trunk's id, in order."""
+    """Return the updates at which other trials branch off, ascending, by the id of the trunk."""
     points: dict[str, set[int]] = defaultdict(set)
     for branch in branches(specs).values():
         points[branch.trunk].add(branch.step)
@@ -48,8 +48,11 @@ def branch_points(specs: Iterable[TrialSpec]) -> dict[str, tuple[int, ...]]:
 
 
 def drop_used_branch_points(sweep: Storage, specs: Iterable[TrialSpec]) -> None:
-    """Remove the checkpoints of finished trunks that all their branches have begun from: a trunk
-    keeps them for its branches alone, and does not know of them."""
+    """Delete checkpoints of finished trunks once every branch from them has begun.
+
+    A trunk keeps these checkpoints only for its branches and cannot tell when they have begun. Its
+    last checkpoint stays.
+    """
     waiting: dict[tuple[str, int], list[str]] = defaultdict(list)
     for trial_id, branch in branches(specs).items():
         waiting[branch.trunk, branch.step].append(trial_id)
@@ -69,9 +72,11 @@ def _has_begun(sweep: Storage, trial_id: str) -> bool:
 
 
 def _all_but_steps(spec: TrialSpec) -> tuple[str, int]:
-    """Equal for trials that are one run as long as both are stable: the warm-up counts in
-    updates, however it is given."""
-    # Only for its canonical JSON: such a spec is never trained.
+    """Key that is equal for trials that are the same run until the shorter one decays.
+
+    The warm-up enters in updates, whether the file gives steps or a fraction.
+    """
+    # This spec exists only for its canonical JSON and is never trained.
     unsized = spec.training.model_copy(
         update={"steps": 1, "warmup_fraction": 0.0, "warmup_steps": None}
     )

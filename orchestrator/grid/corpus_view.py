@@ -1,5 +1,5 @@
-"""What a corpus holds, for a terminal: documents, bytes and tokens per source and split, what was
-left out and why, and what a user should know of it."""
+"""Show a corpus on a terminal: documents, bytes and tokens per source and split, files and
+documents that were left out with their reasons, and remarks."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from rich.text import Text
 from trainers.data.contents import SPLITS, Contents, SourcePart, added
 from trainers.data.documents import LeftOut, Split
 
-#: Sources shown, the largest; the others are summed up in one line, and the JSON has all.
+#: Number of the largest sources shown. One line sums up the others; the JSON has all.
 SHOWN = 12
 
 HEADER = ("source", "split", "documents", "bytes", "tokens")
 
 
 def render_contents(contents: Contents) -> list[Text]:
-    """A table, then sentences."""
+    """Return the lines of the section: a table, then sentences."""
     rows = [_row(part, contents.estimated) for part in _shown(contents)]
     rows += [
         _row(_named(contents.total(split), "all"), contents.estimated)
@@ -31,7 +31,7 @@ def render_contents(contents: Contents) -> list[Text]:
     lines[-1].stylize("bold")
     lines += [_line(row, widths) for row in rows]
     if contents.estimated:
-        lines.append(Text("~: from excerpts spread over each source; a run counts them", "dim"))
+        lines.append(Text("~: estimated from excerpts of each source; a run counts exactly", "dim"))
     lines += [
         Text(
             f"left out: {left.count:,} {_unit(left)}{f' ({left.suffix})' if left.suffix else ''}: "

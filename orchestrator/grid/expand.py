@@ -1,11 +1,11 @@
-"""From a sweep to its trials: the product of the axes, less what makes no sense.
+"""Expand a sweep to its trials: the product of the axes without impossible and repeated cells.
 
-A cell is resolved from the file's base, its overrides and its own axis values alone. Adding a
-width or a seed therefore leaves the id of every other trial as it was.
+A cell depends only on the file's base, the overrides and its own values on the axes. Adding a width
+or a seed therefore changes no other trial's id.
 
-Trials come in the order in which they are best run: replicate by replicate, in the order of
-`grid.seed`, so that a sweep that is cut short has whole replicates; within a replicate the
-costliest first, so that no long trial is left over at the end on one worker while others idle.
+Trials are in the order to run them. Replicates follow the order of `grid.seed`, so that a sweep
+that is cut short has whole replicates. Within a replicate the most expensive trial comes first, so
+that no long trial runs alone at the end while other devices are idle.
 """
 
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ from math import floor, prod
 from pydantic import ValidationError
 
 from orchestrator.grid.branches import branch_points
-from orchestrator.grid.equal_budget import HeldCell, Missed, hold_budget
+from orchestrator.grid.equal_budget import MatchedModel, Missed, match_budget
 from orchestrator.sweep.canonical import Change, same_in_other_words
 from orchestrator.sweep.cell import Axes, Cell, cells, resolved
 from orchestrator.sweep.config import ModelSection, SweepConfig
@@ -31,29 +31,31 @@ from trialstore.errors import InputError
 class PlannedTrial:
     """One trial of a grid.
 
-    `cell` is the one of its cells that came nearest to the file's words. `holds` are the halves
-    of the grid that it belongs to: "none", "params", "flops". `budget_errors` gives, for each
-    budget held, by how much (relative, signed) it misses.
+    Attributes:
+        spec: The trial.
+        cell: Its cell. If several cells are this trial, the one that normalising changed least.
+        matchings: The matchings that it is a cell of: "none", "params", "flops".
+        budget_errors: Matching -> signed relative error of its budget.
     """
 
     spec: TrialSpec
     cell: Cell
-    holds: tuple[str, ...]
+    matchings: tuple[str, ...]
     budget_errors: dict[str, float] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
-        """The trial's id."""
+        """The id of the trial."""
         return self.spec.id
 
     @property
     def axes(self) -> Axes:
-        """The cell as the file names it and as it came to be, with its d_model and D."""
+        """Axis -> value of the cell after normalising, with the trial's d_model and D."""
         return self.spec.axes
 
     @property
     def changes(self) -> tuple[Change, ...]:
-        """What is not as the file says."""
+        """Values of the cell that normalising changed."""
         return self.cell.changes
 
     @property
@@ -65,26 +67,29 @@ class PlannedTrial:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A cell that cannot be, in which half of the grid, and why."""
+    """A cell that cannot be trained, with its matching and the reason."""
 
     axes: Axes
-    hold: str
+    matching: str
     why: str
 
 
 @dataclass(frozen=True)
 class Merged:
-    """A cell that resolves to the same trial as an earlier one of the same half."""
+    """A cell that is the same trial as an earlier cell of the same matching."""
 
     axes: Axes
-    hold: str
+    matching: str
     into: str  # the id of the trial
     why: str
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What a sweep trains. `cells` counts axis combinations times holds, before all else."""
+    """The trials of a sweep, and the cells that are not trials of their own.
+
+    `cells` is the number of all cells: combinations of the axes times matchings.
+    """
 
     trials: list[PlannedTrial]
     dropped: list[Dropped]
@@ -93,9 +98,14 @@ class Grid:
 
 
 def expand(config: SweepConfig, data: DataSpec, vocab_size: int) -> Grid:
-    """Return every trial of a sweep, in the order in which to run them.
+    """Expand a sweep to its trials, in the order to run them.
 
     `resources.device: auto` stands for the CPU until `on_device` says otherwise.
+
+    Args:
+        config: The sweep.
+        data: Fingerprint of the corpus and hash of the tokenizer; they enter every id.
+        vocab_size: Rows of the embedding.
 
     Raises:
         InputError: No cell of the grid can be trained.
@@ -103,22 +113,22 @@ def expand(config: SweepConfig, data: DataSpec, vocab_size: int) -> Grid:
     trials: dict[str, PlannedTrial] = {}
     dropped: list[Dropped] = []
     merged: list[Merged] = []
-    # A cell that is as the file says is the one that others come to be.
+    # Of several cells that are one trial, the first names it: the one that changed least.
     ordered = sorted((resolved(config, typed) for typed in cells(config)), key=_changed_axes)
-    for hold, cell in product(config.hold, ordered):
-        found = _trial(config, cell, hold, data, vocab_size)
+    for matching, cell in product(config.match, ordered):
+        found = _trial(config, cell, matching, data, vocab_size)
         if isinstance(found, Dropped):
             dropped.append(found)
             continue
         known = trials.get(found.id)
         if known is None:
             trials[found.id] = found
-        elif hold in known.holds:
-            merged.append(Merged(cell.typed, hold, known.id, _difference(cell, known)))
+        elif matching in known.matchings:
+            merged.append(Merged(cell.typed, matching, known.id, _difference(cell, known)))
         else:
             trials[known.id] = replace(
                 known,
-                holds=(*known.holds, *found.holds),
+                matchings=(*known.matchings, *found.matchings),
                 budget_errors=known.budget_errors | found.budget_errors,
             )
     if not trials:
@@ -127,7 +137,7 @@ def expand(config: SweepConfig, data: DataSpec, vocab_size: int) -> Grid:
     order = sorted(
         _with_branch_points(trials), key=lambda t: (seeds.index(t.spec.replicate), -t.flops)
     )
-    return Grid(order, dropped, merged, len(config.hold) * prod(map(len, config.grid.values())))
+    return Grid(order, dropped, merged, len(config.match) * prod(map(len, config.grid.values())))
 
 
 def on_device(grid: Grid, device: str) -> Grid:
@@ -157,7 +167,7 @@ def _changed_axes(cell: Cell) -> int:
 
 
 def _with_branch_points(trials: dict[str, PlannedTrial]) -> list[PlannedTrial]:
-    """The trials, those from which others branch with a checkpoint there."""
+    """The trials, with a checkpoint in their layout wherever another trial branches off."""
     points = branch_points(trial.spec for trial in trials.values())
     return [
         replace(
@@ -175,16 +185,16 @@ def _with_branch_points(trials: dict[str, PlannedTrial]) -> list[PlannedTrial]:
 
 
 def _trial(
-    config: SweepConfig, cell: Cell, hold: str, data: DataSpec, vocab_size: int
+    config: SweepConfig, cell: Cell, matching: str, data: DataSpec, vocab_size: int
 ) -> PlannedTrial | Dropped:
-    """One cell as a trial, or why it cannot be one."""
+    """The trial of a cell under a matching, or the reason why there is none."""
     base = cell.base
     try:
-        held = _model(cell, hold, vocab_size)
-        if isinstance(held, Missed):
-            return Dropped(cell.typed, hold, held.why)
+        matched = _model(cell, matching, vocab_size)
+        if isinstance(matched, Missed):
+            return Dropped(cell.typed, matching, matched.why)
         spec = TrialSpec(
-            model=held.model,
+            model=matched.model,
             training=TrainingSpec.model_validate(base.training.model_dump()),
             data=data,
             replicate=cell.typed["seed"],
@@ -192,38 +202,38 @@ def _trial(
             spectra=base.spectra,
             source=config.source,
             layout=_layout(base),
-            axes=_named(cell, held.model),
+            axes=_named(cell, matched.model),
         )
     except ValidationError as error:
         reasons = [str(item["msg"]).removeprefix("Value error, ") for item in error.errors()]
-        return Dropped(cell.typed, hold, "; ".join(reasons))
-    errors = {} if hold == "none" else {hold: held.error}
-    return PlannedTrial(spec, cell, (hold,), errors)
+        return Dropped(cell.typed, matching, "; ".join(reasons))
+    errors = {} if matching == "none" else {matching: matched.error}
+    return PlannedTrial(spec, cell, (matching,), errors)
 
 
-def _model(cell: Cell, hold: str, vocab_size: int) -> HeldCell | Missed:
-    """The model of a cell at the file's d_model, or at the one that keeps the budget."""
+def _model(cell: Cell, matching: str, vocab_size: int) -> MatchedModel | Missed:
+    """The model of a cell, at the file's d_model or matched to the reference's budget."""
     base, post_layers = cell.base.model, cell.post_layers
     if "ffn_width" in cell.typed:
         width = cell.typed["ffn_width"]
         widths = tuple(width) if isinstance(width, list) else (width,) * base.depth
         if len(widths) != base.depth:
             return Missed(f"ffn_width {width} is for {len(widths)} layers, depth is {base.depth}")
-        return HeldCell(_sized(base, widths, post_layers, vocab_size), 0.0)
+        return MatchedModel(_sized(base, widths, post_layers, vocab_size), 0.0)
     multiplier = cell.typed["width_multiplier"]
     plain_widths = (_width(base, multiplier),) * base.depth
     plain = _sized(base, plain_widths, post_layers, vocab_size)
-    if hold == "none" or multiplier == base.reference_multiplier:
-        return HeldCell(plain, 0.0)
+    if matching == "none" or multiplier == base.reference_multiplier:
+        return MatchedModel(plain, 0.0)
     reference_widths = (_width(base, base.reference_multiplier),) * base.depth
     reference = _sized(base, reference_widths, post_layers, vocab_size)
-    return hold_budget(
-        reference, multiplier, "params" if hold == "params" else "flops", base.ffn_multiple
+    return match_budget(
+        reference, multiplier, "params" if matching == "params" else "flops", base.ffn_multiple
     )
 
 
 def _width(base: ModelSection, multiplier: float) -> int:
-    """D of a typed multiplier: the nearest multiple of ffn_multiple (halves up), at least one."""
+    """D of a typed multiplier: the nearest multiple of ffn_multiple, at least one; ties go up."""
     multiples = floor(multiplier * base.d_model / base.ffn_multiple + 0.5)
     return max(1, multiples) * base.ffn_multiple
 
@@ -240,17 +250,17 @@ def _sized(
 
 @cache
 def _own_block(path: str) -> BlockSpec:
-    """A user's own block, which has to be imported to be known: torch is needed then."""
+    """A user's own block. Imports it and torch."""
     from trainers.check_block import resolve
 
     return resolve(path)
 
 
 def _named(cell: Cell, model: ModelSpec) -> Axes:
-    """The axes of a trial: as they came to be, and what the model came to.
+    """The axes of a trial: normalised values of the grid's axes, then the model's d_model and D.
 
-    Where the file gives `ffn_width`, `width_multiplier` is the achieved mean D / d_model, and D
-    is a list if the layers differ.
+    If the file gives `ffn_width`, `width_multiplier` is the achieved mean D / d_model. D is a list
+    if the layers differ.
     """
     widths = model.ffn_widths
     achieved = sum(widths) / len(widths) / model.d_model
@@ -266,15 +276,16 @@ def _named(cell: Cell, model: ModelSpec) -> Axes:
 
 
 def _difference(cell: Cell, known: PlannedTrial) -> str:
-    """Why a cell is the trial that it turned out to be."""
+    """Why a cell is the same trial as an earlier one."""
     into = known.cell
     differing = [
         axis
         for axis, value in cell.typed.items()
+        # The trial has its own width and d_model, which the sentence ends with.
         if axis not in ("ffn_width", "d_model") and into.typed[axis] != value
-    ]  # those two are named as achieved
+    ]
     if not differing:
-        return "the grid has it twice"
+        return "the grid has this cell twice"
     reasons = {change.key: change.why for change in (*into.changes, *cell.changes)}
     named: list[str] = []
     why: list[str] = []
@@ -294,7 +305,7 @@ def _nothing_left(config: SweepConfig, dropped: list[Dropped]) -> str:
     reasons = list(dict.fromkeys(cell.why for cell in dropped))
     more = f" (and {len(reasons) - 3} other reasons)" if len(reasons) > 3 else ""
     return (
-        f"sweep {config.name}: none of the {len(dropped)} cells of the grid can be trained: "
+        f"sweep {config.name}: no cell can be trained ({len(dropped)} were dropped): "
         + "; ".join(reasons[:3])
         + more
     )

@@ -1,5 +1,7 @@
-"""What Muon leaves to AdamW, said before anything is trained: a sweep that compares the two should
-know which of its weights they are compared on."""
+"""Notes on the weights that AdamW trains in a trial with Muon.
+
+A sweep that compares the two optimisers compares them only on the weights that Muon trains.
+"""
 
 from collections.abc import Iterable, Iterator
 from math import prod
@@ -11,14 +13,14 @@ from trainers.spec import TrialSpec
 
 
 def muon_notes(trials: Iterable[TrialSpec]) -> Iterator[str]:
-    """One line for all trials that Muon trains, and one for every own block with weights that are
-    neither rows nor matrices; none where there is no such trial."""
+    """Yield a note for all trials with Muon, and one for every own block with weights of more
+    than two dimensions. Yields nothing if no trial uses Muon."""
     models = [spec.model for spec in trials if spec.training.optimizer == "muon"]
     if not models:
         return
     yield (
-        f"muon ({plural(len(models), 'trial')}) moves the matrices of the layers; embeddings, the "
-        "head, gains and biases go to adamw"
+        f"muon ({plural(len(models), 'trial')}) trains the matrices of the layers; adamw trains "
+        "embeddings, the head, gains and biases"
     )
     blocks = {model.block.path: model for model in reversed(models) if model.block is not None}
     for path, model in sorted(blocks.items()):
@@ -33,7 +35,7 @@ def _of_block(path: str, model: ModelSpec) -> Iterator[str]:
         name, shape = next(iter(left.items()))
         share = sum(map(prod, left.values())) / parameters(model).non_embedding
         yield (
-            f"muon takes matrices alone: {plural(len(left), 'weight')} of {path} with three "
-            f"dimensions or more, such as {name} {list(shape)}, go to adamw, {share:.0%} of the "
-            "non-embedding parameters; write a matrix of each to have muon move them"
+            f"muon trains only matrices: adamw trains {plural(len(left), 'weight')} of {path} with "
+            f"three dimensions or more, such as {name} {list(shape)}, {share:.0%} of the "
+            "non-embedding parameters; split them into matrices if muon should train them"
         )

@@ -1,7 +1,7 @@
-"""Trials of other semantics versions in a sweep's directory: kept, and used for nothing.
+"""Trials of other semantics versions in a sweep's directory: they stay there and are not reused.
 
-`plan` and `run` say so before anything is trained. Their ids are made with their own version, so
-no trial that the sweep's file names now is ever one of them.
+`plan` and `run` report them before anything is trained. The semantics version enters the id, so no
+trial of the sweep today has the id of an old one.
 """
 
 import contextlib
@@ -19,25 +19,29 @@ from trialstore.storage import Storage
 if TYPE_CHECKING:
     from orchestrator.grid.plan import Totals
 
-#: What is another in a version than in the one before, in a few words.
+#: What each version changed from the version before.
 CHANGES = {
-    2: "held-out windows spread over their whole split, bits per byte of the measured tokens, "
-    "every training window once an epoch, documents encoded whole, splits by size",
+    2: "held-out windows spread over the whole split, bits per byte of the measured tokens, every "
+    "training window once an epoch, documents encoded whole, splits by size",
 }
 
 
 @dataclass(frozen=True)
 class OldTrials:
-    """The trials of other versions that lie in a sweep's directory."""
+    """The trials of other semantics versions in a sweep's directory."""
 
-    url: str  # of the sweep
-    versions: tuple[int, ...]  # theirs, ascending
+    url: str  # the sweep's directory
+    versions: tuple[int, ...]  # of these trials, ascending
     finished: tuple[str, ...]  # ids
-    begun: tuple[str, ...]  # ids of those without a result; known only before the first new run
+    begun: tuple[str, ...]  # ids of trials without a result; known only until the next run
 
     def notice(self, totals: "Totals") -> str:
-        """What a plan and a run say before anything is trained; `totals` are the plan's."""
-        began = f" and {len(self.begun)} that had begun" if self.begun else ""
+        """Return the warning of `plan` and `run` about these trials.
+
+        Args:
+            totals: Cost of the plan, that is of training the sweep under the current version.
+        """
+        began = f" and {len(self.begun)} unfinished" if self.begun else ""
         of = " and ".join(map(str, self.versions))
         hours = totals.device_hours
         cost = "" if totals.cost is None else f", cost {totals.cost:.4g}"
@@ -48,30 +52,32 @@ class OldTrials:
         )
         trains = f"{SEMANTICS_VERSION}{f' ({changed})' if changed else ''}"
         return (
-            f"{self.url} holds {plural(len(self.finished), 'finished trial')}{began} of semantics "
-            f"version {of}, and nothing of it is reused: this widthlab trains version {trains}, "
-            f"whose losses cannot be compared with theirs. Training "
-            f"{plural(totals.trials, 'trial')} anew costs about {hours:.2g} device-hours "
-            f"({duration(hours * 3600)}{cost}). The old ones stay in the directory, and its "
-            "reports leave them out: to go on judging them with `widthlab analyze`, give this "
-            "sweep another name first"
+            f"{self.url} has {plural(len(self.finished), 'finished trial')}{began} of semantics "
+            f"version {of}, which cannot be reused: this widthlab trains version {trains}, and "
+            f"losses of different versions are not comparable. Training "
+            f"{plural(totals.trials, 'trial')} again costs about {hours:.2g} device-hours "
+            f"({duration(hours * 3600)}{cost}). The old trials stay in the directory, but its "
+            "reports will leave them out; to keep analysing them with `widthlab analyze`, give "
+            "this sweep another name first"
         )
 
 
 def notice_of_old_trials(sweep: Storage, totals: "Totals") -> str | None:
-    """`OldTrials.notice`, None where there is nothing to say."""
+    """Return `OldTrials.notice` for a sweep's directory, or None if it has no old trials."""
     found = old_trials(sweep)
     return None if found is None else found.notice(totals)
 
 
 def old_trials(sweep: Storage) -> OldTrials | None:
-    """What of other versions lies in a sweep's directory; None where nothing does.
+    """Find the trials of other semantics versions in a sweep's directory; None if there are none.
 
-    Lists the directory once. Only results of trials that its sweep.yaml does not name are read:
-    those that it names are of its own version.
+    Lists the directory once. Trials in sweep.yaml have the version of the file, so only results of
+    other trials are read.
     """
     of_sweep, named = SEMANTICS_VERSION, set[str]()
-    with contextlib.suppress(InputError):  # no run yet, or one that a new run will write anew
+    with contextlib.suppress(
+        InputError
+    ):  # no sweep.yaml yet, or a broken one that the next run replaces
         content = resolved_sweep(sweep)
         of_sweep = semantics_of_sweep(content, sweep.url_of(SWEEP_FILE))
         named = {cell["id"] for cell in content["resolved"]["trials"]}
@@ -93,16 +99,19 @@ def old_trials(sweep: Storage) -> OldTrials | None:
 
 
 def check_discard(sweep: Storage, trial_id: str) -> str:
-    """What `widthlab run` makes of a trial once it is discarded. Raises InputError for one with a
-    result that no run would train again."""
+    """Return what the next `widthlab run` does after a trial is discarded, as the end of a message.
+
+    Raises:
+        InputError: The trial is finished and no run would train it again.
+    """
     old = old_trials(sweep)
     if old is None or trial_id not in {*old.finished, *old.begun}:
-        return "trains it anew"
+        return "trains it again"
     if trial_id in old.finished:
         raise InputError(
-            f"trial {trial_id} of {sweep.url} is of semantics version {old.versions[0]}, which "
-            "this widthlab does not train: discarded it would be lost. `widthlab run` with the "
-            f"sweep's file trains all of it anew under version {SEMANTICS_VERSION}; who wants the "
-            "old trial gone removes its folder"
+            f"trial {trial_id} of {sweep.url} has semantics version {old.versions[0]}, which this "
+            "widthlab does not train, so discarding it would lose it. `widthlab run` with the "
+            f"sweep's file trains the whole sweep under version {SEMANTICS_VERSION}; to delete the "
+            "old trial, remove its folder"
         )
-    return f"trains its cell anew under version {SEMANTICS_VERSION} and an id of its own"
+    return f"trains its cell under version {SEMANTICS_VERSION} and a new id"

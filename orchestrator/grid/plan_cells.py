@@ -1,7 +1,7 @@
-"""The cells of a grid that are not trials as the file says them, in few words.
+"""Show dropped, merged and adjusted cells in few words.
 
-Cells that share a reason are mostly a block of the grid: these values of these axes, and every
-value of the others. Such a block is named as one.
+Cells with the same reason often form a block of the grid: some values of some axes, and every value
+of the others. One line describes the whole block.
 """
 
 from math import prod
@@ -14,15 +14,17 @@ from analysis.wording import plural
 from orchestrator.grid.expand import Dropped, Merged
 from orchestrator.grid.plan import Adjusted, OverrideUse, Plan
 
-#: Cells shown under one reason that are no block; the JSON has all.
+#: Cells shown under one reason if they do not form a block. The JSON has all.
 SHOWN = 6
 
 Axes = dict[str, Any]
 
 
 def left_out(plan: Plan) -> list[RenderableType]:
-    """Cells dropped and merged, under the reasons that they share; what was adjusted and
-    overridden."""
+    """Return the lines about overrides, dropped and merged cells, and adjusted values.
+
+    Dropped and merged cells stand under their common reason.
+    """
     parts: list[RenderableType] = [Text(_override(override)) for override in plan.overrides]
     parts += _reasons(plan, "dropped", plan.dropped)
     parts += _reasons(plan, "merged", plan.merged)
@@ -36,12 +38,12 @@ def left_out(plan: Plan) -> list[RenderableType]:
 
 
 def named(axes: Axes) -> str:
-    """Axes and their values: architecture gpt2, depth 2."""
+    """Return axes with their values: `architecture gpt2, depth 2`."""
     return ", ".join(f"{axis} {value_text(value)}" for axis, value in axes.items())
 
 
 def value_text(value: object) -> str:
-    """A value as a sweep file has it, floats to four digits."""
+    """Return a value as a sweep file has it, floats to four digits."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if value is None:
@@ -52,7 +54,7 @@ def value_text(value: object) -> str:
 def _adjusted(change: Adjusted) -> str:
     before, where = value_text(change.before), plural(change.trials, "trial")
     if change.after is None:
-        return f"{change.key} {before} means nothing in {where}: {change.why}"
+        return f"{change.key} {before} has no effect in {where}: {change.why}"
     return f"{change.key} is {value_text(change.after)}, not {before}, in {where}: {change.why}"
 
 
@@ -62,7 +64,7 @@ def _override(override: OverrideUse) -> str:
 
 
 def _reasons(plan: Plan, what: str, cells: list[Dropped] | list[Merged]) -> list[RenderableType]:
-    """Cells under the reason that they share."""
+    """Cells under their common reason."""
     by_reason: dict[str, list[Dropped | Merged]] = {}
     for cell in cells:
         by_reason.setdefault(cell.why, []).append(cell)
@@ -73,7 +75,7 @@ def _reasons(plan: Plan, what: str, cells: list[Dropped] | list[Merged]) -> list
 
 
 def _cells(plan: Plan, cells: list[Dropped | Merged]) -> list[str]:
-    """A line for the block that the cells are, or for each of the first."""
+    """One line if the cells form a block, otherwise a line for each of the first."""
     block = _block(plan, cells) if len(cells) > 1 else None
     if block is not None:
         return [f"{block} ({plural(len(cells), 'cell')})"]
@@ -84,13 +86,13 @@ def _cells(plan: Plan, cells: list[Dropped | Merged]) -> list[str]:
 
 def _cell(plan: Plan, cell: Dropped | Merged) -> str:
     into = f" into {cell.into}" if isinstance(cell, Merged) and plan.ids_known else ""
-    return f"{named(cell.axes)}, hold {cell.hold}{into}"
+    return f"{named(cell.axes)}, match {cell.matching}{into}"
 
 
 def _block(plan: Plan, cells: list[Dropped | Merged]) -> str | None:
-    """The cells as a product of values, or None where they are no whole one."""
-    grid = {**plan.axes, "hold": plan.holds}
-    rows = [{**cell.axes, "hold": cell.hold} for cell in cells]
+    """Describe cells that are a product of values; None if they are not."""
+    grid = {**plan.axes, "match": plan.matchings}
+    rows = [{**cell.axes, "match": cell.matching} for cell in cells]
     found = {
         axis: [value for value in values if any(row[axis] == value for row in rows)]
         for axis, values in grid.items()

@@ -1,21 +1,24 @@
-"""What is known of costs before anything was measured: rates, and the work beside training."""
+"""Cost model of a plan: default rates, and the work of evaluations and snapshots."""
 
 from trainers.accounting import inference_flops_per_token
 from trainers.spec import TrialSpec
 
-#: FLOP/s that one CPU core (float32, models of 0.1M parameters: measured 4e10 to 5e10) and one GPU
-#: (bf16, a third of an A100's peak) reach in training, where nothing better is known.
+#: FLOP/s in training, until a rate is measured: of one CPU core (float32; 4e10 to 5e10 measured on
+#: models of 0.1M parameters) and of one GPU (bf16; a third of an A100's peak).
 DEFAULT_RATES = {"cpu": 4e10, "cuda": 1e14}
-#: A snapshot's eigenvalues cost about this times D^3 FLOPs, at the rate of training (0.2 s at
-#: D = 2048 on two cores). Where Lanczos takes their place it is a tenth or less.
+#: The eigenvalues of a D x D matrix cost about this times D^3 FLOPs, at the rate of training
+#: (0.2 s at D = 2048 on two cores). Lanczos costs a tenth of it or less.
 EIGENVALUE_FLOPS = 2.0
-#: Starting a trial and ending it, seconds.
+#: Seconds to start and end a trial.
 START_SECONDS = 4.0
 
 
 def measuring_flops(spec: TrialSpec, begin: int) -> float:
-    """FLOPs of evaluations and snapshots after update `begin`: forward passes, covariances N D^2
-    (one half of a symmetric matrix), eigenvalues. What a GPU does beside training is left out."""
+    """Estimate the FLOPs of all evaluations and snapshots after update `begin`.
+
+    Counts forward passes, covariances (N D^2: a symmetric matrix needs only one triangle) and
+    eigenvalues. A GPU computes eigenvalues beside training, so they are left out there.
+    """
     steps, forward = spec.training.steps, inference_flops_per_token(spec.model)
     evaluation, spectra = spec.evaluation, spec.spectra
     beside = EIGENVALUE_FLOPS if spec.layout.device == "cpu" else 0.0
@@ -30,6 +33,8 @@ def measuring_flops(spec: TrialSpec, begin: int) -> float:
 
 
 def measurements(steps: int, every: int, begin: int = 0) -> int:
-    """How often something at step 0, every `every` updates and at the end happens, on the way
-    from a start, or from a checkpoint of step `begin`."""
+    """Return the number of measurements made at step 0, every `every` updates and at the end.
+
+    A trial that starts from a checkpoint of step `begin` > 0 does not repeat the earlier ones.
+    """
     return -(-steps // every) - begin // every + (begin == 0)

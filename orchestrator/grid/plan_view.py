@@ -1,4 +1,4 @@
-"""A plan as a colleague would like to read it on a terminal."""
+"""Show a plan on a terminal."""
 
 from itertools import groupby
 from typing import Any
@@ -14,22 +14,21 @@ from orchestrator.grid.plan_warnings import WIDTH_AND_SEED
 from orchestrator.grid.supply import passes, passes_text
 from trainers.data.contents import Contents
 
-#: Columns that are words; the others are numbers and stand to the right.
-WORDS = ("trial", "hold")
-#: What the columns are.
+#: Columns of words, aligned to the left; numbers are aligned to the right.
+WORDS = ("trial", "match")
 LEGEND = """\
-hold: equal across widths (none: d_model; params: N; flops: FLOPs per token;
-  all: in every half of the grid)
-D/d: D / d_model as it came to be, near the multiplier that was asked for
-params: all parameters; N: those outside embedding and head
-passes: over the training split
-memory: of one worker, beside Python and torch"""
+match: equal across widths (none: d_model; params: N; flops: FLOPs per token;
+  all: every matching of the sweep); older sweep files call it hold
+D/d: achieved D / d_model, near the requested multiplier
+params: all parameters; N: parameters without embedding and head
+passes: passes over the training split
+memory: of one worker, without Python and torch themselves"""
 
 
 def render_plan(plan: Plan) -> RenderableType:
-    """What every trial is and costs, the totals, what was left out and why, and warnings.
+    """Return the plan: trials with their cost, totals, dropped and merged cells, and warnings.
 
-    Trials stand in groups, by width; they run replicate by replicate, the costliest first.
+    Trials are grouped and sorted by width, which is not the order in which they run.
     """
     parts: list[RenderableType] = [Text(f"Sweep {plan.sweep}", style="bold"), *_rows(plan)]
     if plan.contents is not None:
@@ -43,13 +42,13 @@ def render_plan(plan: Plan) -> RenderableType:
 
 
 def _group(row: PlanRow) -> dict[str, Any]:
-    """The axes by which trials are compared, not those along which: all but width and seed."""
+    """The axes that are equal in trials that are compared: all except width and seed."""
     axes = row.trial.axes
     return {axis: value for axis, value in axes.items() if axis not in WIDTH_AND_SEED}
 
 
 def _rows(plan: Plan) -> list[Text]:
-    """One line a trial, aligned over all groups; what all trials share is said once."""
+    """One line per trial, aligned across groups, below a line with what all trials share."""
     facts = [
         _group(row)
         | {
@@ -69,17 +68,17 @@ def _rows(plan: Plan) -> list[Text]:
 
     def place(row: PlanRow) -> tuple[Any, ...]:
         width = sum(row.trial.spec.model.ffn_widths) / row.trial.spec.model.d_model
-        not_none = "none" not in row.trial.holds
-        # What means nothing in a group (null) comes after all that does.
+        matched_only = "none" not in row.trial.matchings
+        # Values without a meaning in a group (null) come last.
         group = [(value is None, value or 0) for value in different(row).values()]
-        return (group, not_none, width, row.trial.axes["seed"])
+        return (group, matched_only, width, row.trial.axes["seed"])
 
     ordered = sorted(plan.rows, key=place)
-    halves = {hold for row in plan.rows for hold in row.trial.holds}
+    matchings = {matching for row in plan.rows for matching in row.trial.matchings}
     cells = {
         row.trial.id: {
             name: text
-            for name, text in _columns(row, halves, plan.contents).items()
+            for name, text in _columns(row, matchings, plan.contents).items()
             if name not in common and (plan.ids_known or name != "trial")
         }
         for row in ordered
@@ -113,11 +112,11 @@ def _passes(row: PlanRow, contents: Contents) -> str:
     return f"{about}{passes_text(passes(row.trial.spec, contents))}"
 
 
-def _columns(row: PlanRow, halves: set[str], contents: Contents | None) -> dict[str, str]:
-    axes, model, holds = row.trial.axes, row.trial.spec.model, row.trial.holds
+def _columns(row: PlanRow, matchings: set[str], contents: Contents | None) -> dict[str, str]:
+    axes, model, own = row.trial.axes, row.trial.spec.model, row.trial.matchings
     return {
         "trial": row.trial.id,
-        "hold": "all" if len(halves) > 1 and halves == set(holds) else "+".join(holds),
+        "match": "all" if len(matchings) > 1 and matchings == set(own) else "+".join(own),
         "seed": str(axes["seed"]),
         "D/d": f"{sum(model.ffn_widths) / model.depth / model.d_model:.4g}",
         "d_model": str(model.d_model),
@@ -143,7 +142,7 @@ def _totals(plan: Plan) -> Text:
         parts.append(f"{totals.energy_kwh:.3g} kWh")
     if totals.cost is not None:
         parts.append(f"cost {totals.cost:,.2f}")
-    basis = "as measured" if plan.rate_measured else "assumed, for nothing was measured yet"
+    basis = "measured" if plan.rate_measured else "a default, nothing was measured yet"
     return Text(f"\n{', '.join(parts)}\ntimes at {plan.rate:.2g} FLOP/s per worker, {basis}\n")
 
 
@@ -156,17 +155,17 @@ def _device_time(hours: float) -> str:
 
 
 def _scaled(number: float, digits: int = 3) -> str:
-    """A count to that many digits and its decimal prefix: 1.51G."""
+    """A count with its SI prefix: 1.51G."""
     return "".join(_in_units(number, 1000, ("", *"kMGTPEZYRQ"), digits))
 
 
 def size(number: float) -> str:
-    """Three digits and a binary unit: 25.2MiB."""
+    """Return a number of bytes with three digits and a binary unit: `25.2MiB`."""
     return "".join(_in_units(number, 1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")))
 
 
 def _in_units(number: float, step: int, units: tuple[str, ...], digits: int = 3) -> tuple[str, str]:
-    """The digits and the unit in which they are below a thousand, or the largest there is."""
+    """The digits, with the first unit that leaves less than a thousand, or the largest unit."""
     for unit in units[:-1]:
         if number < 1000 - 0.5 * 10 ** (3 - digits):  # else rounding makes a thousand of it
             return f"{number:.{digits}g}", unit

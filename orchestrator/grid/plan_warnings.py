@@ -1,4 +1,4 @@
-"""What a sweep cannot answer or does unlike its source, said before the hours are spent."""
+"""Warnings about questions that a sweep cannot answer, before it costs device-hours."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,58 +9,58 @@ from orchestrator.grid.expand import PlannedTrial
 from orchestrator.grid.plan_cost import measurements
 from orchestrator.sweep.config import AXES, SweepConfig
 
-#: Below this many tokens per unit of width every rank of a spectrum is biased downward.
+#: With fewer tokens per unit of width, every rank of a spectrum is biased downward.
 TOKENS_PER_WIDTH = 10
 WIDTHS_FOR_A_LAW = 3
-#: With one replicate the scatter about the curve is the only noise there is to see.
+#: With one replicate, only the scatter about the curve shows the noise.
 WIDTHS_WITHOUT_REPLICATES = 6
-#: The axes along which trials are compared; by the others they are grouped.
+#: Axes along which trials are compared. The other axes define the groups.
 WIDTH_AND_SEED = ("width_multiplier", "seed", "d_model", "D")
 
 
 def warnings(config: SweepConfig, trials: list[PlannedTrial]) -> Iterator[str]:
-    """What to mend before the hours are spent, most serious first."""
+    """Yield the warnings about a sweep, most serious first."""
     widest = max(max(trial.spec.model.ffn_widths) for trial in trials)
     tokens = min(trial.spec.spectra.tokens for trial in trials)
     if tokens < TOKENS_PER_WIDTH * widest:
         yield (
             f"spectra.tokens {tokens} is less than {TOKENS_PER_WIDTH} per unit of the widest FFN "
-            f"(D = {widest}): ranks are biased downward, most at the widest, which looks like "
-            f"saturation; use at least {TOKENS_PER_WIDTH * widest}"
+            f"(D = {widest}): ranks are biased downward, most at the largest width, which looks "
+            f"like saturation; use at least {TOKENS_PER_WIDTH * widest}"
         )
-    budgets = [hold for hold in config.hold if hold != "none"]
+    budgets = [matching for matching in config.match if matching != "none"]
     if not budgets:
         yield (
-            "no equal budgets (hold has neither params nor flops): wider models are also bigger "
-            "ones, so no best width by loss can be told; use hold: [none, params]"
+            "no equal budgets (match has neither params nor flops): wider models are also bigger, "
+            "so the loss cannot show the best width; use match: [none, params]"
         )
-    if "none" not in config.hold:
+    if "none" not in config.match:
         yield (
-            "no equal d_model (hold has no none): there will be no laws of rank against width; "
-            "use hold: [none, " + ", ".join(budgets) + "]"
+            "no fixed d_model (match lacks none): there will be no laws of rank against width; "
+            "use match: [none, " + ", ".join(budgets) + "]"
         )
     yield from _too_few(config, trials)
     far = [trial for trial in trials if any(abs(e) > 0.02 for e in trial.budget_errors.values())]
     if far:
         worst = max(abs(error) for trial in far for error in trial.budget_errors.values())
         yield (
-            f"{plural(len(far), 'trial')} off the budget by more than 2 % (at worst "
-            f"{worst:.1%}): a smaller model.ffn_multiple comes nearer"
+            f"{plural(len(far), 'trial')} off the budget by more than 2 % (at worst {worst:.1%}): "
+            "a smaller model.ffn_multiple reduces the error"
         )
     steps = min(trial.spec.training.steps for trial in trials)
     every = max(trial.spec.spectra.every for trial in trials)
     snapshots, wanted = measurements(steps, every), config.analysis.aggregate_last
     if snapshots - 1 < wanted:
         yield (
-            f"{plural(snapshots, 'snapshot')} a trial, that at step 0 included, but a rank is "
-            f"the median of the last {wanted} (analysis.aggregate_last): it reaches back to the "
-            "untrained model; lower it or spectra.every"
+            f"{plural(snapshots, 'snapshot')} per trial with that at step 0, but a rank is the "
+            f"median of the last {wanted} (analysis.aggregate_last), so it would include the "
+            "untrained model; lower analysis.aggregate_last or spectra.every"
         )
     stopping = any(trial.spec.training.stop_on_collapse for trial in trials)
     if stopping and snapshots - 2 < CollapseRule().snapshots:
         yield (
-            f"stop_on_collapse with {plural(snapshots, 'snapshot')} a trial stops nothing: the "
-            f"rule needs {CollapseRule().snapshots} after step 0, and one more to stop at; lower "
+            f"stop_on_collapse has no effect with {plural(snapshots, 'snapshot')} per trial: the "
+            f"rule needs {CollapseRule().snapshots} after step 0 and stops at the next; lower "
             "spectra.every"
         )
     yield from _not_as_published(trials)
@@ -69,29 +69,29 @@ def warnings(config: SweepConfig, trials: list[PlannedTrial]) -> Iterator[str]:
 
 
 def _too_few(config: SweepConfig, trials: list[PlannedTrial]) -> Iterator[str]:
-    """Halves of the grid with too few widths for a verdict."""
+    """Matchings with too few widths for a verdict."""
     replicates = len(set(config.grid["seed"]))
-    for hold in config.hold:
-        fewest = min(len(widths) for widths in _widths_by_group(trials, hold))
+    for matching in config.match:
+        fewest = min(len(widths) for widths in _widths_by_group(trials, matching))
         if fewest < WIDTHS_FOR_A_LAW:
             yield (
-                f"hold {hold}: {plural(fewest, 'width')} in some group; a law or an "
-                f"optimum needs at least {WIDTHS_FOR_A_LAW}"
+                f"match {matching}: some group has {plural(fewest, 'width')}; a law or an optimum "
+                f"needs at least {WIDTHS_FOR_A_LAW}"
             )
-        elif hold != "none" and replicates == 1 and fewest < WIDTHS_WITHOUT_REPLICATES:
+        elif matching != "none" and replicates == 1 and fewest < WIDTHS_WITHOUT_REPLICATES:
             yield (
-                f"hold {hold}: one replicate and {plural(fewest, 'width')} in some group; a "
+                f"match {matching}: some group has {plural(fewest, 'width')} and one replicate; a "
                 f"verdict on loss needs {WIDTHS_WITHOUT_REPLICATES} widths, or more seeds"
             )
 
 
-def _widths_by_group(trials: list[PlannedTrial], hold: str) -> list[set[tuple[Any, ...]]]:
-    """Distinct shapes of each group of trials that differ in width and seed alone."""
+def _widths_by_group(trials: list[PlannedTrial], matching: str) -> list[set[tuple[Any, ...]]]:
+    """Distinct shapes in each group of trials that differ only in width and seed."""
     groups: dict[str, set[tuple[Any, ...]]] = {}
     for trial in trials:
-        if hold in trial.holds:
+        if matching in trial.matchings:
             model = trial.spec.model
-            # The head count tells sizes apart where d_model is an axis: a budget keeps it.
+            # If d_model is an axis, the head count identifies the size: matching keeps it.
             axes = [v for k, v in trial.axes.items() if k not in WIDTH_AND_SEED]
             key = repr([*axes, model.heads])
             groups.setdefault(key, set()).add((model.d_model, model.ffn_widths))
@@ -105,15 +105,15 @@ def _not_as_published(trials: list[PlannedTrial]) -> Iterator[str]:
         unlike += [f"final_fraction {training.final_fraction:g}"] if training.final_fraction else []
         if unlike:
             yield (
-                f"nGPT with {' and '.join(unlike)} is not as published (arXiv 2410.01131: no "
-                "warm-up, and a decay to 0); use overrides: [{when: {architecture: ngpt}, set: "
+                f"nGPT with {' and '.join(unlike)} differs from its paper (arXiv 2410.01131: no "
+                "warm-up, a decay to 0); use overrides: [{when: {architecture: ngpt}, set: "
                 "{warmup_fraction: 0, final_fraction: 0}}]"
             )
             return
 
 
 def _nothing_shared(config: SweepConfig, trials: list[PlannedTrial]) -> Iterator[str]:
-    """Several horizons of wsd that are different runs from their first step on."""
+    """Several horizons of wsd that differ from the first step and so share no updates."""
     if len(set(config.grid.get("steps", ()))) > 1 and any(
         t.spec.training.schedule == "wsd"
         and t.spec.training.warmup_steps is None
@@ -121,22 +121,22 @@ def _nothing_shared(config: SweepConfig, trials: list[PlannedTrial]) -> Iterator
         for t in trials
     ):
         yield (
-            "schedule wsd with several steps, and a warm-up that is a fraction of them: the runs "
-            "differ from the start and share nothing; give training.warmup_steps"
+            "schedule wsd with several values of steps, but the warm-up is a fraction of them: the "
+            "runs differ from the start and share no updates; set training.warmup_steps"
         )
 
 
 def _unlike_widths(config: SweepConfig) -> Iterator[str]:
-    """Overrides that make the widths of a group differ in more than their width."""
+    """Overrides after which the widths of a group differ in more than their width."""
     keys = [
         key
         for override in config.overrides
         if override.when.keys() & {"width_multiplier", "ffn_width"}
         for key in override.set
-        if key in AXES  # the others say how a trial lies on devices, not what it is
+        if key in AXES  # the other keys are layout on devices, not part of the trial
     ]
     if keys:
         yield (
-            f"{', '.join(dict.fromkeys(keys))} set for some widths (overrides): widths are then "
-            "compared that differ in more than their width"
+            f"overrides set {', '.join(dict.fromkeys(keys))} for some widths only: the widths "
+            "then differ in more than their width"
         )

@@ -1,4 +1,4 @@
-"""The tokens of a sweep as far as they are known before it runs; a plan asks no hub."""
+"""Find out what is known of a sweep's tokens before it runs, without asking the hub."""
 
 import contextlib
 from dataclasses import dataclass
@@ -15,15 +15,20 @@ from trainers.data.sources import DataSource, DataSpec, HubDataset, PretrainedTo
 from trialstore.errors import InputError
 from trialstore.storage import Storage
 
-#: In the place of tokens that are not known yet: equal for all trials of a plan.
+#: Placeholder for unknown tokens, the same for all trials of a plan.
 NOT_FETCHED = DataSpec(corpus_fingerprint="not fetched", tokenizer_hash="not fetched")
 
 
 @dataclass(frozen=True)
 class PlannedData:
-    """Which tokens, and how many rows the embedding has; `known` is whether these are the tokens
-    that a run would have, and its trials so their ids. `contents` is what the corpus holds, None
-    where this machine does not know."""
+    """The tokens of a planned sweep.
+
+    Attributes:
+        data: Fingerprint of the corpus and hash of the tokenizer, or `NOT_FETCHED`.
+        vocab_size: Rows of the embedding.
+        known: Whether a run would use these tokens; only then are the plan's ids those of a run.
+        contents: Documents, bytes and tokens of the corpus; None if unknown on this machine.
+    """
 
     data: DataSpec
     vocab_size: int
@@ -32,8 +37,11 @@ class PlannedData:
 
 
 def planned_data(config: SweepConfig, sweep: Storage) -> PlannedData:
-    """What this machine and the sweep's own directory tell. Raises InputError where not even the
-    vocabulary is known."""
+    """Look for the tokens of a sweep on this machine and in the sweep's directory.
+
+    Raises:
+        InputError: Not even the size of the vocabulary is known.
+    """
     before = last_run(sweep)
     source = as_pinned(config.source, before)
     found = resolve(source)
@@ -42,14 +50,17 @@ def planned_data(config: SweepConfig, sweep: Storage) -> PlannedData:
 
 
 def last_run(sweep: Storage) -> dict[str, Any]:
-    """The sweep.yaml of the last run of a sweep; empty where there was none."""
+    """Return the sweep.yaml of the last run of a sweep; empty if there was none."""
     with contextlib.suppress(InputError):
         return resolved_sweep(sweep)
     return {}
 
 
 def as_pinned(source: DataSource, before: dict[str, Any]) -> DataSource:
-    """The source with the hub revisions that a run of the sweep took, if the rest is the same."""
+    """Return the source with the hub revisions of the last run, if the rest is unchanged.
+
+    `before` is the sweep.yaml of the last run.
+    """
     sections: dict[str, Any] = {}
     for section, typed in (("corpus", source.corpus), ("tokenizer", source.tokenizer)):
         with contextlib.suppress(ValidationError):
@@ -60,8 +71,10 @@ def as_pinned(source: DataSource, before: dict[str, Any]) -> DataSource:
 
 
 def _of_the_last_run(source: DataSource, before: dict[str, Any]) -> DataSpec | None:
-    """The tokens that a run of the sweep had, where they are those of commits of the hub: this
-    machine need not have them."""
+    """The tokens of the last run, if corpus and tokenizer are commits on the hub.
+
+    Commits do not change, so the tokens are known without having them on this machine.
+    """
     corpus, tokenizer = source.corpus, source.tokenizer
     fixed = isinstance(corpus, HubDataset) and is_commit(corpus.revision)
     if isinstance(tokenizer, PretrainedTokenizer):

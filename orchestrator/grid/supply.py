@@ -1,4 +1,4 @@
-"""Whether a corpus has the tokens that a sweep asks of it."""
+"""Check that a corpus has enough tokens for the training and measurements of a sweep."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,23 +8,28 @@ from trainers.data.batches import windows_in
 from trainers.data.contents import Contents
 from trainers.spec import TrialSpec
 
-#: Repeating data up to about this often is worth nearly as much as new data (arXiv 2305.16264).
+#: Up to about this many passes, repeated data are worth nearly as much as new (arXiv 2305.16264).
 MANY_PASSES = 4
 
 
 def passes(spec: TrialSpec, contents: Contents) -> float:
-    """How often training goes through the training split; infinite where it has no window."""
+    """Return the passes of a trial over the training split.
+
+    One pass is all full windows of the context length. Infinite if the split is shorter than a
+    window.
+    """
     context = spec.model.context
     once = windows_in(contents.total("train").tokens, context) * context
     return spec.training.steps * spec.training.batch_tokens / once if once > 0 else float("inf")
 
 
 def passes_text(number: float) -> str:
+    """Return a number of passes as the plan shows it: three digits, or a whole number."""
     return f"{number:.3g}" if number < 10 else f"{number:,.0f}"
 
 
 def supply_notes(contents: Contents, trials: Sequence[PlannedTrial]) -> Iterator[str]:
-    """What is repeated, where it is little enough."""
+    """Yield a note if some trial repeats tokens, up to `MANY_PASSES` times."""
     most = max(passes(trial.spec, contents) for trial in trials)
     if 1 < most <= MANY_PASSES:
         yield (
@@ -34,36 +39,36 @@ def supply_notes(contents: Contents, trials: Sequence[PlannedTrial]) -> Iterator
 
 
 def supply_warnings(contents: Contents, trials: Sequence[PlannedTrial]) -> Iterator[str]:
-    """Too little to train on, and too little to measure on."""
+    """Yield warnings if a split is too small to train on, or to measure on."""
     number = max(passes(trial.spec, contents) for trial in trials)
     if number == float("inf"):
         longest = max(trial.spec.model.context for trial in trials)
         yield (
-            f"the training split of {_tokens(contents, 'train')} has no window of {longest} tokens "
-            "and a target for the last, and a run refuses that; lower model.context, or give more "
-            "text"
+            f"a run would refuse this: the training split of {_tokens(contents, 'train')} is "
+            f"shorter than one window of {longest} tokens and the target of its last; lower "
+            "model.context, or give more text"
         )
     elif number > MANY_PASSES:
         many = sum(passes(trial.spec, contents) > MANY_PASSES for trial in trials)
         yield (
             f"{plural(many, 'trial')} go through the training split of "
             f"{_tokens(contents, 'train')} more than {MANY_PASSES} times, up to "
-            f"{passes_text(number)}: the loss then judges memorising (arXiv 2305.16264); give "
-            "more text, or fewer steps"
+            f"{passes_text(number)}: the loss then measures memorisation (arXiv 2305.16264); "
+            "give more text, or fewer steps"
         )
     there = contents.total("heldout").tokens
     for name in ("evaluation", "spectra"):
         asked, windows = max(_asked(trial.spec, name) for trial in trials)
         if windows >= there:
             yield (
-                f"{name}.tokens {asked:,} and the target of the last are more than the held-out "
-                f"split's {_tokens(contents, 'heldout')}, and a run refuses that; lower them, or "
-                "hold out more text (corpus.heldout)"
+                f"a run would refuse this: {name}.tokens {asked:,} and the target of the last need "
+                f"more than the {_tokens(contents, 'heldout')} of the held-out split; lower "
+                f"{name}.tokens, or hold out more text (corpus.heldout)"
             )
 
 
 def _asked(spec: TrialSpec, name: str) -> tuple[int, int]:
-    """Held-out tokens that are asked for, and those of the whole windows that they make."""
+    """Held-out tokens that a trial asks for, and the tokens of the whole windows in them."""
     asked, context = getattr(spec, name).tokens, spec.model.context
     return asked, asked // context * context
 

@@ -107,7 +107,10 @@ def parent_params(config: Mapping[str, Any]) -> dict[str, str]:
     """What the sweep's run says of a resolved sweep.yaml."""
     resolved = config["resolved"]
     facts = {key: value for key, value in resolved.items() if isinstance(value, str | int)}
-    return flat({key: config.get(key) for key in ("corpus", "tokenizer", "hold")} | facts)
+    told = {key: config.get(key) for key in ("corpus", "tokenizer")}
+    # MLflow keeps the parameter `hold`; so do older files keep the key.
+    told["hold"] = config.get("match", config.get("hold"))
+    return flat(told | facts)
 
 
 def _digest(data: bytes) -> str:

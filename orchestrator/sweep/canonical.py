@@ -1,8 +1,8 @@
-"""One spelling of a cell: what a choice leaves no choice of is brought to what the spec accepts.
+"""Normalise cells: set a field that another field makes irrelevant to one fixed value.
 
-A grid is a product, and a product holds combinations that differ in words alone: nGPT under four
-norm placements is one model. Such a cell becomes what it is, and says what changed and why; cells
-that become equal are one trial.
+A grid is a product of axes, so it has combinations that are the same trial: nGPT has its own norm
+placement, and under four values of `norm` it is one model. Normalising records each change with
+its reason. Cells that are equal afterwards become one trial.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -18,8 +18,10 @@ Section = TypeVar("Section", ModelSection, TrainingSection)
 
 @dataclass(frozen=True)
 class Change:
-    """A key of a cell, by the name of its axis, that is not what the sweep says; `after` is
-    None where the key means nothing there."""
+    """A value of a cell that normalising changed.
+
+    `key` is the name of the axis. `after` is None if the key has no meaning in the cell.
+    """
 
     key: str
     before: Any
@@ -29,7 +31,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Canonical:
-    """The sections of a cell in their one spelling, and what that took."""
+    """The normalised sections of a cell, and the changes that were made."""
 
     model: ModelSection
     training: TrainingSection
@@ -37,22 +39,24 @@ class Canonical:
 
     @property
     def post_layers(self) -> int:
-        """How many layers are Post-LN under Mix-LN."""
+        """Number of Post-LN layers under Mix-LN; 0 under any other norm placement."""
         model = self.model
         return post_layers(model.mix_alpha, model.depth) if model.norm == "mix" else 0
 
     def named(self, cell: dict[str, Any]) -> dict[str, Any]:
-        """The axes of this cell with the values that they came to: equal in equal cells."""
-        came_to = {change.key: change.after for change in self.changes}
+        """Return the axes of this cell with normalised values, which are equal in equal cells."""
+        normalised = {change.key: change.after for change in self.changes}
         model = self.model
-        came_to = {"activation": model.activation, "kv_heads": model.kv_heads} | came_to
+        normalised = {"activation": model.activation, "kv_heads": model.kv_heads} | normalised
         return cell | {
-            axis: self.name_of(axis, value) for axis, value in came_to.items() if axis in cell
+            axis: self.name_of(axis, value) for axis, value in normalised.items() if axis in cell
         }
 
     def name_of(self, axis: str, value: Any) -> Any:
-        """A value of an axis as this cell would name it: none given is the architecture's own
-        activation, and all heads are no kv_heads."""
+        """Return the normalised name of one value of an axis in this cell.
+
+        No activation becomes the architecture's own; kv_heads equal to the head count become None.
+        """
         model = self.model
         if axis == "activation" and value is None:
             return OWN_ACTIVATION[model.architecture]
@@ -62,18 +66,26 @@ class Canonical:
 
 
 def post_layers(alpha: float, depth: int) -> int:
-    """floor(alpha * depth), alpha as it is written: of 100 layers 0.29 are 29
-    (arXiv 2412.13795)."""
+    """Return the number of Post-LN layers of Mix-LN: floor(alpha * depth), arXiv 2412.13795.
+
+    The product is exact in decimals: an alpha of 0.29 at depth 100 gives 29 layers.
+    """
     return int(Decimal(repr(alpha)) * depth)
 
 
 def canonical(
     model: ModelSection, training: TrainingSection, axes: Collection[str] = ()
 ) -> Canonical:
-    """The one spelling of a cell whose values stand in these sections.
+    """Normalise the sections of one cell.
 
-    A key that means nothing in the cell counts as changed where it is one of the `axes` of the
-    grid, or is set to anything but its default.
+    Args:
+        model: Model section with the values of the cell.
+        training: Training section with the values of the cell.
+        axes: Axes of the grid. A key without meaning in the cell is reported as changed if it is
+            one of them, or if its value is not the default.
+
+    Returns:
+        The normalised sections and the changes.
     """
     changes: list[Change] = []
     model = _follow(_norm(model), model, axes, changes)
@@ -83,15 +95,15 @@ def canonical(
 
 
 def same_in_other_words(axis: str, model: ModelSection) -> str | None:
-    """Why two values of an axis, in cells that came to this model, are the same."""
+    """Return why different values of an axis give this model; None for other axes."""
     if axis == "activation":
         own = OWN_ACTIVATION[model.architecture]
-        return f"the activation of {model.architecture} is {own} where none is given"
+        return f"the default activation of {model.architecture} is {own}"
     if axis == "kv_heads":
-        return f"{model.d_model // model.head_dim} kv_heads are all the heads"
+        return f"the model has {model.d_model // model.head_dim} heads, the default of kv_heads"
     if axis == "mix_alpha":
         number = post_layers(model.mix_alpha, model.depth)
-        return f"mix_alpha makes {number} of {model.depth} layers Post-LN for several of its values"
+        return f"several values of mix_alpha make {number} of {model.depth} layers Post-LN"
     return None
 
 
@@ -99,7 +111,7 @@ def same_in_other_words(axis: str, model: ModelSection) -> str | None:
 
 
 class Rule(NamedTuple):
-    """A key has this value whatever the sweep says; it `means` nothing, or is fixed."""
+    """The fixed value of a key in some cells, and why; if not `means`, the key has no meaning."""
 
     key: str
     value: Any
@@ -110,7 +122,7 @@ class Rule(NamedTuple):
 def _follow(
     rules: Iterable[Rule], section: Section, axes: Collection[str], changes: list[Change]
 ) -> Section:
-    """The section by the rules; what they change is added to `changes`."""
+    """Apply rules to a section; add the changes to `changes`."""
     updates = {}
     for key, value, why, means in rules:
         before = getattr(section, key)
@@ -127,22 +139,24 @@ def _norm(model: ModelSection) -> Iterator[Rule]:
         yield Rule(
             "norm",
             "pre",
-            f"mix with alpha {model.mix_alpha:g} at depth {model.depth} has no Post-LN layer: "
-            "it is pre",
+            f"mix with alpha {model.mix_alpha:g} at depth {model.depth} has no Post-LN layer, "
+            "which is pre",
         )
 
 
 def _no_choice(model: ModelSection) -> Iterator[Rule]:
-    """For a model whose norm is settled."""
+    """Rules for a model whose norm is normalised."""
     default = {key: field.default for key, field in ModelSection.model_fields.items()}
     if model.architecture == "ngpt":
         for key, why in NGPT_FIXES.items():
-            # No activation given is its own; the spec takes both for the same.
+            # The spec takes no activation and the architecture's own for the same.
             if key in default and not (key == "activation" and model.activation is None):
                 value = OWN_ACTIVATION["ngpt"] if key == "activation" else default[key]
                 yield Rule(key, value, f"nGPT has no choice of {key}: {why}")
     if model.norm != "mix":
-        yield Rule("mix_alpha", default["mix_alpha"], "mix_alpha is of norm mix", means=False)
+        yield Rule(
+            "mix_alpha", default["mix_alpha"], "mix_alpha applies only to norm mix", means=False
+        )
 
 
 def _no_choice_in_training(model: ModelSection, training: TrainingSection) -> Iterator[Rule]:
@@ -157,13 +171,13 @@ def _no_choice_in_training(model: ModelSection, training: TrainingSection) -> It
         yield Rule(
             "gradient_clipping",
             0.0,
-            "muon is not clipped: its update does not grow with the gradient",
+            "muon needs no clipping: the size of its update does not depend on the gradient's",
         )
     else:
-        yield Rule("momentum", default["momentum"], "momentum is of muon", means=False)
+        yield Rule("momentum", default["momentum"], "momentum applies only to muon", means=False)
     if training.schedule != "wsd":
-        why = "decay_fraction is of the schedule wsd"
+        why = "decay_fraction applies only to schedule wsd"
         yield Rule("decay_fraction", default["decay_fraction"], why, means=False)
     if training.warmup_steps is not None:
-        why = "warmup_steps say how long the warm-up is"
+        why = "warmup_steps sets the length of the warm-up"
         yield Rule("warmup_fraction", default["warmup_fraction"], why, means=False)

@@ -1,4 +1,4 @@
-"""One cell of a grid: the sections of the sweep with the cell's own values, in one spelling."""
+"""One cell of a grid: the sections of the sweep with the cell's values, normalised."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,10 +13,14 @@ Axes = dict[str, Any]
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell before hold and widths are settled.
+    """A cell before its d_model and FFN widths are chosen.
 
-    `typed` are its values as they stand on the grid, `axes` what they came to; `base` is the
-    sweep with the values, the overrides and the one spelling of this cell in its sections.
+    Attributes:
+        typed: Axis -> value as the grid has it.
+        axes: Axis -> normalised value.
+        base: The sweep with the normalised values of this cell in its sections, after overrides.
+        post_layers: Number of Post-LN layers under Mix-LN, otherwise 0.
+        changes: Values that normalising changed.
     """
 
     typed: Axes
@@ -27,51 +31,54 @@ class Cell:
 
 
 def cells(config: SweepConfig) -> Iterator[Axes]:
-    """Axis -> value for every combination, the last axis of the file turning fastest."""
+    """Yield axis -> value for every cell of the grid; the last axis of the file varies fastest."""
     return combinations(config.grid)
 
 
 def combinations(grid: Mapping[str, Iterable[Any]]) -> Iterator[Axes]:
-    """Every combination of the values of these axes."""
+    """Yield axis -> value for every combination of the values of these axes."""
     for values in product(*grid.values()):
         yield dict(zip(grid, values, strict=True))
 
 
 def resolved(config: SweepConfig, typed: Axes) -> Cell:
-    """A cell with its values, its overrides, and its one spelling."""
+    """Make a cell from the values on the grid: apply the overrides for it, then normalise."""
     base = _with_values(config, typed)
-    for number in matching(config, typed):
+    for number in overrides_for(config, typed):
         base = _with_values(base, config.overrides[number].set)
     found = canonical(base.model, base.training, config.grid)
     base = base.model_copy(update={"model": found.model, "training": found.training})
     return Cell(typed, found.named(typed), base, found.post_layers, found.changes)
 
 
-def matching(config: SweepConfig, typed: Axes) -> list[int]:
-    """Which overrides are for a cell, by what its values come to without any: nGPT has the norm
-    ngpt, whatever stands beside it on the grid."""
+def overrides_for(config: SweepConfig, typed: Axes) -> list[int]:
+    """Return the indices of the overrides that match a cell.
+
+    Overrides are compared with the normalised values of the cell before any override: an nGPT cell
+    has the norm `ngpt`, whatever `norm` is on the grid.
+    """
     if not config.overrides:
         return []
     base = _with_values(config, typed)
     found = canonical(base.model, base.training, config.grid)
-    came_to = found.named(typed)
+    normalised = found.named(typed)
     return [
         number
         for number, override in enumerate(config.overrides)
         if all(
-            came_to[axis] in [found.name_of(axis, value) for value in values]
+            normalised[axis] in [found.name_of(axis, value) for value in values]
             for axis, values in override.when.items()
         )
     ]
 
 
 def _with_values(config: SweepConfig, values: Mapping[str, Any]) -> SweepConfig:
-    """The config with values of axes in its sections."""
+    """The config with the values of axes put into its sections."""
     updates: dict[str, dict[str, Any]] = {}
     for axis in values.keys() & SETTABLE.keys():
         section, key = SETTABLE[axis]
         updates.setdefault(section, {})[key] = values[axis]
-    # Each value was validated when the file was read; how they fit together is the spec's to say.
+    # Values were validated when the file was read. The trial's spec validates their combination.
     sections = {
         section: getattr(config, section).model_copy(update=update)
         for section, update in updates.items()

@@ -1,10 +1,9 @@
-"""Reading a sweep file: one strict YAML file that says what is trained, measured and compared.
+"""Read a sweep file: one strict YAML file with the models, training, measurements and grid.
 
 A sweep is a base (model, training, evaluation, spectra), a grid of axes over it, and overrides of
-the base for some cells of the grid. Any scalar of the base can be an axis; it then stands on the
-grid only. An unknown key, a wrong type or a value
-out of range is an `InputError` that names the file, the line, the key, the value and what is
-allowed.
+the base for some cells of the grid. Any scalar of the base can be an axis; it is then given on the
+grid only. An unknown key, a wrong type or a value out of range raises an `InputError` that names
+the file, the line, the key, the value and the allowed values.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from orchestrator.sweep.config import (
     AXES,
     AXIS_OF,
     GRID_ONLY,
+    OLD_KEYS,
     SECTIONS,
     SweepConfig,
     axis_name,
@@ -38,16 +38,16 @@ from orchestrator.sweep.overrides import check_overrides, read_overrides
 from orchestrator.sweep.paths import resolved
 from trialstore.errors import InputError
 
-#: Names the storage of all commands that do not say `--storage`.
+#: Environment variable with the storage of commands that are given no `--storage`.
 STORAGE_VARIABLE = "WIDTHLAB_STORAGE"
 
 __all__ = ["SweepConfig", "load_sweep", "parse_sweep"]
 
-#: The section of a resolved sweep.yaml that says what the file came to. Not read back.
+#: Section of a resolved sweep.yaml with the trials that the file expands to. Not read back.
 RESOLVED = "resolved"
-#: Of the grid. Thousands take seconds to plan; nobody can run more.
+#: Most cells of a grid. Planning thousands takes seconds.
 MOST_CELLS = 20_000
-#: Two ways of saying one thing: setting one takes the other away.
+#: Keys that exclude each other: `--set` of one removes the other.
 OTHER_WAY = {
     "width_multiplier": "ffn_width",
     "ffn_width": "width_multiplier",
@@ -61,10 +61,20 @@ def load_sweep(
 ) -> SweepConfig:
     """Read a sweep file, or the resolved sweep.yaml of a sweep's directory.
 
-    `settings` are `key=value`, the value in YAML, the key dotted (`training.steps`) or bare
-    where only one place has it; a setting takes the place of what the file says of that key,
-    be it on the grid or in its section. Relative paths mean the folder of the file, and those of
-    `settings` the current one; with `as_typed` they are left as they are. Raises InputError.
+    Args:
+        path: The YAML file.
+        settings: `key=value` strings, the value in YAML, the key dotted (`training.steps`) or bare
+            if only one section has it. A setting replaces the file's value of that key, on the
+            grid and in its section.
+        as_typed: Leave relative paths as they are. By default those of the file become absolute
+            from the file's folder, and those of `settings` from the current folder.
+
+    Raises:
+        InputError: The file cannot be read, or something in it is wrong.
+
+    Example:
+        >>> load_sweep("orchestrator/sweeps/tiny.yaml", ["steps=40"]).training.steps
+        40
     """
     try:
         text = Path(path).read_bytes()
@@ -80,8 +90,17 @@ def load_sweep(
 def parse_sweep(
     text: str | bytes, place: str, settings: Sequence[str] = (), folder: Path | None = None
 ) -> SweepConfig:
-    """`load_sweep` of text; `place` is what errors call it, and `folder` what relative paths of
-    the text mean, None to leave them as they are."""
+    """Read a sweep file from text; see `load_sweep`.
+
+    Args:
+        text: The YAML text.
+        place: Name of the text in messages.
+        settings: As in `load_sweep`.
+        folder: Folder that relative paths start from; None leaves them as they are.
+
+    Raises:
+        InputError: Something in the text or the settings is wrong.
+    """
     document = strict_yaml.read(text, place)
     origins = {path: f"line {line}" for path, line in document.lines.items()}
     file = File(place, document.content, origins)
@@ -95,12 +114,13 @@ def parse_sweep(
         config = SweepConfig.model_validate(file.content)
     except ValidationError as error:
         raise explained(file, error) from error
+    _check_match(file, config)
     check_overrides(file, config)
     return config if folder is None else resolved(file, config, folder)
 
 
 def _check_sections(file: File) -> None:
-    """The file is a mapping of known sections, each of them a mapping where it must be."""
+    """Check that the file is a mapping of known sections and that sections are mappings."""
     if not isinstance(file.content, dict):
         raise InputError(
             f"{file.place}: a sweep file is a mapping of keys such as name, model, grid and "
@@ -108,12 +128,13 @@ def _check_sections(file: File) -> None:
         )
     known = list(SweepConfig.model_fields)
     file.content.pop(RESOLVED, None)
+    _rename_old_keys(file)
     for key, value in file.content.items():
         if key not in known:
             hint = elsewhere(key) or nearest(key, known)
             raise file.error((key,), f"unknown key; {hint}")
         if isinstance(value, dict):
-            file.content[key] = dict(value)  # an alias is the same dict; --set changes one
+            file.content[key] = dict(value)  # YAML aliases share one dict; --set changes one
         elif key in SECTIONS or key == "grid":
             inside = keys_of(key) if key in SECTIONS else [*GRID_ONLY, *AXES]
             raise file.error(
@@ -121,8 +142,33 @@ def _check_sections(file: File) -> None:
             )
 
 
+def _rename_old_keys(file: File) -> None:
+    """Move values under older keys to the keys of today; remember what the user wrote."""
+    for old, key in OLD_KEYS.items():
+        if old not in file.content:
+            continue
+        if key in file.content:
+            raise file.error(
+                (old,), f"{key} is also given, and {old} is its older name; remove one of the two"
+            )
+        file.content[key] = file.content.pop(old)
+        file.written[key] = old
+        for path in [path for path in file.origins if path[:1] == (old,)]:
+            file.origins[(key, *path[1:])] = file.origins.pop(path)
+
+
+def _check_match(file: File, config: SweepConfig) -> None:
+    if "ffn_width" in config.grid and config.match != ("none",):
+        key = file.written.get("match", "match")
+        raise file.error(
+            ("match",),
+            f"{list(config.match)} chooses d_model for each width, but grid.ffn_width fixes D at "
+            f"the d_model of the file; use grid.width_multiplier, or {key}: none",
+        )
+
+
 def _set(file: File, text: str, given: dict[tuple[str, ...], str]) -> None:
-    """Put one `key=value` into the file's content; `given` are the keys of those before."""
+    """Put one `key=value` into the file's content; `given` has the earlier ones by their path."""
     place = f"--set {text}"
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
@@ -131,13 +177,16 @@ def _set(file: File, text: str, given: dict[tuple[str, ...], str]) -> None:
         raise InputError(f"{place}: the value is missing; write key=value, or key=null for none")
     value = strict_yaml.read(value, place).content
     path = _path_of(file, key.strip(), place)
-    # An axis and the key of a section that it varies are one and the same.
+    # An axis and the key of its section are the same setting.
     same = AXES.get(path[1], path) if path[0] == "grid" and len(path) > 1 else path
     if same in given:
         raise InputError(f"{place}: the same key as --set {given[same]}; remove one")
     given[same] = text
     if len(path) == 1:
         file.content[path[0]] = value
+        file.written.pop(path[0], None)
+        if key.strip() in OLD_KEYS:
+            file.written[path[0]] = key.strip()
     else:
         axis = path[1] if path[0] == "grid" else AXIS_OF.get((path[0], path[1]))
         other = OTHER_WAY.get(axis or "")
@@ -152,7 +201,7 @@ def _set(file: File, text: str, given: dict[tuple[str, ...], str]) -> None:
 
 
 def _take_away(file: File, axis: str | None) -> None:
-    """Forget what the file says of an axis, on the grid and in its section."""
+    """Remove an axis from the grid and from its section."""
     if axis is None:
         return
     grid = file.content.setdefault("grid", {})
@@ -163,11 +212,11 @@ def _take_away(file: File, axis: str | None) -> None:
 
 
 def _path_of(file: File, key: str, place: str) -> tuple[str, ...]:
-    """Where a key that is set lies: (key,), (section, key) or ("grid", axis)."""
+    """Path of a key given with `--set`: (key,), (section, key) or ("grid", axis)."""
     section, _, rest = key.partition(".")
     if not rest:
-        if key in SweepConfig.model_fields:
-            return (key,)
+        if key in SweepConfig.model_fields or key in OLD_KEYS:
+            return (OLD_KEYS.get(key, key),)
         axis = axis_name(key)
         if axis in GRID_ONLY or (axis and axis in map(axis_name, file.content.get("grid", {}))):
             return ("grid", axis)
@@ -176,7 +225,7 @@ def _path_of(file: File, key: str, place: str) -> tuple[str, ...]:
             return (homes[0], key)
         if homes:
             ways = " or ".join(f"{home}.{key}" for home in homes)
-            raise InputError(f"{place}: the key {key} is in several places; write {ways}")
+            raise InputError(f"{place}: several sections have the key {key}; write {ways}")
         bare = [name for section in SECTIONS for name in keys_of(section)]
         known = list(dict.fromkeys([*SweepConfig.model_fields, *GRID_ONLY, *bare]))
     elif section == "grid":
@@ -195,7 +244,7 @@ def _path_of(file: File, key: str, place: str) -> tuple[str, ...]:
 
 
 def _spread_grid(file: File) -> None:
-    """Check the axes; put canonical names and tuples on the grid, first values in sections."""
+    """Give the grid canonical names and tuples of values, and sections the first values."""
     grid = file.content.get("grid", {})
     axes: dict[str, tuple[Any, ...]] = {}
     for key, values in grid.items():
@@ -203,7 +252,7 @@ def _spread_grid(file: File) -> None:
         if axis is None:
             raise file.error(("grid", key), _not_an_axis(key))
         if axis in axes:
-            raise file.error(("grid", key), f"the axis {axis} stands on the grid twice; remove one")
+            raise file.error(("grid", key), f"the axis {axis} is on the grid twice; remove one")
         axes[axis] = tuple(_axis_values(file, key, axis, values))
         if axis in AXES:
             section, field = AXES[axis]
@@ -225,31 +274,32 @@ def _spread_grid(file: File) -> None:
     _check_warm_up(file, axes)
     model = file.content.get("model", {})
     if "norm" not in model and axes.get("architecture", (model.get("architecture"),)) == ("ngpt",):
-        file.content["model"] = {**model, "norm": "ngpt"}  # it has no other
+        file.content["model"] = {**model, "norm": "ngpt"}  # its only norm placement
     file.content["grid"] = axes if "seed" in axes else {**axes, "seed": (0,)}
     _check_size(file, axes)
 
 
 def _check_size(file: File, axes: dict[str, tuple[Any, ...]]) -> None:
-    """A product grows fast, and every cell of it is looked at before anything runs."""
+    """Refuse a grid that is too large to plan: every cell is checked before anything runs."""
     cells = prod(map(len, axes.values()))
     if cells > MOST_CELLS:
         sizes = " x ".join(f"{axis} {len(values):,}" for axis, values in axes.items())
         raise file.error(
             ("grid",),
             f"{sizes} are {cells:,} cells, more than the {MOST_CELLS:,} that one sweep may have; "
-            "make several sweeps of it",
+            "split it into several sweeps",
         )
 
 
 def _check_warm_up(file: File, axes: dict[str, tuple[Any, ...]]) -> None:
-    """A warm-up is given as a number of steps or as a fraction of them. A null in place of the
-    number says nothing."""
+    """Refuse both lengths of the warm-up, in steps and as a fraction; null steps do not count."""
     training = file.content.get("training", {})
     steps = axes.get("warmup_steps", (training.get("warmup_steps"),))
     if "warmup_fraction" in training and any(value is not None for value in steps):
         key = ("grid", "warmup_steps") if "warmup_steps" in axes else ("training", "warmup_steps")
-        raise file.error(key, "warmup_fraction is also given, and says the same; remove one")
+        raise file.error(
+            key, "warmup_fraction is also given; both set the length of the warm-up, remove one"
+        )
 
 
 def _not_an_axis(key: object) -> str:
@@ -258,15 +308,15 @@ def _not_an_axis(key: object) -> str:
         return "is a list and cannot be an axis; give spectra.sites"
     for name in ("corpus", "tokenizer", "resources", "analysis"):
         if field in keys_of(name) and section in ("", name):
-            return f"{name}.{field} is one for the whole sweep and cannot be an axis"
+            return f"{name}.{field} applies to the whole sweep and cannot be an axis"
     shared = [axis for axis in AXES if axis.endswith(f".{key}")]
     if shared:
-        return f"is in several places; write {' or '.join(shared)}"
+        return f"several sections have this key; write {' or '.join(shared)}"
     return f"unknown axis; {nearest(key, [*GRID_ONLY, *AXES])}"
 
 
 def _axis_values(file: File, key: str, axis: str, values: Any) -> Iterator[Any]:
-    """The values of an axis, each validated as its section would; a scalar is one value."""
+    """Validate the values of an axis; a scalar is a list of one."""
     listed = values if isinstance(values, list) else [values]
     if not listed:
         raise file.error(("grid", key), "has no values; give at least one, or remove the axis")
@@ -275,6 +325,6 @@ def _axis_values(file: File, key: str, axis: str, values: Any) -> Iterator[Any]:
             yield axis_type(axis).validate_python(value, strict=True)
         except ValidationError as error:
             path = ("grid", key, index) if isinstance(values, list) else ("grid", key)
-            # Where one number or a list of them may stand, the errors of the list come last.
+            # For a type "number or list of numbers", pydantic puts the errors of the list last.
             told = error.errors()[-1 if isinstance(value, list) else 0]
             raise file.error(path, wrong(told)) from error

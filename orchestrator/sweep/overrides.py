@@ -1,19 +1,19 @@
-"""The section `overrides` of a sweep file: for some cells of the grid, other values of the base.
+"""Read the section `overrides` of a sweep file: other values of the base for some cells.
 
-An architecture has its own recipe, a placement its own learning rate:
+An architecture can have its own recipe, a norm placement its own learning rate:
 
     overrides:
       - when: {architecture: ngpt}
         set: {weight_decay: 0, warmup_fraction: 0, final_fraction: 0}
 
-Strict like the rest of the file: what could never apply, or would leave two answers, is refused.
+An override that matches no cell, and two that set one key of the same cell, are errors.
 """
 
 from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator.sweep.cell import combinations, matching
+from orchestrator.sweep.cell import combinations, overrides_for
 from orchestrator.sweep.config import (
     AXES,
     GRID_ONLY,
@@ -26,7 +26,7 @@ from orchestrator.sweep.config import (
 from orchestrator.sweep.errors import File, nearest, short, wrong
 from orchestrator.sweep.strict_yaml import Path
 
-#: What the value of an axis comes to may depend on these.
+#: Axes that normalising looks at: the values of other axes may depend on them.
 DECISIVE = frozenset(
     {
         *("architecture", "norm", "mix_alpha", "depth", "d_model", "head_dim", "activation"),
@@ -36,9 +36,12 @@ DECISIVE = frozenset(
 
 
 def read_overrides(file: File) -> None:
-    """Check the section by itself; put canonical names and validated values into it.
+    """Validate the section and give it canonical names, in place.
 
-    The grid must have been spread before. Raises InputError naming the key and its line.
+    The grid must have its canonical names already.
+
+    Raises:
+        InputError: Something is wrong in an override; names the key and its line.
     """
     listed = file.content.get("overrides", [])
     if not isinstance(listed, list):
@@ -50,7 +53,11 @@ def read_overrides(file: File) -> None:
 
 
 def check_overrides(file: File, config: SweepConfig) -> None:
-    """Raises InputError where an override is for no cell, or two say different things of one."""
+    """Check the overrides against every cell of the grid.
+
+    Raises:
+        InputError: An override matches no cell, or two set the same key of one cell.
+    """
     if not config.overrides:
         return
     asked = {axis for override in config.overrides for axis in override.when}
@@ -60,20 +67,20 @@ def check_overrides(file: File, config: SweepConfig) -> None:
     }
     used: set[int] = set()
     for cell in combinations(grid):
-        numbers = matching(config, cell)
+        numbers = overrides_for(config, cell)
         _check_cell(file, config, cell, numbers)
         used |= set(numbers)
     for number, override in enumerate(config.overrides):
         if number not in used:
             raise file.error(
                 ("overrides", number),
-                f"no cell of the grid has {_named(override.when)} together, as cells come out; "
-                "remove it",
+                f"matches no cell: after normalising, no cell has {_named(override.when)}; remove "
+                "this override",
             )
 
 
 def _read(file: File, number: int, item: Any) -> dict[str, Any]:
-    """One override, its names canonical."""
+    """One override with canonical names."""
     path: Path = ("overrides", number)
     if not isinstance(item, dict):
         raise file.error(path, f"{short(item)} is not a mapping; its keys are when, set")
@@ -102,7 +109,7 @@ def _read(file: File, number: int, item: Any) -> dict[str, Any]:
 
 def _once(file: File, path: Path, axis: str, known: dict[str, Any]) -> None:
     if axis in known:
-        raise file.error(path, f"{axis} stands here twice; remove one")
+        raise file.error(path, f"{axis} is given twice here; remove one")
 
 
 def _axis_on_grid(file: File, path: Path, key: object) -> str:
@@ -111,7 +118,7 @@ def _axis_on_grid(file: File, path: Path, key: object) -> str:
     if axis is None:
         raise file.error(path, f"unknown axis; {nearest(key, [*grid])}")
     if axis == "seed":
-        raise file.error(path, "replicates differ in their seed alone; remove it")
+        raise file.error(path, "replicates may differ only in their seed; remove it")
     if axis not in grid:
         raise file.error(path, f"is not an axis of this grid, whose axes are {', '.join(grid)}")
     return axis
@@ -127,7 +134,7 @@ def _values_on_grid(file: File, path: Path, axis: str, values: Any) -> list[Any]
         if value not in on_grid:
             raise file.error(
                 path,
-                f"{short(value)} is not among the grid's values "
+                f"{short(value)} is not one of the grid's values "
                 f"({', '.join(map(short, on_grid))}); add it there, or remove it here",
             )
     return valid
@@ -138,9 +145,9 @@ def _settable(file: File, path: Path, key: object) -> str:
     if axis is None:
         shared = [name for name in AXES if name.endswith(f".{key}")]
         hint = f"write {' or '.join(shared)}" if shared else nearest(key, [*SETTABLE])
-        raise file.error(path, f"is nothing that an override can set; {hint}")
+        raise file.error(path, f"an override cannot set this key; {hint}")
     if axis in GRID_ONLY or axis in file.content["grid"]:
-        raise file.error(path, "is an axis of the grid, which says its values; remove it")
+        raise file.error(path, "is an axis of the grid, which sets its values; remove it here")
     return axis
 
 
@@ -151,20 +158,20 @@ def _valid(file: File, path: Path, axis: str, value: Any) -> Any:
         raise file.error(path, wrong(error.errors()[0])) from error
 
 
-# --- what two of them say of one cell ------------------------------------------------------
+# --- two overrides of one cell -------------------------------------------------------------
 
 
 def _check_cell(file: File, config: SweepConfig, cell: dict[str, Any], numbers: list[int]) -> None:
-    """Nothing is set twice, and not both ways of saying how long the warm-up is."""
+    """Refuse a key that is set twice, and both lengths of the warm-up."""
     set_by: dict[str, int] = {}
     for number in numbers:
         for key, value in config.overrides[number].set.items():
             if key in set_by:
                 raise file.error(
                     ("overrides", number, "set", key),
-                    f"{short(value)}, but override {set_by[key] + 1} of the list sets it for the "
-                    f"same cells, to {short(config.overrides[set_by[key]].set[key])}; one of "
-                    "these cells is " + _named({axis: (cell[axis],) for axis in cell}),
+                    f"{short(value)}, but override {set_by[key] + 1} of the list sets it to "
+                    f"{short(config.overrides[set_by[key]].set[key])} for the same cells, such as "
+                    + _named({axis: (cell[axis],) for axis in cell}),
                 )
             set_by[key] = number
     steps = cell.get("warmup_steps", config.training.warmup_steps)
@@ -173,8 +180,8 @@ def _check_cell(file: File, config: SweepConfig, cell: dict[str, Any], numbers: 
     if "warmup_fraction" in set_by and steps is not None:
         raise file.error(
             ("overrides", set_by["warmup_fraction"], "set", "warmup_fraction"),
-            f"these cells have warmup_steps {steps}, which says the same; set warmup_steps, or "
-            "warmup_steps: null beside it",
+            f"these cells have warmup_steps {steps}, which also sets the length of the warm-up; "
+            "set warmup_steps instead, or add warmup_steps: null",
         )
 
 

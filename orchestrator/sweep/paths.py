@@ -1,7 +1,8 @@
-"""What a sweep's relative paths mean: the folder of its file, and of --set the current folder.
+"""Resolve the relative paths of a sweep.
 
-They are made absolute when the file is read, so `plan`, `run` and every process of a trial look in
-one place, wherever they are called.
+Paths in the file start from the file's folder, paths given with `--set` from the current folder.
+They become absolute when the file is read, so that `plan`, `run` and every process of a trial use
+the same files.
 """
 
 import glob
@@ -16,16 +17,18 @@ from orchestrator.sweep.strict_yaml import Path as Keys
 from trainers.data.paths import seen_from
 
 SET = "--set "
-#: Keys that hold a path or several; what else stands there, such as a split, is none.
+#: Keys with one path or a list. Other values there, such as {split: validation}, are not paths.
 PATHS = (("corpus", "paths"), ("corpus", "heldout"))
-#: Keys that hold a folder or the name of a repository of the hub, by kind of section.
+#: (section, kind, key) of keys with a folder or the name of a repository on the hub.
 NAMES = (("corpus", "hub", "dataset"), ("tokenizer", "pretrained", "path"))
 
 
 @dataclass(frozen=True)
 class PathKey:
-    """A path that a sweep names: `keys` lead to it, and `maybe_hub` says that OWNER/NAME may stand
-    in its place."""
+    """A path in a sweep.
+
+    `keys` lead to it. `maybe_hub` is whether its text can also be the OWNER/NAME of a repository.
+    """
 
     keys: Keys
     text: str
@@ -33,17 +36,17 @@ class PathKey:
 
     @property
     def place(self) -> str:
-        """The key as a user writes it, such as corpus.paths."""
+        """The key as users write it, such as corpus.paths."""
         return ".".join(map(str, self.keys[:2]))
 
     @property
     def relative(self) -> bool:
-        """Whether it depends on a folder, as far as its text tells."""
+        """Whether the path starts from some folder: neither empty, absolute nor from home."""
         return bool(self.text.strip()) and not self.text.startswith(("/", "~"))
 
 
 def paths_of(config: SweepConfig) -> Iterator[PathKey]:
-    """Every path of a sweep, in the order of its sections."""
+    """Yield every path of a sweep, section by section."""
     for section, key in PATHS:
         value = getattr(getattr(config, section), key, None)
         if isinstance(value, str):
@@ -60,9 +63,15 @@ def paths_of(config: SweepConfig) -> Iterator[PathKey]:
 
 
 def resolved(file: File, config: SweepConfig, folder: Path) -> SweepConfig:
-    """The sweep with absolute paths; `folder` is that of its file.
+    """Return the sweep with absolute paths.
 
-    Raises InputError for a path that is not there and would be in the current folder.
+    Args:
+        file: The file that was read, for its messages and to tell which paths `--set` gave.
+        config: The sweep.
+        folder: Folder of the sweep file.
+
+    Raises:
+        InputError: A path does not exist in `folder` but exists in the current folder.
     """
     sections: dict[str, dict[str, Any]] = {}
     for path in paths_of(config):
@@ -84,14 +93,14 @@ def resolved(file: File, config: SweepConfig, folder: Path) -> SweepConfig:
 
 
 def _is_set(file: File, keys: Keys) -> bool:
-    """Whether --set gave a key, or the nearest above it that is known to come from anywhere."""
+    """Whether `--set` gave a key, by the origin of the key or of its nearest known parent."""
     above = (keys[:length] for length in range(len(keys), 0, -1))
     origin = next((file.origins[key] for key in above if key in file.origins), "")
     return origin.startswith(SET)
 
 
 def _found(file: File, path: PathKey, folder: Path) -> str:
-    """The absolute path, or a name of the hub as it is."""
+    """The absolute path, or the unchanged name of a repository on the hub."""
     there = seen_from(folder, path.text)
     if _is_there(there):
         return there
@@ -100,12 +109,12 @@ def _found(file: File, path: PathKey, folder: Path) -> str:
         way = (
             f"write {here}, or move the file"
             if not path.maybe_hub
-            else (f"write {here} for that folder, or run this elsewhere for the hub's")
+            else f"write {here} for that folder, or run from another folder for the hub's"
         )
         raise file.error(
             path.keys,
-            f"{path.text!r} is not beside the sweep file, and relative paths of a sweep file mean "
-            f"its folder (looked for {there}); there is {here}: {way}",
+            f"{path.text!r} does not exist in the folder of the sweep file, where relative paths "
+            f"start (looked for {there}), but {here} exists: {way}",
         )
     return path.text if path.maybe_hub else there
 
@@ -115,5 +124,5 @@ def _is_there(path: str) -> bool:
         return Path(path).exists() or (
             glob.has_magic(path) and next(glob.iglob(path, recursive=True), None) is not None
         )
-    except (OSError, ValueError):  # too long for a name, or no name: told when it is opened
+    except (OSError, ValueError):  # not a valid name; opening it reports that
         return False

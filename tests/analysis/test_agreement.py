@@ -266,7 +266,7 @@ def test_only_cells_that_the_file_does_not_have_are_to_be_added_to_it(build_swee
         assert (told[1] is None) == cells["planned"]
     planned = [cells["planned"] for cells in group["run_next"]]
     assert set(planned) == {True, False}
-    assert sweep.get("report/report.html").decode().count("<pre>hold:") == planned.count(False)
+    assert sweep.get("report/report.html").decode().count("<pre>match:") == planned.count(False)
 
 
 def test_rank_laws_are_drawn_as_they_are_told(

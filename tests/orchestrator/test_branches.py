@@ -6,8 +6,9 @@ import pytest
 
 from orchestrator.grid.branches import Branch, branch_points, branches
 from orchestrator.grid.expand import PlannedTrial, expand
-from orchestrator.grid.plan import Plan, make_plan, plan_json
+from orchestrator.grid.plan import Plan, make_plan
 from orchestrator.grid.plan_cost import START_SECONDS, measurements
+from orchestrator.grid.plan_records import plan_json
 from orchestrator.sweep.load import parse_sweep
 from trainers.data.sources import DataSpec
 
@@ -128,6 +129,6 @@ def test_the_plan_says_what_is_shared():
 
 
 def test_horizons_that_share_nothing_are_warned_of():
-    assert any("share nothing" in text for text in plan("warmup_fraction=0.1").warnings)
-    assert not any("share nothing" in text for text in plan().warnings)
-    assert not any("share nothing" in text for text in plan("schedule=cosine").warnings)
+    assert any("share no updates" in text for text in plan("warmup_fraction=0.1").warnings)
+    assert not any("share no updates" in text for text in plan().warnings)
+    assert not any("share no updates" in text for text in plan("schedule=cosine").warnings)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from orchestrator.grid.expand import Grid, PlannedTrial, expand
-from orchestrator.grid.plan import make_plan, plan_json
+from orchestrator.grid.plan import make_plan
+from orchestrator.grid.plan_records import plan_json
 from orchestrator.grid.plan_view import render_plan
 from orchestrator.sweep.canonical import post_layers
 from orchestrator.sweep.load import parse_sweep
@@ -81,7 +82,7 @@ def test_mix_without_a_post_layer_is_pre(order):
     assert trial.changes == ()
     (merged,) = found.merged
     assert merged.axes["norm"] == "mix"
-    assert merged.why == "mix with alpha 0.25 at depth 2 has no Post-LN layer: it is pre"
+    assert merged.why == "mix with alpha 0.25 at depth 2 has no Post-LN layer, which is pre"
 
 
 def test_mix_without_a_post_layer_is_pre_even_alone():
@@ -94,14 +95,14 @@ def test_alpha_means_nothing_but_to_mix():
     found = grid("grid.norm=[pre, mix]", "grid.mix_alpha=[0.25, 0.5]", "depth=4")
     axes = {(t.axes["norm"], t.axes["mix_alpha"], t.spec.model.post_layers) for t in found.trials}
     assert axes == {("pre", None, 0), ("mix", 0.25, 1), ("mix", 0.5, 2)}
-    assert [merged.why for merged in found.merged] == ["mix_alpha is of norm mix"]
+    assert [merged.why for merged in found.merged] == ["mix_alpha applies only to norm mix"]
 
 
 def test_two_alphas_of_as_many_layers_are_one_model():
     found = grid("norm=mix", "grid.mix_alpha=[0.25, 0.3, 0.5]", "depth=4")
     assert [trial.axes["mix_alpha"] for trial in found.trials] == [0.25, 0.5]
     assert [merged.why for merged in found.merged] == [
-        "mix_alpha makes 1 of 4 layers Post-LN for several of its values"
+        "several values of mix_alpha make 1 of 4 layers Post-LN"
     ]
 
 
@@ -159,20 +160,20 @@ def test_an_activation_that_is_the_architectures_own_is_no_other_trial():
     found = grid("grid.activation=[null, gelu, relu2]")
     assert [trial.axes["activation"] for trial in found.trials] == ["gelu", "relu2"]
     assert found.trials[0].id == one().id
-    assert [merged.why for merged in found.merged] == [
-        "the activation of gpt2 is gelu where none is given"
-    ]
+    assert [merged.why for merged in found.merged] == ["the default activation of gpt2 is gelu"]
 
 
 def test_as_many_kv_heads_as_heads_are_no_other_trial():
     found = grid("grid.kv_heads=[null, 4, 1, 3]")
     assert sorted(str(trial.axes["kv_heads"]) for trial in found.trials) == ["1", "None"]
-    assert [merged.why for merged in found.merged] == ["4 kv_heads are all the heads"]
+    assert [merged.why for merged in found.merged] == [
+        "the model has 4 heads, the default of kv_heads"
+    ]
     assert "kv_heads 3 does not divide the 4 heads" in found.dropped[0].why
 
 
 def test_a_budget_keeps_heads_and_so_kv_heads():
-    found = grid("kv_heads=2", "hold=[none, params, flops]", "width_multiplier=[1, 4, 8]")
+    found = grid("kv_heads=2", "match=[none, params, flops]", "width_multiplier=[1, 4, 8]")
     assert len(found.trials) == 7
     assert {(t.spec.model.heads, t.spec.model.kv_heads) for t in found.trials} == {(4, 2)}
     assert all(abs(e) <= 0.05 for t in found.trials for e in t.budget_errors.values())
@@ -184,7 +185,7 @@ def test_muon_is_not_clipped_and_adamw_has_no_momentum():
     assert cells == {("adamw", None), ("muon", 0.9), ("muon", 0.95)}
     clipping = {t.spec.training.optimizer: t.spec.training.gradient_clipping for t in found.trials}
     assert clipping == {"adamw": 1, "muon": 0}
-    assert [merged.why for merged in found.merged] == ["momentum is of muon"]
+    assert [merged.why for merged in found.merged] == ["momentum applies only to muon"]
 
 
 def test_a_value_that_nothing_asks_for_is_told():
@@ -214,7 +215,7 @@ def test_a_grid_of_three_architectures_and_four_placements_is_told_in_a_few_line
     lines = [line.strip() for line in text.splitlines()]
     first = next(n for n, line in enumerate(lines) if line.startswith("merged"))
     assert lines[first : first + 5] == [
-        "merged: mix with alpha 0.25 at depth 2 has no Post-LN layer: it is pre",
+        "merged: mix with alpha 0.25 at depth 2 has no Post-LN layer, which is pre",
         "architecture gpt2 or llama, norm mix, every width_multiplier and seed (18 cells)",
         "merged: nGPT has its own norm placement",
         "architecture ngpt, norm post or mix or lns, every width_multiplier and seed (27 cells)",
@@ -233,7 +234,7 @@ def test_cells_of_one_group_have_equal_axes():
         "grid.depth=[2, 4]",
         "width_multiplier=[1, 4]",
         "seed=[0, 1]",
-        "hold=[none, params]",
+        "match=[none, params]",
     )
     groups: dict[str, set[str]] = {}
     for trial in found.trials:

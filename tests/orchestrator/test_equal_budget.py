@@ -1,4 +1,4 @@
-"""Equal budgets: every cell costs what the reference costs, at nearly the width asked for."""
+"""Matched models cost what the reference costs, at nearly the requested width."""
 
 from math import log
 
@@ -7,13 +7,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from orchestrator.grid.equal_budget import (
-    FAR,
-    NEAR,
+    LARGEST_ERROR,
+    PREFERRED_ERROR,
     WIDTH_FACTOR,
-    HeldCell,
+    MatchedModel,
     Missed,
     budget_of,
-    hold_budget,
+    match_budget,
 )
 from trainers.accounting import parameters, training_flops_per_token
 from trainers.models.model_spec import ModelSpec
@@ -58,12 +58,12 @@ def test_a_budget_is_what_the_accounting_says():
     budget=st.sampled_from(BUDGETS),
     ffn_multiple=st.sampled_from([1, 8, 64]),
 )
-def test_a_held_cell_keeps_budget_heads_and_everything_but_the_shape(
+def test_a_matched_model_keeps_budget_heads_and_everything_but_the_shape(
     model, multiplier, budget, ffn_multiple
 ):
-    cell = hold_budget(model, multiplier, budget, ffn_multiple)
-    assume(isinstance(cell, HeldCell))
-    assert abs(budget_of(cell.model, budget) / budget_of(model, budget) - 1) <= FAR
+    cell = match_budget(model, multiplier, budget, ffn_multiple)
+    assume(isinstance(cell, MatchedModel))
+    assert abs(budget_of(cell.model, budget) / budget_of(model, budget) - 1) <= LARGEST_ERROR
     assert cell.error == budget_of(cell.model, budget) / budget_of(model, budget) - 1
     assert cell.model.heads == model.heads
     assert cell.model.head_dim % 2 == 0
@@ -84,9 +84,9 @@ def test_a_held_cell_keeps_budget_heads_and_everything_but_the_shape(
 def test_models_of_a_usual_size_always_find_a_cell_near_the_budget(
     architecture, heads, multiplier, budget
 ):
-    cell = hold_budget(reference(architecture, heads, 64), multiplier, budget, 8)
-    assert isinstance(cell, HeldCell)
-    assert abs(cell.error) <= NEAR
+    cell = match_budget(reference(architecture, heads, 64), multiplier, budget, 8)
+    assert isinstance(cell, MatchedModel)
+    assert abs(cell.error) <= PREFERRED_ERROR
     assert abs(log(cell.model.ffn_widths[0] / cell.model.d_model / multiplier)) < log(1.1)
 
 
@@ -94,7 +94,7 @@ def test_models_of_a_usual_size_always_find_a_cell_near_the_budget(
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_a_wider_ffn_stands_in_a_narrower_model(architecture, budget):
     cells = [
-        hold_budget(reference(architecture, 2, 32), multiplier, budget, 8)
+        match_budget(reference(architecture, 2, 32), multiplier, budget, 8)
         for multiplier in (1, 2, 4, 8)
     ]
     shapes = [(cell.model.d_model, cell.model.ffn_widths[0]) for cell in cells]
@@ -104,14 +104,14 @@ def test_a_wider_ffn_stands_in_a_narrower_model(architecture, budget):
 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_the_reference_is_on_its_own_ladder(budget):
-    """A multiplier next to the reference's is the reference: the two halves share that cell."""
-    assert hold_budget(reference(), 3.99, budget, 8) == HeldCell(reference(), 0.0)
+    """A multiplier next to the reference's is the reference: both matchings share that cell."""
+    assert match_budget(reference(), 3.99, budget, 8) == MatchedModel(reference(), 0.0)
 
 
 @given(model=references, multiplier=st.floats(0.5, 8), budget=st.sampled_from(BUDGETS))
 def test_no_other_width_of_the_same_d_model_is_nearer_to_the_budget(model, multiplier, budget):
-    cell = hold_budget(model, multiplier, budget, 8)
-    assume(isinstance(cell, HeldCell))
+    cell = match_budget(model, multiplier, budget, 8)
+    assume(isinstance(cell, MatchedModel))
     D = cell.model.ffn_widths[0]
     for other in (D - 8, D + 8):
         if other > 0:
@@ -121,16 +121,16 @@ def test_no_other_width_of_the_same_d_model_is_nearer_to_the_budget(model, multi
 
 
 def test_a_width_that_no_model_of_the_budget_has_is_missed_with_the_numbers():
-    missed = hold_budget(reference(), 1000, "params", 8)
+    missed = match_budget(reference(), 1000, "params", 8)
     assert isinstance(missed, Missed)
-    assert "4 heads and the 100,096 non-embedding parameters of d_model 64, D 256" in missed.why
-    assert "near 1000: the nearest has d_model 8, D " in missed.why
+    assert "near 1000 and the 100,096 non-embedding parameters of the reference" in missed.why
+    assert "the nearest has d_model 8, D " in missed.why
     assert "5% and a factor of 1.5 in width are allowed" in missed.why
 
 
 def test_steps_too_coarse_for_the_budget_are_missed():
     """With D in steps of 512 no d_model but the reference's can keep this budget."""
-    missed = hold_budget(reference(), 2, "params", 512)
+    missed = match_budget(reference(), 2, "params", 512)
     assert isinstance(missed, Missed)
     assert "a smaller ffn_multiple or fewer heads" in missed.why
 
@@ -144,5 +144,5 @@ def test_steps_too_coarse_for_the_budget_are_missed():
     ],
 )
 def test_the_cells_of_the_demo_stand(architecture, budget, shapes):
-    cells = [hold_budget(reference(architecture), m, budget, 8) for m in (1, 2.67, 4, 8)]
+    cells = [match_budget(reference(architecture), m, budget, 8) for m in (1, 2.67, 4, 8)]
     assert [(cell.model.d_model, cell.model.ffn_widths[0]) for cell in cells] == shapes

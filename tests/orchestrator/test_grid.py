@@ -124,7 +124,7 @@ def test_ids_of_every_version_stand():
     """Stored trials are found by these: never edit them, raise SEMANTICS_VERSION."""
     found = {
         (*(t.axes[a] for a in ("architecture", "norm", "width_multiplier", "d_model")),): t
-        for t in grid("hold=[none, params]", "norm=pre", "width_multiplier=[1, 4]").trials
+        for t in grid("match=[none, params]", "norm=pre", "width_multiplier=[1, 4]").trials
     }
     before = {
         cell: t.spec.model_copy(update={"semantics_version": 1}).id for cell, t in found.items()
@@ -154,15 +154,15 @@ def test_ids_of_every_version_stand():
         "width_multiplier=[8, 4, 2.67, 1, 0.5]",
         "seed=[0, 1]",
         "seed=[5, 0]",
-        "hold=[none, params, flops]",
+        "match=[none, params, flops]",
         "grid.depth=[2, 4]",
         "architecture=[llama, gpt2]",
     ],
 )
-@pytest.mark.parametrize("hold", ["none", "[none, params]"])
-def test_adding_to_the_grid_leaves_every_other_id_as_it_was(more, hold):
-    before = grid(f"hold={hold}")
-    after = grid(f"hold={hold}", more)
+@pytest.mark.parametrize("match", ["none", "[none, params]"])
+def test_adding_to_the_grid_leaves_every_other_id_as_it_was(more, match):
+    before = grid(f"match={match}")
+    after = grid(f"match={match}", more)
     assert ids(before) < ids(after) or (ids(before) == ids(after) and "architecture" in more)
 
 
@@ -180,11 +180,11 @@ def test_adding_to_the_grid_leaves_every_other_id_as_it_was(more, hold):
         "tolerance_nats=0.5",
         "reference_multiplier=2",
         "corpus={kind: text, paths: [elsewhere]}",
-        "hold=params",
+        "match=params",
     ],
 )
 def test_what_is_no_part_of_a_trial_leaves_its_id_alone(override):
-    reference = ("reference_multiplier=4", override) if "hold" in override else (override,)
+    reference = ("reference_multiplier=4", override) if "match" in override else (override,)
     assert one(*reference).id == one().id
 
 
@@ -223,9 +223,9 @@ def test_the_data_are_part_of_a_trial():
 # --- equal budgets -------------------------------------------------------------------------
 
 
-def test_the_reference_cell_is_one_trial_in_both_halves():
-    found = grid("hold=[none, params, flops]")
-    shared = [trial for trial in found.trials if trial.holds == ("none", "params", "flops")]
+def test_the_reference_cell_is_one_trial_of_all_matchings():
+    found = grid("match=[none, params, flops]")
+    shared = [trial for trial in found.trials if trial.matchings == ("none", "params", "flops")]
     assert len(shared) == 4  # of each architecture and norm
     assert {trial.axes["width_multiplier"] for trial in shared} == {4.0}
     assert {trial.axes["d_model"] for trial in shared} == {64}
@@ -233,13 +233,13 @@ def test_the_reference_cell_is_one_trial_in_both_halves():
 
 
 def test_a_half_without_the_other_has_its_own_trials_only():
-    both, params = grid("hold=[none, params]"), grid("hold=params")
-    assert ids(params) == {trial.id for trial in both.trials if "params" in trial.holds}
-    assert {trial.holds for trial in params.trials} == {("params",)}
+    both, params = grid("match=[none, params]"), grid("match=params")
+    assert ids(params) == {trial.id for trial in both.trials if "params" in trial.matchings}
+    assert {trial.matchings for trial in params.trials} == {("params",)}
 
 
-def test_held_cells_have_the_parameters_of_the_reference():
-    for trial in grid("hold=params").trials:
+def test_matched_cells_have_the_parameters_of_the_reference():
+    for trial in grid("match=params").trials:
         overrides = [f"{axis}={trial.axes[axis]}" for axis in ("architecture", "norm")]
         reference = parameters(one(*overrides).model).non_embedding
         found = parameters(trial.spec.model).non_embedding
@@ -247,12 +247,12 @@ def test_held_cells_have_the_parameters_of_the_reference():
 
 
 def test_the_budget_does_not_depend_on_the_grid():
-    alone = grid("hold=params", "width_multiplier=2.67")
-    assert ids(alone) < ids(grid("hold=params", "width_multiplier=[1, 2.67, 4]"))
+    alone = grid("match=params", "width_multiplier=2.67")
+    assert ids(alone) < ids(grid("match=params", "width_multiplier=[1, 2.67, 4]"))
 
 
 def test_two_widths_that_come_to_one_model_are_merged_and_told():
-    found = grid("hold=params", "architecture=gpt2", "norm=pre", "width_multiplier=[1.5, 2]")
+    found = grid("match=params", "architecture=gpt2", "norm=pre", "width_multiplier=[1.5, 2]")
     (trial,) = found.trials
     (merged,) = found.merged
     assert merged.into == trial.id
@@ -273,8 +273,10 @@ def test_widths_that_round_to_one_d_are_merged():
 
 
 def test_a_width_without_a_model_of_the_budget_is_dropped_with_the_reason():
-    found = grid("hold=[none, params]", "norm=pre", "width_multiplier=[4, 1000]", "memory_mb=20000")
-    assert {cell.hold for cell in found.dropped} == {"params"}
+    found = grid(
+        "match=[none, params]", "norm=pre", "width_multiplier=[4, 1000]", "memory_mb=20000"
+    )
+    assert {cell.matching for cell in found.dropped} == {"params"}
     assert {cell.axes["width_multiplier"] for cell in found.dropped} == {1000.0}
     assert all("non-embedding parameters" in cell.why for cell in found.dropped)
     assert len(found.trials) + len(found.dropped) + 2 == found.cells  # two shared references
@@ -317,7 +319,7 @@ def test_a_grid_without_a_single_trial_is_bad_input(override, message):
 
 
 def test_trials_come_by_replicate_and_then_by_cost():
-    found = grid("seed=[7, 0]", "hold=[none, params]").trials
+    found = grid("seed=[7, 0]", "match=[none, params]").trials
     replicates = [trial.spec.replicate for trial in found]
     assert replicates == sorted(replicates, key=[7, 0].index)
     for replicate in (7, 0):
@@ -326,7 +328,7 @@ def test_trials_come_by_replicate_and_then_by_cost():
 
 
 def test_the_grid_is_the_same_every_time():
-    assert grid("hold=[none, params]") == grid("hold=[none, params]")
+    assert grid("match=[none, params]") == grid("match=[none, params]")
 
 
 @pytest.mark.parametrize(

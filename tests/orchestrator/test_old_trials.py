@@ -45,9 +45,9 @@ def test_a_notice_counts_the_trials_and_names_versions_and_cost(first: LocalStor
     said = notice_of_old_trials(first, TOTALS)
     assert said is not None
     for words in (
-        "11 finished trials of semantics version 1, and nothing of it is reused",
+        "11 finished trials of semantics version 1, which cannot be reused",
         "this widthlab trains version 2",
-        "Training 11 trials anew costs about 1.5 device-hours (90 min, cost 3)",
+        "Training 11 trials again costs about 1.5 device-hours (90 min, cost 3)",
         "give this sweep another name first",
     ):
         assert words in said
@@ -56,9 +56,7 @@ def test_a_notice_counts_the_trials_and_names_versions_and_cost(first: LocalStor
 def test_trials_that_had_begun_are_counted_apart(first: LocalStorage) -> None:
     for trial in ids(first)[:2]:
         first.delete(f"trials/{trial}/{RESULT}")
-    assert "9 finished trials and 2 that had begun of" in (
-        notice_of_old_trials(first, TOTALS) or ""
-    )
+    assert "9 finished trials and 2 unfinished of" in (notice_of_old_trials(first, TOTALS) or "")
 
 
 def test_there_is_nothing_to_say_of_a_new_sweep_and_of_none(tmp_path: Path) -> None:
@@ -148,8 +146,8 @@ def test_a_run_says_it_before_ray_starts_and_before_anything_is_written(
 ) -> None:
     before = first.list()
     said = told_before_training(first, corpus, tmp_path / "cache", monkeypatch)
-    assert "nothing of it is reused" in said
-    assert "Training 2 trials anew" in said
+    assert "cannot be reused" in said
+    assert "Training 2 trials again" in said
     assert first.list() == before
 
 
@@ -160,7 +158,7 @@ def test_what_has_been_trained_anew_already_is_not_in_the_cost(
     # One of the two has its result already.
     monkeypatch.setattr(run_module, "_left_to_do", lambda *given: left(*given)[1:])
     said = told_before_training(first, corpus, tmp_path / "cache", monkeypatch)
-    assert "Training 1 trial anew" in said
+    assert "Training 1 trial again" in said
 
 
 def test_the_ledger_reads_an_old_sweep(first: LocalStorage) -> None:
@@ -171,11 +169,11 @@ def test_the_ledger_reads_an_old_sweep(first: LocalStorage) -> None:
 
 def test_an_old_result_is_not_discarded_for_it_would_be_lost(first: LocalStorage) -> None:
     trial, other = ids(first)[:2]
-    with pytest.raises(InputError, match=f"trial {trial} .* is of semantics version 1"):
+    with pytest.raises(InputError, match=f"trial {trial} .* has semantics version 1"):
         check_discard(first, trial)
     first.delete(f"trials/{other}/{RESULT}")
-    assert "under version 2 and an id of its own" in check_discard(first, other)
-    assert check_discard(first, "of-this-version") == "trains it anew"
+    assert "under version 2 and a new id" in check_discard(first, other)
+    assert check_discard(first, "of-this-version") == "trains it again"
 
 
 # --- by way of MLflow ----------------------------------------------------------------------

@@ -10,14 +10,8 @@ from rich.console import Console
 
 from analysis.wording import duration
 from orchestrator.grid.expand import expand
-from orchestrator.grid.plan import (
-    DEFAULT_RATES,
-    START_SECONDS,
-    Plan,
-    make_plan,
-    plan_json,
-    resolved_yaml,
-)
+from orchestrator.grid.plan import DEFAULT_RATES, START_SECONDS, Plan, make_plan
+from orchestrator.grid.plan_records import plan_json, resolved_yaml
 from orchestrator.grid.plan_view import render_plan
 from orchestrator.sweep.load import SweepConfig, parse_sweep
 from trainers.accounting import parameters, training_flops_per_token, training_memory_bytes
@@ -33,7 +27,7 @@ model: {architecture: gpt2, depth: 2, d_model: 64, head_dim: 16, context: 64}
 grid:
   norm: [pre, post]
   width_multiplier: [1, 1.5, 2.67, 4, 5.33, 8]
-hold: [none, params]
+match: [none, params]
 training: {steps: 100, batch_tokens: 2048, learning_rate: 1e-3}
 spectra: {every: 20}
 """
@@ -148,15 +142,15 @@ def test_a_sound_sweep_is_warned_of_nothing():
             "spectra.tokens=4096",
             "spectra.tokens 4096 is less than 10 per unit of the widest FFN (D = 512)",
         ),
-        ("hold=none", "no equal budgets (hold has neither params nor flops)"),
-        ("hold=params", "no equal d_model (hold has no none)"),
-        ("width_multiplier=[2, 4]", "hold none: 2 widths in some group; a law or an optimum needs"),
+        ("match=none", "no equal budgets (match has neither params nor flops)"),
+        ("match=params", "no fixed d_model (match lacks none)"),
+        ("width_multiplier=[2, 4]", "match none: some group has 2 widths"),
         (
             "width_multiplier=[1, 2.67, 4, 8]",
-            "hold params: one replicate and 4 widths in some group",
+            "match params: some group has 4 widths and one replicate",
         ),
         ("ffn_multiple=24", "trials off the budget by more than 2 %"),
-        ("spectra.every=100", "2 snapshots a trial, that at step 0 included, but a rank is the"),
+        ("spectra.every=100", "2 snapshots per trial"),
     ],
 )
 def test_what_a_sweep_cannot_answer_is_said_before_it_runs(override, warning):
@@ -165,8 +159,8 @@ def test_what_a_sweep_cannot_answer_is_said_before_it_runs(override, warning):
 
 def test_widths_are_counted_for_each_model_size_by_itself():
     warnings = plan("grid.d_model=[64, 128]", "width_multiplier=[2, 4]").warnings
-    assert any(text.startswith("hold params: 2 widths in some group") for text in warnings)
-    assert any(text.startswith("hold none: 2 widths in some group") for text in warnings)
+    assert any(text.startswith("match params: some group has 2 widths") for text in warnings)
+    assert any(text.startswith("match none: some group has 2 widths") for text in warnings)
 
 
 def test_replicates_make_up_for_fewer_widths():
@@ -180,8 +174,8 @@ def test_replicates_make_up_for_fewer_widths():
     "overrides",
     [
         [],
-        ["hold=[none, params]", "width_multiplier=[1.5, 2, 1000]", "grid.spectra.every=[5, 10]"],
-        ["ffn_width=[64, [32, 96]]", "hold=none"],
+        ["match=[none, params]", "width_multiplier=[1.5, 2, 1000]", "grid.spectra.every=[5, 10]"],
+        ["ffn_width=[64, [32, 96]]", "match=none"],
         ["corpus={kind: text, paths: ['yes', '1e-3', '010']}", "name='1e3'"],
         ["resources={workers: 2, micro_batch: 4, watts_per_worker: 0.1}"],
         ["grid.learning_rate=[1e-5, 3.3e-4]"],
@@ -216,7 +210,7 @@ def test_the_resolved_section_says_what_the_grid_came_to():
     assert found["vocab_size"] == 512
     assert [trial["id"] for trial in found["trials"]] == [trial.id for trial in grid.trials]
     for written, trial in zip(found["trials"], grid.trials, strict=True):
-        assert written["holds"] == list(trial.holds)
+        assert written["holds"] == list(trial.matchings)
         assert written["axes"] == trial.axes
         assert written["flops"] == trial.flops
         assert written["steps"] == trial.spec.training.steps
@@ -242,13 +236,13 @@ def test_the_terminal_says_what_was_left_out_and_what_to_mend():
     text = " ".join(rendered(plan("width_multiplier=[1.5, 2, 4, 1000]")).split())
     assert "dropped: no model with 4 heads" in text
     assert "merged: the same trial as width_multiplier 1.5" in text
-    assert "warning: hold params: 2 widths in some group" in text
-    assert "assumed, for nothing was measured yet" in text
+    assert "warning: match params: some group has 2 widths" in text
+    assert "FLOP/s per worker, a default" in text
 
 
-def test_a_trial_of_both_halves_says_so_briefly():
+def test_a_trial_of_all_matchings_says_all():
     shown = plan("width_multiplier=[1, 1.5, 2, 4]", "grid.seed=[0, 1, 2]", "batch_tokens=32768")
-    both = [row for row in shown.rows if row.trial.holds == ("none", "params")]
+    both = [row for row in shown.rows if row.trial.matchings == ("none", "params")]
     text = rendered(shown)
     assert both
     for row in both:
@@ -261,9 +255,9 @@ def test_the_columns_are_explained_above_them():
     lines = rendered(plan()).splitlines()
     header = next(number for number, line in enumerate(lines) if line.startswith("trial "))
     legend = " ".join(lines[:header])
-    assert "hold: equal across widths (none: d_model" in legend
-    assert "params: all parameters; N: those outside embedding and head" in legend
-    assert "D/d: D / d_model" in legend
+    assert "match: equal across widths (none: d_model" in legend
+    assert "params: all parameters; N: parameters without embedding and head" in legend
+    assert "D/d: achieved D / d_model" in legend
     assert max(map(len, map(str.rstrip, lines[:header]))) <= 80
 
 
@@ -273,7 +267,7 @@ def test_the_last_line_says_how_to_run_the_sweep():
 
 @pytest.mark.parametrize(("steps", "total"), [(1, " FLOPs, 4 s\n"), (10**6, "device-hours (")])
 def test_hours_are_given_where_there_are_any(steps, total):
-    shown = rendered(plan(f"steps={steps}", "width_multiplier=4", "norm=pre", "hold=none"))
+    shown = rendered(plan(f"steps={steps}", "width_multiplier=4", "norm=pre", "match=none"))
     assert total in "\n".join(line.rstrip() for line in shown.splitlines())
     assert ("device-hours" in shown) == (steps > 1)
 
@@ -281,22 +275,22 @@ def test_hours_are_given_where_there_are_any(steps, total):
 def test_a_stop_that_can_never_come_is_warned_of():
     def warned(*overrides):
         warnings = plan("stop_on_collapse=true", *overrides).warnings
-        return [text for text in warnings if text.startswith("stop_on_collapse with")]
+        return [text for text in warnings if text.startswith("stop_on_collapse ")]
 
     assert len(warned("steps=100", "spectra.every=30")) == 0  # 0, 30, 60, 90: stopped at the end
     assert len(warned("steps=100", "spectra.every=40")) == 1
 
 
 def test_one_of_a_thing_is_singular():
-    shown = plan("width_multiplier=4", "norm=pre", "hold=none", "spectra.every=100000")
-    assert any(text.startswith("hold none: 1 width in some group") for text in shown.warnings)
+    shown = plan("width_multiplier=4", "norm=pre", "match=none", "spectra.every=100000")
+    assert any(text.startswith("match none: some group has 1 width;") for text in shown.warnings)
     assert "1 trials" not in rendered(shown)
 
 
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["ffn_width=10000000", "hold=none"],
+        ["ffn_width=10000000", "match=none"],
         ["d_model=10000000", "head_dim=10000", "width_multiplier=1", "reference_multiplier=1"],
         ["width_multiplier=[4, 10000]"],
         ["reference_multiplier=10000", "width_multiplier=[4, 10000]"],
@@ -311,7 +305,7 @@ def test_the_largest_numbers_there_are_can_be_planned_and_shown(overrides):
 
 
 def test_brackets_in_names_are_shown_as_they_are():
-    shown = plan("ffn_width=[[64, 96]]", "hold=none")
+    shown = plan("ffn_width=[[64, 96]]", "match=none")
     assert "[64, 96]" in rendered(shown)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.cli import __main__ as cli
 from orchestrator.grid.expand import expand
-from orchestrator.grid.plan import resolved_yaml
+from orchestrator.grid.plan_records import resolved_yaml
 from orchestrator.grid.planned_data import NOT_FETCHED, planned_data
 from orchestrator.sweep.load import parse_sweep
 from trainers.data.sources import DataSpec
@@ -118,7 +118,7 @@ def test_the_command_shows_a_plan_without_ids(monkeypatch, tmp_path, capsys):
     assert [trial["id"] for trial in found["trials"]] == [None] * 3
     assert command(monkeypatch, BASE, tmp_path) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "note: ids are known once the corpus has been fetched: widthlab run does it" in text
+    assert "note: ids are unknown until widthlab run has fetched the corpus" in text
     assert " trial " not in text.partition("note:")[0].partition("every trial")[2]
 
 

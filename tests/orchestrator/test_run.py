@@ -8,7 +8,7 @@ from rich.console import Console
 
 from orchestrator import run as run_module
 from orchestrator.grid.expand import Grid, expand
-from orchestrator.grid.plan import resolved_yaml
+from orchestrator.grid.plan_records import resolved_yaml
 from orchestrator.ledger.ledger import SWEEP_FILE, trial_status, trial_storage
 from orchestrator.sweep.load import parse_sweep
 from orchestrator.tune import execute

@@ -13,7 +13,7 @@ from trainers.data.sources import TextFiles
         ("steps=7", ("training", "steps"), 7),
         ("learning_rate=3e-4", ("training", "learning_rate"), 0.0003),
         ("name=other", ("name",), "other"),
-        ("hold=[none, params]", ("hold",), ("none", "params")),
+        ("match=[none, params]", ("match",), ("none", "params")),
         ("workers=2", ("resources", "workers"), 2),
         ("micro_batch=null", ("resources", "micro_batch"), None),
         ("spectra.sites=[pre, post]", ("spectra", "sites"), ("pre", "post")),
@@ -26,6 +26,18 @@ def test_an_override_sets_one_key(override, where, value):
     for name in where:
         found = getattr(found, name)
     assert found == value
+
+
+def test_match_can_be_set_by_its_older_name():
+    for text in (MINIMAL, MINIMAL + "match: flops\n", MINIMAL + "hold: flops\n"):
+        assert parse(text, "hold=[none, params]").match == ("none", "params")
+        assert parse(text, "match=params").match == ("params",)
+    message = refused(MINIMAL, "hold=none", "match=params")
+    assert message == "--set match=params: the same key as --set hold=none; remove one"
+    assert refused(MINIMAL + "match: none\n", "hold=x").startswith("mini.yaml, --set hold=x: hold")
+    assert refused(MINIMAL + "hold: none\n", "match=x").startswith(
+        "mini.yaml, --set match=x: match"
+    )
 
 
 def test_an_override_can_replace_a_whole_section():
@@ -75,7 +87,7 @@ def test_one_key_cannot_be_set_twice(again):
         ("training.stepz=3", "unknown key training.stepz; did you mean training.steps"),
         ("trainig.steps=3", "unknown key trainig.steps; did you mean training.steps"),
         ("grid.stepz=3", "unknown key grid.stepz; did you mean grid.steps"),
-        ("every=3", "the key every is in several places; write evaluation.every or spectra.every"),
+        ("every=3", "several sections have the key every; write evaluation.every or spectra.every"),
         ("steps=x", "mini.yaml, --set steps=x: training.steps: 'x' should be a valid integer"),
         ("steps=[1, 2]", "for several values use grid.steps"),
         ("steps=[1", "--set steps=[1, line 1, column 3: not valid YAML"),

@@ -7,7 +7,8 @@ import pytest
 
 from orchestrator.cli import __main__ as cli
 from orchestrator.grid.expand import expand
-from orchestrator.grid.plan import make_plan, plan_json
+from orchestrator.grid.plan import make_plan
+from orchestrator.grid.plan_records import plan_json
 from orchestrator.grid.planned_data import NOT_FETCHED
 from orchestrator.sweep.config import SweepConfig
 from orchestrator.sweep.load import load_sweep
@@ -59,9 +60,7 @@ def test_every_trial_of_a_published_sweep_can_be_planned(name):
     assert found["dropped"] == found["merged"] == found["adjusted"] == []
     assert [text for text in found["warnings"] if not text.startswith("no equal budgets")] == []
     assert all(trial["id"] is None for trial in found["trials"])
-    assert found["notes"] == [
-        "ids are known once the corpus has been fetched: widthlab run does it"
-    ]
+    assert found["notes"] == ["ids are unknown until widthlab run has fetched the corpus"]
     assert max(trial["memory_bytes"] for trial in found["trials"]) < 60e9  # of 80 GB
 
 

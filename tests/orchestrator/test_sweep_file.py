@@ -22,7 +22,7 @@ def test_a_minimal_file_has_every_default():
     config = parse()
     assert config.corpus == PythonSource()
     assert config.tokenizer == BPETokenizer(vocab_size=512)
-    assert config.hold == ("none",)
+    assert config.match == ("none",)
     assert config.grid == {"width_multiplier": (1.0, 2.67, 4.0), "seed": (0,)}
     assert config.model.reference_multiplier == 4.0
     assert config.model.ffn_multiple == 8
@@ -93,8 +93,28 @@ def test_widths_can_be_given_themselves_one_or_a_list_per_layer():
     ("written", "meant"),
     [("none", ("none",)), ("params", ("params",)), ("[none, flops]", ("none", "flops"))],
 )
-def test_hold_is_one_budget_or_a_list(written, meant):
-    assert parse(f"{MINIMAL}hold: {written}\n").hold == meant
+def test_match_is_one_matching_or_a_list(written, meant):
+    assert parse(f"{MINIMAL}match: {written}\n").match == meant
+
+
+def test_hold_is_the_older_name_of_match():
+    old, new = parse(MINIMAL + "hold: [none, params]\n"), parse(MINIMAL + "match: [none, params]\n")
+    assert old == new
+    assert "hold" not in old.to_dict()
+
+
+@pytest.mark.parametrize("keys", ["hold: none\nmatch: none\n", "match: none\nhold: params\n"])
+def test_match_and_its_older_name_together_are_refused(keys):
+    message = refused(MINIMAL + keys)
+    assert "hold: " in message
+    assert "match" in message
+
+
+@pytest.mark.parametrize("wrong", ["memory", "[none, none]", "[]", "{none: params}"])
+def test_a_mistake_under_the_older_name_is_named_by_it(wrong):
+    message = refused(f"{MINIMAL}hold: {wrong}\n")
+    assert message.startswith("mini.yaml, line 9: hold")
+    assert "match" not in message
 
 
 def test_two_sections_that_share_an_anchor_are_not_tied_together():
@@ -131,7 +151,7 @@ def test_corpora_and_tokenizers_are_chosen_by_kind():
         ("steps: 100", "steps: 100.0", "line 6: training.steps: 100.0 should be a valid integer"),
         ("steps: 100", "steps: '100'", "training.steps: '100' should be a valid integer"),
         ("steps: 100", "steps: true", "training.steps: True should be a valid integer"),
-        ("steps: 100", "steps:", "training.steps: nothing should be a valid integer"),
+        ("steps: 100", "steps:", "training.steps: null should be a valid integer"),
         ("steps: 100", "steps: 0", "training.steps: 0 should be greater than or equal to 1"),
         (
             "1e-3",
@@ -156,7 +176,7 @@ def test_corpora_and_tokenizers_are_chosen_by_kind():
         (
             "steps: 100",
             "steps: 100\n  warmup_steps: 10\n  warmup_fraction: 0.1",
-            "line 7: training.warmup_steps: warmup_fraction is also given, and says the same",
+            "line 7: training.warmup_steps: warmup_fraction is also given",
         ),
         (
             "grid:\n",
@@ -171,20 +191,20 @@ def test_corpora_and_tokenizers_are_chosen_by_kind():
         (
             "name: mini",
             "name: a/b",
-            "line 1: name: 'a/b' should begin with a letter or a digit and hold only letters (A to "
+            "line 1: name: 'a/b' should begin with a letter or a digit and have only letters (A to "
             "Z, a to z), digits, '.', '_' and '-'",
         ),
-        ("name: mini", "name: mini.yaml", "'mini.yaml' is the name of a file; the sweep's is with"),
-        ("name: mini", "name: mini.YML", "without the ending, such as mini"),
-        ("name: mini", "name: mlflow.db", "'mlflow.db' is MLflow's in the folder of the sweeps"),
-        ("name: mini", "name: mlartifacts", "'mlartifacts' is MLflow's in the folder"),
-        ("name: mini", f"name: {'a' * 101}", "101 characters are too many for a name"),
+        ("name: mini", "name: mini.yaml", "name: 'mini.yaml' is the name of a file"),
+        ("name: mini", "name: mini.YML", "leave out the ending: mini"),
+        ("name: mini", "name: mlflow.db", "name: 'mlflow.db' is used by MLflow"),
+        ("name: mini", "name: mlartifacts", "name: 'mlartifacts' is used by MLflow"),
+        ("name: mini", f"name: {'a' * 101}", "name: 101 characters are too many"),
         ("[1, 2.67, 4]", "[]", "line 4: grid.width_multiplier: has no values"),
         ("[1, 2.67, 4]", "[1, 0]", "grid.width_multiplier.1: 0 should be greater than 0"),
         ("[1, 2.67, 4]", "[1, -2]", "grid.width_multiplier.1: -2 should be greater than 0"),
         ("[1, 2.67, 4]", "[1, .inf]", "grid.width_multiplier.1: inf should be a finite number"),
         ("[1, 2.67, 4]", "[1, wide]", "grid.width_multiplier.1: 'wide' should be a valid number"),
-        ("[1, 2.67, 4]", "", "grid.width_multiplier: nothing should be a valid number"),
+        ("[1, 2.67, 4]", "", "grid.width_multiplier: null should be a valid number"),
         ("  width_mult", "  width_mul", "line 4: grid.width_muliplier: unknown axis; did you mean"),
         (
             "grid:\n",
@@ -199,17 +219,21 @@ def test_corpora_and_tokenizers_are_chosen_by_kind():
         ),
         ("  width_multiplier: [1, 2.67, 4]", "  seed: [0]", "grid: needs exactly one of"),
         ("grid:\n", "grid:\n  seed: [-1]\n", "grid.seed.0: -1 should be greater than or equal"),
-        ("grid:\n", "grid:\n  every: [1]\n", "is in several places; write evaluation.every or"),
+        (
+            "grid:\n",
+            "grid:\n  every: [1]\n",
+            "several sections have this key; write evaluation.every or",
+        ),
         ("grid:\n", "grid:\n  sites: [pre]\n", "grid.sites: is a list and cannot be an axis"),
         (
             "grid:\n",
             "grid:\n  vocab_size: [512]\n",
-            "tokenizer.vocab_size is one for the whole sweep and cannot be an axis",
+            "tokenizer.vocab_size applies to the whole sweep",
         ),
         (
             "grid:\n",
             "grid:\n  weight_decay: [0]\n  training.weight_decay: [1]\n",
-            "the axis weight_decay stands on the grid twice",
+            "the axis weight_decay is on the grid twice",
         ),
     ],
 )
@@ -220,19 +244,19 @@ def test_a_mistake_is_named_with_its_line_key_value_and_way_out(old, new, messag
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("hold: [none, none]", "names a budget twice"),
-        ("hold: []", "hold: [] should have at least 1 item"),
-        ("hold: {none: params}", "hold: {'none': 'params'} should be a list"),
-        ("hold: memory", "hold.0: 'memory' should be 'none', 'params' or 'flops'"),
+        ("match: [none, none]", "match: ['none', 'none'] has a value twice"),
+        ("match: []", "match: [] should have at least 1 item"),
+        ("match: {none: params}", "match: {'none': 'params'} should be a list"),
+        ("match: memory", "match.0: 'memory' should be 'none', 'params' or 'flops'"),
         (
             "spectra: {memory: 2048}",
             "spectra.memory: unknown key; did you mean memory_mb?",
         ),
-        ("spectra:", "spectra: nothing is not a mapping; its keys are every, tokens, sites"),
+        ("spectra:", "spectra: null is not a mapping; its keys are every, tokens, sites"),
         ("resources: [1]", "resources: [1] is not a mapping; its keys are workers, "),
         ("corpus: python-source", "corpus: 'python-source' is not a mapping; its keys are kind"),
         ("corpus: {kind: web}", "corpus.kind: 'web' should be one of python-source, text, hub"),
-        ("corpus: {paths: [a]}", "corpus.kind: nothing should be one of python-source, text, hub"),
+        ("corpus: {paths: [a]}", "corpus.kind: is missing; give one of python-source, text, hub"),
         ("corpus: {kind: text}", "corpus.paths: is missing"),
         (
             "tokenizer: {kind: bytes, vocab_size: 300}",
@@ -245,7 +269,7 @@ def test_a_mistake_in_another_section_is_named_too(more, message):
     assert message in refused(f"{MINIMAL}{more}\n")
 
 
-@pytest.mark.parametrize("more", ["hold: parms", "hold: [parms]", "spectra: {sites: [mid]}"])
+@pytest.mark.parametrize("more", ["match: parms", "match: [parms]", "spectra: {sites: [mid]}"])
 def test_a_wrong_item_of_a_list_is_one_mistake_and_not_two(more):
     (line,) = refused(f"{MINIMAL}{more}\n").splitlines()
     assert "should be 'none', 'params' or 'flops'" in line or "should be 'pre' or 'post'" in line
@@ -280,7 +304,7 @@ def test_a_number_beyond_any_model_is_named_with_its_bound(override):
 
 def test_waiting_for_nodes_needs_a_device_that_is_known():
     message = refused(MINIMAL, "wait_for_nodes=true")
-    assert "wait_for_nodes true needs device: cpu or device: cuda" in message
+    assert "wait_for_nodes: true needs resources.device cpu or cuda" in message
     assert parse(MINIMAL, "wait_for_nodes=true", "device=cpu").resources.wait_for_nodes
 
 
@@ -291,8 +315,9 @@ def test_every_mistake_is_named_at_once():
 
 
 def test_explicit_widths_leave_no_room_for_a_budget():
-    text = replaced("width_multiplier: [1, 2.67, 4]", "ffn_width: [64]") + "hold: params\n"
-    assert "use grid.width_multiplier, or hold: none" in refused(text)
+    text = replaced("width_multiplier: [1, 2.67, 4]", "ffn_width: [64]") + "match: params\n"
+    assert "use grid.width_multiplier, or match: none" in refused(text)
+    assert "or hold: none" in refused(text.replace("match:", "hold:"))
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "just words", "3"])
@@ -320,7 +345,7 @@ def outcome(text: str) -> str:
 
 @given(
     key=st.sampled_from(
-        ["name", "corpus", "model", "grid", "hold", "overrides", "training", "resources"]
+        ["name", "corpus", "model", "grid", "match", "overrides", "training", "resources"]
     ),
     value=st.recursive(
         st.none() | st.booleans() | st.integers() | st.text("ab", max_size=2),

@@ -58,7 +58,7 @@ def results(storage: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     storage = tmp_path_factory.mktemp("sweeps")
-    return storage, run(storage, "hold=[none, params]", "grid.width_multiplier=[2, 4]")
+    return storage, run(storage, "match=[none, params]", "grid.width_multiplier=[2, 4]")
 
 
 def test_a_sweep_ends_with_a_judgement_and_a_report(first: tuple[Path, dict]):
@@ -77,10 +77,10 @@ def test_a_new_width_trains_only_itself_and_a_failing_trial_stops_nobody(
 ):
     storage, report = first
     sweep = storage / "tiny"
-    before, wider = results(storage), ("hold=[none, params]", "grid.width_multiplier=[2, 4, 6]")
+    before, wider = results(storage), ("match=[none, params]", "grid.width_multiplier=[2, 4, 6]")
     sets = [word for override in wider for word in ("--set", override)]
     planned = [cell["id"] for cell in json.loads(widthlab("plan", TINY, "--json", *sets))["trials"]]
-    bad, _ = (trial_id for trial_id in planned if trial_id not in before)  # one in each half
+    bad, _ = (trial_id for trial_id in planned if trial_id not in before)  # one of each matching
     spoil(LocalStorage(sweep / "trials" / bad))
     unreachable = ("--tracking-uri", "http://127.0.0.1:9")
     report = run(storage, "resources.retries=1", *wider, code=1, options=unreachable)
