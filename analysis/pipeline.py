@@ -15,7 +15,7 @@ from analysis.verdict.layer_verdict import LayerVerdict, judge_layers, represent
 from analysis.verdict.recommend import Recommendation, recommend
 from analysis.verdict.summary import summarise
 from trialstore.errors import InputError
-from trialstore.records import encode_json
+from trialstore.records import OUTCOMES, encode_json
 from trialstore.storage import Storage
 
 REPORT = "report"
@@ -46,8 +46,7 @@ def analyse(
     finished.
     """
     tables = load_sweep(sweep, aggregate_last, aggregate_layers)
-    unfinished = tables.trials["state"].isin(["failed", "unfinished", "waiting", "duplicate"])
-    if unfinished.all():
+    if not tables.trials["state"].isin(OUTCOMES).any():
         counts = tables.trials["state"].value_counts().to_dict()
         raise InputError(
             f"{sweep.url}: none of {len(tables.trials)} trials has a result yet "

@@ -20,8 +20,8 @@ from orchestrator.grid.old_trials import OldTrials, old_trials
 from orchestrator.grid.plan import make_plan, resolved_yaml
 from orchestrator.grid.planned_data import as_pinned, last_run
 from orchestrator.grid.supply import supply_notes, supply_warnings
-from orchestrator.ledger import ledger
-from orchestrator.ledger.ledger import Ledger, give_up, read_ledger, trial_storage
+from orchestrator.ledger.ledger import Ledger, read_ledger, trial_statuses
+from orchestrator.ledger.measured_rate import measured_rate
 from orchestrator.ledger.progress import Progress
 from orchestrator.mlflow.exporter import start_exporter
 from orchestrator.mlflow.tracking import git_state
@@ -43,8 +43,10 @@ from trainers.data.store import TokenStore, open_store
 from trialstore import records
 from trialstore.driver_lease import Driving, driving
 from trialstore.errors import InputError
-from trialstore.retries import RETRIES, Budget
+from trialstore.retries import RETRIES, Budget, give_up
 from trialstore.storage import Storage
+from trialstore.sweep_file import SWEEP_FILE, trial_storage
+from trialstore.trial_state import finished_trials
 
 #: Seconds that a run waits at its end for MLflow to have everything.
 EXPORT_PATIENCE_S = 120.0
@@ -93,7 +95,7 @@ def run_sweep(
     if todo:
         if old is not None:
             trains = replace(grid, trials=todo)
-            totals = make_plan(config, trains, ledger.measured_rate(sweep)).totals
+            totals = make_plan(config, trains, measured_rate(sweep)).totals
             console.print(old.notice(totals), highlight=False, markup=False, soft_wrap=True)
         check_temporary(address)
     if address is None:  # known before Ray is started, and before anything is written
@@ -119,7 +121,7 @@ def run_sweep(
             check_shared(sweep, nodes, _specs(todo))
         _tell_of_orphans(sweep, grid, old, console)
         sweep.put(
-            ledger.SWEEP_FILE,
+            SWEEP_FILE,
             resolved_yaml(
                 config,
                 grid,
@@ -181,7 +183,7 @@ def _left_to_do(sweep: Storage, grid: Grid, retry_failed: bool) -> list[PlannedT
     """The trials without an outcome; those that were given up only if asked for."""
     left = []
     cells = [(trial.id, trial.axes, 0) for trial in grid.trials]
-    for trial, status in zip(grid.trials, ledger.trial_statuses(sweep, cells), strict=True):
+    for trial, status in zip(grid.trials, trial_statuses(sweep, cells), strict=True):
         given_up = (
             status.state == "failed" and records.RESULT not in trial_storage(sweep, trial.id).list()
         )
@@ -194,7 +196,7 @@ def _tell_of_orphans(sweep: Storage, grid: Grid, old: OldTrials | None, console:
     """Say so if finished trials lie here that this version of the sweep file does not name; of
     those of another semantics version it has been said already."""
     named = {trial.id for trial in grid.trials}.union(old.finished if old else ())
-    orphans = len(ledger.with_results(sweep) - named)
+    orphans = len(finished_trials(sweep) - named)
     if orphans:
         console.print(
             f"{orphans} finished trial{'s' if orphans > 1 else ''} of an earlier version of this "

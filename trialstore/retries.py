@@ -8,12 +8,22 @@ storage had no room. The count lies in the trial's directory: it outlives the dr
 afterwards what a result has cost.
 """
 
+import contextlib
 import hashlib
+import time
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from trialstore.claims import newest_attempt
-from trialstore.json_objects import COUNT, OBJECT, TEXT, Kind, encode_json, get_json
+from trialstore.json_objects import (
+    COUNT,
+    OBJECT,
+    TEXT,
+    BrokenRecordError,
+    Kind,
+    encode_json,
+    get_json,
+)
 from trialstore.records import FAILURE, committed_steps
 from trialstore.storage import Storage
 
@@ -122,6 +132,28 @@ def opened(trial: Storage, retries: Retries, driver: str | None) -> Retries:
 def newest_step(trial: Storage) -> int:
     """Of the newest checkpoint; 0 where there is none."""
     return max(committed_steps(trial.list("checkpoints")), default=0)
+
+
+def give_up(trial: Storage, message: str) -> None:
+    """Record that a trial gets no other attempt unless the user asks for one (--retry-failed).
+
+    Args:
+        trial: The trial's directory.
+        message: The reason, used only if the newest attempt left no failure of its own.
+    """
+    attempt, failure = newest_attempt(trial), None
+    with contextlib.suppress(BrokenRecordError):  # a broken failure is replaced
+        failure = get_json(trial, FAILURE, needs={"attempt": COUNT})
+    if failure is None or failure["attempt"] < attempt:
+        failure = {
+            "stage": "process",
+            "kind": "error",
+            "message": message,
+            "traceback": None,
+            "attempt": attempt,
+            "time_ms": time.time_ns() // 1_000_000,
+        }
+    trial.put(FAILURE, encode_json({**failure, "gave_up": True}))
 
 
 def how_it_ended(trial: Storage, attempt: Open, driver: str | None) -> Ending:

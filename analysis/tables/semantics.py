@@ -14,17 +14,17 @@ from trialstore.errors import InputError
 from trialstore.json_objects import COUNT, BrokenRecordError
 from trialstore.records import FIRST_SEMANTICS
 from trialstore.storage import Storage
-from trialstore.sweep_file import section
+from trialstore.sweep_file import ResolvedSweep, section
+from trialstore.trial_state import finished_trials
 
 NAME = "semantics_version"
 #: Objects that are read side by side: an object store takes its time to answer.
 READERS = 16
 
 
-def semantics_of_sweep(config: Mapping[str, Any], place: str) -> int:
-    """The version that a resolved sweep.yaml was written under. Raises InputError for one that is
-    no count."""
-    return _version(section(config, "resolved"), place)
+def semantics_of_sweep(sweep: ResolvedSweep) -> int:
+    """Return the version that a sweep was run under. Raises InputError if it is not a count."""
+    return _version(section(sweep.content, "resolved"), sweep.place)
 
 
 def semantics_of_result(result: Mapping[str, Any], place: str) -> int:
@@ -50,9 +50,7 @@ def refuse_mixed(versions: Iterable[int], place: str) -> None:
 def finished_beside(sweep: Storage, named: Collection[str]) -> dict[int | None, tuple[str, ...]]:
     """Finished trials in a sweep's directory that are not among the `named` ids, by their version;
     None where a trial's result does not tell. Reads nothing but their results."""
-    keys = [key.split("/") for key in sweep.list("trials")]
-    ids = {key[1] for key in keys if len(key) == 3 and key[2] == records.RESULT}
-    others = sorted(ids.difference(named))
+    others = sorted(finished_trials(sweep).difference(named))
 
     def version(trial_id: str) -> int | None:
         key = f"trials/{trial_id}/{records.RESULT}"

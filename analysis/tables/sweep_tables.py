@@ -30,12 +30,12 @@ from trialstore.errors import InputError
 from trialstore.records import ALL_TOKENS, METRICS, SPECTRA
 from trialstore.storage import Storage
 from trialstore.sweep_file import (
-    SWEEP_FILE,
-    holds_of,
-    planned_cells,
+    ResolvedCell,
     read_sweep_file,
     section,
+    trial_storage,
 )
+from trialstore.trial_state import TrialState, read_state
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class SweepTables:
 
     `trials` has a row per trial, in flat columns but for `holds`, a tuple:
     every axis by its name (with `axis_` before it where it is called like a column below); id;
-    state (an outcome, or failed, unfinished, waiting, duplicate) and reason; semantics_version,
+    state (of `trialstore.trial_state`, or duplicate) and reason; semantics_version,
     the same for all that have a result; holds;
     D [mean over layers], uniform_width, d_model, base_d_model, width_multiplier (D / d_model, of
     the achieved widths), typed_multiplier, replicate; step, steps [updates], tokens;
@@ -142,30 +142,31 @@ def load_sweep(
     of several semantics versions. A trial that cannot be read is a row of state "failed" that says
     why.
     """
-    config = read_sweep_file(sweep)
-    of_sweep = semantics_of_sweep(config, sweep.url_of(SWEEP_FILE))
+    resolved = read_sweep_file(sweep)
+    config, cells = resolved.content, resolved.cells
+    of_sweep = semantics_of_sweep(resolved)
     how = Aggregation.of(section(config, "analysis"), last=aggregate_last, layers=aggregate_layers)
-    cells = planned_cells(config, sweep.url)
     axes = _axes(cells)
     rows, spectra, curves, eigenvalues = [], [], [], []
     finished = []
     versions = {}
     for cell in cells:
-        trial = sweep.child(f"trials/{cell['id']}")
+        trial = trial_storage(sweep, cell.id)
         try:
-            result = records.get_result(trial, str(cell["id"]))
-            snapshots = _records(trial, SPECTRA, str(cell["id"]), result)
-            curve = _records(trial, METRICS, str(cell["id"]), result)
+            state = read_state(trial, cell.id)
+            result = state.result
+            snapshots = _records(trial, SPECTRA, cell.id, result)
+            curve = _records(trial, METRICS, cell.id, result)
             _refuse_contradiction(trial, result, curve)
             version = of_sweep
             if result is not None:
                 version = semantics_of_result(result, trial.url_of(records.RESULT))
-            row = trial_row(trial, cell, axes, result or {}, version)
+            row = trial_row(cell, axes, state, version)
         except InputError as error:  # one damaged trial must not take the others' verdict
             logger.warning("left out: %s", error)
             result, snapshots, curve = None, _none(SPECTRA), _none(METRICS)
-            row = trial_row(None, cell, axes, {}, of_sweep)
-            row |= {"state": "failed", "reason": str(error)}
+            broken = TrialState(state="failed", message=str(error))
+            row = trial_row(cell, axes, broken, of_sweep)
         snapshots = snapshots.filter(pc.field("bucket") == ALL_TOKENS)
         light = snapshots.drop_columns(list(_HEAVY))
         rows.append(row)
@@ -186,7 +187,7 @@ def load_sweep(
     if trials["base_d_model"].nunique() > 1:
         group_axes.append("base_d_model")
     return SweepTables(
-        name=str(config.get("name") or sweep.name),
+        name=resolved.name,
         url=sweep.url,
         config=config,
         group_axes=tuple(group_axes),
@@ -196,18 +197,14 @@ def load_sweep(
         curves=pa.concat_tables(curves).to_pandas(),
         eigenvalues=pa.concat_tables(eigenvalues).to_pandas(),
         versions=versions,
-        beside=finished_beside(sweep, {str(cell["id"]) for cell in cells}),
+        beside=finished_beside(sweep, resolved.ids),
     )
 
 
-def _marked(
-    rows: Sequence[dict[str, Any]], cells: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
+def _marked(rows: Sequence[dict[str, Any]], cells: Sequence[ResolvedCell]) -> list[dict[str, Any]]:
     """The rows of `cells`, those marked whose cell another trial is already, the first completed
     one counting: the same initialisation and data once more are no replicate."""
-    named = [
-        json.dumps([cell["axes"], holds_of(cell)], sort_keys=True, default=str) for cell in cells
-    ]
+    named = [json.dumps([cell.axes, cell.holds], sort_keys=True, default=str) for cell in cells]
     counting: dict[str, str] = {}
     for wanted in (True, False):
         for name, row in zip(named, rows, strict=True):
@@ -262,9 +259,9 @@ def holding(trials: pd.DataFrame, hold: str) -> pd.DataFrame:
     return trials[np.array([hold in holds for holds in trials["holds"]], dtype=bool)]
 
 
-def _axes(cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _axes(cells: Sequence[ResolvedCell]) -> dict[str, str]:
     """Column by axis. An axis called like a measured quantity gets a prefix."""
-    names = dict.fromkeys(name for cell in cells for name in cell["axes"])
+    names = dict.fromkeys(name for cell in cells for name in cell.axes)
     return {name: f"{AXIS_PREFIX}{name}" if name in MEASURED else name for name in names}
 
 

@@ -17,6 +17,7 @@ from analysis.verdict.supply import Supply, caveats_of_supply
 from analysis.verdict.tuned_rate import AXIS, TunedTrials, is_tunable
 from analysis.wording import interval, large, multiple, percent, plural
 from trialstore.records import FIRST_SEMANTICS, OUTCOMES
+from trialstore.trial_state import WITHOUT_RESULT
 
 #: The value that the learning rate has in the group of a tuned verdict.
 TUNED = "tuned per width"
@@ -117,7 +118,7 @@ def _of_semantics(trials: pd.DataFrame) -> Iterator[str]:
 
 
 def _of_runs(trials: pd.DataFrame) -> Iterator[str]:
-    lost = trials[trials["state"].isin(["failed", "unfinished", "waiting"])]
+    lost = trials[trials["state"].isin(WITHOUT_RESULT)]
     if len(lost):
         yield f"Planned cells without a result: {len(lost)} of {len(trials)}."
     for state, then in (

@@ -9,8 +9,10 @@ import pandas as pd
 from analysis.laws.power_law import LocalElasticity, PowerLaw, Refusal, is_shown
 from analysis.laws.saturation import Saturation, Untestable
 from analysis.laws.spectral import PLATEAU, SpectralEvidence
+from analysis.tables.sweep_tables import DUPLICATE
 from analysis.verdict.equal_budget import BUDGETS, BudgetEvidence
 from analysis.verdict.loss_optimum import REQUIRED_SUPPORT, Unfitted
+from trialstore.records import OUTCOMES
 
 #: Fields of a law from which its band is drawn: they say nothing by themselves.
 _WORKINGS = ("mean_log_x", "spread_log_x", "beta_errors", "replicate_error", "level_error")
@@ -57,13 +59,10 @@ def evidence_of(
             "used_by_laws": len(spectral.used),
             "used_by_loss": len(deciding.used) if deciding else 0,
             "undersampled": int(trials["undersampled"].sum()),
-            **{
-                state: int(states.get(state, 0))
-                for state in (
-                    *("completed", "collapsed", "diverged", "stopped"),
-                    *("failed", "unfinished", "waiting", "duplicate"),
-                )
-            },
+            **{state: int(states.get(state, 0)) for state in (*OUTCOMES, "failed", "waiting")},
+            # The file's own word, from before a cell said which of the two it is.
+            "unfinished": int(states.get("running", 0) + states.get("stale", 0)),
+            DUPLICATE: int(states.get(DUPLICATE, 0)),
         },
         "invalid_spectra": int(trials["invalid_spectra"].sum()),
         "replicates": int(trials["replicate"].nunique()),

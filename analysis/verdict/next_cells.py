@@ -13,6 +13,7 @@ from analysis.verdict.equal_budget import BudgetEvidence
 from analysis.verdict.loss_optimum import WIDTHS_WITH_ONE_REPLICATE, LossCurve, Unfitted
 from analysis.verdict.tuned_rate import AXIS, TunedTrials
 from analysis.wording import axis_of, duration, flops, plural
+from trialstore.trial_state import WITHOUT_RESULT
 
 #: Replicates worth having: with fewer there is no interval over replicates.
 REPLICATES = 3
@@ -59,7 +60,7 @@ class NextCells:
 
 def missing_cells(trials: pd.DataFrame, group: Mapping[str, Any], rate: float) -> list[NextCells]:
     """The cells of a group that are planned and have no result. `rate` in seconds per FLOP."""
-    missing = trials[trials["state"].isin(["failed", "unfinished", "waiting"])]
+    missing = trials[trials["state"].isin(WITHOUT_RESULT)]
     if missing.empty:
         return []
     counts = missing["state"].value_counts()

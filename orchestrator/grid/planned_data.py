@@ -1,12 +1,12 @@
 """The tokens of a sweep as far as they are known before it runs; a plan asks no hub."""
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator.ledger.ledger import resolved_sweep
 from orchestrator.sweep.config import SweepConfig
 from trainers.data.at_hand import resolve
 from trainers.data.contents import Contents
@@ -14,6 +14,7 @@ from trainers.data.hub import is_commit
 from trainers.data.sources import DataSource, DataSpec, HubDataset, PretrainedTokenizer
 from trialstore.errors import InputError
 from trialstore.storage import Storage
+from trialstore.sweep_file import read_sweep_file
 
 #: In the place of tokens that are not known yet: equal for all trials of a plan.
 NOT_FETCHED = DataSpec(corpus_fingerprint="not fetched", tokenizer_hash="not fetched")
@@ -41,14 +42,14 @@ def planned_data(config: SweepConfig, sweep: Storage) -> PlannedData:
     return PlannedData(known or NOT_FETCHED, found.vocab_size, known is not None, found.contents)
 
 
-def last_run(sweep: Storage) -> dict[str, Any]:
-    """The sweep.yaml of the last run of a sweep; empty where there was none."""
+def last_run(sweep: Storage) -> Mapping[str, Any]:
+    """Return the sweep.yaml of the last run of a sweep; empty if there was no run."""
     with contextlib.suppress(InputError):
-        return resolved_sweep(sweep)
+        return read_sweep_file(sweep).content
     return {}
 
 
-def as_pinned(source: DataSource, before: dict[str, Any]) -> DataSource:
+def as_pinned(source: DataSource, before: Mapping[str, Any]) -> DataSource:
     """The source with the hub revisions that a run of the sweep took, if the rest is the same."""
     sections: dict[str, Any] = {}
     for section, typed in (("corpus", source.corpus), ("tokenizer", source.tokenizer)):
@@ -59,7 +60,7 @@ def as_pinned(source: DataSource, before: dict[str, Any]) -> DataSource:
     return source.model_copy(update=sections)
 
 
-def _of_the_last_run(source: DataSource, before: dict[str, Any]) -> DataSpec | None:
+def _of_the_last_run(source: DataSource, before: Mapping[str, Any]) -> DataSpec | None:
     """The tokens that a run of the sweep had, where they are those of commits of the hub: this
     machine need not have them."""
     corpus, tokenizer = source.corpus, source.tokenizer

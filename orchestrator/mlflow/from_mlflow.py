@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.ledger.ledger import SWEEP_FILE, resolved_sweep, trial_storage
 from orchestrator.mlflow.identity import IDENTITY_FILE
 from orchestrator.mlflow.reader import ExportedRun, MlflowReader
 from orchestrator.mlflow.rows import metrics_rows, needed, spectra_rows
@@ -21,6 +20,7 @@ from trialstore import records
 from trialstore.errors import InputError
 from trialstore.records import BrokenRecordError, encode_json, get_json
 from trialstore.storage import Storage, open_storage
+from trialstore.sweep_file import SWEEP_FILE, read_sweep_file, trial_storage
 
 log = logging.getLogger(__name__)
 
@@ -64,22 +64,22 @@ def rebuild(source: str, uri: str, out: str | None = None) -> Rebuilt:
     sweep.put(SWEEP_FILE, file)
     sweep.put(IDENTITY_FILE, encode_json({"identity": parent.tags[SWEEP_TAG]}))
     unreadable, nonfinite, links = {}, 0, {}
-    cells = resolved_sweep(sweep)["resolved"]["trials"]
-    for cell in cells:
-        run = runs.get(cell["id"])
+    ids = read_sweep_file(sweep).ids
+    for trial_id in ids:
+        run = runs.get(trial_id)
         if run is None:
             continue  # never begun: it waits
         nonfinite += int(run.tags.get(NONFINITE_TAG, 0))
         page = reader.page(run)
         if page is not None:
-            links[cell["id"]] = page
-        trial = trial_storage(sweep, cell["id"])
+            links[trial_id] = page
+        trial = trial_storage(sweep, trial_id)
         try:
             _rebuild_trial(reader, run, trial)
         except BrokenRecordError as error:
-            unreadable[cell["id"]] = str(error)
+            unreadable[trial_id] = str(error)
             trial.put(records.FAILURE, _failure("mlflow", str(error)))
-    beside = len(runs.keys() - {cell["id"] for cell in cells})
+    beside = len(runs.keys() - set(ids))
     if beside:
         log.warning(
             "%d runs of the sweep are of trials that its %s no longer names, of an earlier version "

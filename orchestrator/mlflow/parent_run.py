@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Any
 
-from orchestrator.ledger.ledger import SWEEP_FILE
 from orchestrator.mlflow.artifacts import Artifacts
 from orchestrator.mlflow.points import flat, note, progress
 from orchestrator.mlflow.tracking import Run, Tracking
 from orchestrator.mlflow.trial_run import now_ms
 from trialstore.records import get_json
 from trialstore.storage import Storage
+from trialstore.sweep_file import SWEEP_FILE
 
 REPORT = "report"
 RECOMMENDATION = "report/recommendation.json"

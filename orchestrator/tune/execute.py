@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pydantic import ValidationError
 
 from orchestrator.grid.branches import Branch
-from orchestrator.ledger.ledger import trial_storage
 from orchestrator.tune.node_room import need_of
 from orchestrator.tune.ray_cluster import alive_nodes, last_line
 from orchestrator.tune.shared_storage import shared_probe
@@ -19,6 +18,7 @@ from trialstore.driver_lease import Driving
 from trialstore.records import BrokenRecordError, committed_steps, read_manifest
 from trialstore.retries import Budget
 from trialstore.storage import Storage
+from trialstore.sweep_file import trial_storage
 
 #: A micro-batch is not halved more often than this before it is one sequence.
 MOST_HALVINGS = 32

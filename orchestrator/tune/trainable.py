@@ -9,7 +9,6 @@ import os
 import time
 from typing import Any
 
-from orchestrator.ledger.ledger import trial_storage
 from orchestrator.tune.attempt import attempt
 from orchestrator.tune.node_room import need_of
 from orchestrator.tune.path_variables import require_absolute
@@ -21,6 +20,7 @@ from trialstore.heartbeat import every
 from trialstore.records import get_result
 from trialstore.retries import Budget
 from trialstore.storage import Storage, is_away, open_storage
+from trialstore.sweep_file import trial_storage
 
 logger = logging.getLogger(__name__)
 

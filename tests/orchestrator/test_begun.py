@@ -5,11 +5,11 @@ import json
 import pytest
 from test_node_room import trial as make_trial
 
-from orchestrator.ledger.ledger import trial_storage
 from orchestrator.tune.execute import as_begun
 from trainers.spec import Layout, TrialSpec
 from trialstore.records import Manifest, manifest_key
 from trialstore.storage import LocalStorage
+from trialstore.sweep_file import trial_storage
 
 
 @pytest.fixture

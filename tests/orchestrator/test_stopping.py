@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.ledger.ledger import SWEEP_FILE, trial_storage
 from orchestrator.tune import stopping
 from orchestrator.tune.stopping import (
     STOP_SWEEP,
@@ -22,6 +21,7 @@ from orchestrator.tune.stopping import (
 from trialstore.lease import STOP_REQUEST
 from trialstore.records import LEASE, encode_json
 from trialstore.storage import LocalStorage
+from trialstore.sweep_file import SWEEP_FILE, trial_storage
 
 
 def lease(seconds_ago: float = 0.0, **about: object) -> bytes:
