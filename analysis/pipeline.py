@@ -11,14 +11,14 @@ from analysis.figures.style import render
 from analysis.report.build import build_report
 from analysis.report.tables import report_tables, written
 from analysis.tables.sweep_tables import SweepTables, load_sweep
-from analysis.verdict.layer_verdict import LayerVerdict, judge_layers, representative
+from analysis.verdict.layer_verdict import LayerVerdict
 from analysis.verdict.recommend import Recommendation, recommend
 from analysis.verdict.summary import summarise
 from trialstore.errors import InputError
 from trialstore.records import OUTCOMES, encode_json
 from trialstore.storage import Storage
+from trialstore.sweep_file import RECOMMENDATION, REPORT
 
-REPORT = "report"
 #: Heat maps beside those in the report, one of every width, until there are so many.
 MOST_HEAT_MAPS = 16
 
@@ -54,16 +54,14 @@ def analyse(
             "let `widthlab run` finish at least one"
         )
     recommendation = recommend(tables)
-    layers = {verdict.slug: judge_layers(verdict, tables) for verdict in recommendation.groups}
+    layers = {verdict.slug: verdict.layers for verdict in recommendation.groups}
     judgement = recommendation.to_dict()
-    for verdict, group in zip(recommendation.groups, judgement["groups"], strict=True):
-        group["layers"] = layers[verdict.slug].to_dict()
     frames = report_tables(tables, recommendation, layers)
     files = dict(_figures(tables, recommendation, layers))
     svgs = {key: data for key, data in files.items() if key.endswith(".svg")}
     page = build_report(tables, recommendation, layers, svgs, frames, links or {})
     files |= dict(written(frames))
-    files["recommendation.json"] = encode_json(judgement)
+    files[RECOMMENDATION] = encode_json(judgement)
     files["report.html"] = page.encode()  # last: whoever sees it finds everything it names
     report = sweep.child(REPORT)
     for key, data in files.items():
@@ -95,7 +93,7 @@ def _figures(
 def _heat_maps(tables: SweepTables, recommendation: Recommendation) -> Iterator[tuple[str, Any]]:
     """Ranks by layer and step at every width of a group, but for the one that the report shows."""
     for verdict in recommendation.groups:
-        shown = representative(verdict)
+        shown = verdict.representative
         first = verdict.spectral.used.sort_values(["D", "replicate"]).drop_duplicates("D")
         for trial_id in first["id"]:
             if shown is None or trial_id == shown["id"]:

@@ -18,6 +18,9 @@ from trialstore.storage import Storage
 logger = logging.getLogger(__name__)
 
 SWEEP_FILE = "sweep.yaml"
+#: The folder of the analysis below a sweep's directory, and its file for programs.
+REPORT = "report"
+RECOMMENDATION = "recommendation.json"
 #: The characters of a trial's id. Other characters could lead out of the trials folder.
 TRIAL_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 #: Limits of the table columns that these values end in.

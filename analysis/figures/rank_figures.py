@@ -34,7 +34,6 @@ from analysis.laws.power_law import PowerLaw, Refusal
 from analysis.laws.saturation import Saturation
 from analysis.laws.spectral import PLATEAU
 from analysis.tables.sweep_tables import LAW_SITE, SweepTables
-from analysis.verdict.layer_verdict import representative
 from analysis.verdict.recommend import GroupVerdict
 from analysis.wording import interval
 
@@ -173,7 +172,7 @@ def _excess(grown: LayerGrowth) -> tuple[float, float]:
 
 def layer_ranks(verdict: GroupVerdict, tables: SweepTables) -> Figure | None:
     """Hard and soft rank by layer and step, of the group's representative."""
-    trial = representative(verdict)
+    trial = verdict.representative
     return None if trial is None else heat_map(str(trial["id"]), tables)
 
 

@@ -29,7 +29,8 @@ from scipy.optimize import brentq
 from analysis.laws.law_errors import ErrorTerm
 from analysis.laws.power_law import PowerLaw, Refusal, fit_power_law
 from analysis.replicates import CONFIDENCE, Floats, Interval
-from analysis.tables.sweep_tables import AGGREGATE_LAST, LAW_SITE
+from analysis.settings import AGGREGATE_LAST
+from analysis.tables.sweep_tables import LAW_SITE
 
 #: No layer gets more than this times the uniform width, or less than its inverse.
 LARGEST_SHIFT = 1.5

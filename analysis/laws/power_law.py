@@ -22,9 +22,7 @@ from analysis.laws.law_errors import (
     usable_cells,
 )
 from analysis.replicates import CONFIDENCE, Floats, Interval, WidthMeans, width_means
-
-#: A straight line through two points says nothing about its own error.
-MINIMUM_WIDTHS = 3
+from analysis.settings import WIDTHS_FOR_A_LAW
 
 
 @dataclass(frozen=True)
@@ -89,9 +87,9 @@ def fit_power_law(
     """
     cells = usable_cells(x, y, replicate)
     found = len(np.unique(cells.x))
-    if found < MINIMUM_WIDTHS:
+    if found < WIDTHS_FOR_A_LAW:
         return Refusal(
-            f"a law needs at least {MINIMUM_WIDTHS} widths and there are {found}", cells.excluded
+            f"a law needs at least {WIDTHS_FOR_A_LAW} widths and there are {found}", cells.excluded
         )
     if float(np.ptp(cells.x)) < CONSTANT:
         return Refusal("the widths differ by no more than rounding", cells.excluded)
@@ -128,7 +126,7 @@ def fit_power_law(
         r_squared=float("nan") if constant else 1 - objective / total,
         lack_of_fit_p=errors.lack_of_fit_p,
         leave_one_out=(
-            (float(without.min()), float(without.max())) if found > MINIMUM_WIDTHS else None
+            (float(without.min()), float(without.max())) if found > WIDTHS_FOR_A_LAW else None
         ),
         widths=found,
         points=len(cells.x),

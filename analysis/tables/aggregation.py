@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from analysis.settings import AGGREGATE_LAST
 from trialstore.errors import InputError
 
-#: Snapshots a layer is summarised over, where the sweep file does not say.
-AGGREGATE_LAST = 5
 LayerStatistic = Literal["median", "mean", "first", "deepest"]
 LAYER_STATISTICS: tuple[LayerStatistic, ...] = get_args(LayerStatistic)
 

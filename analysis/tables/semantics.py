@@ -15,11 +15,9 @@ from trialstore.json_objects import COUNT, BrokenRecordError
 from trialstore.records import FIRST_SEMANTICS
 from trialstore.storage import Storage
 from trialstore.sweep_file import ResolvedSweep, section
-from trialstore.trial_state import finished_trials
+from trialstore.trial_state import READERS, finished_trials
 
 NAME = "semantics_version"
-#: Objects that are read side by side: an object store takes its time to answer.
-READERS = 16
 
 
 def semantics_of_sweep(sweep: ResolvedSweep) -> int:

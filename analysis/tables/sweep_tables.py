@@ -15,8 +15,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from analysis.settings import REFERENCE_MULTIPLIER
 from analysis.tables.aggregate import LAW_SITE, aggregate, without_spectra
-from analysis.tables.aggregation import AGGREGATE_LAST, Aggregation
+from analysis.tables.aggregation import Aggregation
 from analysis.tables.semantics import (
     finished_beside,
     refuse_mixed,
@@ -40,7 +41,6 @@ from trialstore.trial_state import TrialState, read_state
 logger = logging.getLogger(__name__)
 
 __all__ = [
-    "AGGREGATE_LAST",
     "LAW_SITE",
     "SweepTables",
     "holding",
@@ -52,8 +52,6 @@ __all__ = [
 WITHIN_GROUP = ("width_multiplier", "ffn_width", "seed", "d_model", "D")
 #: The state of a trial whose cell another trial of the sweep is already.
 DUPLICATE = "duplicate"
-#: The width whose budget a sweep keeps, where its file does not say.
-REFERENCE_MULTIPLIER = 4.0
 #: Budgets further apart than this (relative) are of different model sizes, not one size missed.
 SAME_BUDGET = 0.10
 

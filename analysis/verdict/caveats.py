@@ -8,7 +8,7 @@ import pandas as pd
 from analysis.laws.power_law import PowerLaw, is_shown
 from analysis.laws.saturation import Saturation
 from analysis.laws.spectral import RANKS, SpectralEvidence
-from analysis.spectrum import SAMPLES_PER_DIMENSION
+from analysis.settings import SAMPLES_PER_DIMENSION
 from analysis.tables.sweep_tables import SweepTables
 from analysis.verdict.equal_budget import BUDGETS, BudgetEvidence
 from analysis.verdict.loss_optimum import MISFIT, LossCurve

@@ -16,8 +16,6 @@ BUDGETS = {
     "params": ("parameters_non_embedding", "non-embedding parameters"),
     "flops": ("flops", "training FLOPs"),
 }
-#: Nats per token within which a loss counts as equal, where the sweep file does not say.
-TOLERANCE_NATS = 0.01
 
 
 @dataclass(frozen=True)

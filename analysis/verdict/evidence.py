@@ -9,6 +9,7 @@ import pandas as pd
 from analysis.laws.power_law import LocalElasticity, PowerLaw, Refusal, is_shown
 from analysis.laws.saturation import Saturation, Untestable
 from analysis.laws.spectral import PLATEAU, SpectralEvidence
+from analysis.replicates import CONFIDENCE
 from analysis.tables.sweep_tables import DUPLICATE
 from analysis.verdict.equal_budget import BUDGETS, BudgetEvidence
 from analysis.verdict.loss_optimum import REQUIRED_SUPPORT, Unfitted
@@ -66,7 +67,7 @@ def evidence_of(
         },
         "invalid_spectra": int(trials["invalid_spectra"].sum()),
         "replicates": int(trials["replicate"].nunique()),
-        "confidence": 0.9,
+        "confidence": CONFIDENCE,
         "laws": {
             name: _law(law) for name, law in {**spectral.laws, **spectral.utilisation}.items()
         },

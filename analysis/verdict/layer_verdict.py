@@ -10,11 +10,8 @@ import yaml
 
 from analysis.laws.layers import LayerAdvice, advise_layers
 from analysis.laws.power_law import Refusal
+from analysis.settings import FFN_MULTIPLE
 from analysis.tables.sweep_tables import SweepTables
-from analysis.verdict.recommend import GroupVerdict
-
-#: D is rounded to a multiple of it where the sweep file does not say.
-FFN_MULTIPLE = 8
 
 
 @dataclass(frozen=True)
@@ -79,12 +76,19 @@ def layer_rows(advice: LayerAdvice) -> list[dict[str, Any]]:
     ]
 
 
-def judge_layers(verdict: GroupVerdict, tables: SweepTables) -> LayerVerdict:
-    """The layers of one group, over the cells that its rank laws rest on."""
-    used = verdict.spectral.used
+def judge_layers(
+    used: pd.DataFrame, width_multiplier: float | None, tables: SweepTables
+) -> LayerVerdict:
+    """Judge the layers of one group.
+
+    Args:
+        used: The trials that the group's rank laws rest on, rows of `SweepTables.trials`.
+        width_multiplier: The recommended width, None where there is none.
+        tables: The sweep's tables.
+    """
     spectra = tables.of(tables.spectra, used)
     advice = advise_layers(spectra, used, tables.aggregation.last)
-    trial = representative(verdict)
+    trial = representative(used, width_multiplier)
     if isinstance(advice, Refusal) or trial is None:
         return LayerVerdict(advice, None, None)
     model: Mapping[str, Any] = tables.config.get("model") or {}
@@ -93,12 +97,14 @@ def judge_layers(verdict: GroupVerdict, tables: SweepTables) -> LayerVerdict:
     return LayerVerdict(advice, width, None if widths is None else tuple(widths))
 
 
-def representative(verdict: GroupVerdict) -> "pd.Series[Any] | None":
-    """The trial whose layers stand for the group: of the cells of the rank laws the one nearest
-    to the recommended width, or to the middle one where none is, with the first replicate."""
-    used = verdict.spectral.used
+def representative(used: pd.DataFrame, width_multiplier: float | None) -> "pd.Series[Any] | None":
+    """Return the trial whose layers stand for a group; None if its rank laws have no trial.
+
+    It is the first replicate at the width nearest to the recommended one, or to the median width
+    where none is recommended.
+    """
     if used.empty:
         return None
-    width = verdict.width_multiplier or float(used["width_multiplier"].median())
+    width = width_multiplier or float(used["width_multiplier"].median())
     away = np.abs(np.log(used["width_multiplier"] / width)).round(6)
     return used.assign(away=away).sort_values(["away", "replicate"]).iloc[0]

@@ -21,15 +21,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
 from analysis.replicates import CONFIDENCE, Floats, Interval, WidthMeans, width_means
+from analysis.settings import WIDTHS_WITH_ONE_REPLICATE, WIDTHS_WITH_REPLICATES
 from analysis.verdict.loss_curves import SHAPES, CurveFits, basis, fit_shapes, lowest, shape_weights
 from analysis.wording import multiple, percent, plural
 
 #: Share of resamples that must put the optimum strictly inside the grid.
 REQUIRED_SUPPORT = 0.98
 RESAMPLES = 2000
-#: Widths needed: each curve passes through three; scatter about it needs three to spare.
-WIDTHS_WITH_REPLICATES = 4
-WIDTHS_WITH_ONE_REPLICATE = 6
 #: Degrees of freedom below which the replicates' variance is not worth having.
 MINIMUM_NOISE_DF = 3
 #: p of the lack-of-fit test below which replicate noise does not explain the scatter.

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from analysis.settings import WIDTHS_WITH_ONE_REPLICATE
 from analysis.verdict.equal_budget import BudgetEvidence
-from analysis.verdict.loss_optimum import WIDTHS_WITH_ONE_REPLICATE, LossCurve, Unfitted
+from analysis.verdict.loss_optimum import LossCurve, Unfitted
 from analysis.verdict.tuned_rate import AXIS, TunedTrials
 from analysis.wording import axis_of, duration, flops, plural
 from trialstore.trial_state import WITHOUT_RESULT

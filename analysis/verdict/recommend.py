@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 
 from analysis.laws.spectral import SpectralEvidence, judge_spectra
 from analysis.replicates import Floats, Interval
+from analysis.settings import TOLERANCE_NATS
 from analysis.tables.sweep_tables import SweepTables, reference_multiplier
 from analysis.verdict import next_cells
 from analysis.verdict.budgets import AtBudget, at_equal_budgets
 from analysis.verdict.caveats import TUNED, caveats_of
 from analysis.verdict.choices import Choice, choices_of
-from analysis.verdict.equal_budget import TOLERANCE_NATS, BudgetEvidence, judge_losses
+from analysis.verdict.equal_budget import BudgetEvidence, judge_losses
 from analysis.verdict.evidence import evidence_of, losses_of, widths_of
+from analysis.verdict.layer_verdict import LayerVerdict, judge_layers, representative
 from analysis.verdict.loss_optimum import LossCurve
 from analysis.verdict.next_cells import NextCells
 from analysis.verdict.supply import SELECTION, Supply, judge_supply
@@ -56,8 +58,14 @@ class GroupVerdict:
     at_budgets: tuple[AtBudget, ...]  # the loss against the width at every kind of equal budget
     tuned: TunedTrials | None  # where each width enters at its own learning rate
     supply: Supply  # passes over the data, and what the best losses of the runs say
+    layers: LayerVerdict  # which layers to widen and to narrow
     caveats: tuple[str, ...]
     run_next: tuple[NextCells, ...]
+
+    @property
+    def representative(self) -> "pd.Series[Any] | None":
+        """The trial whose layers stand for the group, None where no law has a trial."""
+        return representative(self.spectral.used, self.width_multiplier)
 
     @property
     def verdict(self) -> Literal["recommended", "refused"]:
@@ -99,6 +107,7 @@ class GroupVerdict:
                 "supply": self.supply.to_dict(),
                 "best_loss": None if self.on_best is None else self._best_loss(self.on_best),
             },
+            "layers": self.layers.to_dict(),
             "caveats": list(self.caveats),
             "run_next": [cells.to_dict() for cells in self.run_next],
         }
@@ -295,6 +304,7 @@ def _verdict(
         at_budgets=at_budgets,
         tuned=tuned,
         supply=supply,
+        layers=judge_layers(spectral.used, multiplier, tables),
         caveats=tuple(caveats_of(trials, spectral, losses, multiplier, tables, supply, tuned)),
         run_next=tuple(run_next),
     )

@@ -10,10 +10,7 @@ from trialstore.errors import InputError
 from trialstore.json_objects import BrokenRecordError
 from trialstore.storage import Storage
 from trialstore.sweep_file import read_sweep_file, trial_storage
-from trialstore.trial_state import STATES, TrialState, read_state
-
-#: Trials that are read at the same time. An object store answers each request slowly.
-READERS = 16
+from trialstore.trial_state import READERS, STATES, TrialState, read_state
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,14 +20,12 @@ from trialstore import records
 from trialstore.errors import InputError
 from trialstore.records import BrokenRecordError, encode_json, get_json
 from trialstore.storage import Storage, open_storage
-from trialstore.sweep_file import SWEEP_FILE, read_sweep_file, trial_storage
+from trialstore.sweep_file import REPORT, SWEEP_FILE, read_sweep_file, trial_storage
 
 log = logging.getLogger(__name__)
 
 #: Says that a directory was rebuilt, and may be rebuilt again.
 ORIGIN_FILE = "from-mlflow.json"
-#: Part of a rebuilt directory that is the analysis's.
-REPORT = "report/"
 ATTEMPT = 1
 
 
@@ -115,7 +113,7 @@ def _emptied(out: Storage) -> Storage:
             "with --out"
         )
     for key in keys:
-        if not key.startswith(REPORT) and key != ORIGIN_FILE:
+        if not key.startswith(f"{REPORT}/") and key != ORIGIN_FILE:
             out.delete(key)
     return out
 

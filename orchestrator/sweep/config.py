@@ -12,6 +12,12 @@ from pydantic import (
     model_validator,
 )
 
+from analysis.settings import (
+    AGGREGATE_LAST,
+    FFN_MULTIPLE,
+    REFERENCE_MULTIPLIER,
+    TOLERANCE_NATS,
+)
 from analysis.tables.aggregation import LayerStatistic
 from orchestrator.mlflow.tracking import ARTIFACTS, DATABASE
 from trainers.data.sources import (
@@ -52,7 +58,9 @@ class ModelSection(Frozen):
     d_model: int = Field(ge=1, le=MAX_WIDTH)
     head_dim: int = Field(ge=2, le=MAX_HEAD_DIM)
     context: int = Field(ge=2, le=MAX_CONTEXT)  # tokens
-    ffn_multiple: int = Field(default=8, ge=1, le=1_000_000)  # D is rounded to a multiple of it
+    ffn_multiple: int = Field(
+        default=FFN_MULTIPLE, ge=1, le=1_000_000
+    )  # D is rounded to a multiple of it
     ffn_weight: FFNWeight = "plain"
     tie_embeddings: bool = False
     activation: Activation | None = None  # null: the architecture's own
@@ -61,7 +69,7 @@ class ModelSection(Frozen):
     mix_alpha: float = Field(default=0.25, ge=0, le=1)  # share of Post-LN layers, of norm mix
     initialisation: Initialisation = "plain"
     block: str | None = None  # package.module:Class, in the place of the FFN or the whole block
-    reference_multiplier: Multiplier = 4.0  # the width whose budget `hold` keeps
+    reference_multiplier: Multiplier = REFERENCE_MULTIPLIER  # the width whose budget `hold` keeps
 
 
 class TrainingSection(TrainingSpec):
@@ -116,8 +124,10 @@ class Target(Frozen):
 class AnalysisSection(Frozen):
     """What the judgement takes as given."""
 
-    tolerance_nats: float = Field(default=0.01, gt=0, allow_inf_nan=False)
-    aggregate_last: int = Field(default=5, ge=1)  # a layer's rank: median of its last snapshots
+    tolerance_nats: float = Field(default=TOLERANCE_NATS, gt=0, allow_inf_nan=False)
+    aggregate_last: int = Field(
+        default=AGGREGATE_LAST, ge=1
+    )  # a layer's rank: median of its last snapshots
     aggregate_layers: LayerStatistic = "median"  # of these, a trial's rank
     target: Target | None = None  # extrapolated to from three model sizes or more
 
