@@ -58,9 +58,7 @@ class ModelSection(Frozen):
     d_model: int = Field(ge=1, le=MAX_WIDTH)
     head_dim: int = Field(ge=2, le=MAX_HEAD_DIM)
     context: int = Field(ge=2, le=MAX_CONTEXT)  # tokens
-    ffn_multiple: int = Field(
-        default=FFN_MULTIPLE, ge=1, le=1_000_000
-    )  # D is rounded to a multiple of it
+    ffn_multiple: int = Field(default=FFN_MULTIPLE, ge=1, le=1_000_000)  # D is a multiple of it
     ffn_weight: FFNWeight = "plain"
     tie_embeddings: bool = False
     activation: Activation | None = None  # null: the architecture's own
@@ -125,9 +123,7 @@ class AnalysisSection(Frozen):
     """What the judgement takes as given."""
 
     tolerance_nats: float = Field(default=TOLERANCE_NATS, gt=0, allow_inf_nan=False)
-    aggregate_last: int = Field(
-        default=AGGREGATE_LAST, ge=1
-    )  # a layer's rank: median of its last snapshots
+    aggregate_last: int = Field(default=AGGREGATE_LAST, ge=1)  # a layer's rank: their median
     aggregate_layers: LayerStatistic = "median"  # of these, a trial's rank
     target: Target | None = None  # extrapolated to from three model sizes or more
 

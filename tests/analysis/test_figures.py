@@ -97,7 +97,7 @@ def test_without_a_recommendation_the_middle_width_stands_for_the_group(build_sw
 
 @pytest.mark.long
 def test_layers_are_drawn_with_what_is_advised(build_sweep: Build) -> None:
-    verdict, tables = judged(build_sweep(seeds=[0, 1, 2]))
+    verdict, _ = judged(build_sweep(seeds=[0, 1, 2]))
     advice = verdict.layers.advice
     assert hasattr(advice, "layers")
     first, *others = advice.layers
