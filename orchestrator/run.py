@@ -269,7 +269,7 @@ def _judge(sweep: Storage, reached: Ledger, tracking: str, console: Console) -> 
     if not any(trial.state in records.OUTCOMES for trial in reached.trials):
         return {}
     from analysis.pipeline import analyse
-    from orchestrator.mlflow.run_links import run_links
+    from orchestrator.mlflow.from_mlflow import run_links
 
     console.print("fitting laws and writing the report", highlight=False)
     done = analyse(sweep, links=run_links(sweep, tracking))

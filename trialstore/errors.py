@@ -1,9 +1,9 @@
-"""The one error that a user can mend."""
+"""The error for input that the user can correct."""
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used.
+    """A sweep file, an option or a storage that cannot be used.
 
-    The message names the thing, the value, the place and the way out; the command line prints
-    it without a traceback and exits with code 2.
+    The message names the thing, the value, the place and the way out. The command line prints it
+    without a traceback and exits with code 2.
     """

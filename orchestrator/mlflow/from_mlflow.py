@@ -96,6 +96,27 @@ def rebuild(source: str, uri: str, out: str | None = None) -> Rebuilt:
     return Rebuilt(sweep, nonfinite, unreadable, links)
 
 
+def run_links(sweep: Storage, tracking_uri: str) -> dict[str, str]:
+    """Return the MLflow page of each trial that has a run, by trial id.
+
+    Empty if MLflow is an SQLite file, which has no pages, or if the sweep was not exported yet.
+    Also empty, with a warning, if the server does not answer: a report does not wait for it.
+    """
+    if not tracking_uri.startswith("http"):
+        return {}
+    try:
+        identity = identity_of(sweep.url)
+        if identity is None:
+            return {}
+        reader = MlflowReader(tracking_uri)
+        runs = reader.trials_of(reader.find_sweep(sweep.url, identity))
+    except InputError as error:
+        log.warning("the report has no links to MLflow: %s", error)
+        return {}
+    pages = {trial_id: reader.page(run) for trial_id, run in runs.items()}
+    return {trial_id: page for trial_id, page in pages.items() if page is not None}
+
+
 def identity_of(source: str) -> str | None:
     """What a sweep's directory is known by in MLflow; None where `source` is no such directory."""
     if "://" not in source and not Path(source).is_dir():

@@ -308,7 +308,7 @@ def test_ranks_that_no_spectrum_has_are_left_out_counted_and_said(
         ({"final": {"val_loss": "NaN"}}, 'says final val_loss "NaN"; it is no number'),
         ({"final": {"val_loss": 1.25}}, "says a final val_loss of 1.25, and its records say"),
         ({"step": 50}, "one of them was changed"),
-        ({"step": "200"}, 'says step "200"; it should be a count'),
+        ({"step": "200"}, 'step "200"; .*a count'),
         ({"trial_id": "gpt2-pre-64-128-0"}, "is of trial 'gpt2-pre-64-128-0', not"),
     ],
 )
