@@ -24,6 +24,9 @@ from trialstore.storage import LocalStorage
 from trialstore.sweep_file import SWEEP_FILE, trial_storage
 
 
+WIDTHS = {"D": 256, "d_model": 64}
+
+
 def lease(seconds_ago: float = 0.0, **about: object) -> bytes:
     heartbeat_ms = int((time.time() - seconds_ago) * 1000)
     return encode_json(
@@ -34,7 +37,7 @@ def lease(seconds_ago: float = 0.0, **about: object) -> bytes:
 @pytest.fixture
 def sweep(tmp_path: Path) -> LocalStorage:
     sweep = LocalStorage(tmp_path)
-    cells = [{"id": name, "axes": {}} for name in ("runs", "slow", "over", "waits")]
+    cells = [{"id": name, "axes": WIDTHS} for name in ("runs", "slow", "over", "waits")]
     content = {"name": "s", "training": {}, "resolved": {"trials": cells}}
     sweep.put(SWEEP_FILE, encode_json(content))  # JSON is YAML
     trial_storage(sweep, "runs").put(LEASE, lease())
