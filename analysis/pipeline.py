@@ -1,4 +1,4 @@
-"""From a sweep's directory to its report: read, judge, draw, write."""
+"""Analyse a sweep: read its directory, judge, draw the figures and write the report."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -19,16 +19,16 @@ from trialstore.records import OUTCOMES, encode_json
 from trialstore.storage import Storage
 from trialstore.sweep_file import RECOMMENDATION, REPORT
 
-#: Heat maps beside those in the report, one of every width, until there are so many.
+#: Heat maps to draw beside those in the report, one per width.
 MOST_HEAT_MAPS = 16
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What an analysis came to. `recommendation` is the content of recommendation.json."""
+    """The outcome of an analysis."""
 
-    recommendation: dict[str, Any]
-    summary: str
+    recommendation: dict[str, Any]  # content of recommendation.json
+    summary: str  # for the terminal
     report_url: str
 
 
@@ -39,11 +39,16 @@ def analyse(
     aggregate_last: int | None = None,
     aggregate_layers: str | None = None,
 ) -> Analysis:
-    """Judge a sweep and write report/ into its directory, in place of an earlier one.
+    """Judge a sweep and write report/ into its directory, in place of an earlier report.
 
-    `links` are the pages of trials on an MLflow server, by trial id; `aggregate_*` go before what
-    the sweep file says. Raises InputError where the directory is no sweep, or no trial of it has
-    finished.
+    Args:
+        sweep: The sweep's directory.
+        links: The page of each trial on an MLflow server, by trial id.
+        aggregate_last: Snapshots per layer in the spectral summary; None for the file's choice.
+        aggregate_layers: Statistic over layers; None for the file's choice.
+
+    Raises:
+        InputError: The directory is not a sweep's, or none of its trials has a result.
     """
     tables = load_sweep(sweep, aggregate_last, aggregate_layers)
     if not tables.trials["state"].isin(OUTCOMES).any():
@@ -62,20 +67,20 @@ def analyse(
     page = build_report(tables, recommendation, layers, svgs, frames, links or {})
     files |= dict(written(frames))
     files[RECOMMENDATION] = encode_json(judgement)
-    files["report.html"] = page.encode()  # last: whoever sees it finds everything it names
+    files["report.html"] = page.encode()  # last, after all files that it names
     report = sweep.child(REPORT)
     for key, data in files.items():
         report.put(key, data)
     for key in report.list():
         if key not in files and key.startswith(("figures/", "tables/")):
-            report.delete(key)  # of an earlier analysis with other groups
+            report.delete(key)  # left by an earlier analysis with other groups
     return Analysis(judgement, summarise(tables, recommendation), report.url_of("report.html"))
 
 
 def _figures(
     tables: SweepTables, recommendation: Recommendation, layers: Mapping[str, LayerVerdict]
 ) -> Iterator[tuple[str, bytes]]:
-    """Key and bytes of every figure, as SVG and PNG."""
+    """Yield the key and bytes of every figure, as SVG and PNG."""
 
     def all_of_them() -> Iterator[tuple[str, Any]]:
         yield from overview_figures.overviews(recommendation)
@@ -91,7 +96,7 @@ def _figures(
 
 
 def _heat_maps(tables: SweepTables, recommendation: Recommendation) -> Iterator[tuple[str, Any]]:
-    """Ranks by layer and step at every width of a group, but for the one that the report shows."""
+    """Yield heat maps of ranks by layer and step, for all widths that the report does not show."""
     for verdict in recommendation.groups:
         shown = verdict.representative
         first = verdict.spectral.used.sort_values(["D", "replicate"]).drop_duplicates("D")

@@ -1,4 +1,4 @@
-"""A trial as one row of the table of trials: what its cell, its result and its state say."""
+"""One trial as a row of the table of trials, from its cell, its state and its result."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ _DATA = (
     *("train_tokens", "heldout_tokens", "measured_tokens", "window_tokens"),
     *("passes", "unknown_share"),
 )
-#: Columns that an axis of the same name must not take.
+#: Columns of measured values. An axis with such a name gets a prefix.
 MEASURED = frozenset(
     (
         *("id", "state", "reason", "holds", "replicate", "uniform_width", "typed_multiplier"),
@@ -52,7 +52,7 @@ def trial_row(
     uniform = bool((widths == widths[0]).all())
     width, d_model = float(widths.mean()), _number(given.get("d_model"))
     versions, layout = section(result, "versions"), dict(section(result, "layout"))
-    layout.pop("branch_points", None)  # which checkpoints are kept, not how the work lies
+    layout.pop("branch_points", None)  # says which checkpoints are kept, nothing of the layout
     row = {
         "id": cell.id,
         "state": trial.state,
@@ -85,7 +85,7 @@ def trial_row(
 
 
 def _number(value: object) -> float:
-    """A float; NaN for anything that is not a number, infinity for one that is too large."""
+    """Return a float: NaN for anything but a number, infinity for an integer too large."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return float("nan")
     try:
@@ -95,14 +95,14 @@ def _number(value: object) -> float:
 
 
 def _scalar(value: object) -> object:
-    """What can be a cell of a table: a list as JSON, and a date, which YAML knows, as text."""
+    """Return a table cell: a list becomes JSON, and a date of YAML becomes text."""
     if isinstance(value, list | dict | tuple):
         return json.dumps(value, default=str)
     return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def _digest(versions: Mapping[str, Any]) -> str | None:
-    """Eight digits that are equal for equal library versions."""
+    """Return eight hex digits, equal for equal library versions."""
     if not versions:
         return None
     return hashlib.sha256(json.dumps(versions, sort_keys=True).encode()).hexdigest()[:8]

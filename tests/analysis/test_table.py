@@ -305,8 +305,8 @@ def test_ranks_that_no_spectrum_has_are_left_out_counted_and_said(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"final": {"val_loss": "NaN"}}, 'says final val_loss "NaN"; it is no number'),
-        ({"final": {"val_loss": 1.25}}, "says a final val_loss of 1.25, and its records say"),
+        ({"final": {"val_loss": "NaN"}}, 'final val_loss "NaN"'),
+        ({"final": {"val_loss": 1.25}}, "val_loss of 1.25"),
         ({"step": 50}, "one of them was changed"),
         ({"step": "200"}, 'step "200"; .*a count'),
         ({"trial_id": "gpt2-pre-64-128-0"}, "is of trial 'gpt2-pre-64-128-0', not"),
@@ -342,7 +342,7 @@ def test_a_result_that_names_no_parts_is_a_failed_trial(build_sweep: Build) -> N
     sweep.put(key, encode_json(content))
     trial = load_sweep(sweep).trials.iloc[0]
     assert trial["state"] == "failed"
-    assert "names 5 for its spectra; it is no part" in trial["reason"]
+    assert "names 5 for its spectra" in trial["reason"]
 
 
 def test_mixed_layouts_are_told_apart_whatever_the_order_of_their_keys(build_sweep: Build) -> None:

@@ -23,7 +23,6 @@ from trialstore.records import LEASE, encode_json
 from trialstore.storage import LocalStorage
 from trialstore.sweep_file import SWEEP_FILE, trial_storage
 
-
 WIDTHS = {"D": 256, "d_model": 64}
 
 
