@@ -260,7 +260,7 @@ def _frame(rows: Sequence[Mapping[str, Any]], axes: Iterable[str]) -> pd.DataFra
 
 
 def reference_multiplier(config: Mapping[str, Any]) -> float:
-    """The width whose budget the sweep's other widths keep."""
+    """Return the width multiplier whose budget the sweep's cells of equal budget keep."""
     typed = section(config, "model").get("reference_multiplier")
     return float(typed) if typed else REFERENCE_MULTIPLIER
 
