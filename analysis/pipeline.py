@@ -12,25 +12,25 @@ from analysis.report.build import build_report
 from analysis.report.tables import report_tables, written
 from analysis.tables.sweep_tables import SweepTables, load_sweep
 from analysis.verdict.group_verdict import Recommendation
-from analysis.verdict.layer_verdict import LayerVerdict, judge_layers, representative
+from analysis.verdict.layer_verdict import LayerVerdict
 from analysis.verdict.recommend import recommend
 from analysis.verdict.summary import summarise
 from trialstore.errors import InputError
-from trialstore.records import encode_json
+from trialstore.records import OUTCOMES, encode_json
 from trialstore.storage import Storage
+from trialstore.sweep_file import RECOMMENDATION, REPORT
 
-REPORT = "report"
 #: Most heat maps in addition to those in the report, one per width.
 MOST_HEAT_MAPS = 16
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """The result of an analysis."""
+    """The outcome of an analysis."""
 
-    recommendation: dict[str, Any]  # the content of recommendation.json
-    summary: str  # the verdicts as text for a terminal
-    report_url: str  # of report.html
+    recommendation: dict[str, Any]  # content of recommendation.json
+    summary: str  # for the terminal
+    report_url: str
 
 
 def analyse(
@@ -52,8 +52,7 @@ def analyse(
         InputError: the directory is not a sweep, or none of its trials has finished.
     """
     tables = load_sweep(sweep, aggregate_last, aggregate_layers)
-    unfinished = tables.trials["state"].isin(["failed", "unfinished", "waiting", "duplicate"])
-    if unfinished.all():
+    if not tables.trials["state"].isin(OUTCOMES).any():
         counts = tables.trials["state"].value_counts().to_dict()
         raise InputError(
             f"{sweep.url}: none of {len(tables.trials)} trials has a result yet "
@@ -61,17 +60,15 @@ def analyse(
             "let `widthlab run` finish at least one"
         )
     recommendation = recommend(tables)
-    layers = {verdict.slug: judge_layers(verdict, tables) for verdict in recommendation.groups}
+    layers = {verdict.slug: verdict.layers for verdict in recommendation.groups}
     judgement = recommendation.to_dict()
-    for verdict, group in zip(recommendation.groups, judgement["groups"], strict=True):
-        group["layers"] = layers[verdict.slug].to_dict()
     frames = report_tables(tables, recommendation, layers)
     files = dict(_figures(tables, recommendation, layers))
     svgs = {key: data for key, data in files.items() if key.endswith(".svg")}
     page = build_report(tables, recommendation, layers, svgs, frames, links or {})
     files |= dict(written(frames))
-    files["recommendation.json"] = encode_json(judgement)
-    files["report.html"] = page.encode()  # last: everything that it links to exists by then
+    files[RECOMMENDATION] = encode_json(judgement)
+    files["report.html"] = page.encode()  # last, after all files that it names
     report = sweep.child(REPORT)
     for key, data in files.items():
         report.put(key, data)
@@ -84,7 +81,7 @@ def analyse(
 def _figures(
     tables: SweepTables, recommendation: Recommendation, layers: Mapping[str, LayerVerdict]
 ) -> Iterator[tuple[str, bytes]]:
-    """Key and bytes of every figure, as SVG and as PNG."""
+    """Yield the key and bytes of every figure, as SVG and PNG."""
 
     def all_of_them() -> Iterator[tuple[str, Any]]:
         yield from overview_figures.overviews(recommendation)
@@ -100,9 +97,9 @@ def _figures(
 
 
 def _heat_maps(tables: SweepTables, recommendation: Recommendation) -> Iterator[tuple[str, Any]]:
-    """Ranks by layer and step at every width of a group, except the one that the report shows."""
+    """Yield heat maps of ranks by layer and step, for all widths that the report does not show."""
     for verdict in recommendation.groups:
-        shown = representative(verdict)
+        shown = verdict.representative
         first = verdict.spectral.used.sort_values(["D", "replicate"]).drop_duplicates("D")
         for trial_id in first["id"]:
             if shown is None or trial_id == shown["id"]:

@@ -27,11 +27,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from analysis.settings import SAMPLES_PER_DIMENSION
+
 Floats = NDArray[np.float64]
 SamplingStatus = Literal["well sampled", "undersampled"]
-
-#: Below this N/D every rank is biased downward, more so at larger D.
-SAMPLES_PER_DIMENSION = 10
 
 #: Rounding in float32 makes eigenvalues down to about -eps * sqrt(D) times the largest: -1e-5 at
 #: D = 6144. Ten times that is an error.

@@ -19,7 +19,6 @@ import psutil
 
 from orchestrator.grid.expand import Grid, PlannedTrial, expand
 from orchestrator.grid.plan_records import resolved_yaml
-from orchestrator.ledger.ledger import trial_storage
 from orchestrator.mlflow.export_sweep import Exporter
 from orchestrator.mlflow.tracking import tracking_uri
 from orchestrator.sweep.load import load_sweep
@@ -29,6 +28,7 @@ from trialstore import records
 from trialstore.lease import Lease
 from trialstore.records import METRICS, SPECTRA, SPECTRUM_COLUMNS, Row
 from trialstore.storage import LocalStorage
+from trialstore.sweep_file import trial_storage
 
 TINY = Path(__file__).parents[1] / "orchestrator" / "sweeps" / "tiny.yaml"
 CHECKPOINT_EVERY = 50  # snapshots

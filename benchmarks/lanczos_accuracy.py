@@ -22,7 +22,8 @@ from jaxtyping import Float
 from scipy.fft import dct
 from torch import Tensor
 
-from analysis.spectrum import SAMPLES_PER_DIMENSION, SpectrumMetrics, measure
+from analysis.settings import SAMPLES_PER_DIMENSION
+from analysis.spectrum import SpectrumMetrics, measure
 from trainers.data.batches import heldout_windows, training_batch
 from trainers.data.sources import DataSource
 from trainers.data.store import TokenStore, open_store

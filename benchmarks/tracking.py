@@ -33,7 +33,6 @@ import psutil
 
 from orchestrator.grid.expand import PlannedTrial, expand
 from orchestrator.grid.plan_records import resolved_yaml
-from orchestrator.ledger.ledger import trial_storage
 from orchestrator.mlflow.exporter import start_exporter
 from orchestrator.mlflow.sqlite_uri import sqlite_path
 from orchestrator.mlflow.tracking import CLIENT_ENVIRONMENT, tracking_uri
@@ -41,6 +40,7 @@ from orchestrator.mlflow.ui import SERVER_ENVIRONMENT, free_port, server_command
 from orchestrator.sweep.load import load_sweep
 from trainers.data.store import open_store
 from trialstore.storage import LocalStorage
+from trialstore.sweep_file import trial_storage
 
 SMALL = Path(__file__).parents[1] / "orchestrator" / "sweeps" / "small.yaml"
 GOAL = 0.01

@@ -21,8 +21,8 @@ from orchestrator.grid.plan import make_plan
 from orchestrator.grid.plan_records import resolved_yaml
 from orchestrator.grid.planned_data import as_pinned, last_run
 from orchestrator.grid.supply import supply_notes, supply_warnings
-from orchestrator.ledger import ledger
-from orchestrator.ledger.ledger import Ledger, give_up, read_ledger, trial_storage
+from orchestrator.ledger.ledger import Ledger, read_ledger, trial_statuses
+from orchestrator.ledger.measured_rate import measured_rate
 from orchestrator.ledger.progress import Progress
 from orchestrator.mlflow.exporter import start_exporter
 from orchestrator.mlflow.tracking import git_state
@@ -47,8 +47,10 @@ from trainers.spec import TrialSpec
 from trialstore import records
 from trialstore.driver_lease import driving
 from trialstore.errors import InputError
-from trialstore.retries import RETRIES
+from trialstore.retries import RETRIES, give_up
 from trialstore.storage import Storage
+from trialstore.sweep_file import SWEEP_FILE, trial_storage
+from trialstore.trial_state import finished_trials
 
 #: Seconds that a run waits at its end until MLflow has everything.
 EXPORT_PATIENCE_S = 120.0
@@ -107,7 +109,7 @@ def run_sweep(
     todo = _left_to_do(sweep, grid, options.retry_failed)
     old = old_trials(sweep)
     if todo and old is not None:
-        rate = ledger.measured_rate(sweep)
+        rate = measured_rate(sweep)
         _say(console, old.notice(make_plan(config, replace(grid, trials=todo), rate).totals))
     _check_place(sweep, todo, options.address)
     with contextlib.ExitStack() as stack:
@@ -122,7 +124,7 @@ def run_sweep(
             run = _laid_out(run, stack.enter_context(cluster(address, _cpus())))
         _say_orphans(sweep, grid, old, console)
         sweep.put(
-            ledger.SWEEP_FILE,
+            SWEEP_FILE,
             resolved_yaml(
                 config,
                 run.grid,
@@ -187,7 +189,7 @@ def _left_to_do(sweep: Storage, grid: Grid, retry_failed: bool) -> list[PlannedT
     """The trials without an outcome; those that were given up only if `retry_failed`."""
     left = []
     cells = [(trial.id, trial.axes, 0) for trial in grid.trials]
-    for trial, status in zip(grid.trials, ledger.trial_statuses(sweep, cells), strict=True):
+    for trial, status in zip(grid.trials, trial_statuses(sweep, cells), strict=True):
         given_up = (
             status.state == "failed" and records.RESULT not in trial_storage(sweep, trial.id).list()
         )
@@ -242,7 +244,7 @@ def _say_orphans(sweep: Storage, grid: Grid, old: OldTrials | None, console: Con
     """Say how many finished trials the sweep file does not name any more. Trials of another
     semantics version have been mentioned already."""
     named = {trial.id for trial in grid.trials}.union(old.finished if old else ())
-    orphans = len(ledger.with_results(sweep) - named)
+    orphans = len(finished_trials(sweep) - named)
     if orphans:
         console.print(
             f"{orphans} finished trial{'s' if orphans > 1 else ''} of an earlier version of this "
@@ -299,7 +301,7 @@ def _judge(sweep: Storage, reached: Ledger, tracking: str, console: Console) -> 
     if not any(trial.state in records.OUTCOMES for trial in reached.trials):
         return {}
     from analysis.pipeline import analyse
-    from orchestrator.mlflow.run_links import run_links
+    from orchestrator.mlflow.from_mlflow import run_links
 
     console.print("fitting laws and writing the report", highlight=False)
     done = analyse(sweep, links=run_links(sweep, tracking))

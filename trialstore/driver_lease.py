@@ -1,13 +1,13 @@
-"""One driver per sweep: two would train the same trials side by side.
+"""One driver per sweep: two drivers would train the same trials at the same time.
 
-A driver claims the sweep under a name of its own, which nobody else writes: no object store could
-keep two from overwriting one they share. The first to be there drives, and later ones are refused
-while it lives. Of two that begin at the same moment each writes its claim before it looks, so at
-least one of them sees the other, and the one with the larger name steps back.
+Each driver writes a claim under a name of its own, so no driver overwrites another's. The first
+driver holds the sweep, and later ones are refused while it lives. Two drivers that start at the
+same moment both write their claims before they look, so at least one sees the other; the one with
+the larger name steps back.
 
-A driver that was thought to be gone (halted, or cut off for a minute) finds a higher number than
-its own when it comes back, and begins nothing more; what it has running is replaced trial by trial
-(`trialstore.claims`), or ends.
+A driver may come back after it was taken for gone (it was suspended, or its network failed for a
+minute). It then finds a claim with a higher number than its own and starts no more trials. Its
+running trials are replaced one by one (`trialstore.claims`), or end.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from typing import Literal, get_args
 import psutil
 
 from trialstore.errors import InputError
-from trialstore.heartbeat import every
+from trialstore.heartbeat import HEARTBEAT_S, STALE_S, every
 from trialstore.json_objects import (
     COUNT,
     NUMBER,
@@ -43,12 +43,10 @@ logger = logging.getLogger(__name__)
 
 DRIVERS = "drivers"
 
-HEARTBEAT_S = 5.0
-#: A driver of another machine that has not been heard of for this long is gone,
-STALE_S = 60.0
-#: unless it beats while somebody listens: by a clock that is set wrong a living one looks silent.
+#: Seconds to watch a silent driver of another machine before it counts as gone: if the clocks
+#: differ, a living driver looks silent.
 LISTEN_S = 2.5 * HEARTBEAT_S
-#: Between two looks at another that began at the same moment.
+#: Seconds between two looks at a driver that started at the same moment.
 LOOK_S = 0.05
 
 State = Literal["asking", "driving", "released"]
@@ -63,30 +61,30 @@ NEEDS = {
 
 @dataclass(frozen=True)
 class Driver:
-    """One claim. `started` is when its process began, in seconds by the clock of its host, and
-    `processes` what its pid is a number of."""
+    """A driver's claim on a sweep."""
 
-    number: int
-    owner: str
+    number: int  # one higher than the claims it found
+    owner: str  # a random name
     host: str
     pid: int
-    started: float
-    processes: str = ""
+    started: float  # start of its process, in seconds by the clock of its host
+    processes: str = ""  # the boot and PID namespace that `pid` belongs to
     state: State = "asking"
     heartbeat_ms: int = 0
 
     @property
     def key(self) -> str:
+        """The claim's object in the sweep's directory."""
         return f"{DRIVERS}/{self.number:06d}-{self.owner}.json"
 
     @property
     def place(self) -> tuple[int, str]:
-        """The order of claims; of equal numbers the smaller owner goes first."""
+        """The order of claims: by number, then by owner."""
         return self.number, self.owner
 
     @property
     def alive(self) -> bool:
-        """Whether its process is still there, as far as this one can tell."""
+        """Whether its process still runs, as far as this process can tell."""
         if self.state == "released":
             return False
         here = self._is_here() if self._is_of_this_machine else None
@@ -96,18 +94,20 @@ class Driver:
 
     @property
     def silent(self) -> bool:
-        """Whether it has let go of nothing, and only its silence says that it is gone."""
+        """Whether it released nothing and only looks gone because its heartbeat is old."""
         return self.state != "released" and not self._is_of_this_machine and not self.alive
 
     @property
     def _is_of_this_machine(self) -> bool:
-        """Containers may share a host's name and still have processes of their own."""
-        same = self.processes in ("", _processes())  # not said by earlier versions
+        """Compares the PID namespace too: containers may share a host's name."""
+        same = self.processes in ("", _processes())  # earlier versions left it out
         return same and self.host == socket.gethostname()
 
     def _is_here(self) -> bool | None:
-        """Whether its process is on this machine, where a killed one need not be waited for; None
-        where that cannot be told."""
+        """Whether its process runs on this machine; None if that cannot be determined.
+
+        A process that was killed here need not be waited for.
+        """
         try:
             process = psutil.Process(self.pid)
             if process.status() == psutil.STATUS_ZOMBIE:
@@ -119,12 +119,12 @@ class Driver:
             return False
         if same or self.pid == os.getpid():
             return same
-        # Another process by that number, or the same: setting the clock moves all starts.
+        # Another process has the pid, or the clock was set, which moves all start times.
         return None
 
 
 class Driving:
-    """That this process drives a sweep, for as long as it does."""
+    """This process's hold on a sweep, for the time of `driving`."""
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
@@ -132,11 +132,11 @@ class Driving:
 
     @property
     def replaced(self) -> bool:
-        """Whether another has taken the sweep, thinking this one gone."""
+        """Whether another driver took the sweep because this one looked gone."""
         return self._replaced.is_set()
 
     def give_way(self) -> None:
-        """Another drives now."""
+        """Note that another driver has the sweep."""
         self._replaced.set()
 
 
@@ -144,7 +144,11 @@ class Driving:
 def driving(sweep: Storage) -> Iterator[Driving]:
     """Be the driver of a sweep for the time of the block.
 
-    Raises InputError if another process is.
+    Yields:
+        The hold on the sweep. Check its `replaced` before starting anything.
+
+    Raises:
+        InputError: Another process drives the sweep; the message names its host and pid.
     """
     mine = _claim(sweep)
     held = Driving(mine.owner)
@@ -162,13 +166,12 @@ def driving(sweep: Storage) -> Iterator[Driving]:
         try:
             if not _replaced(sweep, mine):
                 _let_go(sweep, mine)
-        except OSError as error:  # what has been done counts; whoever comes next may have to wait
-            logger.warning("%s: the sweep was not released: %s", sweep.url, error)
+        except OSError as error:  # the next driver may have to wait until it is stale
+            logger.warning("%s: the driver's claim was not released: %s", sweep.url, error)
 
 
 def _processes() -> str:
-    """Which processes the pids of this one number: the boot and the namespace; empty where the
-    system does not say."""
+    """The boot and PID namespace of this process; empty if the system does not tell."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -177,7 +180,7 @@ def _processes() -> str:
 
 
 def _let_go(sweep: Storage, mine: Driver) -> None:
-    """Say that it is over; where a run was refused before it began the sweep, leave no trace."""
+    """Release the claim, or delete it if the run was refused before it wrote the sweep's file."""
     try:
         sweep.get(SWEEP_FILE)
     except FileNotFoundError:
@@ -187,18 +190,18 @@ def _let_go(sweep: Storage, mine: Driver) -> None:
 
 
 def is_driven(sweep: Storage) -> bool:
-    """Whether a driver is at work on a sweep. Takes seconds where one has fallen silent."""
+    """Return whether a driver is at work on a sweep. Takes LISTEN_S if one looks silent."""
     return _at_work(sweep)[1] is not None
 
 
 def current_driver(sweep: Storage) -> str | None:
-    """Who drives a sweep, or was the last to: its owner's name, which is of one run."""
+    """Return the owner of the newest driver that has driven a sweep; each run has its own."""
     drove = [driver for driver in _claims(sweep) if driver.state != "asking"]
     return drove[-1].owner if drove else None
 
 
 def _at_work(sweep: Storage) -> tuple[list[Driver], Driver | None]:
-    """Every claim, and among them one of a driver that is at work."""
+    """All claims, and the one whose driver is at work, if any."""
     claims = _claims(sweep)
     silent = {driver.owner: driver.heartbeat_ms for driver in claims if driver.silent}
     if silent and not any(driver.alive for driver in claims):
@@ -232,13 +235,13 @@ def _claim(sweep: Storage) -> Driver:
         raise
     mine = replace(mine, state="driving")
     _put(sweep, mine)
-    for driver in seen:  # what is left of drivers that are gone; a higher number stands
+    for driver in seen:  # of drivers that are gone
         sweep.delete(driver.key)
     return mine
 
 
 def _wait_for_my_turn(sweep: Storage, mine: Driver) -> None:
-    """Raises InputError where another that began at the same moment goes first."""
+    """Raises InputError if another driver that started at the same moment goes first."""
     while True:
         others = [other for other in _claims(sweep) if other.owner != mine.owner]
         rivals = [other for other in others if other.number >= mine.number and other.alive]
@@ -247,17 +250,17 @@ def _wait_for_my_turn(sweep: Storage, mine: Driver) -> None:
                 raise _refusal(other)
         if not rivals:
             return
-        time.sleep(LOOK_S)  # it steps back, or has begun to drive before it could see this one
+        time.sleep(LOOK_S)  # until it steps back or drives
 
 
 def _replaced(sweep: Storage, mine: Driver) -> bool:
-    """Whether the claim is gone, or a newer one drives: one that only asks may yet step back."""
+    """Whether a newer claim drives. One that is only asking may still step back."""
     return current_driver(sweep) != mine.owner
 
 
 def _refusal(other: Driver) -> InputError:
     return InputError(
-        f"sweep is being run by process {other.pid} on {other.host}; "
+        f"the sweep is being run by process {other.pid} on {other.host}; "
         "follow it with `widthlab status`, or end it with `widthlab stop`"
     )
 
@@ -268,7 +271,7 @@ def _put(sweep: Storage, driver: Driver) -> None:
 
 
 def _claims(sweep: Storage) -> list[Driver]:
-    """Every claim in order; those that cannot be read are told of, and are none."""
+    """All readable claims in order. A broken one is logged and ignored."""
     found = (_read(sweep, key) for key in sweep.list(DRIVERS))
     return sorted((driver for driver in found if driver), key=lambda driver: driver.place)
 
@@ -280,7 +283,7 @@ def _read(sweep: Storage, key: str) -> Driver | None:
     try:
         content = get_json(sweep, key, needs=NEEDS)
     except BrokenRecordError as error:
-        logger.warning("%s; taken for no driver", error)
+        logger.warning("%s; the claim is ignored", error)
         return None
     if content is None:
         return None

@@ -1,4 +1,4 @@
-"""Something done every few seconds beside the work: heartbeats, looks at a storage."""
+"""Repeat a call every few seconds beside the work, and the timing of heartbeats."""
 
 import contextlib
 import logging
@@ -7,13 +7,18 @@ from collections.abc import Callable, Iterator
 
 logger = logging.getLogger(__name__)
 
+#: Seconds between two heartbeats of a trainer or a driver.
+HEARTBEAT_S = 5.0
+#: Seconds of silence after which its process counts as gone.
+STALE_S = 60.0
+
 
 @contextlib.contextmanager
 def every(seconds: float, call: Callable[[], object]) -> Iterator[None]:
-    """Call `call` every so many seconds from a thread, for the time of the block.
+    """Call `call` every `seconds` from a thread while the block runs.
 
-    Nothing that goes wrong in it ends it, or the work beside it: it is logged, once for as long as
-    it stays the same, and tried again.
+    An exception from `call` ends neither the repetition nor the block. It is logged, once for as
+    long as its message stays the same.
     """
     ended = threading.Event()
 

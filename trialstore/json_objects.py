@@ -1,7 +1,7 @@
-"""JSON objects in a storage that may be anybody's to write: read within limits, by what they need.
+"""Read and write JSON objects in a storage that other people may write too.
 
-What is no JSON object, or says something of another kind than it should, is a broken record with
-its place and value, never a surprise further on.
+Readers name the fields that they need. An object that is too large, is not JSON, lacks a field or
+has a field of the wrong kind raises BrokenRecordError, with its place and value.
 """
 
 import json
@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 from trialstore.errors import InputError
 from trialstore.storage import Storage
 
-#: The largest double: an integer beyond it is no number that anything can be computed with.
+#: The largest double. JSON allows larger integers, which would overflow in a computation.
 MAX_NUMBER = sys.float_info.max
-#: No JSON of a sweep's trials comes near this, in bytes; a larger one is not taken into memory.
+#: Bytes. No JSON of a trial comes near this; a larger object is not read into memory.
 MAX_JSON = 2**26
 
 
 class BrokenRecordError(InputError):
-    """A record that nobody can read: cut short, overwritten, or not what its name says."""
+    """A record that cannot be read: it is cut short, overwritten or not what its name says."""
 
 
 class Kind(NamedTuple):
-    """What a value of a record must be. A storage may be anybody's to write."""
+    """A kind of value: a test, and its name for messages."""
 
     name: str
     holds: Callable[[Any], bool]
@@ -41,10 +41,19 @@ OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 def get_json(
     trial: Storage, key: str, needs: Iterable[str] | Mapping[str, Kind] = ()
 ) -> dict[str, Any] | None:
-    """The JSON object under a key, or None where there is none.
+    """Read the JSON object under a key.
 
-    Raises BrokenRecordError for anything that is no JSON object, or lacks a key of `needs`, or
-    has something else than its kind there.
+    Args:
+        trial: A storage; usually a trial's directory.
+        key: The object's key.
+        needs: The fields that it must have, with their kinds if this is a mapping.
+
+    Returns:
+        The object, or None if there is none under the key.
+
+    Raises:
+        BrokenRecordError: The object is too large, is not a JSON object, lacks a field of `needs`
+            or has a value of another kind there.
     """
     place = trial.url_of(key)
     try:
@@ -66,14 +75,18 @@ def get_json(
         for name, kind in needs.items():
             if not kind.holds(value[name]):
                 raise BrokenRecordError(
-                    f"{place} says {name} {short(value[name])}; it should be {kind.name}"
+                    f"{place} has {name} {short(value[name])}; it should be {kind.name}"
                 )
     return value
 
 
 def small_object(trial: Storage, key: str) -> bytes:
-    """The bytes of an object that holds JSON. Raises BrokenRecordError for one that is too large,
-    and FileNotFoundError."""
+    """Return the bytes of an object of at most MAX_JSON bytes.
+
+    Raises:
+        BrokenRecordError: The object is larger.
+        FileNotFoundError: There is none under the key.
+    """
     with trial.open(key) as stream:
         data = stream.read(MAX_JSON + 1)
     if len(data) > MAX_JSON:
@@ -82,13 +95,14 @@ def small_object(trial: Storage, key: str) -> bytes:
 
 
 def short(value: Any) -> str:
-    """A value as an error message has room for."""
+    """Return a value as JSON, cut to 60 characters, for an error message."""
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def encode_json(value: Any) -> bytes:
-    """Indented, sorted JSON; NaN and infinity become null, for JSON has neither."""
+    """Encode a value as indented JSON with sorted keys. NaN and infinity, which JSON lacks, become
+    null."""
     return (json.dumps(_finite(value), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 

@@ -1,9 +1,9 @@
-"""One writer per trial directory: an attempt of its own, a heartbeat, and the word to stop.
+"""The lease of a trial: its heartbeat, its progress and the request to stop.
 
-A trainer claims an attempt one higher than it found (`trialstore.claims`), and whoever sees a
-higher one than its own has been replaced and must stop writing. What an orphan may still have had
-in flight carries its own attempt in its name, so it overwrites nothing. The lease says how far the
-trial is and that somebody is at work; nothing is decided by who wrote it last.
+A trainer claims an attempt one higher than the last (`trialstore.claims`). A trainer that sees a
+higher attempt than its own has been replaced and stops writing. The names of parts and checkpoints
+carry the attempt, so a late write of a replaced trainer overwrites nothing. The lease only shows
+that a process is at work and how far it is: no decision depends on who wrote it last.
 """
 
 import contextlib
@@ -12,26 +12,24 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
 from trialstore.claims import Fence, take
 from trialstore.claims import LeaseLostError as LeaseLostError
+from trialstore.heartbeat import HEARTBEAT_S, STALE_S
 from trialstore.records import LEASE, encode_json
 from trialstore.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between heartbeats; a lease without one for `STALE_S` is stale.
-HEARTBEAT_S = 5.0
-STALE_S = 60.0
-
-#: An object of this name in a trial's directory asks its trainer to checkpoint and end.
+#: This object in a trial's directory asks its trainer to write a checkpoint and end.
 STOP_REQUEST = "stop-request.json"
 
 
-def is_fresh(lease: dict[str, Any] | None, now_ms: float) -> bool:
-    """Whether somebody writes this trial: its heartbeat is recent and it has not let go."""
+def is_fresh(lease: Mapping[str, Any] | None, now_ms: float) -> bool:
+    """Whether a process holds the lease: its heartbeat is younger than STALE_S, not released."""
     if lease is None or lease.get("released"):
         return False
     heartbeat_ms = lease.get("heartbeat_ms")
@@ -39,9 +37,17 @@ def is_fresh(lease: dict[str, Any] | None, now_ms: float) -> bool:
 
 
 class Lease:
-    """Held by the writer of a trial for the time of a `with` block; beats from a thread."""
+    """The lease of a trial's writer for the time of a `with` block.
+
+    A thread renews the heartbeat and looks for a request to stop. The end of the block releases
+    the lease.
+
+    Raises:
+        LeaseLostError: Another process claimed the same attempt at the same moment.
+    """
 
     def __init__(self, trial: Storage, steps: int) -> None:
+        """Claim the next attempt at `trial`, which has `steps` updates."""
         self._trial = trial
         claim = take(trial)
         self.fence = Fence(trial, claim)
@@ -80,25 +86,25 @@ class Lease:
             if self.fence.holds():
                 self._state["released"] = True
                 self._write()
-        except OSError as problem:  # whoever waits for it to fall silent waits a minute more
+        except OSError as problem:  # the next attempt waits until the lease is stale
             logger.warning("%s: the lease was not released: %s", self._trial.url, problem)
 
     @property
     def stop_requested(self) -> bool:
-        """Somebody asked this trial to checkpoint and end."""
+        """Whether the trial was asked to write a checkpoint and end."""
         return self._stop_requested.is_set()
 
     def began(self, step: int) -> None:
-        """From which step this attempt goes on: what came after it is done again."""
+        """Record the step that this attempt continues from. Later updates are done again."""
         self._state.update(began=step, step=step)
         self._write()
 
     def progress(self, step: int, loss: float | None, tokens_per_s: float | None) -> None:
-        """What the next heartbeat says of the trial."""
+        """Set what the next heartbeat reports. `loss` is in nats per token."""
         self._state.update(step=step, loss=loss, tokens_per_s=tokens_per_s)
 
     def check(self) -> None:
-        """Before every write. Raises LeaseLostError if a newer attempt has taken over."""
+        """Call before every write. Raises LeaseLostError if a newer attempt has taken over."""
         self.fence.check()
 
     def _write(self) -> None:
@@ -114,8 +120,8 @@ class Lease:
                     self._stop_requested.set()
                 self._write()
             except OSError:
-                # A storage that hiccups must not end the training: the next beat, or the next
-                # commit on the training thread, meets the same storage and says so.
+                # A short storage failure must not end the training. If it lasts, the next commit
+                # on the training thread raises it.
                 continue
 
 

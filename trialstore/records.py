@@ -1,19 +1,19 @@
-"""What a trial leaves behind: tables in Parquet parts, a manifest per checkpoint, a result.
+"""The records of a trial: tables in Parquet parts, a manifest per checkpoint, a result.
 
-    spec.json                                 the trial, complete
-    collapse.json                             since when its layers are collapsed; none if healthy
-    attempts/<attempt>-<owner>.json           who has taken the trial; the newest may write
-    lease.json                                how far that one is, and its heartbeat
+    spec.json                                 the complete trial
+    collapse.json                             step since which its layers are collapsed, if they are
+    attempts/<attempt>-<owner>.json           claims on the trial; only the newest may write
+    lease.json                                progress and heartbeat of the newest attempt
     metrics/part-<attempt>-<first>-<last>.parquet
     spectra/part-<attempt>-<first>-<last>.parquet
     checkpoints/step-<step>/attempt-<attempt>/...
-    checkpoints/step-<step>/manifest.json     written last: files, hashes, the parts it rests on
+    checkpoints/step-<step>/manifest.json     written last: files, hashes, parts up to its step
     result.json                               written last: the trial is over
     failure.json                              how the last attempt failed, if it did
 
-The step of a row is the number of optimiser updates that the weights have had: a training row
-of step s is the batch of the s-th update, an evaluation or snapshot of step s is of the weights
-after it. A checkpoint of step s is committed when every row up to s is durable.
+The step of a row counts optimiser updates. A training row of step s describes the batch of the
+s-th update; an evaluation or snapshot of step s describes the weights after it. A checkpoint of
+step s is committed once every row up to s is durable.
 """
 
 import io
@@ -50,10 +50,10 @@ MANIFEST_NAME = "manifest.json"
 METRICS = "metrics"
 SPECTRA = "spectra"
 
-#: No part comes near so many rows.
+#: Rows of one part at most; a part that claims more is broken.
 MAX_ROWS = 2**25
 
-#: The semantics version of a spec or a result that does not say one: the first did not.
+#: The semantics version of a spec or result without one: version 1 did not write it.
 FIRST_SEMANTICS = 1
 
 OUTCOMES = ("completed", "collapsed", "diverged", "stopped")
@@ -92,17 +92,16 @@ SPECTRUM_COLUMNS = (
     "total_variance",
 )
 
-#: A bucket is the part of the tokens that a spectrum is of: all, or the share of the most frequent,
-#: middling and rare ones (equal shares of occurrences), where the trial tells them apart.
+#: The tokens that a spectrum is measured on: all, or the most frequent, middling or rare tokens,
+#: each a third of the occurrences.
 ALL_TOKENS = "all"
 BUCKETS = ("head", "mid", "tail")
 
-#: site is "pre" or "post" of the non-linearity, layer counts from 0, D is the FFN width, N the
-#: samples. method says how the metrics were found: "exact" carries all D eigenvalues in
-#: descending order; "lanczos" carries quadrature nodes and weights instead: how many of the D
-#: eigenvalues lie at each node. error_estimate bounds the relative error of soft rank,
-#: concentration and eDim in 95 of 100 cases; it is 0 for exact ones.
-#: js_divergence (nats) is of pre against post and null where only one site is recorded.
+#: site: "pre" or "post", before or after the non-linearity. layer: counted from 0. D: FFN width.
+#: N: samples. method: "exact" has all D eigenvalues, descending; "lanczos" has quadrature nodes and
+#: weights instead, where a weight is the number of eigenvalues at its node. error_estimate: bounds
+#: the relative error of soft rank, concentration and eDim in 95 of 100 cases; 0 if exact.
+#: js_divergence: between pre and post [nats]; null if only one site is recorded.
 SPECTRA_SCHEMA = pa.schema(
     [
         pa.field("step", pa.int64(), nullable=False),
@@ -126,9 +125,9 @@ SPECTRA_SCHEMA = pa.schema(
 )
 
 SCHEMAS = {METRICS: METRICS_SCHEMA, SPECTRA: SPECTRA_SCHEMA}
-#: What makes a row one of a kind, and the order of a table.
+#: The key of a row, which is also the order of its table.
 ROW_KEYS = {METRICS: ("step", "kind"), SPECTRA: ("step", "site", "layer", "bucket")}
-#: What a column holds in parts that were written before there was such a column.
+#: The value of a column in parts that are older than the column.
 BEFORE_THE_COLUMN = {"bucket": ALL_TOKENS}
 
 Row = Mapping[str, Any]
@@ -136,7 +135,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """One Parquet object of a table: rows of steps first..last written by one attempt."""
+    """One Parquet object of a table: the rows of steps first..last, written by one attempt."""
 
     table: str
     attempt: int
@@ -145,11 +144,12 @@ class Part:
 
     @property
     def key(self) -> str:
+        """Its object in the trial's directory."""
         return f"{self.table}/part-{self.attempt}-{self.first}-{self.last}.parquet"
 
     @classmethod
     def parse(cls, key: str) -> "Part | None":
-        """The part that a key names, or None for any other object."""
+        """Return the part that a key names, or None for any other object."""
         match = re.fullmatch(
             r"(metrics|spectra)/part-(\d{1,18})-(\d{1,18})-(\d{1,18})\.parquet", key
         )
@@ -161,7 +161,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint consists of. It exists if and only if the checkpoint is whole."""
+    """The content of a checkpoint. It exists if and only if the checkpoint is complete."""
 
     trial_id: str
     step: int
@@ -171,11 +171,16 @@ class Manifest:
     layout: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
+        """Return the manifest as JSON."""
         return encode_json(asdict(self))
 
     @classmethod
     def from_json(cls, data: bytes) -> "Manifest":
-        """Raises ValueError for anything but a manifest whose names stay in their places."""
+        """Parse a manifest.
+
+        Raises:
+            ValueError: The data are not a manifest, or a file name leads out of the checkpoint.
+        """
         try:
             manifest = cls(**json.loads(data))
         except (TypeError, RecursionError) as error:
@@ -199,8 +204,12 @@ class Manifest:
 
 
 def read_manifest(trial: Storage, step: int) -> Manifest:
-    """Of a committed checkpoint. Raises FileNotFoundError, and BrokenRecordError for what is no
-    manifest of that step."""
+    """Read the manifest of a committed checkpoint.
+
+    Raises:
+        BrokenRecordError: The object is not a manifest, or is of another step.
+        FileNotFoundError: There is no committed checkpoint of that step.
+    """
     place = trial.url_of(manifest_key(step))
     try:
         manifest = Manifest.from_json(small_object(trial, manifest_key(step)))
@@ -212,26 +221,28 @@ def read_manifest(trial: Storage, step: int) -> Manifest:
 
 
 def checkpoint_folder(step: int) -> str:
+    """Return the folder of a checkpoint in the trial's directory."""
     return f"checkpoints/step-{step:08d}"
 
 
 def attempt_folder(step: int, attempt: int) -> str:
-    """Where an attempt puts the files of a checkpoint: never where another one does."""
+    """Return the folder for the files of a checkpoint; each attempt has its own."""
     return f"{checkpoint_folder(step)}/attempt-{attempt}"
 
 
 def checkpoint_attempt(key: str) -> int:
-    """The attempt that put an object of a checkpoint there; 0 where its name does not say."""
+    """Return the attempt that wrote an object of a checkpoint; 0 if its key does not say."""
     match = re.match(r"checkpoints/step-\d{8}/attempt-(\d{1,9})/", key)
     return int(match.group(1)) if match else 0
 
 
 def manifest_key(step: int) -> str:
+    """Return the key of a checkpoint's manifest."""
     return f"{checkpoint_folder(step)}/{MANIFEST_NAME}"
 
 
 def committed_steps(keys: Iterable[str]) -> list[int]:
-    """Steps of the committed checkpoints among a trial's keys, oldest first."""
+    """Return the steps of the committed checkpoints among a trial's keys, ascending."""
     found = (re.fullmatch(r"checkpoints/step-(\d{8})/manifest\.json", key) for key in keys)
     return sorted(int(match.group(1)) for match in found if match)
 
@@ -242,29 +253,41 @@ RESULT_NEEDS = {
 
 
 def get_result(trial: Storage, trial_id: str | None = None) -> dict[str, Any] | None:
-    """A trial's result, or None while it has none. Raises BrokenRecordError, also for one that
-    says it is of another trial than `trial_id`."""
+    """Read a trial's result, None while it has none.
+
+    Args:
+        trial: The trial's directory.
+        trial_id: The expected id; None accepts any.
+
+    Raises:
+        BrokenRecordError: The result cannot be read, has an unknown outcome, a value of the wrong
+            kind, a part that is not one, or the id of another trial.
+    """
     place = trial.url_of(RESULT)
     result = get_json(trial, RESULT, needs=RESULT_NEEDS)
     if result is None:
         return None
     if result["outcome"] not in OUTCOMES:
-        raise BrokenRecordError(f"{place} says outcome {result['outcome']!r}; there are {OUTCOMES}")
+        raise BrokenRecordError(
+            f"{place} has outcome {result['outcome']!r}; choose from {OUTCOMES}"
+        )
     if trial_id is not None and result.get("trial_id", trial_id) != trial_id:
         raise BrokenRecordError(f"{place} is of trial {result['trial_id']!r}, not {trial_id}")
     for name, value in result["final"].items():
         if not NUMBER.holds(value):
-            raise BrokenRecordError(f"{place} says final {name} {short(value)}; it is no number")
+            raise BrokenRecordError(
+                f"{place} has final {name} {short(value)}, which is not a number"
+            )
     _named_parts(trial, result)
     return result
 
 
 def _named_parts(trial: Storage, result: Mapping[str, Any]) -> list[str]:
-    """The parts that a result names. Raises BrokenRecordError for what is none."""
+    """Return the parts that a result names. Raises BrokenRecordError for any other key."""
     for table, key in result["records"].items():
         if not (_is_part(key) and key.startswith(f"{table}/")):
             raise BrokenRecordError(
-                f"{trial.url_of(RESULT)} names {short(key)} for its {table}; it is no part"
+                f"{trial.url_of(RESULT)} names {short(key)} for its {table}, which is not a part"
             )
     return sorted(result["records"].values())
 
@@ -274,15 +297,18 @@ def _is_part(key: object) -> bool:
 
 
 def put_part(trial: Storage, table: str, attempt: int, rows: list[Row]) -> str:
-    """Store rows as one part and return its key. `rows` is not empty and in order of step."""
+    """Write rows as one part and return its key. `rows` is not empty and sorted by step."""
     part = Part(table, attempt, rows[0]["step"], rows[-1]["step"])
     return put_table(trial, part, pa.Table.from_pylist(rows, schema=SCHEMAS[table]))
 
 
 def compact(trial: Storage, attempt: int, parts: list[str]) -> dict[str, str]:
-    """Write the rows of `parts` as one part a table. Returns the key by table.
+    """Write the rows of `parts` as one part per table.
 
-    The old parts stay until `discard_parts`: a reader may be in the middle of them.
+    The old parts stay until `discard_parts`, because a reader may be reading them.
+
+    Returns:
+        The key of the new part by table, without tables that have no rows.
     """
     keys = {}
     for table in SCHEMAS:
@@ -295,7 +321,7 @@ def compact(trial: Storage, attempt: int, parts: list[str]) -> dict[str, str]:
 
 
 def discard_parts(trial: Storage, keep: Iterable[str]) -> None:
-    """Remove every part but those in `keep`."""
+    """Delete every part except the keys in `keep`."""
     kept = set(keep)
     for table in SCHEMAS:
         for key in trial.list(table):
@@ -304,11 +330,14 @@ def discard_parts(trial: Storage, keep: Iterable[str]) -> None:
 
 
 def current_parts(trial: Storage) -> list[str]:
-    """The parts that hold the trial's records now.
+    """Return the keys of the parts that hold the trial's records now.
 
-    A finished trial names them in its result. Otherwise they are those of the newest checkpoint
-    manifest and the newest attempt's tail beyond it: rows of an earlier attempt beyond the
-    checkpoint it was cut off at have been, or will be, written again.
+    A finished trial names them in its result. Otherwise they are the parts of the newest checkpoint
+    manifest, and the parts of the newest attempt beyond that checkpoint. Later rows of earlier
+    attempts are left out: the newest attempt writes them again.
+
+    Raises:
+        BrokenRecordError: The result or the manifest cannot be read.
     """
     result = get_json(trial, RESULT, needs={"records": OBJECT})
     if result is not None:
@@ -317,7 +346,7 @@ def current_parts(trial: Storage) -> list[str]:
 
 
 def live_parts(trial: Storage, keys: list[str] | None = None) -> list[str]:
-    """`current_parts` of a trial that has no result; `keys` are its objects, if just listed."""
+    """Return `current_parts` of a trial without a result. `keys`: its keys if just listed."""
     keys = trial.list() if keys is None else keys
     steps = committed_steps(keys)
     manifest = read_manifest(trial, steps[-1]) if steps else None
@@ -330,19 +359,32 @@ def live_parts(trial: Storage, keys: list[str] | None = None) -> list[str]:
 
 
 def read_records(trial: Storage, table: str, columns: list[str] | None = None) -> pa.Table:
-    """A trial's rows of "metrics" or "spectra" in order of step, each once; empty if none."""
+    """Read a trial's table.
+
+    Args:
+        trial: The trial's directory.
+        table: METRICS or SPECTRA.
+        columns: The columns to read beside the row's key; None for all.
+
+    Returns:
+        The rows in order of step, each once; an empty table if there are none.
+
+    Raises:
+        BrokenRecordError: A part, the manifest or the result cannot be read.
+        FileNotFoundError: Parts were deleted during three attempts to read them.
+    """
     for _ in range(3):
         try:
             return read_parts(trial, table, current_parts(trial), columns)
         except FileNotFoundError:
-            continue  # a checkpoint was pruned or the trial compacted since the listing
-    raise FileNotFoundError(f"{trial.url}: the parts of {table} vanish while they are read")
+            continue  # a checkpoint was pruned or the parts were compacted after the listing
+    raise FileNotFoundError(f"{trial.url}: parts of {table} were deleted while they were read")
 
 
 def read_parts(
     trial: Storage, table: str, parts: Iterable[str], columns: list[str] | None = None
 ) -> pa.Table:
-    """`read_records` of those among `parts` that belong to the table."""
+    """Do `read_records` for the keys in `parts` that belong to the table."""
     schema, keys = SCHEMAS[table], ROW_KEYS[table]
     wanted = None if columns is None else list(dict.fromkeys([*keys, *columns]))
     tables = [read_part(trial, part, wanted) for part in parts if part.startswith(f"{table}/")]
@@ -356,9 +398,13 @@ def read_parts(
 
 
 def read_part(trial: Storage, key: str, columns: list[str] | None = None) -> pa.Table:
-    """One part in the schema of its table, whatever columns there were when it was written.
+    """Read one part in the current schema of its table.
 
-    Raises FileNotFoundError, and BrokenRecordError for what is no such part, or no longer whole.
+    Columns that are newer than the part have null or their value of BEFORE_THE_COLUMN.
+
+    Raises:
+        BrokenRecordError: The object is not a part of the table, or is damaged.
+        FileNotFoundError: There is no such object.
     """
     schema = SCHEMAS[key.partition("/")[0]]
     names = schema.names if columns is None else columns
@@ -388,7 +434,7 @@ def read_part(trial: Storage, key: str, columns: list[str] | None = None) -> pa.
 
 
 def put_table(trial: Storage, part: Part, rows: pa.Table) -> str:
-    """Store a table of that part's steps and return its key."""
+    """Write a table as a part and return its key. `part` names the steps of the rows."""
     sink = io.BytesIO()
     pq.write_table(rows, sink, compression="zstd", write_page_checksum=True)
     trial.put(part.key, sink.getvalue())

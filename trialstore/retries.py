@@ -1,25 +1,35 @@
-"""Which attempts at a trial are charged to whom, and when there is no other.
+"""Count the failed attempts at a trial, and decide when there is no other attempt.
 
-A trial that fails of itself may do so a few times. One that is preempted (its node went, its
-process was killed or asked to go, its storage did not answer) has done nothing wrong: it has a
-budget of its own, larger by far. One that ran out of memory goes on with a smaller micro-batch and
-is not charged at all, and neither is one whose driver went with it, or for whose records the
-storage had no room. The count lies in the trial's directory: it outlives the driver, and says
-afterwards what a result has cost.
+Two budgets are counted apart. A failure (an exception of the training) uses the small one. A
+preemption (the node went away, the process was killed or asked to end, the storage did not answer)
+uses the large one. Not charged are an attempt that ran out of memory, which continues with a
+smaller micro-batch; an attempt whose driver ended too; and an attempt whose storage was full.
+
+The count is in the trial's directory, so it outlives the driver and shows what a result cost.
 """
 
+import contextlib
 import hashlib
+import time
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from trialstore.claims import newest_attempt
-from trialstore.json_objects import COUNT, OBJECT, TEXT, Kind, encode_json, get_json
+from trialstore.json_objects import (
+    COUNT,
+    OBJECT,
+    TEXT,
+    BrokenRecordError,
+    Kind,
+    encode_json,
+    get_json,
+)
 from trialstore.records import FAILURE, committed_steps
 from trialstore.storage import Storage
 
 RETRIES = "retries.json"
 
-#: Seconds before another attempt, doubled with each that ended without a new checkpoint.
+#: Seconds before another attempt, doubled by each attempt that ended without a new checkpoint.
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 60.0
 
@@ -28,7 +38,7 @@ Ending = Literal["failure", "preemption", "out_of_memory", "uncharged"]
 
 @dataclass(frozen=True)
 class Budget:
-    """How often a trial may fail, and how often it may be preempted."""
+    """How often a trial may fail and how often it may be preempted."""
 
     failures: int
     preemptions: int
@@ -36,31 +46,29 @@ class Budget:
 
 @dataclass(frozen=True)
 class Open:
-    """An attempt that has been begun, by whose driver, with a checkpoint of which step.
+    """An attempt that has begun and is not counted yet."""
 
-    `failure_ms` is when the failure that lay there was left, by the clock of its node; None where
-    there was none. An attempt that fails before it has its lease gives its number to the next one,
-    so the number alone does not tell whose failure it is.
-    """
-
-    attempt: int
-    driver: str | None
-    step: int
+    attempt: int  # its number
+    driver: str | None  # owner of the driver that began it
+    step: int  # of the newest checkpoint at its beginning
+    # Time of the failure.json that lay there at its beginning, None without one. An attempt that
+    # fails before it has its lease leaves its number to the next, so the number alone does not
+    # tell which attempt a failure belongs to.
     failure_ms: int | None = None
 
 
 @dataclass(frozen=True)
 class Retries:
-    """What a trial's attempts have come to. `in_a_row` of them have left no new checkpoint."""
+    """The attempts at a trial so far."""
 
     failures: int = 0
     preemptions: int = 0
     out_of_memory: int = 0
-    in_a_row: int = 0
+    in_a_row: int = 0  # the last attempts, which left no new checkpoint
     open: Open | None = None
 
     def ended(self, ending: Ending, step: int) -> "Retries":
-        """With the open attempt charged; its newest checkpoint is of `step`."""
+        """Charge the open attempt. `step` is that of the newest checkpoint now."""
         progress = self.open is None or step > self.open.step
         return replace(
             self,
@@ -72,7 +80,7 @@ class Retries:
         )
 
     def exhausted(self, budget: Budget) -> str | None:
-        """Why there is no other attempt; None where there is."""
+        """Return why there is no other attempt, or None if there is one."""
         if self.failures > budget.failures:
             return f"failed {_times(self.failures)}, and resources.retries is {budget.failures}"
         if self.preemptions > budget.preemptions:
@@ -83,7 +91,10 @@ class Retries:
         return None
 
     def delay_s(self, trial_id: str) -> float:
-        """Seconds to wait before the next attempt; trials of one storm come back one by one."""
+        """Return the seconds to wait before the next attempt.
+
+        They are spread by trial, so that trials which failed together do not restart together.
+        """
         if not self.failures + self.preemptions:
             return 0.0
         longest = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(self.in_a_row, 30))
@@ -93,7 +104,7 @@ class Retries:
 
 
 def read_retries(trial: Storage) -> Retries:
-    """What has been counted so far. Raises BrokenRecordError."""
+    """Read the count of a trial. Raises BrokenRecordError if retries.json cannot be read."""
     content = get_json(trial, RETRIES, needs=NEEDS)
     if content is None:
         return Retries()
@@ -103,12 +114,12 @@ def read_retries(trial: Storage) -> Retries:
 
 
 def write_retries(trial: Storage, retries: Retries) -> None:
-    """Make it durable."""
+    """Write the count to the trial's directory."""
     trial.put(RETRIES, encode_json(asdict(retries)))
 
 
 def opened(trial: Storage, retries: Retries, driver: str | None) -> Retries:
-    """With an attempt that is about to begin."""
+    """Return the count with the next attempt open, begun by the driver with the owner `driver`."""
     failure_ms = (get_json(trial, FAILURE) or {}).get("time_ms")
     attempt = Open(
         newest_attempt(trial) + 1,
@@ -120,13 +131,40 @@ def opened(trial: Storage, retries: Retries, driver: str | None) -> Retries:
 
 
 def newest_step(trial: Storage) -> int:
-    """Of the newest checkpoint; 0 where there is none."""
+    """Return the step of the newest checkpoint; 0 without one."""
     return max(committed_steps(trial.list("checkpoints")), default=0)
 
 
+def give_up(trial: Storage, message: str) -> None:
+    """Record that a trial gets no other attempt unless the user asks for one (--retry-failed).
+
+    Args:
+        trial: The trial's directory.
+        message: The reason, used only if the newest attempt left no failure of its own.
+    """
+    attempt, failure = newest_attempt(trial), None
+    with contextlib.suppress(BrokenRecordError):  # a broken failure is replaced
+        failure = get_json(trial, FAILURE, needs={"attempt": COUNT})
+    if failure is None or failure["attempt"] < attempt:
+        failure = {
+            "stage": "process",
+            "kind": "error",
+            "message": message,
+            "traceback": None,
+            "attempt": attempt,
+            "time_ms": time.time_ns() // 1_000_000,
+        }
+    trial.put(FAILURE, encode_json({**failure, "gave_up": True}))
+
+
 def how_it_ended(trial: Storage, attempt: Open, driver: str | None) -> Ending:
-    """What became of an attempt that left no result, as its directory tells `driver`, the one
-    that drives the sweep now."""
+    """Return how an attempt without a result ended, as far as its directory tells.
+
+    Args:
+        trial: The trial's directory.
+        attempt: The attempt to judge.
+        driver: Owner of the driver that drives the sweep now.
+    """
     failure = get_json(trial, FAILURE) or {}
     said = failure.get("attempt")
     older = attempt.failure_ms is not None and failure.get("time_ms") == attempt.failure_ms
@@ -137,7 +175,7 @@ def how_it_ended(trial: Storage, attempt: Open, driver: str | None) -> Ending:
             return "uncharged"
         if failure.get("kind") not in ("peer_lost", "storage_away"):
             return "failure"
-    # It was killed or asked to go, or what it rests on went. With its driver, that costs nothing.
+    # Killed, asked to end, or a peer or the storage went away. Free if its driver ended too.
     return "preemption" if attempt.driver == driver else "uncharged"
 
 

@@ -36,7 +36,6 @@ from analysis.laws.spectral import PLATEAU
 from analysis.refusal import Refusal
 from analysis.tables.sweep_tables import LAW_SITE, SweepTables
 from analysis.verdict.group_verdict import GroupVerdict
-from analysis.verdict.layer_verdict import representative
 from analysis.wording import interval
 
 
@@ -174,7 +173,7 @@ def _excess(grown: LayerGrowth) -> tuple[float, float]:
 
 def layer_ranks(verdict: GroupVerdict, tables: SweepTables) -> Figure | None:
     """Hard and soft rank by layer and step, of the group's representative."""
-    trial = representative(verdict)
+    trial = verdict.representative
     return None if trial is None else heat_map(str(trial["id"]), tables)
 
 

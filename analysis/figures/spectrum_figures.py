@@ -33,7 +33,8 @@ from analysis.figures.style import (
     round_ticks,
     title,
 )
-from analysis.spectrum import SAMPLES_PER_DIMENSION, expand, normalised
+from analysis.settings import SAMPLES_PER_DIMENSION
+from analysis.spectrum import expand, normalised
 from trialstore.records import ALL_TOKENS
 
 Floats = NDArray[np.float64]

@@ -30,7 +30,8 @@ from analysis.laws.law_errors import ErrorTerm
 from analysis.laws.power_law import PowerLaw, fit_power_law
 from analysis.refusal import Refusal
 from analysis.replicates import CONFIDENCE, Floats, Interval
-from analysis.tables.sweep_tables import AGGREGATE_LAST, LAW_SITE
+from analysis.settings import AGGREGATE_LAST
+from analysis.tables.sweep_tables import LAW_SITE
 from analysis.wording import bracketed
 
 #: Largest factor between a layer's width and the uniform width, either way.

@@ -14,9 +14,7 @@ from analysis.laws.cells import usable_cells
 from analysis.laws.law_errors import CONSTANT, ErrorTerm, errors_of, half_width
 from analysis.refusal import Refusal
 from analysis.replicates import CONFIDENCE, Floats, Interval, WidthMeans, width_means
-
-#: A line through two widths leaves no degree of freedom for its error.
-MINIMUM_WIDTHS = 3
+from analysis.settings import WIDTHS_FOR_A_LAW
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def fit_power_law(
     """
     cells = usable_cells(x, y, replicate)
     found = cells.widths
-    if (refusal := cells.too_few(MINIMUM_WIDTHS, "a power law")) is not None:
+    if (refusal := cells.too_few(WIDTHS_FOR_A_LAW, "a power law")) is not None:
         return refusal
     if float(np.ptp(cells.x)) < CONSTANT:
         return Refusal("the widths differ by no more than rounding", excluded=cells.excluded)
@@ -121,7 +119,7 @@ def fit_power_law(
         r_squared=float("nan") if constant else 1 - objective / total,
         lack_of_fit_p=errors.lack_of_fit_p,
         leave_one_out=(
-            (float(without.min()), float(without.max())) if found > MINIMUM_WIDTHS else None
+            (float(without.min()), float(without.max())) if found > WIDTHS_FOR_A_LAW else None
         ),
         widths=found,
         points=len(cells.x),

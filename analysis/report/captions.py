@@ -5,7 +5,6 @@ import numpy as np
 from analysis.laws.saturation import Saturation
 from analysis.laws.spectral import PLATEAU
 from analysis.verdict.group_verdict import GroupVerdict
-from analysis.verdict.layer_verdict import representative
 from analysis.verdict.loss_optimum import LossCurve
 from analysis.wording import multiple
 
@@ -56,7 +55,7 @@ def _rank_laws(verdict: GroupVerdict) -> str:
 
 
 def _layer_ranks(verdict: GroupVerdict) -> str:
-    trial = representative(verdict)
+    trial = verdict.representative
     if trial is None:
         return ""
     return (

@@ -33,7 +33,7 @@ COLUMNS = {
 #: Outcomes in the order in which they are told.
 STATES = (
     *("completed", "collapsed", "diverged", "stopped"),
-    *("failed", "unfinished", "waiting", "duplicate"),
+    *("failed", "running", "stale", "waiting", "duplicate"),
 )
 #: Columns that are said once where all trials have the same.
 SHARED = (

@@ -1,4 +1,4 @@
-"""From the snapshots of a trial to one number per metric: over its last snapshots, then layers."""
+"""Summarise a trial's spectra as one number per metric: over its last snapshots, then layers."""
 
 from typing import Any
 
@@ -8,20 +8,30 @@ import pandas as pd
 from analysis.tables.aggregation import Aggregation, LayerStatistic
 from trialstore.records import SPECTRUM_COLUMNS
 
-#: The site whose ranks the scaling laws are about (arXiv 2510.00537).
+#: The site whose ranks the scaling laws describe (arXiv 2510.00537).
 LAW_SITE = "post"
-#: At least 1 by definition, whatever the spectrum.
+#: Metrics that are at least 1 for every spectrum.
 RANKS = ("hard_rank", "soft_rank", "edim")
 
 
 def aggregate(spectra: pd.DataFrame, how: Aggregation) -> pd.DataFrame:
-    """The spectral summary of every trial in `spectra` (rows of `SweepTables.spectra`), by id.
+    """Return the spectral summary of every trial in `spectra`.
 
-    Snapshots of step 0 are of weights that have learnt nothing and never enter. A metric that is
-    missing or infinite, and a rank below 1, which no spectrum has, is left out and counted in
-    `invalid_spectra`: rows (layer x snapshot) with such a number among their ranks.
-    `snapshots` is how many the layer with the fewest had; `n_over_d` the least samples per
-    dimension; `undersampled` whether any of them says so.
+    Left out are snapshots of step 0, whose weights are untrained; metrics that are missing or
+    infinite; and ranks below 1, which no spectrum has.
+
+    Args:
+        spectra: Rows of `SweepTables.spectra`.
+        how: The number of last snapshots, and the statistic over layers.
+
+    Returns:
+        A row per trial that has a snapshot after step 0, indexed by id, with every metric of a
+        spectrum and the columns
+
+        - snapshots: of the layer that has the fewest
+        - undersampled: whether any spectrum is
+        - n_over_d: the least samples per dimension
+        - invalid_spectra: spectra (layer x snapshot) with a rank that was left out
     """
     used = spectra[(spectra["site"] == LAW_SITE) & (spectra["step"] > 0)]
     age = used.groupby(["id", "layer"])["step"].rank(method="dense", ascending=False)
@@ -53,13 +63,13 @@ def _over_layers(layers: pd.DataFrame, statistic: LayerStatistic) -> pd.DataFram
         return of_trial.median()
     if statistic == "mean":
         return of_trial.mean()
-    # nth, not first and last: these would pass over a layer that has no number.
+    # nth, because first and last would skip a layer without a number.
     chosen = layers.reset_index("layer").groupby("id").nth(0 if statistic == "first" else -1)
     return pd.DataFrame(chosen).drop(columns="layer")
 
 
 def without_spectra() -> dict[str, Any]:
-    """The summary of a trial that has no snapshot to sum up."""
+    """Return the summary of a trial without a snapshot after step 0."""
     return {
         "snapshots": 0,
         "undersampled": False,

@@ -1,13 +1,12 @@
-"""How the ranks of a trial become one number: what may be chosen, and its name."""
+"""The choices of how a trial's ranks become one number, and their names."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from analysis.settings import AGGREGATE_LAST
 from trialstore.errors import InputError
 
-#: Snapshots a layer is summarised over, where the sweep file does not say.
-AGGREGATE_LAST = 5
 LayerStatistic = Literal["median", "mean", "first", "deepest"]
 LAYER_STATISTICS: tuple[LayerStatistic, ...] = get_args(LayerStatistic)
 
@@ -21,28 +20,31 @@ _OVER_LAYERS = {
 
 @dataclass(frozen=True)
 class Aggregation:
-    """How a trial's snapshots become one number: of each layer the median of its `last`
-    snapshots, then `layers` of these."""
+    """How a trial's snapshots become one number. Raises InputError for an impossible choice."""
 
-    last: int = AGGREGATE_LAST
-    layers: LayerStatistic = "median"
+    last: int = AGGREGATE_LAST  # snapshots of each layer, of which the median is taken
+    layers: LayerStatistic = "median"  # the statistic of these medians over layers
 
     def __post_init__(self) -> None:
         if type(self.last) is not int or self.last < 1:
             raise InputError(
-                f"aggregate_last is {self.last!r}; it counts snapshots and is a whole number "
-                "from 1 on"
+                f"aggregate_last is {self.last!r}; give a number of snapshots, 1 or more"
             )
         if self.layers not in LAYER_STATISTICS:
             raise InputError(
-                f"aggregate_layers is {self.layers!r}; there are {', '.join(LAYER_STATISTICS)}"
+                f"aggregate_layers is {self.layers!r}; choose from {', '.join(LAYER_STATISTICS)}"
             )
 
     @classmethod
     def of(cls, analysis: Mapping[str, Any], **chosen: Any) -> "Aggregation":
-        """That of a sweep file's `analysis` section; what is `chosen` and not None goes first.
+        """Read the choice from a sweep file.
 
-        Raises InputError for what cannot be chosen.
+        Args:
+            analysis: The file's `analysis` section.
+            **chosen: `last` or `layers`, which override the file unless they are None.
+
+        Raises:
+            InputError: A value cannot be chosen.
         """
         given = {"last": analysis.get("aggregate_last"), "layers": analysis.get("aggregate_layers")}
         given |= {name: value for name, value in chosen.items() if value is not None}
@@ -50,7 +52,7 @@ class Aggregation:
 
     @property
     def text(self) -> str:
-        """Its name in the output."""
+        """The choice in words, for output."""
         snapshots = "the last snapshot" if self.last == 1 else f"the last {self.last} snapshots"
         of_each = snapshots if self.last == 1 else f"the median of {snapshots}"
         return f"of each layer {of_each}, then {_OVER_LAYERS[self.layers]}"

@@ -1,6 +1,7 @@
-"""What training and measuring meant in each trial of a sweep: its semantics version.
+"""The semantics version of trials: the rules under which they were trained and measured.
 
-A law holds trials of one version only. What a later version changed is in docs/trial-directory.md.
+A law is fitted to trials of one version only. docs/trial-directory.md lists what each version
+changed.
 """
 
 from collections import Counter, defaultdict
@@ -14,26 +15,29 @@ from trialstore.errors import InputError
 from trialstore.json_objects import COUNT, BrokenRecordError
 from trialstore.records import FIRST_SEMANTICS
 from trialstore.storage import Storage
-from trialstore.sweep_file import section
+from trialstore.sweep_file import ResolvedSweep, section
+from trialstore.trial_state import READERS, finished_trials
 
 NAME = "semantics_version"
-#: Objects that are read side by side: an object store takes its time to answer.
-READERS = 16
 
 
-def semantics_of_sweep(config: Mapping[str, Any], place: str) -> int:
-    """The version that a resolved sweep.yaml was written under. Raises InputError for one that is
-    no count."""
-    return _version(section(config, "resolved"), place)
+def semantics_of_sweep(sweep: ResolvedSweep) -> int:
+    """Return the version that a sweep was run under. Raises InputError if it is not a count."""
+    return _version(section(sweep.content, "resolved"), sweep.place)
 
 
 def semantics_of_result(result: Mapping[str, Any], place: str) -> int:
-    """The version of a finished trial. Raises BrokenRecordError for one that is no count."""
+    """Return the version of a finished trial. Raises BrokenRecordError if it is not a count."""
     return _version(result, place)
 
 
 def refuse_mixed(versions: Iterable[int], place: str) -> None:
-    """Raises InputError where finished trials are of several versions."""
+    """Raise InputError if the versions of a sweep's finished trials differ.
+
+    Args:
+        versions: The version of each finished trial.
+        place: The sweep's URL, for the message.
+    """
     counts = Counter(versions)
     if len(counts) > 1:
         found = " and ".join(
@@ -42,24 +46,31 @@ def refuse_mixed(versions: Iterable[int], place: str) -> None:
         )
         raise InputError(
             f"{place} has {found}: their losses and spectra were measured by different rules, so "
-            "no law can hold both; `widthlab run` with the sweep's file trains what is not of the "
-            "current version anew and leaves the rest out"
+            "one law cannot describe both; `widthlab run` with the sweep's file trains the missing "
+            "trials of the current version and leaves the others out"
         )
 
 
 def finished_beside(sweep: Storage, named: Collection[str]) -> dict[int | None, tuple[str, ...]]:
-    """Finished trials in a sweep's directory that are not among the `named` ids, by their version;
-    None where a trial's result does not tell. Reads nothing but their results."""
-    keys = [key.split("/") for key in sweep.list("trials")]
-    ids = {key[1] for key in keys if len(key) == 3 and key[2] == records.RESULT}
-    others = sorted(ids.difference(named))
+    """Find finished trials in a sweep's directory that its file does not name.
+
+    Reads only the results of these trials.
+
+    Args:
+        sweep: The sweep's directory.
+        named: The ids that the file names.
+
+    Returns:
+        Sorted ids by semantics version, under None those whose result cannot be read.
+    """
+    others = sorted(finished_trials(sweep).difference(named))
 
     def version(trial_id: str) -> int | None:
         key = f"trials/{trial_id}/{records.RESULT}"
         try:
             return semantics_of_result(records.get_json(sweep, key) or {}, sweep.url_of(key))
         except BrokenRecordError:
-            return None  # it is counted as such
+            return None
 
     found: dict[int | None, list[str]] = defaultdict(list)
     with ThreadPoolExecutor(READERS) as readers:
@@ -71,5 +82,7 @@ def finished_beside(sweep: Storage, named: Collection[str]) -> dict[int | None, 
 def _version(content: Mapping[str, Any], place: str) -> int:
     given = content.get(NAME, FIRST_SEMANTICS)
     if not COUNT.holds(given) or given < FIRST_SEMANTICS:
-        raise BrokenRecordError(f"{place} says {NAME} {given!r}; it is a whole number from 1")
+        raise BrokenRecordError(
+            f"{place} has {NAME} {given!r}, which is not a whole number from 1 on"
+        )
     return int(given)

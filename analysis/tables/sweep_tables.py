@@ -1,7 +1,7 @@
-"""A sweep's directory as tidy tables: one row a trial, one a snapshot of a layer, one a metric.
+"""Read a sweep's directory as tidy tables of trials, spectra and training curves.
 
-Which cells exist is read from the `resolved` section of sweep.yaml, what became of them from the
-trial directories: a cell without a directory is a row too, and says "waiting".
+The planned cells come from the `resolved` section of sweep.yaml, their states and numbers from the
+trial directories. A cell without a directory is a row too, in state "waiting".
 """
 
 import json
@@ -15,8 +15,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from analysis.settings import REFERENCE_MULTIPLIER
 from analysis.tables.aggregate import LAW_SITE, aggregate, without_spectra
-from analysis.tables.aggregation import AGGREGATE_LAST, Aggregation
+from analysis.tables.aggregation import Aggregation
 from analysis.tables.semantics import (
     finished_beside,
     refuse_mixed,
@@ -30,17 +31,16 @@ from trialstore.errors import InputError
 from trialstore.records import ALL_TOKENS, METRICS, SPECTRA
 from trialstore.storage import Storage
 from trialstore.sweep_file import (
-    SWEEP_FILE,
-    holds_of,
-    planned_cells,
+    ResolvedCell,
     read_sweep_file,
     section,
+    trial_storage,
 )
+from trialstore.trial_state import TrialState, read_state
 
 logger = logging.getLogger(__name__)
 
 __all__ = [
-    "AGGREGATE_LAST",
     "LAW_SITE",
     "SweepTables",
     "holding",
@@ -48,13 +48,11 @@ __all__ = [
     "reference_multiplier",
 ]
 
-#: Of the axes, those that do not tell one group from another.
+#: The axes that vary within a group.
 WITHIN_GROUP = ("width_multiplier", "ffn_width", "seed", "d_model", "D")
-#: The state of a trial whose cell another trial of the sweep is already.
+#: The state of a trial whose cell another trial of the sweep has too.
 DUPLICATE = "duplicate"
-#: The width whose budget a sweep keeps, where its file does not say.
-REFERENCE_MULTIPLIER = 4.0
-#: Budgets further apart than this (relative) are of different model sizes, not one size missed.
+#: Budgets with a larger relative difference belong to different model sizes.
 SAME_BUDGET = 0.10
 
 _HEAVY = ("eigenvalues", "nodes", "weights")
@@ -62,24 +60,24 @@ _HEAVY = ("eigenvalues", "nodes", "weights")
 
 @dataclass(frozen=True)
 class SweepTables:
-    """Everything the judgement needs of a sweep. Frames are never changed in place.
+    """The tables of a sweep that the analysis works on. Frames are never changed in place.
 
-    `trials` has a row per trial, in flat columns but for `holds`, a tuple:
-    every axis by its name (with `axis_` before it where it is called like a column below); id;
-    state (an outcome, or failed, unfinished, waiting, duplicate) and reason; semantics_version,
+    `trials` has a row per trial; a trial that is a cell of two model sizes has a row in each. Its
+    columns are flat, except for the tuple `holds`:
+    every axis by its name (with the prefix `axis_` if it has the name of a column below); id;
+    state (of `trialstore.trial_state`, or duplicate) and reason; semantics_version,
     the same for all that have a result; holds;
     D [mean over layers], uniform_width, d_model, base_d_model, width_multiplier (D / d_model, of
     the achieved widths), typed_multiplier, replicate; step, steps [updates], tokens;
     parameters_* by component; flops [of training], flops_per_token, inference_flops_per_token;
     train_loss, val_loss, best_val_loss [nats per token] and best_val_loss_step; val_loss_se, the
-    standard error of val_loss as an estimate of the whole held-out split's; val_perplexity,
-    val_bits_per_byte, missing where the tokenizer loses text;
+    standard error of val_loss as an estimate for the whole held-out split; val_perplexity,
+    val_bits_per_byte, missing if the tokenizer loses text;
     train_tokens, heldout_tokens [of the splits], measured_tokens [of an evaluation],
     window_tokens [of the training split's windows, once each]; passes over these; lossless and
     unknown_share [of the tokens], of the tokenizer on this corpus;
-    seconds_* by what they were spent on; layout [JSON], versions [digest]; and the spectral
-    summary that `aggregation` names (`analysis.tables.aggregate.aggregate`). A trial that is a
-    cell of two model sizes has a row in each.
+    seconds_* by activity; layout [JSON], versions [digest]; and the spectral summary that
+    `aggregation` names (`analysis.tables.aggregate.aggregate`).
 
     `spectra` has a row per trial, layer, site and snapshot, `curves` a row per trial and recorded
     step, with the columns of `trialstore.records`; `eigenvalues` a row per trial and layer of the
@@ -89,20 +87,20 @@ class SweepTables:
     name: str
     url: str
     config: Mapping[str, Any]  # sweep.yaml with its `resolved` section
-    group_axes: tuple[str, ...]  # columns of `trials` that tell the groups apart
-    aggregation: Aggregation  # of the spectral summary in `trials`; its `text` names it
+    group_axes: tuple[str, ...]  # columns of `trials` whose values make a group
+    aggregation: Aggregation  # of the spectral summary in `trials`
     trials: pd.DataFrame
     spectra: pd.DataFrame
     curves: pd.DataFrame
     eigenvalues: pd.DataFrame
     versions: Mapping[str, Mapping[str, Any]]  # library versions by their digest in `trials`
-    # Ids of finished trials in the directory that sweep.yaml does not name, by semantics version;
-    # None where a trial does not tell its own. They enter nothing.
+    # Ids of finished trials in the directory that sweep.yaml does not name, by semantics version,
+    # under None if a trial's version cannot be read. They are used for nothing.
     beside: Mapping[int | None, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """What of the directory enters nothing, in words: `11 finished trials of ... left out`."""
+        """Sentences on the finished trials in `beside`: `11 finished trials of ... left out`."""
         own = set(self.trials["semantics_version"])
         told = []
         for version, ids in self.beside.items():
@@ -116,14 +114,16 @@ class SweepTables:
         return tuple(told)
 
     def of(self, frame: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
-        """The rows of `spectra`, `curves` or `eigenvalues` that belong to these trials."""
+        """Return the rows of `spectra`, `curves` or `eigenvalues` that belong to `trials`."""
         return frame[frame["id"].isin(trials["id"])]
 
     def with_axes(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """`spectra` or `curves` with what the trial of a row is, so that it stands alone: axes,
-        state, semantics_version, holds (joined by +), replicate, d_model and width_multiplier. An
-        axis that is called like a column of the frame (the learning rate of a step) has `axis_`
-        before it."""
+        """Add the trial's columns to each row of `spectra` or `curves`.
+
+        These are the axes, state, semantics_version, holds (joined by +), replicate, d_model and
+        width_multiplier. An axis with the name of a column of the frame, such as the learning rate
+        of a step, gets the prefix `axis_`.
+        """
         axes = [axis for axis in self.group_axes if axis != "base_d_model"]
         about = ["state", "semantics_version", "holds", "replicate", "d_model", "width_multiplier"]
         columns = list(dict.fromkeys([*axes, *about]))
@@ -136,41 +136,49 @@ class SweepTables:
 def load_sweep(
     sweep: Storage, aggregate_last: int | None = None, aggregate_layers: str | None = None
 ) -> SweepTables:
-    """Read a sweep's directory; `aggregate_*` go before what its file says.
+    """Read the tables of a sweep's directory.
 
-    Raises InputError where it is no sweep, its file cannot be used, or finished trials of it are
-    of several semantics versions. A trial that cannot be read is a row of state "failed" that says
-    why.
+    A trial that cannot be read is a row of state "failed", with the reason.
+
+    Args:
+        sweep: The sweep's directory.
+        aggregate_last: Snapshots per layer in the spectral summary; None for the file's choice.
+        aggregate_layers: Statistic over layers; None for the file's choice.
+
+    Raises:
+        InputError: The directory is not a sweep's, its file cannot be used, or its finished trials
+            have several semantics versions.
     """
-    config = read_sweep_file(sweep)
-    of_sweep = semantics_of_sweep(config, sweep.url_of(SWEEP_FILE))
+    resolved = read_sweep_file(sweep)
+    config, cells = resolved.content, resolved.cells
+    of_sweep = semantics_of_sweep(resolved)
     how = Aggregation.of(section(config, "analysis"), last=aggregate_last, layers=aggregate_layers)
-    cells = planned_cells(config, sweep.url)
     axes = _axes(cells)
     rows, spectra, curves, eigenvalues = [], [], [], []
     finished = []
     versions = {}
     for cell in cells:
-        trial = sweep.child(f"trials/{cell['id']}")
+        trial = trial_storage(sweep, cell.id)
         try:
-            result = records.get_result(trial, str(cell["id"]))
-            snapshots = _records(trial, SPECTRA, str(cell["id"]), result)
-            curve = _records(trial, METRICS, str(cell["id"]), result)
+            state = read_state(trial, cell.id)
+            result = state.result
+            snapshots = _records(trial, SPECTRA, cell.id, result)
+            curve = _records(trial, METRICS, cell.id, result)
             _refuse_contradiction(trial, result, curve)
             version = of_sweep
             if result is not None:
                 version = semantics_of_result(result, trial.url_of(records.RESULT))
-            row = trial_row(trial, cell, axes, result or {}, version)
+            row = trial_row(cell, axes, state, version)
         except InputError as error:  # one damaged trial must not take the others' verdict
             logger.warning("left out: %s", error)
             result, snapshots, curve = None, _none(SPECTRA), _none(METRICS)
-            row = trial_row(None, cell, axes, {}, of_sweep)
-            row |= {"state": "failed", "reason": str(error)}
+            broken = TrialState(state="failed", message=str(error))
+            row = trial_row(cell, axes, broken, of_sweep)
         snapshots = snapshots.filter(pc.field("bucket") == ALL_TOKENS)
         light = snapshots.drop_columns(list(_HEAVY))
         rows.append(row)
         if result is not None and (result["records"] or np.isfinite(row["val_loss"])):
-            finished.append(row["semantics_version"])  # what has no numbers enters no law
+            finished.append(row["semantics_version"])  # without numbers it enters no law
         spectra.append(light)
         eigenvalues.append(_last_eigenvalues(snapshots))
         curves.append(curve)
@@ -186,7 +194,7 @@ def load_sweep(
     if trials["base_d_model"].nunique() > 1:
         group_axes.append("base_d_model")
     return SweepTables(
-        name=str(config.get("name") or sweep.name),
+        name=resolved.name,
         url=sweep.url,
         config=config,
         group_axes=tuple(group_axes),
@@ -196,18 +204,16 @@ def load_sweep(
         curves=pa.concat_tables(curves).to_pandas(),
         eigenvalues=pa.concat_tables(eigenvalues).to_pandas(),
         versions=versions,
-        beside=finished_beside(sweep, {str(cell["id"]) for cell in cells}),
+        beside=finished_beside(sweep, resolved.ids),
     )
 
 
-def _marked(
-    rows: Sequence[dict[str, Any]], cells: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """The rows of `cells`, those marked whose cell another trial is already, the first completed
-    one counting: the same initialisation and data once more are no replicate."""
-    named = [
-        json.dumps([cell["axes"], holds_of(cell)], sort_keys=True, default=str) for cell in cells
-    ]
+def _marked(rows: Sequence[dict[str, Any]], cells: Sequence[ResolvedCell]) -> list[dict[str, Any]]:
+    """Mark the rows whose cell another trial has too, except the first completed one.
+
+    A second trial with the same initialisation and data is not a replicate.
+    """
+    named = [json.dumps([cell.axes, cell.holds], sort_keys=True, default=str) for cell in cells]
     counting: dict[str, str] = {}
     for wanted in (True, False):
         for name, row in zip(named, rows, strict=True):
@@ -224,7 +230,7 @@ def _marked(
 
 
 def _summed_up(trials: pd.DataFrame, spectra: pd.DataFrame, how: Aggregation) -> pd.DataFrame:
-    """The trials with their spectral summary."""
+    """Add the spectral summary to the trials."""
     summary = aggregate(spectra, how)
     missing = ~trials["id"].isin(summary.index)
     found = summary.reindex(trials["id"]).set_axis(trials.index)
@@ -242,8 +248,10 @@ def _summed_up(trials: pd.DataFrame, spectra: pd.DataFrame, how: Aggregation) ->
 
 
 def _frame(rows: Sequence[Mapping[str, Any]], axes: Iterable[str]) -> pd.DataFrame:
-    """The rows, with axes as the file has them: pandas would make a float of an integer that
-    some cells leave open."""
+    """Return the rows as a frame that keeps the axes' types.
+
+    pandas would turn an integer axis into floats if some cells leave it open.
+    """
     frame = pd.DataFrame(rows)
     open_ended = [axis for axis in axes if axis in frame and frame[axis].isna().any()]
     return frame.assign(
@@ -252,7 +260,7 @@ def _frame(rows: Sequence[Mapping[str, Any]], axes: Iterable[str]) -> pd.DataFra
 
 
 def reference_multiplier(config: Mapping[str, Any]) -> float:
-    """The width whose budget the sweep's other widths keep."""
+    """Return the width multiplier whose budget the sweep's cells of equal budget keep."""
     typed = section(config, "model").get("reference_multiplier")
     return float(typed) if typed else REFERENCE_MULTIPLIER
 
@@ -262,20 +270,20 @@ def holding(trials: pd.DataFrame, hold: str) -> pd.DataFrame:
     return trials[np.array([hold in holds for holds in trials["holds"]], dtype=bool)]
 
 
-def _axes(cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Column by axis. An axis called like a measured quantity gets a prefix."""
-    names = dict.fromkeys(name for cell in cells for name in cell["axes"])
+def _axes(cells: Sequence[ResolvedCell]) -> dict[str, str]:
+    """Map each axis to its column. An axis with the name of a measured value gets a prefix."""
+    names = dict.fromkeys(name for cell in cells for name in cell.axes)
     return {name: f"{AXIS_PREFIX}{name}" if name in MEASURED else name for name in names}
 
 
 def _by_size(
     trials: pd.DataFrame, group_axes: Sequence[str], typed: object, reference: float
 ) -> pd.DataFrame:
-    """The trials with `base_d_model`: the d_model of the file, which a budget trades for width.
+    """Add `base_d_model`: the d_model of the file, which an equal budget trades for width.
 
-    Where d_model is an axis, the cells of equal budget fall into sizes; each size belongs to the
-    d_model on the axis that it comes nearest to at the `reference` multiplier. A trial that is a
-    cell of one size with a fixed d_model and of another at an equal budget gets a row in each.
+    If d_model is an axis, the cells of equal budget form model sizes. Each size belongs to the
+    d_model of the axis that it comes nearest to at the `reference` multiplier. A trial that is a
+    cell of one size at a fixed d_model, and of another at an equal budget, gets a row in each.
     """
     free = holding(trials, "none")
     sizes = np.unique(typed if isinstance(typed, list) else free["d_model"].dropna())
@@ -303,7 +311,7 @@ def _by_size(
 
 
 def _clusters(values: pd.Series) -> list[list[Any]]:
-    """Index labels of values that follow each other with no gap beyond SAME_BUDGET."""
+    """Group the index labels of sorted values whose gaps are at most SAME_BUDGET."""
     ordered = values.dropna().sort_values()
     clusters: list[list[Any]] = []
     previous = np.nan
@@ -319,7 +327,7 @@ def _clusters(values: pd.Series) -> list[list[Any]]:
 
 
 def _last_eigenvalues(snapshots: pa.Table) -> pa.Table:
-    """Of the last snapshot, a row per layer; without exact eigenvalues the lists are null."""
+    """Return a row per layer of the last snapshot. Lists are null without exact eigenvalues."""
     law = snapshots.filter(pc.equal(snapshots.column("site"), LAW_SITE))
     last = law.filter(pc.equal(law.column("step"), pc.max(law.column("step"))))
     return last.select(["id", "step", "layer", "D", "method", "eigenvalues"])
@@ -328,9 +336,9 @@ def _last_eigenvalues(snapshots: pa.Table) -> pa.Table:
 def _records(
     trial: Storage, table: str, trial_id: str, result: Mapping[str, Any] | None
 ) -> pa.Table:
-    """A trial's table, its id in the first column; empty where the trial has none."""
+    """Return a trial's table with its id as the first column; empty if it has no rows."""
     if result is not None and not result["records"]:
-        logger.warning("%s names no records; it enters with its result only", trial.url)
+        logger.warning("%s: the result names no records; only the result is used", trial.url)
         return _none(table)
     try:
         rows = records.read_records(trial, table)
@@ -345,7 +353,7 @@ def _records(
 def _refuse_contradiction(
     trial: Storage, result: Mapping[str, Any] | None, curve: pa.Table
 ) -> None:
-    """Raises InputError where a result says another final loss than the records it rests on."""
+    """Raise InputError if the final loss of a result differs from the one in its records."""
     said = section(result or {}, "final").get("val_loss")
     if result is None or said is None or not curve.num_rows:
         return
@@ -353,8 +361,8 @@ def _refuse_contradiction(
     found = curve.filter(at_end)["val_loss"].to_pylist()
     if found != [said]:
         raise InputError(
-            f"{trial.url_of(records.RESULT)} says a final val_loss of {said}, and its records say "
-            f"{found[0] if found else 'none'}; one of them was changed: `widthlab rerun` discards "
+            f"{trial.url_of(records.RESULT)} has a final val_loss of {said}, but its records have "
+            f"{found[0] if found else 'none'}: one of them was changed; `widthlab rerun` discards "
             "the trial"
         )
 

@@ -1,4 +1,4 @@
-"""A trial as one row of the table of trials: what its cell, its result and its state say."""
+"""One trial as a row of the table of trials, from its cell, its state and its result."""
 
 import hashlib
 import json
@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from trialstore import records
 from trialstore.records import SPECTRUM_COLUMNS
-from trialstore.storage import Storage
-from trialstore.sweep_file import holds_of, section
+from trialstore.sweep_file import ResolvedCell, section
+from trialstore.trial_state import TrialState
 
 _PARAMETERS = ("total", "non_embedding", "embedding", "head", "attention", "ffn", "norm")
 _LOSSES = ("train_loss", "val_loss", "val_loss_se", "val_perplexity", "val_bits_per_byte")
@@ -19,7 +18,7 @@ _DATA = (
     *("train_tokens", "heldout_tokens", "measured_tokens", "window_tokens"),
     *("passes", "unknown_share"),
 )
-#: Columns that an axis of the same name must not take.
+#: Columns of measured values. An axis with such a name gets a prefix.
 MEASURED = frozenset(
     (
         *("id", "state", "reason", "holds", "replicate", "uniform_width", "typed_multiplier"),
@@ -34,31 +33,32 @@ MEASURED = frozenset(
 
 
 def trial_row(
-    trial: Storage | None,
-    cell: Mapping[str, Any],
-    axes: Mapping[str, str],
-    result: Mapping[str, Any],
-    semantics_version: int,
+    cell: ResolvedCell, axes: Mapping[str, str], trial: TrialState, semantics_version: int
 ) -> dict[str, Any]:
-    """A row of what is known, by the column that each axis has in `axes`; without `trial` of
-    nothing but the cell itself. Its columns are those of `SweepTables.trials`."""
-    given = cell["axes"]
-    state, reason = ("waiting", None) if trial is None else _state(trial, result)
+    """Return a trial's row of `SweepTables.trials`, without its spectral summary.
+
+    Args:
+        cell: The trial as planned.
+        axes: The column of each axis, by the axis's name.
+        trial: Its state; without a result the measured columns are NaN or None.
+        semantics_version: The version that the trial was trained under.
+    """
+    given, result = cell.axes, trial.result or {}
     final, seconds = section(result, "final"), section(result, "seconds")
     data = section(result, "data")
     lossless = data.get("lossless")
-    parameters = {**section(cell, "parameters"), **section(result, "parameters")}
+    parameters = {**cell.parameters, **section(result, "parameters")}
     widths = np.atleast_1d(np.asarray(given.get("D", np.nan), float))
     uniform = bool((widths == widths[0]).all())
     width, d_model = float(widths.mean()), _number(given.get("d_model"))
     versions, layout = section(result, "versions"), dict(section(result, "layout"))
-    layout.pop("branch_points", None)  # which checkpoints are kept, not how the work lies
+    layout.pop("branch_points", None)  # says which checkpoints are kept, nothing of the layout
     row = {
-        "id": str(cell["id"]),
-        "state": state,
-        "reason": reason,
+        "id": cell.id,
+        "state": trial.state,
+        "reason": trial.message,
         "semantics_version": semantics_version,
-        "holds": holds_of(cell),
+        "holds": cell.holds,
         **{column: _scalar(given.get(name)) for name, column in axes.items()},
         "replicate": given.get("seed", 0),
         "D": width,
@@ -69,7 +69,7 @@ def trial_row(
         "step": _number(result.get("step")),
         "steps": _number(result.get("steps")),
         "tokens": _number(result.get("tokens")),
-        "flops": _number(result.get("flops") or cell.get("flops")),
+        "flops": _number(result.get("flops") or cell.flops),
         "flops_per_token": _number(result.get("flops_per_token")),
         "inference_flops_per_token": _number(result.get("inference_flops_per_token")),
         "best_val_loss": _number(result.get("best_val_loss")),
@@ -84,18 +84,8 @@ def trial_row(
     return row | {f"seconds_{name}": _number(seconds.get(name)) for name in _SECONDS}
 
 
-def _state(trial: Storage, result: Mapping[str, Any]) -> tuple[str, str | None]:
-    if result:
-        return str(result.get("outcome")), result.get("reason")
-    failure = records.get_json(trial, records.FAILURE)
-    if failure:
-        return "failed", failure.get("message")
-    begun = records.get_json(trial, records.LEASE) is not None
-    return ("unfinished", None) if begun else ("waiting", None)
-
-
 def _number(value: object) -> float:
-    """A float; NaN for anything that is not a number, infinity for one that is too large."""
+    """Return a float: NaN for anything but a number, infinity for an integer too large."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return float("nan")
     try:
@@ -105,14 +95,14 @@ def _number(value: object) -> float:
 
 
 def _scalar(value: object) -> object:
-    """What can be a cell of a table: a list as JSON, and a date, which YAML knows, as text."""
+    """Return a table cell: a list becomes JSON, and a date of YAML becomes text."""
     if isinstance(value, list | dict | tuple):
         return json.dumps(value, default=str)
     return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def _digest(versions: Mapping[str, Any]) -> str | None:
-    """Eight digits that are equal for equal library versions."""
+    """Return eight hex digits, equal for equal library versions."""
     if not versions:
         return None
     return hashlib.sha256(json.dumps(versions, sort_keys=True).encode()).hexdigest()[:8]

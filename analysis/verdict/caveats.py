@@ -8,7 +8,7 @@ import pandas as pd
 from analysis.laws.power_law import PowerLaw, is_shown
 from analysis.laws.saturation import Saturation
 from analysis.laws.spectral import RANKS, SpectralEvidence
-from analysis.spectrum import SAMPLES_PER_DIMENSION
+from analysis.settings import SAMPLES_PER_DIMENSION
 from analysis.tables.sweep_tables import SweepTables
 from analysis.verdict.equal_budget import BUDGETS, BudgetEvidence
 from analysis.verdict.loss_optimum import LossCurve
@@ -18,6 +18,7 @@ from analysis.verdict.supply import Supply, caveats_of_supply
 from analysis.verdict.tuned_rate import AXIS, TunedTrials, is_tunable
 from analysis.wording import interval, large, multiple, percent, plural
 from trialstore.records import FIRST_SEMANTICS, OUTCOMES
+from trialstore.trial_state import WITHOUT_RESULT
 
 #: Value of the learning-rate axis in a group that is tuned per width.
 TUNED = "tuned per width"
@@ -128,7 +129,7 @@ def _of_semantics(trials: pd.DataFrame) -> Iterator[str]:
 
 
 def _of_runs(trials: pd.DataFrame) -> Iterator[str]:
-    lost = trials[trials["state"].isin(["failed", "unfinished", "waiting"])]
+    lost = trials[trials["state"].isin(WITHOUT_RESULT)]
     if len(lost):
         yield f"Planned cells without a result: {len(lost)} of {len(trials)}."
     for state, then in (

@@ -25,8 +25,6 @@ BUDGETS = {
     "params": Budget("parameters_non_embedding", "non-embedding parameters"),
     "flops": Budget("flops", "training FLOPs"),
 }
-#: Default of `analysis.tolerance_nats`: losses within so many nats per token count as equal.
-TOLERANCE_NATS = 0.01
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,11 @@ from analysis.laws.power_law import LocalElasticity, PowerLaw, is_shown
 from analysis.laws.saturation import Saturation
 from analysis.laws.spectral import PLATEAU, SpectralEvidence
 from analysis.refusal import Refusal
+from analysis.replicates import CONFIDENCE
+from analysis.tables.sweep_tables import DUPLICATE
 from analysis.verdict.equal_budget import BUDGETS, BudgetEvidence
 from analysis.verdict.loss_optimum import REQUIRED_SUPPORT
+from trialstore.records import OUTCOMES
 
 #: Fields of a law that only its band is computed from.
 _WORKINGS = ("mean_log_x", "spread_log_x", "beta_errors", "replicate_error", "level_error")
@@ -66,17 +69,14 @@ def evidence_of(
             "used_by_laws": len(spectral.used),
             "used_by_loss": len(deciding.used) if deciding else 0,
             "undersampled": int(trials["undersampled"].sum()),
-            **{
-                state: int(states.get(state, 0))
-                for state in (
-                    *("completed", "collapsed", "diverged", "stopped"),
-                    *("failed", "unfinished", "waiting", "duplicate"),
-                )
-            },
+            **{state: int(states.get(state, 0)) for state in (*OUTCOMES, "failed", "waiting")},
+            # The file's own word, from before a cell said which of the two it is.
+            "unfinished": int(states.get("running", 0) + states.get("stale", 0)),
+            DUPLICATE: int(states.get(DUPLICATE, 0)),
         },
         "invalid_spectra": int(trials["invalid_spectra"].sum()),
         "replicates": int(trials["replicate"].nunique()),
-        "confidence": 0.9,
+        "confidence": CONFIDENCE,
         "laws": {
             name: _law(law) for name, law in {**spectral.laws, **spectral.utilisation}.items()
         },

@@ -14,6 +14,7 @@ from analysis.verdict.choices import Choice
 from analysis.verdict.decision import Decision, decide
 from analysis.verdict.equal_budget import BudgetEvidence
 from analysis.verdict.evidence import evidence_of, losses_of, widths_of
+from analysis.verdict.layer_verdict import LayerVerdict, representative
 from analysis.verdict.next_cells import NextCells
 from analysis.verdict.supply import SELECTION, Supply
 from analysis.verdict.transfer import Transfer
@@ -39,8 +40,14 @@ class GroupVerdict:
     at_budgets: tuple[AtBudget, ...]  # the optimum at every kind of equal budget
     tuned: TunedTrials | None  # set where each width enters at its own learning rate
     supply: Supply  # passes over the data, and the judgement of the best losses
+    layers: LayerVerdict  # which layers to widen and to narrow
     caveats: tuple[str, ...]
     run_next: tuple[NextCells, ...]
+
+    @property
+    def representative(self) -> "pd.Series[Any] | None":
+        """The trial whose layers represent the group; None without cells for rank laws."""
+        return representative(self.spectral.used, self.width_multiplier)
 
     @property
     def verdict(self) -> Literal["recommended", "refused"]:
@@ -92,6 +99,7 @@ class GroupVerdict:
                 "supply": self.supply.to_dict(),
                 "best_loss": None if self.on_best is None else self._best_loss(self.on_best),
             },
+            "layers": self.layers.to_dict(),
             "caveats": list(self.caveats),
             "run_next": [cells.to_dict() for cells in self.run_next],
         }

@@ -9,12 +9,10 @@ import pandas as pd
 import yaml
 
 from analysis.laws.layers import LayerAdvice, advise_layers
+from analysis.laws.spectral import SpectralEvidence
 from analysis.refusal import Refusal
+from analysis.settings import FFN_MULTIPLE
 from analysis.tables.sweep_tables import SweepTables
-from analysis.verdict.group_verdict import GroupVerdict
-
-#: Default of `model.ffn_multiple`: every D is a multiple of it.
-FFN_MULTIPLE = 8
 
 
 @dataclass(frozen=True)
@@ -82,14 +80,22 @@ def layer_rows(advice: LayerAdvice) -> list[dict[str, Any]]:
     ]
 
 
-def judge_layers(verdict: GroupVerdict, tables: SweepTables) -> LayerVerdict:
-    """Judge the layers of one group, over the cells of its rank laws."""
-    used, missing = verdict.spectral.used, verdict.spectral.no_cells
+def judge_layers(
+    spectral: SpectralEvidence, width_multiplier: float | None, tables: SweepTables
+) -> LayerVerdict:
+    """Judge the layers of one group, over the cells of its rank laws.
+
+    Args:
+        spectral: The rank laws of the group.
+        width_multiplier: The recommended D / d_model; None where no width is recommended.
+        tables: The sweep.
+    """
+    used, missing = spectral.used, spectral.no_cells
     if missing is not None:
         return LayerVerdict(missing, None, None)
     spectra = tables.of(tables.spectra, used)
     advice = advise_layers(spectra, used, tables.aggregation.last)
-    trial = representative(verdict)
+    trial = representative(used, width_multiplier)
     if isinstance(advice, Refusal) or trial is None:
         return LayerVerdict(advice, None, None)
     model: Mapping[str, Any] = tables.config.get("model") or {}
@@ -98,15 +104,14 @@ def judge_layers(verdict: GroupVerdict, tables: SweepTables) -> LayerVerdict:
     return LayerVerdict(advice, width, None if widths is None else tuple(widths))
 
 
-def representative(verdict: GroupVerdict) -> "pd.Series[Any] | None":
+def representative(used: pd.DataFrame, width_multiplier: float | None) -> "pd.Series[Any] | None":
     """Return the trial whose layers represent the group; None without cells for rank laws.
 
     It is the cell nearest to the recommended width, of the first replicate. Without a recommended
     width it is the cell nearest to the median width.
     """
-    used = verdict.spectral.used
     if used.empty:
         return None
-    width = verdict.width_multiplier or float(used["width_multiplier"].median())
+    width = width_multiplier or float(used["width_multiplier"].median())
     away = np.abs(np.log(used["width_multiplier"] / width)).round(6)
     return used.assign(away=away).sort_values(["away", "replicate"]).iloc[0]

@@ -20,19 +20,13 @@ from scipy import optimize
 
 from analysis.refusal import Refusal
 from analysis.replicates import CONFIDENCE, Floats, Interval, WidthMeans, width_means
+from analysis.settings import WIDTHS_WITH_ONE_REPLICATE, WIDTHS_WITH_REPLICATES
 from analysis.verdict.loss_curves import SHAPES, CurveFits
-from analysis.verdict.loss_resamples import (
-    WIDTHS_WITH_ONE_REPLICATE,
-    NoiseFrom,
-    fit_curves,
-    resample_curves,
-)
+from analysis.verdict.loss_resamples import NoiseFrom, fit_curves, resample_curves
 from analysis.wording import multiple, percent, plural
 
 #: Share of resamples that must put the optimum strictly inside the grid.
 REQUIRED_SUPPORT = 0.98
-#: Widths needed where replicates give the noise: a curve has three parameters.
-WIDTHS_WITH_REPLICATES = 4
 #: Degrees of freedom needed to estimate the noise from replicates.
 MINIMUM_NOISE_DF = 3
 #: Nats. The square of a larger loss may overflow; only a broken run reports one.

@@ -11,12 +11,10 @@ import numpy as np
 from scipy import stats
 
 from analysis.replicates import Floats, WidthMeans
+from analysis.settings import WIDTHS_WITH_ONE_REPLICATE
 from analysis.verdict.loss_curves import SHAPES, CurveFits, basis, fit_shapes, lowest, shape_weights
 
 RESAMPLES = 2000
-#: From so many widths on their scatter about the curve, which has W - 3 degrees of freedom, is
-#: enough to estimate the noise.
-WIDTHS_WITH_ONE_REPLICATE = 6
 #: A smaller p of the lack-of-fit test: the replicates' noise does not explain the scatter.
 MISFIT = 0.05
 #: Noise below this share of the losses is rounding.

@@ -10,11 +10,12 @@ import pandas as pd
 import yaml
 
 from analysis.refusal import Refusal
+from analysis.settings import WIDTHS_WITH_ONE_REPLICATE
 from analysis.verdict.equal_budget import BudgetEvidence
 from analysis.verdict.loss_optimum import LossCurve
-from analysis.verdict.loss_resamples import WIDTHS_WITH_ONE_REPLICATE
 from analysis.verdict.tuned_rate import AXIS, TunedTrials
 from analysis.wording import axis_of, duration, flops, plural
+from trialstore.trial_state import WITHOUT_RESULT
 
 #: Replicates to run: with fewer, differing slopes of replicates are seen too rarely.
 REPLICATES = 3
@@ -68,7 +69,7 @@ def missing_cells(trials: pd.DataFrame, group: Mapping[str, Any], rate: float) -
         group: axis -> value.
         rate: device seconds per FLOP.
     """
-    missing = trials[trials["state"].isin(["failed", "unfinished", "waiting"])]
+    missing = trials[trials["state"].isin(WITHOUT_RESULT)]
     if missing.empty:
         return []
     counts = missing["state"].value_counts()

@@ -13,14 +13,16 @@ import numpy as np
 import pandas as pd
 
 from analysis.laws.spectral import SpectralEvidence, SpectralStop, judge_spectra
+from analysis.settings import TOLERANCE_NATS
 from analysis.tables.sweep_tables import SweepTables, reference_multiplier
 from analysis.verdict import next_cells
 from analysis.verdict.budgets import AtBudget, at_equal_budgets
 from analysis.verdict.caveats import TUNED, caveats_of
 from analysis.verdict.choices import choices_of
 from analysis.verdict.decision import decide
-from analysis.verdict.equal_budget import TOLERANCE_NATS, BudgetEvidence, judge_losses
+from analysis.verdict.equal_budget import BudgetEvidence, judge_losses
 from analysis.verdict.group_verdict import GroupVerdict, Recommendation
+from analysis.verdict.layer_verdict import judge_layers
 from analysis.verdict.loss_optimum import LossCurve
 from analysis.verdict.next_cells import NextCells
 from analysis.verdict.supply import Supply, judge_supply
@@ -190,6 +192,7 @@ def _verdict(
         at_budgets=at_budgets,
         tuned=tuned,
         supply=supply,
+        layers=judge_layers(spectral, multiplier, tables),
         caveats=tuple(caveats_of(trials, spectral, losses, multiplier, tables, supply, tuned)),
         run_next=tuple(run_next),
     )

@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.settings import PASSES_WORTH_NEW
 from analysis.verdict.equal_budget import BudgetEvidence
 from analysis.wording import passes_text, percent, plural
 
-#: Passes over the training data up to which repeated data are worth nearly as much as new data
-#: (arXiv 2305.16264).
-PASSES_WORTH_NEW = 4.0
 #: The caveat of every verdict on best losses.
 SELECTION = (
     "A best loss is the lowest of several evaluations of a run on the same tokens, selected after "

@@ -17,8 +17,8 @@ from benchmarks.fault_matrix.nodes import Nodes, free_port
 from benchmarks.fault_matrix.scene import CHECKPOINT_EVERY, Scene
 from benchmarks.fault_matrix.updates import counting
 from orchestrator.mlflow.tracking import embedded_uri
-from trialstore.records import get_json
 from trialstore.storage import LocalStorage
+from trialstore.trial_state import read_state
 
 #: Bytes of the file system that fills up.
 SMALL_DISK = "24m"
@@ -102,10 +102,7 @@ def row(
 def outcomes(scene: Scene) -> str:
     found: dict[str, int] = {}
     for trial_id in scene.trials():
-        trial = scene.trial(trial_id)
-        result = get_json(trial, "result.json")
-        failure = get_json(trial, "failure.json")
-        state = result["outcome"] if result else ("failed" if failure else "unfinished")
+        state = read_state(scene.trial(trial_id), trial_id).state
         found[state] = found.get(state, 0) + 1
     return ", ".join(f"{count} {state}" for state, count in sorted(found.items()))
 

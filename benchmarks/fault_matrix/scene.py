@@ -17,10 +17,10 @@ import psutil
 from benchmarks.fault_matrix.mlflow_server import MlflowServer
 from benchmarks.fault_matrix.nodes import Nodes
 from benchmarks.fault_matrix.updates import counting
-from orchestrator.ledger.ledger import resolved_sweep
 from trialstore.errors import InputError
 from trialstore.records import committed_steps, get_json
 from trialstore.storage import LocalStorage
+from trialstore.sweep_file import read_sweep_file
 
 SWEEPS = Path(__file__).parents[2] / "orchestrator" / "sweeps"
 STEPS = 1000
@@ -73,9 +73,7 @@ class Scene:
     def trials(self) -> list[str]:
         """Ids of all trials of the sweep, begun or not; none before the command has written it."""
         with contextlib.suppress(InputError):
-            self._ids = self._ids or sorted(
-                cell["id"] for cell in resolved_sweep(self.sweep)["resolved"]["trials"]
-            )
+            self._ids = self._ids or sorted(read_sweep_file(self.sweep).ids)
         return self._ids
 
     # --- the command ---------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """How commands print: text as it is, a table, or one JSON object."""
 
+import json
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,6 @@ def print_table(
 
 def print_json(content: dict[str, Any]) -> None:
     """Print one JSON object to stdout."""
-    from orchestrator.ledger.ledger import dumps
+    from trialstore.json_objects import encode_json
 
-    typer.echo(dumps(content))
+    typer.echo(json.dumps(json.loads(encode_json(content))))  # NaN and infinity become null

@@ -42,14 +42,15 @@ def plan(
     from orchestrator.grid.plan_records import plan_json
     from orchestrator.grid.plan_view import render_plan
     from orchestrator.grid.planned_data import planned_data
-    from orchestrator.ledger.ledger import measured_rate, with_results
+    from orchestrator.ledger.measured_rate import measured_rate
+    from trialstore.trial_state import finished_trials
 
     config, directory = _load(sweep, overrides, storage)
     found = planned_data(config, directory)
     grid = expand(config, found.data, found.vocab_size)
     rate = measured_rate(directory)
     made = make_plan(config, grid, rate, ids_known=found.known, contents=found.contents)
-    over = with_results(directory)
+    over = finished_trials(directory)
     if left := [trial for trial in grid.trials if trial.id not in over]:
         totals = make_plan(config, replace(grid, trials=left), rate).totals
         if notice := notice_of_old_trials(directory, totals):
@@ -161,13 +162,13 @@ def stop(
     sweep: TargetArgument, overrides: NameOption = None, storage: StorageOption = DEFAULT_STORAGE
 ) -> None:
     """Ask a running sweep to checkpoint its trials and end; `run` continues it."""
-    from orchestrator.ledger.ledger import resolved_sweep
     from orchestrator.tune.stopping import request_stop
     from trialstore.driver_lease import is_driven
+    from trialstore.sweep_file import read_sweep_file
 
     directory = _target(sweep, overrides, storage)
     if not is_driven(directory):
-        resolved_sweep(directory)
+        read_sweep_file(directory)
         raise InputError(f"{directory.url} is not running; there is nothing to stop")
     request_stop(directory)
     typer.echo(
@@ -186,11 +187,13 @@ def rerun(
 ) -> None:
     """Discard one trial, records and checkpoints too; the next `run` trains it anew."""
     from orchestrator.grid.old_trials import check_discard
-    from orchestrator.ledger.ledger import discard, find_trial, trial_storage
+    from orchestrator.ledger.ledger import find_trial
+    from orchestrator.ledger.removal import discard
     from orchestrator.mlflow.exporter import forget_trial
     from orchestrator.mlflow.tracking import storage_of
     from orchestrator.mlflow.tracking import tracking_uri as tracking_of
     from trialstore.driver_lease import is_driven
+    from trialstore.sweep_file import trial_storage
 
     directory = _target(sweep, overrides, storage)
     found = find_trial(directory, trial)
@@ -215,7 +218,7 @@ def gc(
 ) -> None:
     """List what of a sweep nobody needs any more, with its size; --remove removes it."""
     from orchestrator.grid.plan_view import size
-    from orchestrator.ledger.unneeded import unneeded
+    from orchestrator.ledger.removal import unneeded
     from trialstore.driver_lease import is_driven
 
     directory = _target(sweep, overrides, storage)

@@ -9,10 +9,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from orchestrator.ledger.ledger import trial_storage
 from trainers.spec import TrialSpec, canonical_json
 from trialstore.records import RESULT, checkpoint_folder, committed_steps, manifest_key
 from trialstore.storage import Storage
+from trialstore.sweep_file import trial_storage
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from analysis.tables.semantics import finished_beside, semantics_of_sweep
 from analysis.wording import duration, plural
-from orchestrator.ledger.ledger import SWEEP_FILE, resolved_sweep
 from trainers.spec import SEMANTICS_VERSION
 from trialstore import records
 from trialstore.errors import InputError
 from trialstore.storage import Storage
+from trialstore.sweep_file import read_sweep_file
 
 if TYPE_CHECKING:
     from orchestrator.grid.plan import Totals
@@ -75,12 +75,9 @@ def old_trials(sweep: Storage) -> OldTrials | None:
     other trials are read.
     """
     of_sweep, named = SEMANTICS_VERSION, set[str]()
-    with contextlib.suppress(
-        InputError
-    ):  # no sweep.yaml yet, or a broken one that the next run replaces
-        content = resolved_sweep(sweep)
-        of_sweep = semantics_of_sweep(content, sweep.url_of(SWEEP_FILE))
-        named = {cell["id"] for cell in content["resolved"]["trials"]}
+    with contextlib.suppress(InputError):  # no run yet, or one that a new run will write anew
+        resolved = read_sweep_file(sweep)
+        of_sweep, named = semantics_of_sweep(resolved), set(resolved.ids)
     versions, finished, begun = set[int](), set[str](), set[str]()
     if of_sweep != SEMANTICS_VERSION:
         files = {tuple(key.split("/")[1:]) for key in sweep.list("trials")}

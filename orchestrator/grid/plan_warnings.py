@@ -4,16 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from analysis.collapse import CollapseRule
+from analysis.settings import SAMPLES_PER_DIMENSION, WIDTHS_FOR_A_LAW, WIDTHS_WITH_ONE_REPLICATE
 from analysis.wording import plural
 from orchestrator.grid.expand import PlannedTrial
 from orchestrator.grid.plan_cost import measurements
 from orchestrator.sweep.config import AXES, SweepConfig
 
-#: With fewer tokens per unit of width, every rank of a spectrum is biased downward.
-TOKENS_PER_WIDTH = 10
-WIDTHS_FOR_A_LAW = 3
-#: With one replicate, only the scatter about the curve shows the noise.
-WIDTHS_WITHOUT_REPLICATES = 6
 #: Axes along which trials are compared. The other axes define the groups.
 WIDTH_AND_SEED = ("width_multiplier", "seed", "d_model", "D")
 
@@ -22,11 +18,11 @@ def warnings(config: SweepConfig, trials: list[PlannedTrial]) -> Iterator[str]:
     """Yield the warnings about a sweep, most serious first."""
     widest = max(max(trial.spec.model.ffn_widths) for trial in trials)
     tokens = min(trial.spec.spectra.tokens for trial in trials)
-    if tokens < TOKENS_PER_WIDTH * widest:
+    if tokens < SAMPLES_PER_DIMENSION * widest:
         yield (
-            f"spectra.tokens {tokens} is less than {TOKENS_PER_WIDTH} per unit of the widest FFN "
-            f"(D = {widest}): ranks are biased downward, most at the largest width, which looks "
-            f"like saturation; use at least {TOKENS_PER_WIDTH * widest}"
+            f"spectra.tokens {tokens} is less than {SAMPLES_PER_DIMENSION} per unit of the widest "
+            f"FFN (D = {widest}): ranks are biased downward, most at the largest width, which looks "
+            f"like saturation; use at least {SAMPLES_PER_DIMENSION * widest}"
         )
     budgets = [matching for matching in config.match if matching != "none"]
     if not budgets:
@@ -78,10 +74,10 @@ def _too_few(config: SweepConfig, trials: list[PlannedTrial]) -> Iterator[str]:
                 f"match {matching}: some group has {plural(fewest, 'width')}; a law or an optimum "
                 f"needs at least {WIDTHS_FOR_A_LAW}"
             )
-        elif matching != "none" and replicates == 1 and fewest < WIDTHS_WITHOUT_REPLICATES:
+        elif matching != "none" and replicates == 1 and fewest < WIDTHS_WITH_ONE_REPLICATE:
             yield (
                 f"match {matching}: some group has {plural(fewest, 'width')} and one replicate; a "
-                f"verdict on loss needs {WIDTHS_WITHOUT_REPLICATES} widths, or more seeds"
+                f"verdict on loss needs {WIDTHS_WITH_ONE_REPLICATE} widths, or more seeds"
             )
 
 

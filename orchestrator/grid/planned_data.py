@@ -1,12 +1,12 @@
 """Find out what is known of a sweep's tokens before it runs, without asking the hub."""
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator.ledger.ledger import resolved_sweep
 from orchestrator.sweep.config import SweepConfig
 from trainers.data.at_hand import resolve
 from trainers.data.contents import Contents
@@ -14,6 +14,7 @@ from trainers.data.hub import is_commit
 from trainers.data.sources import DataSource, DataSpec, HubDataset, PretrainedTokenizer
 from trialstore.errors import InputError
 from trialstore.storage import Storage
+from trialstore.sweep_file import read_sweep_file
 
 #: Placeholder for unknown tokens, the same for all trials of a plan.
 NOT_FETCHED = DataSpec(corpus_fingerprint="not fetched", tokenizer_hash="not fetched")
@@ -49,14 +50,14 @@ def planned_data(config: SweepConfig, sweep: Storage) -> PlannedData:
     return PlannedData(known or NOT_FETCHED, found.vocab_size, known is not None, found.contents)
 
 
-def last_run(sweep: Storage) -> dict[str, Any]:
+def last_run(sweep: Storage) -> Mapping[str, Any]:
     """Return the sweep.yaml of the last run of a sweep; empty if there was none."""
     with contextlib.suppress(InputError):
-        return resolved_sweep(sweep)
+        return read_sweep_file(sweep).content
     return {}
 
 
-def as_pinned(source: DataSource, before: dict[str, Any]) -> DataSource:
+def as_pinned(source: DataSource, before: Mapping[str, Any]) -> DataSource:
     """Return the source with the hub revisions of the last run, if the rest is unchanged.
 
     `before` is the sweep.yaml of the last run.
@@ -70,7 +71,7 @@ def as_pinned(source: DataSource, before: dict[str, Any]) -> DataSource:
     return source.model_copy(update=sections)
 
 
-def _of_the_last_run(source: DataSource, before: dict[str, Any]) -> DataSpec | None:
+def _of_the_last_run(source: DataSource, before: Mapping[str, Any]) -> DataSpec | None:
     """The tokens of the last run, if corpus and tokenizer are commits on the hub.
 
     Commits do not change, so the tokens are known without having them on this machine.

@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 
+from analysis.settings import PASSES_WORTH_NEW
 from analysis.wording import plural
 from orchestrator.grid.expand import PlannedTrial
 from trainers.data.batches import windows_in
 from trainers.data.contents import Contents
 from trainers.spec import TrialSpec
-
-#: Up to about this many passes, repeated data are worth nearly as much as new (arXiv 2305.16264).
-MANY_PASSES = 4
 
 
 def passes(spec: TrialSpec, contents: Contents) -> float:
@@ -29,9 +27,9 @@ def passes_text(number: float) -> str:
 
 
 def supply_notes(contents: Contents, trials: Sequence[PlannedTrial]) -> Iterator[str]:
-    """Yield a note if some trial repeats tokens, up to `MANY_PASSES` times."""
+    """Yield a note if some trial repeats tokens, up to `PASSES_WORTH_NEW` times."""
     most = max(passes(trial.spec, contents) for trial in trials)
-    if 1 < most <= MANY_PASSES:
+    if 1 < most <= PASSES_WORTH_NEW:
         yield (
             f"up to {passes_text(most)} passes over the training split of "
             f"{_tokens(contents, 'train')}: tokens are repeated"
@@ -48,11 +46,11 @@ def supply_warnings(contents: Contents, trials: Sequence[PlannedTrial]) -> Itera
             f"shorter than one window of {longest} tokens and the target of its last; lower "
             "model.context, or give more text"
         )
-    elif number > MANY_PASSES:
-        many = sum(passes(trial.spec, contents) > MANY_PASSES for trial in trials)
+    elif number > PASSES_WORTH_NEW:
+        many = sum(passes(trial.spec, contents) > PASSES_WORTH_NEW for trial in trials)
         yield (
             f"{plural(many, 'trial')} go through the training split of "
-            f"{_tokens(contents, 'train')} more than {MANY_PASSES} times, up to "
+            f"{_tokens(contents, 'train')} more than {PASSES_WORTH_NEW:g} times, up to "
             f"{passes_text(number)}: the loss then measures memorisation (arXiv 2305.16264); "
             "give more text, or fewer steps"
         )

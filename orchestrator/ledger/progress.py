@@ -1,4 +1,4 @@
-"""How a running sweep shows itself: a live table on a terminal, plain lines elsewhere."""
+"""Show the progress of a running sweep: a live table on a terminal, plain lines elsewhere."""
 
 import contextlib
 import time
@@ -15,19 +15,24 @@ from orchestrator.ledger.ledger import Ledger, TrialStatus, trial_statuses
 from trialstore.heartbeat import every
 from trialstore.storage import Storage
 
-REFRESH_S = 2.0
-LINE_EVERY_S = 15.0
+REFRESH_S = 2.0  # seconds between two looks at the directories
+LINE_EVERY_S = 15.0  # seconds between two lines, where there is no terminal
 
 
 class Progress:
-    """Follows the trials of a run from their directories.
-
-    `flops` is the training work of each trial by id, which the estimate of the time left goes by.
-    """
+    """Follow the trials of a run from their directories."""
 
     def __init__(
         self, sweep: Storage, ledger: Ledger, flops: Mapping[str, int], console: Console
     ) -> None:
+        """Start from what the ledger shows.
+
+        Args:
+            sweep: The sweep's directory.
+            ledger: Its ledger at the start of the run.
+            flops: Training FLOPs of each trial by id, for the estimate of the time left.
+            console: Where to print.
+        """
         self._sweep = sweep
         self._name = ledger.sweep
         self._trials = {trial.id: trial for trial in ledger.trials}
@@ -44,14 +49,14 @@ class Progress:
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
-        """Follow the trials for the time of the block, and say at its end how far they are."""
+        """Show the progress while the block runs, and print a last line at its end."""
         with self._live or contextlib.nullcontext(), every(REFRESH_S, self._refresh):
             yield
         self._look()
         self._console.print(self.line(), highlight=False, soft_wrap=True)
 
     def running(self) -> list[TrialStatus]:
-        """The trials that had a fresh heartbeat at the last look."""
+        """Return the trials that had a fresh heartbeat at the last look."""
         return [trial for trial in self._trials.values() if trial.state == "running"]
 
     def _refresh(self) -> None:
@@ -69,7 +74,7 @@ class Progress:
         self._trials |= {trial.id: trial for trial in trial_statuses(self._sweep, cells)}
 
     def line(self) -> str:
-        """Trials done, running and failed, tokens per second, time left."""
+        """Return trials done, running and failed, tokens per second and time left, in one line."""
         trials = list(self._trials.values())
         over = [trial for trial in trials if trial.over]
         failed = sum(trial.state == "failed" for trial in trials)
@@ -120,6 +125,6 @@ class Progress:
 
 
 def cell_name(axes: Mapping[str, object]) -> str:
-    """A cell in a few words, as people call it: "gpt2 pre L2 d64 D256 seed 0"."""
+    """Return a cell's short name, such as "gpt2 pre L2 d64 D256 seed 0"."""
     shape = f"L{axes.get('depth')} d{axes.get('d_model')} D{axes.get('D')}"
     return f"{axes.get('architecture')} {axes.get('norm')} {shape} seed {axes.get('seed')}"

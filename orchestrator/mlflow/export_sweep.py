@@ -7,11 +7,8 @@ directory could not tell again, so an exporter may be killed, started again and 
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from orchestrator.ledger.ledger import resolved_sweep, trial_storage
 from orchestrator.mlflow.artifacts import Artifacts
 from orchestrator.mlflow.identity import experiment_name, identity_of_sweep
 from orchestrator.mlflow.images import DrawingTime
@@ -31,6 +28,7 @@ from orchestrator.mlflow.trial_run import (
 from orchestrator.mlflow.trial_view import started_ms, view
 from trialstore.records import BrokenRecordError
 from trialstore.storage import Storage
+from trialstore.sweep_file import ResolvedSweep, read_sweep_file, trial_storage
 
 log = logging.getLogger(__name__)
 
@@ -77,12 +75,11 @@ class Exporter:
         self._drawing_s = drawing_s
         self._sweep = sweep
         self._uri = tracking_uri
-        config = resolved_sweep(sweep)
-        self._config = config
-        self._name = str(config["name"])
-        self._planned = {str(trial["id"]): trial for trial in config["resolved"]["trials"]}
+        self._resolved = read_sweep_file(sweep)
+        self._name = self._resolved.name
+        self._planned = {cell.id: cell for cell in self._resolved.cells}
         self._identity = identity_of_sweep(sweep, self._name)
-        self._tags = {SWEEP_TAG: self._identity, "sweep": self._name, **_git_tags(config)}
+        self._tags = {SWEEP_TAG: self._identity, "sweep": self._name, **_git_tags(self._resolved)}
 
         self._outcomes = dict.fromkeys(self._planned, "waiting")
         self._complete: set[str] = set()  # trials that no look will change
@@ -183,7 +180,7 @@ class Exporter:
                 log.warning("MLflow had a second run of %s; deleted (%s)", which, run.run_id)
                 tracking.delete(run.run_id)
         parent = found.pop(None, None) or tracking.create(self._name, self._tags, self._first_ms())
-        params = parent_params(self._config)
+        params = parent_params(self._resolved.content)
         # Params never change; an exporter that died may have sent only some.
         tracking.send_params(
             parent.run_id, {key: text for key, text in params.items() if key not in parent.params}
@@ -303,7 +300,7 @@ class Exporter:
             self._said[about] = message
 
 
-def _git_tags(config: Mapping[str, Any]) -> dict[str, str]:
+def _git_tags(sweep: ResolvedSweep) -> dict[str, str]:
     """The checkout that the sweep was started in, under MLflow's own names."""
-    git = config["resolved"].get("git") or {}
+    git = sweep.content["resolved"].get("git") or {}
     return {f"mlflow.source.git.{name}": str(value).lower() for name, value in git.items()}

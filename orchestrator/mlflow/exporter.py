@@ -25,7 +25,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, TextIO
 
-from orchestrator.ledger.ledger import resolved_sweep
 from orchestrator.mlflow.export_sweep import Exporter, SyncReport
 from orchestrator.mlflow.identity import forget_trial
 from orchestrator.mlflow.images import DRAWING_S
@@ -39,6 +38,7 @@ from orchestrator.mlflow.tracking import (
 from trialstore.errors import InputError
 from trialstore.heartbeat import every
 from trialstore.storage import LocalStorage, Storage, open_storage
+from trialstore.sweep_file import read_sweep_file
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ def export_until_told(sweep: Storage, uri: str, every_s: float, orders: Orders) 
 
     Raises InputError where `sweep` is no sweep.
     """
-    resolved_sweep(sweep)  # refused before a lock is left where there is no sweep
+    read_sweep_file(sweep)  # refused before a lock is left where there is no sweep
     with contextlib.ExitStack() as stack:
         lock = _open_lock(sweep, stack)
         while lock is not None and not _try_lock(lock):

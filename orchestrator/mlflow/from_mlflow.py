@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.ledger.ledger import SWEEP_FILE, resolved_sweep, trial_storage
 from orchestrator.mlflow.identity import IDENTITY_FILE
 from orchestrator.mlflow.reader import ExportedRun, MlflowReader
 from orchestrator.mlflow.rows import metrics_rows, needed, spectra_rows
@@ -21,13 +20,12 @@ from trialstore import records
 from trialstore.errors import InputError
 from trialstore.records import BrokenRecordError, encode_json, get_json
 from trialstore.storage import Storage, open_storage
+from trialstore.sweep_file import REPORT, SWEEP_FILE, read_sweep_file, trial_storage
 
 log = logging.getLogger(__name__)
 
 #: Says that a directory was rebuilt, and may be rebuilt again.
 ORIGIN_FILE = "from-mlflow.json"
-#: Part of a rebuilt directory that is the analysis's.
-REPORT = "report/"
 ATTEMPT = 1
 
 
@@ -64,22 +62,22 @@ def rebuild(source: str, uri: str, out: str | None = None) -> Rebuilt:
     sweep.put(SWEEP_FILE, file)
     sweep.put(IDENTITY_FILE, encode_json({"identity": parent.tags[SWEEP_TAG]}))
     unreadable, nonfinite, links = {}, 0, {}
-    cells = resolved_sweep(sweep)["resolved"]["trials"]
-    for cell in cells:
-        run = runs.get(cell["id"])
+    ids = read_sweep_file(sweep).ids
+    for trial_id in ids:
+        run = runs.get(trial_id)
         if run is None:
             continue  # never begun: it waits
         nonfinite += int(run.tags.get(NONFINITE_TAG, 0))
         page = reader.page(run)
         if page is not None:
-            links[cell["id"]] = page
-        trial = trial_storage(sweep, cell["id"])
+            links[trial_id] = page
+        trial = trial_storage(sweep, trial_id)
         try:
             _rebuild_trial(reader, run, trial)
         except BrokenRecordError as error:
-            unreadable[cell["id"]] = str(error)
+            unreadable[trial_id] = str(error)
             trial.put(records.FAILURE, _failure("mlflow", str(error)))
-    beside = len(runs.keys() - {cell["id"] for cell in cells})
+    beside = len(runs.keys() - set(ids))
     if beside:
         log.warning(
             "%d runs of the sweep are of trials that its %s no longer names, of an earlier version "
@@ -96,6 +94,27 @@ def rebuild(source: str, uri: str, out: str | None = None) -> Rebuilt:
         encode_json({**origin, "nonfinite_points": nonfinite, "unreadable_trials": unreadable}),
     )
     return Rebuilt(sweep, nonfinite, unreadable, links)
+
+
+def run_links(sweep: Storage, tracking_uri: str) -> dict[str, str]:
+    """Return the MLflow page of each trial that has a run, by trial id.
+
+    Empty if MLflow is an SQLite file, which has no pages, or if the sweep was not exported yet.
+    Also empty, with a warning, if the server does not answer: a report does not wait for it.
+    """
+    if not tracking_uri.startswith("http"):
+        return {}
+    try:
+        identity = identity_of(sweep.url)
+        if identity is None:
+            return {}
+        reader = MlflowReader(tracking_uri)
+        runs = reader.trials_of(reader.find_sweep(sweep.url, identity))
+    except InputError as error:
+        log.warning("the report has no links to MLflow: %s", error)
+        return {}
+    pages = {trial_id: reader.page(run) for trial_id, run in runs.items()}
+    return {trial_id: page for trial_id, page in pages.items() if page is not None}
 
 
 def identity_of(source: str) -> str | None:
@@ -115,7 +134,7 @@ def _emptied(out: Storage) -> Storage:
             "with --out"
         )
     for key in keys:
-        if not key.startswith(REPORT) and key != ORIGIN_FILE:
+        if not key.startswith(f"{REPORT}/") and key != ORIGIN_FILE:
             out.delete(key)
     return out
 

@@ -5,16 +5,14 @@ from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Any
 
-from orchestrator.ledger.ledger import SWEEP_FILE
 from orchestrator.mlflow.artifacts import Artifacts
 from orchestrator.mlflow.points import flat, note, progress
 from orchestrator.mlflow.tracking import Run, Tracking
 from orchestrator.mlflow.trial_run import now_ms
 from trialstore.records import get_json
 from trialstore.storage import Storage
+from trialstore.sweep_file import RECOMMENDATION, REPORT, SWEEP_FILE
 
-REPORT = "report"
-RECOMMENDATION = "report/recommendation.json"
 REPORT_TAG = "widthlab.report"
 SWEEP_FILE_TAG = "widthlab.sweep_file"
 
@@ -68,7 +66,7 @@ class ParentRun:
 
     def _send_note(self, counts: Counter[str]) -> None:
         try:
-            recommendation = get_json(self._sweep, RECOMMENDATION)
+            recommendation = get_json(self._sweep, f"{REPORT}/{RECOMMENDATION}")
             text = note(counts, recommendation)
         except (OSError, ValueError, TypeError, AttributeError):  # not what the analysis writes
             text = note(counts, None)
@@ -82,8 +80,9 @@ class ParentRun:
         keys = self._sweep.list(REPORT)
         if not keys:
             return
-        main = self._sweep.get(RECOMMENDATION) if RECOMMENDATION in keys else b""
-        glance = _digest("\n".join(keys).encode() + main)
+        main = f"{REPORT}/{RECOMMENDATION}"
+        judged = self._sweep.get(main) if main in keys else b""
+        glance = _digest("\n".join(keys).encode() + judged)
         if glance == self._glance and not certain:
             return
         files = {key: self._sweep.get(key) for key in keys}

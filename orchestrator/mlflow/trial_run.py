@@ -29,6 +29,7 @@ from orchestrator.mlflow.tracking import Run, Tracking
 from orchestrator.mlflow.trial_view import NOTHING_SENT, TrialView, ended_ms, started_ms, unsent
 from trialstore.records import RESULT, SPEC, get_json
 from trialstore.storage import Storage
+from trialstore.sweep_file import ResolvedCell
 
 SWEEP_TAG = "widthlab.sweep"
 WATERMARK_TAG = "widthlab.watermark"
@@ -212,7 +213,7 @@ def follow(
     family: Family,
     run: Run | None,
     trial: Storage,
-    planned: Mapping[str, Any],
+    planned: ResolvedCell,
     seen: TrialView,
 ) -> TrialRun | None:
     """The trial's run, made where there is none; None if it has everything already.
@@ -233,19 +234,19 @@ def follow(
         elif has_everything(run, run.tags[PARENT_TAG]):
             return None
     known = run is not None
-    holds = planned.get("holds") or []
-    axes = planned_texts(planned["axes"], holds) if spec is None else axis_texts(spec, holds)
+    holds = planned.holds
+    axes = planned_texts(planned.axes, holds) if spec is None else axis_texts(spec, holds)
     if run is None:
         tags = {
             **axes,
             **family.tags,
-            TRIAL_TAG: str(planned["id"]),
+            TRIAL_TAG: planned.id,
             PARENT_TAG: family.parent_id,
             "outcome": seen.outcome,
         }
-        name = planned_name(planned["axes"]) if spec is None else run_name(spec)
+        name = planned_name(planned.axes) if spec is None else run_name(spec)
         run = tracking.create(name, tags, started_ms(trial, seen) or now_ms())
-    params = axes | flat(planned.get("parameters") or {}, "parameters.")
+    params = axes | flat(planned.parameters, "parameters.")
     if spec is not None:
         params = spec_params(spec) | params
     # Params never change; an exporter that died may have sent only some.

@@ -6,14 +6,9 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from orchestrator.ledger.ledger import collapsed_since
 from orchestrator.mlflow.points import COLUMNS, Row, StepPoints, step_points
 from trialstore.records import (
-    COLLAPSE,
-    FAILURE,
-    LEASE,
     METRICS,
-    RESULT,
     ROW_KEYS,
     SCHEMAS,
     SPEC,
@@ -21,11 +16,11 @@ from trialstore.records import (
     Part,
     current_parts,
     get_json,
-    get_result,
     live_parts,
     read_part,
 )
 from trialstore.storage import Storage
+from trialstore.trial_state import read_state
 
 #: Table -> the last step that has been sent whole.
 Watermark = Mapping[str, int]
@@ -37,10 +32,10 @@ NOTHING_SENT = -1
 class TrialView:
     """A trial as its directory shows it. Two views are equal if there is nothing new to send."""
 
-    outcome: str  # "waiting", "running", "failed", or that of the result
+    outcome: str  # "waiting", "running" (begun and not over), "failed", or that of the result
     parts: tuple[str, ...]
-    result: dict[str, Any] | None
-    failure: dict[str, Any] | None
+    result: Mapping[str, Any] | None
+    failure: Mapping[str, Any] | None
     collapsed_since: int | None = None  # the step from which its layers are marked as collapsed
 
     @property
@@ -57,21 +52,18 @@ def view(trial: Storage) -> TrialView:
     keys = trial.list()
     if not keys:
         return TrialView("waiting", (), None, None)
-    result = get_result(trial) if RESULT in keys else None
-    if result is not None:
-        outcome, parts = result["outcome"], tuple(sorted(result["records"].values()))
-        since = collapsed_since(trial) if outcome == "collapsed" else None
-        return TrialView(outcome, parts, result, None, since)
+    found = read_state(trial, keys=keys)
+    if found.result is not None:
+        parts = tuple(sorted(found.result["records"].values()))
+        return TrialView(found.state, parts, found.result, None, found.collapsed_since)
     parts = tuple(live_parts(trial, keys))
-    since = collapsed_since(trial) if COLLAPSE in keys else None
-    failure = get_json(trial, FAILURE) if FAILURE in keys else None
-    # A failure that is not given up is about to be retried; an attempt after it has begun to.
-    if failure is not None and failure.get("gave_up"):
-        lease = get_json(trial, LEASE) or {}
-        if lease.get("attempt", 0) <= failure.get("attempt", 0):
-            return TrialView("failed", parts, None, failure, since)
+    if found.state == "failed":
+        return TrialView("failed", parts, None, found.failure, found.collapsed_since)
+    # MLflow shows a trial that has begun as RUNNING until it is over, be it stale or about to be
+    # retried: its run exists, and the next attempt continues it.
     begun = bool(parts) or (SPEC in keys and get_json(trial, SPEC) is not None)
-    return TrialView("running" if begun else "waiting", parts, None, None, since)
+    outcome = "running" if begun else "waiting"
+    return TrialView(outcome, parts, None, None, found.collapsed_since)
 
 
 def started_ms(trial: Storage, seen: TrialView) -> int | None:

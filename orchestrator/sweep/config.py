@@ -12,6 +12,12 @@ from pydantic import (
     model_validator,
 )
 
+from analysis.settings import (
+    AGGREGATE_LAST,
+    FFN_MULTIPLE,
+    REFERENCE_MULTIPLIER,
+    TOLERANCE_NATS,
+)
 from analysis.tables.aggregation import LayerStatistic
 from orchestrator.mlflow.tracking import ARTIFACTS, DATABASE
 from trainers.data.sources import (
@@ -56,7 +62,7 @@ class ModelSection(Frozen):
     d_model: int = Field(ge=1, le=MAX_WIDTH)
     head_dim: int = Field(ge=2, le=MAX_HEAD_DIM)
     context: int = Field(ge=2, le=MAX_CONTEXT)  # tokens
-    ffn_multiple: int = Field(default=8, ge=1, le=1_000_000)  # D is a multiple of it
+    ffn_multiple: int = Field(default=FFN_MULTIPLE, ge=1, le=1_000_000)  # D is a multiple of it
     ffn_weight: FFNWeight = "plain"
     tie_embeddings: bool = False
     activation: Activation | None = None  # null: the architecture's own
@@ -65,7 +71,7 @@ class ModelSection(Frozen):
     mix_alpha: float = Field(default=0.25, ge=0, le=1)  # share of Post-LN layers; norm mix only
     initialisation: Initialisation = "plain"
     block: str | None = None  # package.module:Class that replaces the FFN or the whole block
-    reference_multiplier: Multiplier = 4.0  # width whose budget `match` gives to all widths
+    reference_multiplier: Multiplier = REFERENCE_MULTIPLIER  # the width whose budget `match` keeps
 
 
 class TrainingSection(TrainingSpec):
@@ -128,8 +134,8 @@ class Target(Frozen):
 class AnalysisSection(Frozen):
     """Settings of the analysis. They can change without training anything again."""
 
-    tolerance_nats: float = Field(default=0.01, gt=0, allow_inf_nan=False)
-    aggregate_last: int = Field(default=5, ge=1)  # snapshots whose median is a layer's rank
+    tolerance_nats: float = Field(default=TOLERANCE_NATS, gt=0, allow_inf_nan=False)
+    aggregate_last: int = Field(default=AGGREGATE_LAST, ge=1)  # snapshots per layer, their median
     aggregate_layers: LayerStatistic = "median"  # statistic over layers that is a trial's rank
     target: Target | None = None  # needs three model sizes or more
 

@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
-from orchestrator.ledger.ledger import give_up, trial_storage
 from orchestrator.tune.preemption import PreemptedError
 from orchestrator.tune.trial_request import TrialRequest
 from trainers.durable.begun_layout import as_small_as_before
@@ -19,6 +18,7 @@ from trialstore.claims import LeaseLostError
 from trialstore.driver_lease import current_driver
 from trialstore.errors import FinalError
 from trialstore.retries import (
+    give_up,
     how_it_ended,
     newest_step,
     opened,
@@ -26,6 +26,7 @@ from trialstore.retries import (
     write_retries,
 )
 from trialstore.storage import Storage, StorageFullError
+from trialstore.sweep_file import trial_storage
 
 logger = logging.getLogger(__name__)
 

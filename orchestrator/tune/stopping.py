@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from orchestrator.ledger.ledger import read_ledger, trial_storage
+from orchestrator.ledger.ledger import read_ledger
 from trialstore.heartbeat import every
 from trialstore.lease import STOP_REQUEST
 from trialstore.records import encode_json
 from trialstore.storage import Storage
+from trialstore.sweep_file import trial_storage
 
 #: An object of this name in a sweep's directory asks its driver to stop. Its content is not read.
 STOP_SWEEP = "stop-request.json"

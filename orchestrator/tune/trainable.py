@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.grid.branches import Branch
-from orchestrator.ledger.ledger import trial_storage
 from orchestrator.tune.attempt import attempt
 from orchestrator.tune.path_variables import require_absolute
 from orchestrator.tune.preemption import preemption_notice
@@ -22,6 +21,7 @@ from trainers.spec import TrialSpec
 from trialstore.heartbeat import every
 from trialstore.records import get_result
 from trialstore.storage import Storage, is_away, open_storage
+from trialstore.sweep_file import trial_storage
 
 logger = logging.getLogger(__name__)
 

@@ -48,6 +48,10 @@ class Cell:
 
     @property
     def id(self) -> str:
+        return self.name.replace(".", "_")  # a rate has a point, an id may not
+
+    @property
+    def name(self) -> str:
         extra = "".join(f"-{value}" for _, value in self.extra)
         return f"{self.architecture}-{self.norm}-{self.d_model}-{self.width}-{self.seed}{extra}"
 
@@ -169,16 +173,18 @@ def write_trial(
     passes: float,
     rise: float,
 ) -> None:
-    """A finished trial, or what a failed or unfinished one leaves. Its final loss is by `rise`
+    """A finished trial, or what a failed, retried or stale one leaves. Its final loss is by `rise`
     above its best; it has passed `passes` times over its training data."""
     if outcome == "waiting":
         return
-    trial.put(records.LEASE, records.encode_json({"attempt": 1, "heartbeat_ms": 1}))
-    if outcome == "failed":
-        trial.put(records.FAILURE, records.encode_json({"stage": "train", "message": "no disk"}))
-    if outcome in ("failed", "unfinished"):
+    lease = {"attempt": 1, "step": 7, "steps": STEPS, "loss": None, "heartbeat_ms": 1}
+    trial.put(records.LEASE, records.encode_json(lease))
+    if outcome in ("failed", "retried"):
+        failure = {"stage": "train", "message": "no disk", "gave_up": outcome == "failed"}
+        trial.put(records.FAILURE, records.encode_json({**failure, "attempt": 1}))
+    if outcome in ("failed", "retried", "stale"):
         return
-    rng = np.random.default_rng(abs(hash_of(cell.id)))
+    rng = np.random.default_rng(abs(hash_of(cell.name)))
     at = np.log(cell.width / cell.d_model)
     loss = truth.floor + truth.curvature * (at - np.log(truth.best)) ** 2 + truth.slope * at
     if "params" not in cell.holds and "flops" not in cell.holds:

@@ -23,7 +23,6 @@ from analysis.pipeline import Analysis, analyse
 from analysis.tables.sweep_tables import SweepTables, load_sweep
 from analysis.verdict.budgets import CURRENCIES
 from analysis.verdict.group_verdict import GroupVerdict
-from analysis.verdict.layer_verdict import judge_layers, representative
 from analysis.verdict.recommend import recommend
 from analysis.wording import bracketed, flops, interval, multiple, plural
 from trialstore.storage import LocalStorage
@@ -187,7 +186,7 @@ def test_layer_advice_is_one_in_text_figure_table_and_json(sweep: LocalStorage) 
     assert layers["sentence"][1:] in page
     tables = load_sweep(sweep)
     (verdict,) = recommend(tables).groups
-    figure = rank_figures.layer_growth(judge_layers(verdict, tables).advice)
+    figure = rank_figures.layer_growth(verdict.layers.advice)
     assert (figure is not None) == layers["judged"]
     if figure is None:
         return
@@ -314,7 +313,7 @@ def test_spectra_and_heat_maps_are_those_of_the_table(
     sweep: LocalStorage, judged: tuple[GroupVerdict, SweepTables]
 ) -> None:
     spectra = csv(sweep, "spectra")
-    trial = representative(judged[0])
+    trial = judged[0].representative
     assert trial is not None
     own = spectra[spectra["id"] == trial["id"]]
     maps = rank_figures.layer_ranks(*judged)

@@ -14,7 +14,6 @@ from analysis.figures.style import render
 from analysis.laws.power_law import PowerLaw
 from analysis.tables.sweep_tables import SweepTables, load_sweep
 from analysis.verdict.group_verdict import GroupVerdict
-from analysis.verdict.layer_verdict import judge_layers, representative
 from analysis.verdict.loss_optimum import LossCurve
 from analysis.verdict.recommend import recommend
 from trialstore.storage import LocalStorage
@@ -76,7 +75,7 @@ def test_budgets_are_compared_from_two_on(build_sweep: Build) -> None:
 @pytest.mark.long
 def test_the_heat_map_is_of_the_recommended_width(build_sweep: Build) -> None:
     verdict, tables = judged(build_sweep(seeds=[1, 2]))
-    trial = representative(verdict)
+    trial = verdict.representative
     assert trial is not None
     assert verdict.width_multiplier is not None
     assert trial["width_multiplier"] == pytest.approx(verdict.width_multiplier, rel=0.05)
@@ -92,15 +91,15 @@ def test_the_heat_map_is_of_the_recommended_width(build_sweep: Build) -> None:
 
 def test_without_a_recommendation_the_middle_width_stands_for_the_group(build_sweep: Build) -> None:
     verdict, _ = judged(build_sweep(multipliers=[1.0, 2.0, 8.0], holds=("none",)))
-    trial = representative(verdict)
+    trial = verdict.representative
     assert trial is not None
     assert trial["width_multiplier"] == 2
 
 
 @pytest.mark.long
 def test_layers_are_drawn_with_what_is_advised(build_sweep: Build) -> None:
-    verdict, tables = judged(build_sweep(seeds=[0, 1, 2]))
-    advice = judge_layers(verdict, tables).advice
+    verdict, _ = judged(build_sweep(seeds=[0, 1, 2]))
+    advice = verdict.layers.advice
     assert hasattr(advice, "layers")
     first, *others = advice.layers
     kept = (replace(grown, advice="keep") for grown in others)
@@ -131,7 +130,7 @@ def test_labels_thin_out_where_there_are_many_widths(build_sweep: Build) -> None
 
 def test_nothing_to_show_is_no_figure(build_sweep: Build) -> None:
     verdict, tables = judged(build_sweep(outcomes=lambda cell: "waiting"))
-    advice = judge_layers(verdict, tables).advice
+    advice = verdict.layers.advice
     assert list(figures.figures_of(verdict, tables, advice)) == []
 
 

@@ -87,7 +87,7 @@ def test_trials_of_two_versions_are_refused_with_counts_and_the_way_out(
 def test_trials_without_a_result_mix_nothing(build_sweep: Build) -> None:
     waits = build_sweep(
         multipliers=[1.0, 2.0, 4.0],
-        outcomes=lambda cell: "unfinished" if cell.multiplier == 2.0 else "completed",
+        outcomes=lambda cell: "stale" if cell.multiplier == 2.0 else "completed",
     )
     assert set(load_sweep(waits).trials["semantics_version"]) == {2}
 

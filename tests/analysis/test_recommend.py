@@ -14,7 +14,6 @@ from analysis.laws.spectral import SpectralStop
 from analysis.refusal import Refusal
 from analysis.tables.sweep_tables import load_sweep
 from analysis.verdict.group_verdict import GroupVerdict
-from analysis.verdict.layer_verdict import judge_layers
 from analysis.verdict.recommend import recommend
 from trialstore.errors import InputError
 from trialstore.records import encode_json
@@ -166,9 +165,8 @@ def test_without_a_fixed_d_model_the_loss_is_judged_and_the_spectra_are_not(
 def test_without_a_fixed_d_model_the_layers_are_refused_with_what_to_add(
     build_sweep: Build,
 ) -> None:
-    tables = load_sweep(build_sweep(holds=("params",)))
-    (verdict,) = recommend(tables).groups
-    layers = judge_layers(verdict, tables)
+    (verdict,) = recommend(load_sweep(build_sweep(holds=("params",)))).groups
+    layers = verdict.layers
     assert layers.advice == verdict.spectral.no_cells
     assert "add `none` to `match`" in layers.sentence
     assert layers.to_dict()["judged"] is False

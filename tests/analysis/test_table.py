@@ -62,22 +62,30 @@ def test_the_snapshot_of_untrained_weights_never_enters_the_summary(build_sweep:
     assert set(trials["snapshots"]) == {5}  # of six: steps 0, 50, ..., 250
 
 
-@pytest.mark.parametrize("state", ["failed", "unfinished", "waiting", "diverged"])
-def test_a_trial_without_final_numbers_is_a_row_that_says_why(
-    build_sweep: Build, state: str
+@pytest.mark.parametrize(
+    ("left", "state", "reason"),
+    [
+        ("failed", "failed", "no disk"),
+        ("retried", "waiting", "no disk"),
+        ("stale", "stale", None),
+        ("waiting", "waiting", None),
+        ("diverged", "diverged", "made up to be diverged"),
+    ],
+)
+def test_a_trial_without_final_numbers_is_a_row_with_the_ledgers_state_and_reason(
+    build_sweep: Build, left: str, state: str, reason: str | None
 ) -> None:
     sweep = build_sweep(
         multipliers=[1, 2, 4],
         holds=("none",),
-        outcomes=lambda cell: state if cell.multiplier == 2 else "completed",
+        outcomes=lambda cell: left if cell.multiplier == 2 else "completed",
     )
     trial = load_sweep(sweep).trials.set_index("D").loc[128.0]
     assert trial["state"] == state
     assert np.isnan(trial["val_loss"])
     assert trial["flops"] > 0  # planned, whatever became of it
     assert trial["parameters_total"] > 0
-    expected = {"failed": "no disk", "diverged": "made up to be diverged"}.get(state)
-    assert trial["reason"] == expected or (expected is None and trial["reason"] is None)
+    assert trial["reason"] == reason
 
 
 def test_undersampled_spectra_are_marked(build_sweep: Build) -> None:
@@ -162,18 +170,18 @@ def test_a_trial_that_is_a_cell_of_two_sizes_is_judged_in_both(build_sweep: Buil
 
 
 def test_a_directory_that_is_no_sweep_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is no sweep: it has no sweep\.yaml; give the directory"):
+    with pytest.raises(InputError, match=r"nothing .* no sweep\.yaml.*trials/"):
         load_sweep(LocalStorage(tmp_path / "nothing"))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name: small\n", "does not list its trials"),
-        ("just words\n", "does not list its trials"),
-        ("resolved: {trials: []}\n", "does not list its trials"),
-        ("resolved: {trials: [{axes: {}}]}\n", "no id or axes"),
-        ("{", "is not YAML"),
+        ("name: small\n", r"resolved\.trials"),
+        ("just words\n", r"resolved\.trials"),
+        ("resolved: {trials: []}\n", r"resolved\.trials"),
+        ("resolved: {trials: [{axes: {}}]}\n", "name is None"),
+        ("{", "YAML"),
     ],
 )
 def test_a_sweep_file_that_cannot_be_used_is_refused_by_name(
@@ -297,10 +305,10 @@ def test_ranks_that_no_spectrum_has_are_left_out_counted_and_said(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"final": {"val_loss": "NaN"}}, 'says final val_loss "NaN"; it is no number'),
-        ({"final": {"val_loss": 1.25}}, "says a final val_loss of 1.25, and its records say"),
+        ({"final": {"val_loss": "NaN"}}, 'final val_loss "NaN"'),
+        ({"final": {"val_loss": 1.25}}, "val_loss of 1.25"),
         ({"step": 50}, "one of them was changed"),
-        ({"step": "200"}, 'says step "200"; it should be a count'),
+        ({"step": "200"}, 'step "200"; .*a count'),
         ({"trial_id": "gpt2-pre-64-128-0"}, "is of trial 'gpt2-pre-64-128-0', not"),
     ],
 )
@@ -334,7 +342,7 @@ def test_a_result_that_names_no_parts_is_a_failed_trial(build_sweep: Build) -> N
     sweep.put(key, encode_json(content))
     trial = load_sweep(sweep).trials.iloc[0]
     assert trial["state"] == "failed"
-    assert "names 5 for its spectra; it is no part" in trial["reason"]
+    assert "names 5 for its spectra" in trial["reason"]
 
 
 def test_mixed_layouts_are_told_apart_whatever_the_order_of_their_keys(build_sweep: Build) -> None:
@@ -431,7 +439,7 @@ def test_a_number_too_large_for_a_float_is_no_loss_and_a_date_is_text(build_swee
         ({"holds": [None]}, r"has holds \[None\]"),
         ({"holds": True}, "has holds True"),
         ({"holds": "params"}, "has holds 'params'"),
-        ({"axes": {"width_multiplier": 0}}, "has width_multiplier 0; it is a number above 0"),
+        ({"axes": {"width_multiplier": 0}}, "has width_multiplier 0;"),
         ({"axes": {"width_multiplier": "wide"}}, "has width_multiplier 'wide'"),
     ],
 )

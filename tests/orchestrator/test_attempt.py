@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from small_spec import small_spec
 
-from orchestrator.ledger.ledger import trial_storage
 from orchestrator.tune import attempt as attempt_module
 from orchestrator.tune.attempt import FAILED, UNFINISHED, attempt
 from orchestrator.tune.preemption import PreemptedError
@@ -21,6 +20,7 @@ from trialstore.errors import FinalError, InputError
 from trialstore.records import FAILURE, RESULT, encode_json, get_json
 from trialstore.retries import Budget, opened, read_retries, write_retries
 from trialstore.storage import LocalStorage, StorageFullError
+from trialstore.sweep_file import trial_storage
 
 BUDGET = Budget(failures=2, preemptions=3)
 

@@ -5,11 +5,11 @@ import json
 import pytest
 from test_node_room import trial as make_trial
 
-from orchestrator.ledger.ledger import trial_storage
 from trainers.durable import begun_layout
 from trainers.spec import Layout, TrialSpec
 from trialstore.records import Manifest, manifest_key, read_manifest
 from trialstore.storage import LocalStorage
+from trialstore.sweep_file import trial_storage
 
 
 @pytest.fixture

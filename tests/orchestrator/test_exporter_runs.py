@@ -82,7 +82,7 @@ def test_a_failed_trial_fails_its_run_until_a_retry_continues_it(bench: Bench) -
     assert failed.data.tags["failure"] == "train: out of memory"
     assert bench.parent().info.status == "FAILED"
 
-    trial.put(records.LEASE, encode_json({"attempt": 2}))
+    trial.put(records.LEASE, encode_json({"attempt": 2, "step": 10, "steps": 40, "loss": None}))
     put_rows(trial, 2, 11, 40)
     exporter = bench.exporter()
     exporter.sync_once()

@@ -198,7 +198,7 @@ def test_what_had_not_ended_is_what_it_was(make_bench: MakeBench, out: str) -> N
     bench.exporter().sync_once()
     sweep = rebuild("small", bench.uri, out).sweep
     states = load_sweep(sweep).trials.set_index("id")
-    assert states["state"].tolist() == ["unfinished", "failed", "collapsed", "waiting"]
+    assert states["state"].tolist() == ["waiting", "failed", "collapsed", "waiting"]
     assert states.loc[bench.ids[1], "reason"] == "out of memory"
     ledger = read_ledger(sweep)
     assert [trial.collapsed_since for trial in ledger.trials] == [None, None, 20, None]

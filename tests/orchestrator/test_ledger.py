@@ -1,5 +1,6 @@
 """What the ledger reads off a trial's directory."""
 
+import re
 import threading
 import time
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import IO
 import pytest
 
 from orchestrator.ledger import ledger
+from orchestrator.ledger.measured_rate import measured_rate
+from orchestrator.ledger.removal import discard
 from trialstore.claims import newest_attempt
 from trialstore.errors import InputError
 from trialstore.records import (
@@ -20,8 +23,11 @@ from trialstore.records import (
     encode_json,
     manifest_key,
 )
+from trialstore.retries import give_up
 from trialstore.storage import LocalStorage
+from trialstore.sweep_file import trial_storage
 
+WIDTHS = {"D": 256, "d_model": 64}
 LEASE_HELD = {
     "attempt": 1, "owner": "a", "step": 7, "steps": 20, "loss": 3.5,
     "tokens_per_s": 100.0,
@@ -65,13 +71,13 @@ def test_a_failure_waits_for_its_retry_until_it_is_given_up(tmp_path: Path):
     failure = {"message": "disk full", "attempt": 1}
     status = state(tmp_path, lease=lease(released=True), failure=failure)
     assert (status.state, status.message) == ("waiting", "disk full")
-    ledger.give_up(LocalStorage(tmp_path), "not used: the trainer has said why")
+    give_up(LocalStorage(tmp_path), "not used: the trainer has said why")
     status = ledger.trial_status(LocalStorage(tmp_path), "0123", {}, 20)
     assert (status.state, status.message) == ("failed", "disk full")
 
 
 def test_giving_up_a_trial_that_left_no_word_records_the_reason(tmp_path: Path):
-    ledger.give_up(LocalStorage(tmp_path), "the actor died")
+    give_up(LocalStorage(tmp_path), "the actor died")
     assert ledger.trial_status(LocalStorage(tmp_path), "0123", {}, 20).message == "the actor died"
 
 
@@ -125,7 +131,7 @@ def test_a_mark_without_a_step_is_a_broken_record(tmp_path: Path, step: object):
 
 def test_a_trial_is_found_by_how_its_id_begins_whatever_state_it_is_in(tmp_path: Path):
     sweep = LocalStorage(tmp_path)
-    cells = [{"id": name, "axes": {}} for name in ("0123", "0199", "abcd")]
+    cells = [{"id": name, "axes": WIDTHS} for name in ("0123", "0199", "abcd")]
     content = {"name": "s", "training": {}, "resolved": {"trials": cells}}
     sweep.put("sweep.yaml", encode_json(content))  # JSON is YAML
     sweep.put("trials/abcd/result.json", b"{")
@@ -140,7 +146,7 @@ def test_discarding_leaves_nothing(tmp_path: Path):
     for key in (RESULT, LEASE, FAILURE, "metrics/part-1-0-20.parquet"):
         trial.put(key, b"{}")
     trial.path(".result.json.x7kq_0ab").write_bytes(b"of a put that was cut off")
-    assert ledger.discard(trial) == 4
+    assert discard(trial) == 4
     assert not trial.root.exists()
 
 
@@ -188,7 +194,7 @@ def test_a_trial_that_is_half_discarded_begins_anew(tmp_path: Path, deleted: int
     for key in OF_THREE_ATTEMPTS:
         trial.put(key, encode_json({"attempt": 3}))
     with pytest.raises(KeyboardInterrupt):
-        ledger.discard(trial)
+        discard(trial)
     left = trial.list()
     gone = set(OF_THREE_ATTEMPTS) - set(left)
     assert RESULT in gone or not gone
@@ -200,7 +206,7 @@ def test_a_trial_that_is_half_discarded_begins_anew(tmp_path: Path, deleted: int
 
 def test_the_rate_of_a_sweep_is_that_of_all_its_workers_together(tmp_path: Path):
     sweep = LocalStorage(tmp_path)
-    assert ledger.measured_rate(sweep) is None
+    assert measured_rate(sweep) is None
     for name, flops, workers, seconds in [("a", 8e9, 1, 2.0), ("b", 24e9, 2, 4.0)]:
         result = {
             "flops": flops,
@@ -208,7 +214,7 @@ def test_the_rate_of_a_sweep_is_that_of_all_its_workers_together(tmp_path: Path)
             "seconds": {"training": seconds},
         }
         sweep.put(f"trials/{name}/{RESULT}", encode_json(result))
-    assert ledger.measured_rate(sweep) == 20e9 / 6
+    assert measured_rate(sweep) == 20e9 / 6
 
 
 @pytest.mark.parametrize(
@@ -228,18 +234,21 @@ def test_the_rate_of_a_sweep_is_that_of_all_its_workers_together(tmp_path: Path)
 def test_what_tells_no_rate_gives_none(tmp_path: Path, told: bytes):
     sweep = LocalStorage(tmp_path)
     sweep.put(f"trials/a/{RESULT}", told)
-    assert ledger.measured_rate(sweep) is None
+    assert measured_rate(sweep) is None
 
 
 def test_a_folder_that_is_no_sweep_is_said_to_be_none(tmp_path: Path):
-    with pytest.raises(InputError, match="no sweep's directory"):
+    with pytest.raises(InputError, match=r"no sweep\.yaml"):
         ledger.read_ledger(LocalStorage(tmp_path))
 
 
 def test_a_waiting_trial_has_the_steps_of_its_own_cell(tmp_path: Path):
     sweep = LocalStorage(tmp_path)
-    cells = [{"id": "0123", "axes": {}, "steps": 40}, {"id": "4567", "axes": {"steps": 30}}]
-    cells += [{"id": "89ab", "axes": {}}]
+    cells = [
+        {"id": "0123", "axes": WIDTHS, "steps": 40},
+        {"id": "4567", "axes": {**WIDTHS, "steps": 30}},
+        {"id": "89ab", "axes": WIDTHS},
+    ]
     content = {"name": "s", "training": {"steps": 20}, "resolved": {"trials": cells}}
     sweep.put("sweep.yaml", encode_json(content))
     assert [trial.steps for trial in ledger.read_ledger(sweep).trials] == [40, 30, 20]
@@ -286,20 +295,20 @@ def test_a_lease_that_says_nothing_sensible_is_none(tmp_path: Path, content: byt
 @pytest.mark.parametrize("trial_id", ["../../elsewhere", "a/b", "", ".", "a\0b", "x" * 200])
 def test_an_id_that_leads_elsewhere_is_none(tmp_path: Path, trial_id: str):
     sweep = LocalStorage(tmp_path)
-    cells = [{"id": trial_id, "axes": {}}]
+    cells = [{"id": trial_id, "axes": WIDTHS}]
     content = {"name": "s", "training": {}, "resolved": {"trials": cells}}
     sweep.put("sweep.yaml", encode_json(content))
-    with pytest.raises(InputError, match="not what `widthlab run` writes"):
+    with pytest.raises(InputError, match=re.escape(repr(trial_id))):
         ledger.read_ledger(sweep)
-    with pytest.raises(InputError, match="is no trial's id"):
-        ledger.trial_storage(sweep, trial_id)
+    with pytest.raises(InputError, match=re.escape(repr(trial_id))):
+        trial_storage(sweep, trial_id)
 
 
 def test_a_tag_in_a_sweeps_file_makes_nothing(tmp_path: Path):
     bait = tmp_path / "executed"
     text = f"name: !!python/object/apply:os.mkdir ['{bait}']\n"
     LocalStorage(tmp_path).put("sweep.yaml", text.encode())
-    with pytest.raises(InputError, match="not YAML"):
+    with pytest.raises(InputError, match="YAML"):
         ledger.read_ledger(LocalStorage(tmp_path))
     assert not bait.exists()
 
@@ -308,5 +317,5 @@ def test_a_failure_before_the_trial_was_taken_keeps_its_words(tmp_path: Path):
     """It is of the attempt that would have been next."""
     trial = LocalStorage(tmp_path)
     trial.put(FAILURE, encode_json({"message": "no such corpus", "attempt": 1}))
-    ledger.give_up(trial, "failed 3 times")
+    give_up(trial, "failed 3 times")
     assert ledger.trial_status(trial, "0123", {}, 20).message == "no such corpus"

@@ -9,7 +9,7 @@ from rich.console import Console
 from orchestrator import run as run_module
 from orchestrator.grid.expand import Grid, expand
 from orchestrator.grid.plan_records import resolved_yaml
-from orchestrator.ledger.ledger import SWEEP_FILE, trial_status, trial_storage
+from orchestrator.ledger.ledger import trial_status
 from orchestrator.sweep.load import parse_sweep
 from orchestrator.tune import execute
 from orchestrator.tune.stopping import request_stop
@@ -19,6 +19,7 @@ from trialstore.driver_lease import Driving
 from trialstore.records import FAILURE, encode_json
 from trialstore.retries import RETRIES
 from trialstore.storage import LocalStorage
+from trialstore.sweep_file import SWEEP_FILE, trial_storage
 
 DATA = DataSpec(corpus_fingerprint="0" * 16, tokenizer_hash="f" * 16)
 SWEEP = """\

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.ledger.ledger import SWEEP_FILE, trial_storage
 from orchestrator.tune import stopping
 from orchestrator.tune.stopping import (
     STOP_SWEEP,
@@ -22,6 +21,9 @@ from orchestrator.tune.stopping import (
 from trialstore.lease import STOP_REQUEST
 from trialstore.records import LEASE, encode_json
 from trialstore.storage import LocalStorage
+from trialstore.sweep_file import SWEEP_FILE, trial_storage
+
+WIDTHS = {"D": 256, "d_model": 64}
 
 
 def lease(seconds_ago: float = 0.0, **about: object) -> bytes:
@@ -34,7 +36,7 @@ def lease(seconds_ago: float = 0.0, **about: object) -> bytes:
 @pytest.fixture
 def sweep(tmp_path: Path) -> LocalStorage:
     sweep = LocalStorage(tmp_path)
-    cells = [{"id": name, "axes": {}} for name in ("runs", "slow", "over", "waits")]
+    cells = [{"id": name, "axes": WIDTHS} for name in ("runs", "slow", "over", "waits")]
     content = {"name": "s", "training": {}, "resolved": {"trials": cells}}
     sweep.put(SWEEP_FILE, encode_json(content))  # JSON is YAML
     trial_storage(sweep, "runs").put(LEASE, lease())

@@ -14,13 +14,13 @@ import pytest
 pytest.importorskip("ray")
 from test_node_room import trial as make_trial
 
-from orchestrator.ledger.ledger import trial_storage
 from orchestrator.tune import preemption, trainable, worker_group
 from orchestrator.tune.trial_request import REQUEST, TrialRequest
 from trialstore.lease import STOP_REQUEST
 from trialstore.records import RESULT, encode_json
 from trialstore.retries import Budget
 from trialstore.storage import LocalStorage
+from trialstore.sweep_file import trial_storage
 
 SPEC = make_trial(workers=2)
 

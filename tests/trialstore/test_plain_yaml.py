@@ -34,11 +34,11 @@ BOMB = "a0: &a0 [1]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("[" * (DEEPEST + 1), "nested too deeply"),
-        ("- " * (DEEPEST + 1), "nested too deeply"),
-        (CHAIN, "nested too deeply"),
-        (BOMB, "its aliases stand for more than"),
-        ("a: &a [*a]", "its aliases stand for more than"),
+        ("[" * (DEEPEST + 1), "nested more than"),
+        ("- " * (DEEPEST + 1), "nested more than"),
+        (CHAIN, "nested more than"),
+        (BOMB, "aliases"),
+        ("a: &a [*a]", "aliases"),
         ("a: [", "is not YAML"),
         ("a: \x00", "is not YAML"),
         ("a: 2026-13-45", "is not YAML"),

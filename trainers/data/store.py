@@ -48,12 +48,15 @@ from trainers.data.split_writer import (
 from trainers.data.tokenizer import Tokenizer, open_tokenizer
 from trainers.data.verified import verified_once
 from trialstore.errors import InputError
+from trialstore.storage import NO_ROOM
 
 log = logging.getLogger(__name__)
 
 META = "meta.json"
 UNIGRAM = "unigram.arrow"
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: Errors of a cache folder that need not name a file. EFBIG (a limit on the size of files) is not
+#: in NO_ROOM: another folder may take a large shard, but freeing space would not help.
+CACHE_FULL = (*NO_ROOM, errno.EFBIG)
 FORMAT = 4
 
 #: Shares of all tokens between which the held-out split of a rule must lie; a split that the user
@@ -386,7 +389,7 @@ def writable(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         # One that names no file is of the network, through which a hub's corpus streams.
-        if error.filename is None and error.errno not in NO_ROOM:
+        if error.filename is None and error.errno not in CACHE_FULL:
             raise
         raise InputError(
             f"the cache folder {root} cannot be used: {error}; set WIDTHLAB_CACHE to a folder "

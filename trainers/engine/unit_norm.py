@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-#: A vector of zeros stays one.
-LEAST_NORM = 1e-12
+from trainers.models.linear import LEAST_NORM
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 from exporter_bench import Bench, checkpoint, finish_trial, put_rows
 
 from orchestrator.cli import __main__ as cli
-from orchestrator.ledger.unneeded import CUT_OFF_S, unneeded
+from orchestrator.ledger.removal import CUT_OFF_S, unneeded
 from trialstore import driver_lease, records
 from trialstore.records import attempt_folder, manifest_key
 from trialstore.storage import LocalStorage
