@@ -35,7 +35,7 @@ def plan(
     storage: StorageOption = DEFAULT_STORAGE,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the grid: every trial with its size and cost. Runs nothing."""
+    """Show every trial of a sweep with its size and cost. Train nothing."""
     from orchestrator.grid.expand import expand
     from orchestrator.grid.old_trials import notice_of_old_trials
     from orchestrator.grid.plan import make_plan, plan_json
@@ -67,14 +67,16 @@ def run(
     address: Annotated[
         str | None,
         typer.Option(
-            envvar="RAY_ADDRESS", metavar="HOST:PORT", help="join a Ray cluster (default: local)"
+            envvar="RAY_ADDRESS",
+            metavar="HOST:PORT",
+            help="join this Ray cluster (default: start Ray on this machine)",
         ),
     ] = None,
     retry_failed: RetryFailedOption = False,
     require_verdict: RequireVerdictOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train what is missing, continue what was cut off, then analyse."""
+    """Train the missing trials, continue the interrupted ones, then analyse."""
     from orchestrator.mlflow.exporter import sync_command
     from orchestrator.mlflow.tracking import redacted
     from orchestrator.mlflow.tracking import tracking_uri as tracking_of
@@ -87,8 +89,11 @@ def run(
         done = run_sweep(
             config, directory, tracking, console, address=address, retry_failed=retry_failed
         )
-    except KeyboardInterrupt:  # before trials run or after, or a second time
-        typer.echo("interrupted; what is durable is kept, and the same command continues", err=True)
+    except KeyboardInterrupt:  # outside of training, or the second Ctrl-C
+        typer.echo(
+            "interrupted; checkpoints and records are kept, and the same command continues",
+            err=True,
+        )
         raise typer.Exit(INTERRUPTED) from None
     counts = done.ledger.counts
     if as_json:
@@ -111,7 +116,7 @@ def run(
             if trial.message and trial.state in ("failed", "diverged", "waiting", "stale"):
                 say(f"{trial.state}: trial {trial.id}: {trial.message}")
         if done.failed:
-            say("failed trials are tried again with --retry-failed")
+            say("--retry-failed trains the failed trials again")
         named = None if tracking == _embedded(storage) else redacted(tracking)
         say(_where(directory, storage, named, done.report))
         if done.stopped:
@@ -132,7 +137,7 @@ def status(
     storage: StorageOption = DEFAULT_STORAGE,
     as_json: JsonOption = False,
 ) -> None:
-    """One line a trial, and the counts."""
+    """Show one line for each trial, and how many are in which state."""
     from orchestrator.ledger.ledger import read_ledger
     from orchestrator.ledger.progress import cell_name
 
@@ -161,7 +166,7 @@ def status(
 def stop(
     sweep: TargetArgument, overrides: NameOption = None, storage: StorageOption = DEFAULT_STORAGE
 ) -> None:
-    """Ask a running sweep to checkpoint its trials and end; `run` continues it."""
+    """Ask a running sweep to write checkpoints and stop; `run` continues it."""
     from orchestrator.ledger.ledger import resolved_sweep
     from orchestrator.tune.stopping import request_stop
     from trialstore.driver_lease import is_driven
@@ -169,7 +174,7 @@ def stop(
     directory = _target(sweep, overrides, storage)
     if not is_driven(directory):
         resolved_sweep(directory)
-        raise InputError(f"{directory.url} is not running; there is nothing to stop")
+        raise InputError(f"{directory.url} is not running, so there is nothing to stop")
     request_stop(directory)
     typer.echo(
         "asked to stop: running trials write a checkpoint within seconds; "
@@ -180,12 +185,14 @@ def stop(
 
 def rerun(
     sweep: TargetArgument,
-    trial: Annotated[str, typer.Argument(metavar="ID", help="the trial's id, or how it begins")],
+    trial: Annotated[
+        str, typer.Argument(metavar="ID", help="the trial's id, or its first characters")
+    ],
     overrides: NameOption = None,
     storage: StorageOption = DEFAULT_STORAGE,
     tracking_uri: TrackingOption = None,
 ) -> None:
-    """Discard one trial, records and checkpoints too; the next `run` trains it anew."""
+    """Discard one trial with its records and checkpoints; the next `run` trains it again."""
     from orchestrator.grid.old_trials import check_discard
     from orchestrator.ledger.ledger import discard, find_trial, trial_storage
     from orchestrator.mlflow.exporter import forget_trial
@@ -198,7 +205,7 @@ def rerun(
     if is_driven(directory):
         raise InputError(f"{directory.url} is running; `widthlab stop` it first")
     then = check_discard(directory, found)
-    # MLflow's run goes first: a trial without records would otherwise keep the old points.
+    # First MLflow's run: otherwise a crash here leaves old points that no record explains.
     forget_trial(directory, tracking_of(storage_of(directory), tracking_uri), found)
     objects = discard(trial_storage(directory, found))
     typer.echo(f"discarded trial {found} ({objects} objects); `widthlab run` {then}", err=True)
@@ -209,12 +216,12 @@ def gc(
     overrides: NameOption = None,
     storage: StorageOption = DEFAULT_STORAGE,
     final: Annotated[
-        bool, typer.Option("--final", help="the last checkpoints of finished trials too")
+        bool, typer.Option("--final", help="include the last checkpoints of finished trials")
     ] = False,
-    remove: Annotated[bool, typer.Option("--remove", help="remove what is listed")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="remove the listed objects")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List what of a sweep nobody needs any more, with its size; --remove removes it."""
+    """List objects of a sweep that are no longer needed, with sizes; --remove removes them."""
     from orchestrator.grid.plan_view import size
     from orchestrator.ledger.unneeded import unneeded
     from trialstore.driver_lease import is_driven
@@ -235,14 +242,14 @@ def gc(
     if remove:
         say("removed")
     elif any(kind.sizes for kind in found):
-        say("nothing was removed; --remove does that")
+        say("nothing was removed; --remove removes these objects")
 
 
 # --- what the commands share ---------------------------------------------------------------
 
 
 def _load(path: Path, overrides: list[str] | None, storage: str) -> tuple["SweepConfig", Storage]:
-    """The sweep of a file and its directory."""
+    """Load a sweep file; return its configuration and its directory."""
     from orchestrator.sweep.load import load_sweep
 
     config = load_sweep(path, overrides or [])
@@ -252,8 +259,10 @@ def _load(path: Path, overrides: list[str] | None, storage: str) -> tuple["Sweep
 
 
 def _find_own_code(folder: Path) -> None:
-    """Let a sweep's own block be imported from its file's folder or the working directory, here
-    and in the processes that this one starts."""
+    """Make own blocks importable from the sweep file's folder and the current one.
+
+    Child processes inherit both folders in PYTHONPATH.
+    """
     paths = list(dict.fromkeys([str(folder), str(Path.cwd())]))
     sys.path[:0] = [path for path in paths if path not in sys.path]
     os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -262,11 +271,11 @@ def _find_own_code(folder: Path) -> None:
 
 
 def _target(sweep: str, overrides: list[str] | None, storage: str) -> Storage:
-    """A sweep's directory, named by itself or by the sweep's file."""
+    """Open a sweep's directory, given its path or its sweep file."""
     if sweep.endswith((".yaml", ".yml")) and not Path(sweep).is_dir():
         return _load(Path(sweep), overrides, storage)[1]
     if overrides:
-        raise InputError("--set changes a sweep file; a sweep's directory is what it is")
+        raise InputError("--set needs a sweep file; a sweep's directory cannot be overridden")
     return open_storage(sweep)
 
 
@@ -281,7 +290,7 @@ def _where(sweep: Storage, storage: str, tracking_uri: str | None, report: str |
 
 
 def _embedded(storage: str) -> str | None:
-    """The tracking URI that needs no naming, if the storage can have one."""
+    """The SQLite URI that is the default for this storage; None for a remote storage."""
     from orchestrator.mlflow.tracking import embedded_uri
 
     try:
@@ -291,5 +300,5 @@ def _embedded(storage: str) -> str | None:
 
 
 def _program() -> str:
-    """As it was called, so that it can be pasted: .venv/bin/widthlab, or widthlab on the path."""
+    """The command as the user called it, ready to paste: .venv/bin/widthlab or widthlab."""
     return sys.argv[0] if Path(sys.argv[0]).name == "widthlab" else "widthlab"

@@ -210,7 +210,9 @@ class JobServer:
             async for chunk in self._client.tail_job_logs(job_id):
                 yield chunk
         except (ClientError, OSError, RuntimeError) as error:
-            raise ServerLostError(f"{self.address} closed the connection: {_short(error)}") from error
+            raise ServerLostError(
+                f"{self.address} closed the connection: {_short(error)}"
+            ) from error
 
 
 def connect(address: str) -> JobServer:

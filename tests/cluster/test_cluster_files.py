@@ -32,7 +32,7 @@ def test_the_image_copies_what_exists_and_every_package():
         for source in line.split()[:-1]
     }
     assert all((ROOT / source).exists() for source in copied)
-    assert {"analysis", "trainers", "orchestrator", "constraints.txt"} <= copied
+    assert {"analysis", "trainers", "orchestrator", "trialstore", "constraints.txt"} <= copied
 
 
 def test_the_mlflow_service_runs_the_version_that_is_pinned():
