@@ -193,7 +193,7 @@ class Exporter:
                 tracking.delete(run.run_id)
         parent = found.pop(None, None) or tracking.create(self._name, self._tags, self._first_ms())
         params = parent_params(self._config)
-        # Params never change; an exporter that died may have sent only some.
+        # Params never change. An exporter that died may have sent some of them.
         tracking.send_params(
             parent.run_id, {key: text for key, text in params.items() if key not in parent.params}
         )
