@@ -356,7 +356,7 @@ class Tracking:
             self._client.delete_tag(run_id, key)
 
     def set_status(self, run_id: str, status: str, end_ms: int | None = None) -> None:
-        """Set a run to RUNNING, FINISHED or FAILED; the last two with `end_ms`, Unix milliseconds."""
+        """Set a run to RUNNING, or with `end_ms` (Unix milliseconds) to FINISHED or FAILED."""
         with talking(f"setting run {run_id} to {status}"):
             if end_ms is None:
                 self._client.update_run(run_id, status)
