@@ -20,7 +20,7 @@ TargetArgument = Annotated[
 ]
 NameOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="as given to `run`, if it set the name"),
+    typer.Option("--set", metavar="KEY=VALUE", help="the --set of `run`, if it changed the name"),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -43,7 +43,9 @@ TrackingOption = Annotated[
         help="MLflow server (default: $MLFLOW_TRACKING_URI, else a SQLite file in the storage)",
     ),
 ]
-RetryFailedOption = Annotated[bool, typer.Option("--retry-failed", help="try failed trials again")]
+RetryFailedOption = Annotated[
+    bool, typer.Option("--retry-failed", help="train failed trials again")
+]
 RequireVerdictOption = Annotated[
     bool, typer.Option("--require-verdict", help="exit 1 if the analysis refuses a verdict")
 ]

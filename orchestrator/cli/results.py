@@ -55,7 +55,7 @@ def analyze(
     require_verdict: RequireVerdictOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit the laws to a sweep, recommend a width, write figures and report."""
+    """Fit the laws, recommend a width, write the report."""
     from analysis.pipeline import analyse
 
     links = None
@@ -96,16 +96,16 @@ def fit(
         Literal["power", "saturating", "kaplan", "chinchilla", "width-depth"],
         typer.Option(help="the law to fit"),
     ],
-    x: Annotated[str | None, _column("column of x; power, saturating")] = None,
-    y: Annotated[str | None, _column("column of y; power, saturating")] = None,
-    params: Annotated[str | None, _column("column of parameters N; kaplan, chinchilla")] = None,
+    x: Annotated[str | None, _column("column of x (power, saturating)")] = None,
+    y: Annotated[str | None, _column("column of y (power, saturating)")] = None,
+    params: Annotated[str | None, _column("column of parameters N (kaplan, chinchilla)")] = None,
     tokens: Annotated[
-        str | None, _column("column of tokens D; kaplan, chinchilla, width-depth")
+        str | None, _column("column of tokens D (kaplan, chinchilla, width-depth)")
     ] = None,
-    width: Annotated[str | None, _column("column of the width; width-depth")] = None,
-    depth: Annotated[str | None, _column("column of the depth; width-depth")] = None,
+    width: Annotated[str | None, _column("column of the width (width-depth)")] = None,
+    depth: Annotated[str | None, _column("column of the depth (width-depth)")] = None,
     loss: Annotated[
-        str | None, _column("column of the loss; kaplan, chinchilla, width-depth")
+        str | None, _column("column of the loss (kaplan, chinchilla, width-depth)")
     ] = None,
     replicate: Annotated[
         str | None, _column("column that labels paired replicates, such as the seed")
@@ -116,7 +116,7 @@ def fit(
     ] = None,
     group: Annotated[
         list[str] | None,
-        typer.Option(metavar="COLUMN", help="fit each value of the column apart; repeatable"),
+        typer.Option(metavar="COLUMN", help="one fit for each value of the column; repeatable"),
     ] = None,
     bootstrap: Annotated[
         int,
@@ -130,7 +130,10 @@ def fit(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit a law to any tidy table; print intervals, and say what the data cannot decide."""
+    """Fit a law to any tidy table.
+
+    Print the parameters with intervals, and say what the data cannot decide.
+    """
     from analysis.fit.fit_table import Request
     from analysis.fit_file import as_text, assignments
     from analysis.fit_file import fit as fit_file
@@ -208,7 +211,7 @@ def export(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a trial's model as a folder that Hugging Face transformers opens."""
+    """Write a trial's model for Hugging Face transformers."""
     from dataclasses import asdict
 
     from transformers.utils import logging as transformers_logging
@@ -230,7 +233,10 @@ def ui(
         int, typer.Option(metavar="PORT", help="use this port, or another if it is taken")
     ] = 5000,
 ) -> None:
-    """Serve MLflow's pages for the sweeps of a storage, on this machine only; Ctrl-C ends it."""
+    """Show the sweeps of a storage in MLflow's pages.
+
+    The server listens on this machine only. Ctrl-C ends it.
+    """
     from orchestrator.mlflow.ui import open_ui
 
     open_ui(open_storage(storage), port)

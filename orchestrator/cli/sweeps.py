@@ -76,7 +76,10 @@ def run(
     require_verdict: RequireVerdictOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train the missing trials, continue the interrupted ones, then analyse."""
+    """Train what is missing, then analyse the sweep.
+
+    Interrupted trials continue from their last checkpoints.
+    """
     from orchestrator.mlflow.exporter import sync_command
     from orchestrator.mlflow.tracking import redacted
     from orchestrator.mlflow.tracking import tracking_uri as tracking_of
@@ -137,7 +140,7 @@ def status(
     storage: StorageOption = DEFAULT_STORAGE,
     as_json: JsonOption = False,
 ) -> None:
-    """Show one line for each trial, and how many are in which state."""
+    """Show the state of every trial, and the totals."""
     from orchestrator.ledger.ledger import read_ledger
     from orchestrator.ledger.progress import cell_name
 
@@ -166,7 +169,10 @@ def status(
 def stop(
     sweep: TargetArgument, overrides: NameOption = None, storage: StorageOption = DEFAULT_STORAGE
 ) -> None:
-    """Ask a running sweep to write checkpoints and stop; `run` continues it."""
+    """Ask a running sweep to stop; `run` continues it.
+
+    Its trials write checkpoints first.
+    """
     from orchestrator.ledger.ledger import resolved_sweep
     from orchestrator.tune.stopping import request_stop
     from trialstore.driver_lease import is_driven
@@ -192,7 +198,10 @@ def rerun(
     storage: StorageOption = DEFAULT_STORAGE,
     tracking_uri: TrackingOption = None,
 ) -> None:
-    """Discard one trial with its records and checkpoints; the next `run` trains it again."""
+    """Discard one trial; the next `run` trains it again.
+
+    Its records, checkpoints and MLflow run are removed.
+    """
     from orchestrator.grid.old_trials import check_discard
     from orchestrator.ledger.ledger import discard, find_trial, trial_storage
     from orchestrator.mlflow.exporter import forget_trial
@@ -221,7 +230,7 @@ def gc(
     remove: Annotated[bool, typer.Option("--remove", help="remove the listed objects")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List objects of a sweep that are no longer needed, with sizes; --remove removes them."""
+    """List or remove objects that are no longer needed."""
     from orchestrator.grid.plan_view import size
     from orchestrator.ledger.unneeded import unneeded
     from trialstore.driver_lease import is_driven
