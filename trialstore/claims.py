@@ -45,18 +45,18 @@ class Claim:
 
     @classmethod
     def parse(cls, key: str) -> "Claim | None":
-        """The claim that a key names; None for the key of any other object."""
+        """Return the claim that a key names; None for the key of any other object."""
         match = re.fullmatch(rf"{CLAIMS}/(\d{{6,9}})-([0-9a-f]{{32}})\.json", key)
         return None if match is None else cls(int(match[1]), match[2])
 
 
 def claims(trial: Storage) -> list[Claim]:
-    """All claims on a trial, oldest first. Raises OSError if the storage cannot answer."""
+    """Return all claims on a trial, oldest first. Raises OSError if the storage cannot answer."""
     return sorted(claim for claim in map(Claim.parse, trial.list(CLAIMS)) if claim)
 
 
 def newest_attempt(trial: Storage) -> int:
-    """The number of the last attempt at a trial; 0 if there was none."""
+    """Return the number of the last attempt at a trial; 0 if there was none."""
     claimed = claims(trial)
     if claimed:
         return claimed[-1].attempt
@@ -107,7 +107,7 @@ class Fence:
     claim: Claim
 
     def holds(self) -> bool:
-        """Whether this claim is the newest. False if the trial was discarded."""
+        """Return whether this claim is the newest. False if the trial was discarded."""
         made = claims(self.trial)
         return bool(made) and made[-1] == self.claim
 

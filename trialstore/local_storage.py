@@ -48,7 +48,7 @@ class LocalStorage:
         return str(self.path(key))
 
     def path(self, key: str = "") -> Path:
-        """The path of the object's file."""
+        """Return the path of the object's file."""
         return self.root / checked_key(key)
 
     def put(self, key: str, data: bytes) -> None:
@@ -133,7 +133,7 @@ class LocalStorage:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Every file below a folder, temporary files too.
+    """Return every file below a folder, temporary files too.
 
     Raises OSError if a folder cannot be listed. An empty answer would look like a trial without
     checkpoints, and the trial would start again from step 0.

@@ -1,8 +1,7 @@
 """Where trial directories live: whole objects under keys, on disk or in an object store.
 
-Every storage supports five operations: put, get, list, delete a whole object, and put an object
-only where there is none. Nothing needs rename, append or a lock, which object stores lack. A
-reader never sees half an object.
+widthlab puts, gets, lists and deletes whole objects. It uses no rename, append or lock, because
+object stores have none. A reader never sees half an object, except on HDFS.
 """
 
 from contextlib import AbstractContextManager
@@ -10,9 +9,9 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from trialstore.arrow_storage import CHUNK as CHUNK
-from trialstore.arrow_storage import ArrowStorage
+from trialstore.arrow_storage import ArrowStorage as ArrowStorage
 from trialstore.errors import InputError
-from trialstore.local_storage import LocalStorage
+from trialstore.local_storage import LocalStorage as LocalStorage
 from trialstore.storage_errors import StorageFullError as StorageFullError
 from trialstore.storage_errors import is_away as is_away
 from trialstore.storage_errors import naming_a_full_disk as naming_a_full_disk
@@ -42,7 +41,7 @@ class Storage(Protocol):
         """The last folder of the root, without URL escapes."""
 
     def url_of(self, key: str) -> str:
-        """The path or URL of an object or folder. `open_storage` opens a folder's."""
+        """Return the path or URL of an object or folder. `open_storage` opens a folder's."""
 
     def put(self, key: str, data: bytes) -> None:
         """Store an object whole; replace an older one. Raises StorageFullError on a full disk."""
@@ -58,25 +57,25 @@ class Storage(Protocol):
         """Store a copy of a local file. Like `put`, for files larger than memory."""
 
     def get(self, key: str) -> bytes:
-        """The object's bytes. Raises FileNotFoundError if there is no such object."""
+        """Return the object's bytes. Raises FileNotFoundError if there is no such object."""
 
     def open(self, key: str) -> AbstractContextManager[IO[bytes]]:
-        """A stream over the object. Raises FileNotFoundError if there is no such object."""
+        """Open an object for reading. Raises FileNotFoundError if there is no such object."""
 
     def get_file(self, key: str, path: Path) -> None:
         """Copy the object to a local file. Raises FileNotFoundError if there is no such object."""
 
     def list(self, prefix: str = "") -> list[str]:
-        """The sorted keys of all objects below the folder `prefix`, at any depth.
+        """Return the sorted keys of all objects below the folder `prefix`, at any depth.
 
         Raises OSError rather than returning a shorter list when the storage cannot answer.
         """
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        """The size in bytes of every object below the folder `prefix`, by key."""
+        """Return the size in bytes of every object below the folder `prefix`, by key."""
 
     def unfinished(self, prefix: str = "", older_than_s: float = 0.0) -> dict[str, int]:
-        """The size in bytes of every temporary file below the folder `prefix`, by key.
+        """Return the size in bytes of every temporary file below the folder `prefix`, by key.
 
         A put that is running, or that SIGKILL interrupted, has such a file. `list` never shows
         it. `delete` removes it; a put that is still running then fails.
@@ -89,7 +88,7 @@ class Storage(Protocol):
         """Remove an object. A missing object is no error."""
 
     def child(self, folder: str) -> "Storage":
-        """The storage whose root is a folder of this one."""
+        """Open a folder of this storage as a storage."""
 
 
 def open_storage(location: str | Path) -> Storage:

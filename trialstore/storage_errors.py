@@ -32,7 +32,7 @@ class StorageFullError(OSError):
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether an error means that the storage does not answer and may answer later.
+    """Return whether an error means that the storage does not answer and may answer later.
 
     A full storage, a missing object, a missing permission and a wrong request are answers.
     """

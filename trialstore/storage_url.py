@@ -19,7 +19,7 @@ REMEDY = "write %25 for %, %23 for #, %3F for ? and %20 for a space in a URL"
 
 
 def file_url_path(url: str) -> Path:
-    """The path of a ``file://`` URL, unescaped.
+    """Return the path of a ``file://`` URL, unescaped.
 
     Raises InputError for a path that is relative or on another host, and for characters that mean
     something else in a URL.
@@ -81,7 +81,7 @@ def refuse_secrets(location: str) -> None:
 
 
 def in_one_request(url: str) -> str:
-    """The URL with pyarrow's option ``allow_delayed_open``, for S3 only.
+    """Return the URL with pyarrow's option ``allow_delayed_open``, for S3 only.
 
     With it, pyarrow puts a small object in one request instead of three. An error then appears
     when the stream is closed, not when it is opened.
@@ -92,7 +92,7 @@ def in_one_request(url: str) -> str:
 
 
 def checked_key(key: str) -> str:
-    """The key itself. Raises ValueError if it is absolute or could leave the root.
+    """Return the key itself. Raises ValueError if it is absolute or could leave the root.
 
     Others may write to a storage, so keys that are read from it are not trusted.
     """

@@ -27,13 +27,13 @@ for command in (plan, run, submit, status, stop, rerun, gc, analyze, fit, sync, 
 
 
 def _os_error(error: OSError) -> str:
-    """The error of the operating system, with the file that it is about."""
+    """Return the error of the operating system, with the file that it is about."""
     what = error.strerror or str(error) or type(error).__name__
     return what if error.filename is None else f"{str(error.filename)[:200]}: {what}"
 
 
 def main() -> None:
-    """The entry point `widthlab`."""
+    """Run the command `widthlab`. Exits with one of the codes above."""
     logging.basicConfig(
         level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s"
     )

@@ -20,7 +20,7 @@ def say(text: str) -> None:
 
 
 def open_console(stderr: bool) -> "Console":
-    """A rich console on stdout or stderr; it prints plain lines if that is no terminal."""
+    """Return a rich console on stdout or stderr; it prints plain lines if that is no terminal."""
     from rich.console import Console
 
     return Console(stderr=stderr)

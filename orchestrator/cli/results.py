@@ -19,7 +19,7 @@ from trialstore.storage import open_storage
 
 
 def _column(what: str) -> Any:
-    """An option that names a column of a table."""
+    """Return an option that names a column of a table."""
     return typer.Option(metavar="COLUMN", help=what)
 
 

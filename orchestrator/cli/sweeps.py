@@ -299,7 +299,7 @@ def _where(sweep: Storage, storage: str, tracking_uri: str | None, report: str |
 
 
 def _embedded(storage: str) -> str | None:
-    """The SQLite URI that is the default for this storage; None for a remote storage."""
+    """Return the SQLite URI that is the default for this storage; None for a remote storage."""
     from orchestrator.mlflow.tracking import embedded_uri
 
     try:
@@ -309,5 +309,5 @@ def _embedded(storage: str) -> str | None:
 
 
 def _program() -> str:
-    """The command as the user called it, ready to paste: .venv/bin/widthlab or widthlab."""
+    """Return the command as the user called it, ready to paste: .venv/bin/widthlab or widthlab."""
     return sys.argv[0] if Path(sys.argv[0]).name == "widthlab" else "widthlab"

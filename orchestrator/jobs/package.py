@@ -98,7 +98,7 @@ def _is_installed(name: str) -> bool:
 
 
 def _blocks(config: SweepConfig) -> Iterator[str]:
-    """Every `package.module:Class` in the cells of a sweep."""
+    """Return every `package.module:Class` in the cells of a sweep."""
     overridden = (override.set.get("block") for override in config.overrides)
     for block in (config.model.block, *config.grid.get("block", ()), *overridden):
         if block is not None:

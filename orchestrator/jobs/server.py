@@ -112,13 +112,13 @@ class Job:
         return next(errors, None)
 
     def to_json(self) -> dict[str, Any]:
-        """The object that `widthlab submit --json` prints."""
+        """Return the object that `widthlab submit --json` prints."""
         told = asdict(self) | {"since": self.since, "exit_code": self.exit_code}
         return told | {"message": self.ending if self.over else None}
 
 
 def _killed_by(exit_code: int) -> str | None:
-    """The signal that ended a process: -N from its parent, 128 + N from a shell."""
+    """Return the signal that ended a process: -N from its parent, 128 + N from a shell."""
     number = -exit_code if exit_code < 0 else exit_code - 128
     try:
         return signal.Signals(number).name
@@ -313,14 +313,14 @@ def _refusal(address: str, text: str) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost error: the operating system's, without the libraries' wrapping."""
+    """Return the innermost error: the operating system's, without the libraries' wrapping."""
     while error.__context__ is not None:
         error = error.__context__
     return _short(error)
 
 
 def _short(error: BaseException) -> str:
-    """An error's first line. Some errors quote a whole HTML page or binary data."""
+    """Return an error's first line. Some errors quote a whole HTML page or binary data."""
     lines = str(error).strip().splitlines()
     line = lines[0][:300] if lines else type(error).__name__
     return line if line.isprintable() else "an answer in binary"

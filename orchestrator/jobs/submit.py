@@ -157,7 +157,7 @@ def _started(
 
 
 def entrypoint(file: Path, submission: Submission) -> str:
-    """The job's command line, for a POSIX shell in the job's working directory."""
+    """Return the job's command line, for a POSIX shell in the job's working directory."""
     words = ["python", "-m", "orchestrator.cli", "run", str(file)]
     for setting in submission.overrides:
         words += ["--set", setting]
@@ -168,7 +168,7 @@ def entrypoint(file: Path, submission: Submission) -> str:
 
 
 def _environment(storage: str, uri: str | None) -> dict[str, str]:
-    """The driver's environment variables. Trials get none of them: they contact no server."""
+    """Return the driver's environment variables. Trials contact no server and get none of them."""
     given = {name: os.environ.get(name) for name in MLFLOW_VARIABLES}
     git = git_state(Path.cwd())
     commit = f"{git['commit']}{DIRTY if git['dirty'] else ''}" if git else None
@@ -192,7 +192,7 @@ def _check_storage(storage: str) -> None:
 
 
 def _tracking_uri(submission: Submission) -> str | None:
-    """The URI of the job's MLflow server; None for the SQLite file beside the sweeps."""
+    """Return the URI of the job's MLflow server; None for the SQLite file beside the sweeps."""
     raw = submission.tracking_uri or os.environ.get(URI_VARIABLE, "")
     if is_sqlite(raw) and not raw.partition(":///")[2].startswith("/"):
         raise InputError(

@@ -39,7 +39,7 @@ class Artifacts:
         return self._done("images", lambda: self._tracking.send_image(run_id, image))
 
     def image_steps(self, run_id: str) -> dict[str, int] | None:
-        """The last step of every image key; None if the store does not answer."""
+        """Return the last step of every image key; None if the store does not answer."""
         found: dict[str, int] = {}
         told = self._done("images", lambda: found.update(self._tracking.image_steps(run_id)))
         return found if told else None

@@ -213,7 +213,7 @@ class Exporter:
         )
 
     def _first_ms(self) -> int:
-        """The start of the first trial with rows; trials start in the order of the plan."""
+        """Return the start of the first trial with rows; trials start in the order of the plan."""
         for trial_id in self._planned:
             trial = trial_storage(self._sweep, trial_id)
             try:
@@ -315,6 +315,6 @@ class Exporter:
 
 
 def _git_tags(config: Mapping[str, Any]) -> dict[str, str]:
-    """The sweep's commit, under MLflow's tag names."""
+    """Return the sweep's commit, under MLflow's tag names."""
     git = config["resolved"].get("git") or {}
     return {f"mlflow.source.git.{name}": str(value).lower() for name, value in git.items()}

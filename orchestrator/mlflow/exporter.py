@@ -179,7 +179,7 @@ def sync(sweep: Storage, uri: str) -> SyncReport:
 
 
 def sync_command(sweep: Storage, uri: str) -> str:
-    """The command that sends the rest of a sweep to `uri`, without user name and password."""
+    """Return the command that sends the rest of a sweep to `uri`, without any password."""
     words = ["widthlab", "sync", sweep.url]
     storage = storage_of(sweep)
     if not isinstance(storage, LocalStorage) or uri != embedded_uri(storage):
@@ -242,7 +242,7 @@ def export_until_told(sweep: Storage, uri: str, every_s: float, orders: Orders) 
 
 
 def _open_lock(sweep: Storage, stack: contextlib.ExitStack) -> TextIO | None:
-    """The lock file of the sweep's exporter; None in an object store, which has no locks."""
+    """Return the lock file of the sweep's exporter; None in an object store, which has no locks."""
     if not isinstance(sweep, LocalStorage):
         return None
     try:

@@ -108,7 +108,7 @@ def rebuild(source: str, uri: str, out: str | None = None) -> Rebuilt:
 
 
 def identity_of(source: str) -> str | None:
-    """The MLflow identity of a sweep's directory; None if `source` is not an exported one."""
+    """Return the MLflow identity of a sweep's directory; None if `source` was never exported."""
     if "://" not in source and not Path(source).is_dir():
         return None
     noted = get_json(open_storage(source), IDENTITY_FILE, needs=["identity"])

@@ -18,12 +18,12 @@ IDENTITY_FILE = "mirror.json"
 
 
 def experiment_name() -> str:
-    """The name of the experiment: MLFLOW_EXPERIMENT_NAME, or ``widthlab``."""
+    """Return the name of the experiment: MLFLOW_EXPERIMENT_NAME, or ``widthlab``."""
     return os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
 
 
 def identity_of_sweep(sweep: Storage, name: str) -> str:
-    """The sweep's identity in MLflow: its name and twelve random digits.
+    """Return the sweep's identity in MLflow: its name and twelve random digits.
 
     Written beside the sweep at its first export. A path would not do: one directory can be mounted
     at several paths, and two containers can have different sweeps at one path. Raises InputError if
@@ -69,7 +69,7 @@ def forget_trial(sweep: Storage, tracking_uri: str, trial_id: str) -> int:
 
 
 def _noted_identity(sweep: Storage) -> str | None:
-    """The sweep's written identity; None if there is none, or the file is broken."""
+    """Return the sweep's written identity; None if there is none, or the file is broken."""
     try:
         noted = get_json(sweep, IDENTITY_FILE, needs=["identity"])
         if noted is None:

@@ -46,7 +46,7 @@ class DrawingTime:
         self._drawn = False
 
     def take(self) -> bool:
-        """Whether there is time for one more trial. The first trial always gets its images."""
+        """Return whether there is time for one more trial. The first one always gets its images."""
         allowed = not self._drawn or self._clock() < self._until
         self._drawn = True
         return allowed
@@ -83,7 +83,7 @@ class TrialImages:
         self.drawn_at = -IMAGE_INTERVAL_S  # on the clock
 
     def due(self, seen: TrialView) -> bool:
-        """Whether images should be drawn now. Reads no records."""
+        """Return whether images should be drawn now. Reads no records."""
         newest = _newest(seen)
         if newest <= self._drawn:
             return False

@@ -124,7 +124,7 @@ class ParentRun:
 
 
 def parent_params(config: Mapping[str, Any]) -> dict[str, str]:
-    """The params of the sweep's run, from a resolved sweep.yaml."""
+    """Return the params of the sweep's run, from a resolved sweep.yaml."""
     resolved = config["resolved"]
     facts = {key: value for key, value in resolved.items() if isinstance(value, str | int)}
     return flat({key: config.get(key) for key in ("corpus", "tokenizer", "hold")} | facts)

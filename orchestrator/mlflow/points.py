@@ -90,7 +90,7 @@ def step_points(table: str, rows: Iterable[Row]) -> Iterator[StepPoints]:
 
 
 def table_of(key: str) -> str:
-    """The table that a metric key comes from."""
+    """Return the table that a metric key comes from."""
     return SPECTRA if key.startswith("spectra/") else METRICS
 
 
@@ -161,7 +161,7 @@ NAMED_AXES = frozenset(
 
 
 def run_name(spec: Mapping[str, Any]) -> str:
-    """The name of a trial's run, such as ``gpt2 pre 4x d64 L2 s0``, then any further axes.
+    """Return the name of a trial's run, such as ``gpt2 pre 4x d64 L2 s0``, then any further axes.
 
     Short, because MLflow's table cuts a name off after about twenty characters.
     """
@@ -180,7 +180,7 @@ def _range(widths: Sequence[float]) -> str:
 
 
 def axis_texts(spec: Mapping[str, Any], holds: Sequence[str]) -> dict[str, str]:
-    """The tags and params of a grid cell: the axes of the sweep file, with achieved values.
+    """Return the tags and params of a grid cell: the axes of the sweep file, with achieved values.
 
     ``width_multiplier`` is the achieved D / d_model, which every law uses.
     """
@@ -202,14 +202,14 @@ def axis_texts(spec: Mapping[str, Any], holds: Sequence[str]) -> dict[str, str]:
 
 
 def planned_name(axes: Mapping[str, Any]) -> str:
-    """`run_name` for a trial that failed before it had a spec: from its axes in the plan."""
+    """Return `run_name` for a trial that failed before it had a spec: from its axes in the plan."""
     words = [axes.get("architecture"), axes.get("norm"), f"D{_text(axes.get('D'))}"]
     words += [f"d{axes.get('d_model')}", f"L{axes.get('depth')}", f"s{axes.get('seed')}"]
     return " ".join(map(str, words))
 
 
 def planned_texts(axes: Mapping[str, Any], holds: Sequence[str]) -> dict[str, str]:
-    """`axis_texts` for a trial without a spec, without axes whose achieved value may differ."""
+    """Return `axis_texts` for a trial without a spec, without axes that may change in its spec."""
     unsure = ("width_multiplier", "D") if isinstance(axes.get("D"), list) else ("width_multiplier",)
     texts = {key: _text(value) for key, value in axes.items() if key not in unsure}
     if holds:
@@ -218,7 +218,7 @@ def planned_texts(axes: Mapping[str, Any], holds: Sequence[str]) -> dict[str, st
 
 
 def spec_params(spec: Mapping[str, Any]) -> dict[str, str]:
-    """The params of a spec with dotted keys: ``training.learning_rate``, ``model.vocab_size``, ...
+    """Return the params of a spec with dotted keys, such as ``training.learning_rate``.
 
     Without the axes and without the paths of the corpus, which spec.json has.
     """
@@ -256,12 +256,12 @@ def _text(value: Any) -> str:
 
 
 def progress(counts: Mapping[str, int]) -> str:
-    """The number of trials in each state, such as ``3 completed, 1 running``."""
+    """Return the number of trials in each state, such as ``3 completed, 1 running``."""
     return ", ".join(f"{count} {state}" for state, count in sorted(counts.items()) if count)
 
 
 def note(counts: Mapping[str, int], recommendation: Mapping[str, Any] | None) -> str:
-    """The parent run's description in Markdown: a line for each verdict, and the progress."""
+    """Return the parent run's description in Markdown: every verdict, then the progress."""
     lines = [_verdict(group) for group in (recommendation or {}).get("groups", [])]
     return "\n\n".join([*lines, f"{sum(counts.values())} trials: {progress(counts)}."])
 

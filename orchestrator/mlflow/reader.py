@@ -102,7 +102,7 @@ class MlflowReader:
         return found[0]
 
     def trials_of(self, parent: ExportedRun) -> dict[str, ExportedRun]:
-        """The runs of a sweep's trials, by trial id."""
+        """Return the runs of a sweep's trials, by trial id."""
         tag, identity = SWEEP_TAG, parent.tags[SWEEP_TAG]
         runs: dict[str, ExportedRun] = {}
         for run in self._search(parent.experiment_id, f"tags.`{tag}` = '{identity}'"):
@@ -111,14 +111,14 @@ class MlflowReader:
         return runs
 
     def page(self, run: ExportedRun) -> str | None:
-        """The URL of a run's page; None for an SQLite file, which has no pages."""
+        """Return the URL of a run's page; None for an SQLite file, which has no pages."""
         if not self._uri.startswith("http"):
             return None
         base = redacted(self._uri).rstrip("/")
         return f"{base}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
 
     def points(self, run: ExportedRun, keys: Sequence[str]) -> list[Point]:
-        """Every point of these metrics of a run. Of two points at one step the later one counts."""
+        """Return every point of these metrics of a run. Of two at one step the later counts."""
 
         def history(key: str) -> list[Point]:
             with self._asking(f"reading {key} of run {run.run_id}"):
@@ -133,7 +133,7 @@ class MlflowReader:
             return [point for points in pool.map(history, keys) for point in points]
 
     def files(self, run: ExportedRun, names: Sequence[str]) -> dict[str, bytes]:
-        """The contents of a run's files, by name. A missing file is left out."""
+        """Return the contents of a run's files, by name. A missing file is left out."""
         with self._asking(f"listing the files of run {run.run_id}"):
             there = {file.path for file in self._client.list_artifacts(run.run_id)}
         found = {}
@@ -159,7 +159,7 @@ class MlflowReader:
         return run
 
     def _parents(self, experiment: str) -> list[ExportedRun]:
-        """The parent runs in an experiment; none if there is no such experiment."""
+        """Return the parent runs in an experiment; none if there is no such experiment."""
         with self._asking(f"looking for experiment {experiment!r}"):
             found = self._client.get_experiment_by_name(experiment)
         if found is None or found.lifecycle_stage == "deleted":
@@ -167,7 +167,7 @@ class MlflowReader:
         return list(self._search(found.experiment_id, f"tags.`{SWEEP_FILE_TAG}` LIKE '%'"))
 
     def _search(self, experiment_id: str, condition: str) -> Iterator[ExportedRun]:
-        """The runs that match a filter of MLflow, oldest first."""
+        """Yield the runs that match a filter of MLflow, oldest first."""
         token = None
         while True:
             with self._asking("looking for runs"):

@@ -24,7 +24,7 @@ _SAMPLING = re.compile(rf"spectra/(pre|post)/median/{_BUCKET}n_over_d")
 
 
 def needed(keys: Iterable[str]) -> list[str]:
-    """The metrics of a run that rows are made from. Medians over layers follow from others."""
+    """Return the metrics that rows are made from. Medians over layers follow from the others."""
     return sorted(
         key
         for key in keys

@@ -18,12 +18,12 @@ STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 def is_sqlite(uri: str) -> bool:
-    """Whether a URI names an SQLite file."""
+    """Return whether a URI names an SQLite file."""
     return uri.startswith((SQLITE, DRIVEN))
 
 
 def sqlite_uri(database: Path) -> str:
-    """The URI of a database file. Raises InputError for a path that no URI can name."""
+    """Return the URI of a database file. Raises InputError for a path that no URI can name."""
     from sqlalchemy.engine import make_url
 
     path = str(database)
@@ -42,7 +42,7 @@ def sqlite_uri(database: Path) -> str:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The file that an SQLite URI names; None for any other URI.
+    """Return the file that an SQLite URI names; None for any other URI.
 
     Raises InputError for a URI with ``?`` or a stray ``%``, which opens an unexpected file.
     """

@@ -105,7 +105,7 @@ class Run:
 
 
 def tracking_uri(storage: Storage, override: str | None = None) -> str:
-    """The tracking URI for the sweeps of a storage.
+    """Return the tracking URI for the sweeps of a storage.
 
     Args:
         storage: The storage. By default its root holds an SQLite file.
@@ -118,7 +118,7 @@ def tracking_uri(storage: Storage, override: str | None = None) -> str:
 
 
 def given_uri(override: str | None = None) -> str | None:
-    """The URI from `override` or else MLFLOW_TRACKING_URI; None if neither is set.
+    """Return the URI from `override` or else MLFLOW_TRACKING_URI; None if neither is set.
 
     Raises InputError for a URI that MLflow cannot serve, such as an empty `override`.
     """
@@ -129,7 +129,7 @@ def given_uri(override: str | None = None) -> str | None:
 
 
 def storage_of(sweep: Storage) -> Storage:
-    """The storage that holds a sweep's directory."""
+    """Return the storage that holds a sweep's directory."""
     if isinstance(sweep, LocalStorage):
         return LocalStorage(sweep.root.parent)
     # Keep the options after the question mark: s3://bucket/folder?region=x.
@@ -138,7 +138,7 @@ def storage_of(sweep: Storage) -> Storage:
 
 
 def embedded_uri(storage: Storage) -> str:
-    """The URI of the SQLite file in a local storage. Raises InputError for a remote storage."""
+    """Return the URI of the SQLite file in a storage. Raises InputError for a remote one."""
     if not isinstance(storage, LocalStorage):
         raise InputError(
             f"storage {storage.url!r} is remote and cannot hold an MLflow database; give the URI "
@@ -148,7 +148,7 @@ def embedded_uri(storage: Storage) -> str:
 
 
 def redacted(uri: str) -> str:
-    """A URI without user name and password, for messages. Accepts any text."""
+    """Return a URI without user name and password, for messages. Accepts any text."""
     if is_sqlite(uri):
         return uri
     # Up to the last @: a password may contain an unescaped slash or @.
@@ -177,7 +177,7 @@ def _checked(uri: str, place: str) -> str:
 
 
 def _has_host(uri: str) -> bool:
-    """Whether this is an http(s) URL with a host and a valid port."""
+    """Return whether this is an http(s) URL with a host and a valid port."""
     try:
         parts = urlsplit(uri)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -186,7 +186,7 @@ def _has_host(uri: str) -> bool:
 
 
 def git_state(folder: Path) -> dict[str, str | bool]:
-    """The commit and the dirty flag of the checkout around `folder`.
+    """Return the commit and the dirty flag of the checkout around `folder`.
 
     Empty if there is no checkout or no git. WIDTHLAB_GIT_COMMIT wins: a job runs in a copy.
     """
@@ -256,7 +256,7 @@ class Tracking:
             )
 
     def runs(self, tag: str, value: str) -> Iterator[Run]:
-        """The runs of the experiment with this value of a tag, oldest first."""
+        """Yield the runs of the experiment with this value of a tag, oldest first."""
         token = None
         while True:
             with talking("looking for runs"):
@@ -334,7 +334,7 @@ class Tracking:
             )
 
     def image_steps(self, run_id: str) -> dict[str, int]:
-        """The last step at which the server has a complete image, by key."""
+        """Return the last step at which the server has a complete image, by key."""
         with talking(f"listing images of run {run_id}"):
             files = self._client.list_artifacts(run_id, IMAGE_FOLDER)
         reached: dict[str, int] = {}
@@ -346,7 +346,7 @@ class Tracking:
         return reached
 
     def steps(self, run_id: str, key: str) -> set[int]:
-        """The steps at which the server has a point of a metric."""
+        """Return the steps at which the server has a point of a metric."""
         with talking(f"reading {key} of run {run_id}"):
             return {metric.step for metric in self._client.get_metric_history(run_id, key)}
 
@@ -388,7 +388,7 @@ def talking(doing: str) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error, at most 300 characters, without passwords in URLs."""
+    """Return the first line of an error, at most 300 characters, without passwords in URLs."""
     first = str(error).partition("\n")[0]
     return re.sub(r"(?<=://)[^\s/]*@", "", first)[:300]
 
@@ -407,7 +407,7 @@ def _alone(uri: str) -> Iterator[None]:
 
 
 def _artifact_location(uri: str) -> str | None:
-    """The artifact folder beside an SQLite file; None lets a server decide."""
+    """Return the artifact folder beside an SQLite file; None lets a server decide."""
     database = sqlite_path(uri)
     return None if database is None else (database.parent / ARTIFACTS).absolute().as_uri()
 

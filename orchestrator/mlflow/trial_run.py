@@ -99,12 +99,12 @@ class TrialRun:
         return not self._files.issuperset(FILES)
 
     def is_retried(self, seen: TrialView) -> bool:
-        """Whether the trial had failed and runs again. It may have a spec only now."""
+        """Return whether the trial had failed and runs again. It may have a spec only now."""
         failed = self._shown is not None and self._shown.outcome == "failed"
         return failed and seen.outcome != "failed"
 
     def shows(self, seen: TrialView) -> bool:
-        """Whether the run has everything of this view of the trial."""
+        """Return whether the run has everything of this view of the trial."""
         return self._shown == seen and not self._images.due(seen)
 
     def update(
@@ -215,7 +215,7 @@ class TrialRun:
 
 
 def has_everything(run: Run, parent_id: str) -> bool:
-    """Whether the run of a finished trial is complete on the server: points, files, parent."""
+    """Return whether a finished trial's run is complete on the server: points, files, parent."""
     in_family = run.tags.get(PARENT_TAG) == parent_id
     return in_family and FINISHED_TAG in run.tags and _files_of(run).issuperset(FILES)
 
@@ -287,7 +287,7 @@ def _files_of(run: Run) -> frozenset[str]:
 
 
 def status_of(outcome: str) -> str:
-    """The MLflow status for a trial's outcome. A waiting trial has no run."""
+    """Return the MLflow status for a trial's outcome. A waiting trial has no run."""
     if outcome == "running":
         return "RUNNING"
     return "FAILED" if outcome in ("failed", "diverged") else "FINISHED"

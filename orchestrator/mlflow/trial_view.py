@@ -75,7 +75,7 @@ def view(trial: Storage) -> TrialView:
 
 
 def started_ms(trial: Storage, seen: TrialView) -> int | None:
-    """The time of the trial's first row, Unix milliseconds; None if there is none yet."""
+    """Return the time of the trial's first row, Unix milliseconds; None if there is none yet."""
     first = next((part for part in seen.parts if part.startswith(f"{METRICS}/")), None)
     if first is None:
         return None
@@ -85,7 +85,7 @@ def started_ms(trial: Storage, seen: TrialView) -> int | None:
 
 
 def ended_ms(seen: TrialView, points: Sequence[StepPoints]) -> int | None:
-    """The time at which the trial ended, Unix milliseconds; None if unknown.
+    """Return the time at which the trial ended, Unix milliseconds; None if unknown.
 
     Taken from its result, its failure or its last point. Raises BrokenRecordError for an impossible
     time.
@@ -102,7 +102,7 @@ def ended_ms(seen: TrialView, points: Sequence[StepPoints]) -> int | None:
 
 
 def unsent(trial: Storage, seen: TrialView, watermark: Watermark) -> list[StepPoints]:
-    """The durable steps beyond the watermark, in order of step.
+    """Return the durable steps beyond the watermark, in order of step.
 
     Steps beyond the parts in `seen` wait for the next call. A list that runs while parts are
     written may contain a part and miss an earlier one. But it contains every part of an earlier

@@ -41,7 +41,7 @@ def open_ui(storage: Storage, port: int = DEFAULT_PORT) -> NoReturn:
 
 
 def server_command(storage: Storage, port: int) -> tuple[list[str], str]:
-    """The command that serves the storage's SQLite file, and its address."""
+    """Return the command that serves the storage's SQLite file, and its address."""
     uri = embedded_uri(storage)
     database = sqlite_path(uri)
     assert database is not None
