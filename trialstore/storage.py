@@ -47,7 +47,7 @@ class Storage(Protocol):
         """Store an object whole; replace an older one. Raises StorageFullError on a full disk."""
 
     def put_new(self, key: str, data: bytes) -> None:
-        """Store an object whole. Raises FileExistsError where there is one under that key.
+        """Store an object whole. Raises FileExistsError if the key is taken.
 
         Atomic on a file system with hard links. Elsewhere the storage looks, then writes: two
         processes that call it at the same moment can both succeed.

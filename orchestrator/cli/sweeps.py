@@ -254,7 +254,7 @@ def gc(
         say("nothing was removed; --remove removes these objects")
 
 
-# --- what the commands share ---------------------------------------------------------------
+# --- shared by the commands ----------------------------------------------------------------
 
 
 def _load(path: Path, overrides: list[str] | None, storage: str) -> tuple["SweepConfig", Storage]:

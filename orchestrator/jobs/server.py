@@ -256,7 +256,7 @@ def check_address(address: str) -> None:
     try:
         parts = urlsplit(address)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # brackets that do not pair, a port that is no number
+    except ValueError:  # unpaired brackets, a port that is not a number
         usable = False
     if not usable:
         raise InputError(

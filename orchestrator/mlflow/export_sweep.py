@@ -293,7 +293,7 @@ class Exporter:
             self._outcomes[trial_id] = "failed"
         self._say(trial_id, f"cannot be read: {type(error).__name__}: {error}")
 
-    # --- what the user should know ---------------------------------------------------------
+    # --- messages for the user -------------------------------------------------------------
 
     def _tell_weather(self, away: str | None) -> None:
         """Warn once when the server stops answering, and once when it answers again."""

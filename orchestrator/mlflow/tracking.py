@@ -101,7 +101,7 @@ class Run:
     metrics: frozenset[str]
 
 
-# --- where it is ---------------------------------------------------------------------------
+# --- the tracking URI ----------------------------------------------------------------------
 
 
 def tracking_uri(storage: Storage, override: str | None = None) -> str:
@@ -181,7 +181,7 @@ def _has_host(uri: str) -> bool:
     try:
         parts = urlsplit(uri)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # brackets that do not pair, a port that is no number
+    except ValueError:  # unpaired brackets, a port that is not a number
         return False
 
 
