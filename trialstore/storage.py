@@ -12,6 +12,7 @@ from trialstore.arrow_storage import CHUNK as CHUNK
 from trialstore.arrow_storage import ArrowStorage as ArrowStorage
 from trialstore.errors import InputError
 from trialstore.local_storage import LocalStorage as LocalStorage
+from trialstore.storage_errors import NO_ROOM as NO_ROOM
 from trialstore.storage_errors import StorageFullError as StorageFullError
 from trialstore.storage_errors import is_away as is_away
 from trialstore.storage_errors import naming_a_full_disk as naming_a_full_disk
