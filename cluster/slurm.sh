@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A sweep in one Slurm allocation: the first node is the Ray head and the driver.
+# Run a sweep in one Slurm allocation. The first node is the Ray head and runs the driver.
 #   sbatch cluster/slurm.sh SWEEP.yaml [more arguments of `widthlab run`]
-# Resubmitting the same line continues the sweep: what is finished is not trained again.
+# Submit the same line again to continue the sweep. Finished trials are not trained again.
 #SBATCH --job-name=widthlab
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -16,7 +16,7 @@ mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
 port=$((20000 + SLURM_JOB_ID % 20000))
 
-# Wait until the cluster has so many nodes, for five minutes at most.
+# Wait until the cluster has $1 nodes, at most five minutes.
 joined() {
   python - "$head:$port" "$1" <<'PYTHON'
 import sys, time
@@ -46,7 +46,7 @@ if ((${#nodes[@]} > 1)); then
   joined ${#nodes[@]}
 fi
 
-# TERM reaches the driver two minutes before the end: running trials write a checkpoint.
+# Slurm sends TERM two minutes before the end. Running trials then write a checkpoint.
 widthlab run "$@" --address "$head:$port" --storage "$storage" &
 driver=$!
 trap 'kill -TERM "$driver"; wait "$driver"' TERM

@@ -1,10 +1,13 @@
-"""Who may write a trial: attempts are claimed under names of their own, and the newest holds.
+"""Who may write a trial: every attempt writes a claim of its own, and the newest claim holds.
 
-Object stores have no compare-and-swap, so nothing here rests on one object that two could both
-overwrite. A claim is an object whose name carries its attempt and its owner; it is written once
-and never again, so that whoever lists the claims sees every one that was ever made. A process
-that was halted for hours, and goes on in the middle of a write, can bring back an old heartbeat
-or an old part, but never an old claim to be the newest.
+The rule needs a list that shows every finished put. S3, Google Cloud Storage, Azure, HDFS and local
+file systems have that. The rule needs no conditional put (put if absent): S3, Google Cloud Storage
+and Azure offer one today, but HDFS and some S3-compatible servers do not, and neither does
+pyarrow.fs.
+
+The key of a claim holds its attempt and its owner. A claim is written once and never changed. A
+process that was suspended for hours in the middle of a write can bring back an old heartbeat or an
+old part, but it cannot make an old claim the newest.
 """
 
 import os
@@ -22,12 +25,17 @@ CLAIMS = "attempts"
 
 
 class LeaseLostError(FinalError, RuntimeError):
-    """A newer attempt writes this trial now; the holder must stop without writing."""
+    """A newer attempt writes this trial now. The holder of the old claim must stop writing."""
 
 
 @dataclass(frozen=True, order=True)
 class Claim:
-    """Of two with the same attempt the larger owner is the newer."""
+    """One attempt at a trial. Of two claims with equal `attempt` the larger `owner` is newer.
+
+    Attributes:
+        attempt: Counts from 1.
+        owner: 32 random hexadecimal digits.
+    """
 
     attempt: int
     owner: str
@@ -38,22 +46,22 @@ class Claim:
 
     @classmethod
     def parse(cls, key: str) -> "Claim | None":
-        """The claim that a key names, or None for any other object."""
+        """Return the claim that a key names; None for the key of any other object."""
         match = re.fullmatch(rf"{CLAIMS}/(\d{{6,9}})-([0-9a-f]{{32}})\.json", key)
         return None if match is None else cls(int(match[1]), match[2])
 
 
 def claims(trial: Storage) -> list[Claim]:
-    """Every attempt at a trial so far, oldest first."""
+    """Return all claims on a trial, oldest first. Raises OSError if the storage cannot answer."""
     return sorted(claim for claim in map(Claim.parse, trial.list(CLAIMS)) if claim)
 
 
 def newest_attempt(trial: Storage) -> int:
-    """The number of the last attempt at a trial; 0 if there was none."""
+    """Return the number of the last attempt at a trial; 0 if there was none."""
     claimed = claims(trial)
     if claimed:
         return claimed[-1].attempt
-    try:  # trials of earlier versions have a lease only
+    try:  # trials of earlier versions have only a lease
         attempt = (get_json(trial, LEASE) or {}).get("attempt")
     except BrokenRecordError:
         return 0
@@ -61,7 +69,15 @@ def newest_attempt(trial: Storage) -> int:
 
 
 def take(trial: Storage) -> Claim:
-    """Claim the next attempt. Raises LeaseLostError where another has at the same moment."""
+    """Write a claim for the next attempt at a trial.
+
+    Two takers at the same moment both write, then list: at least one of them sees the other. The
+    newer claim wins, under a number that no other claim has.
+
+    Raises:
+        LeaseLostError: Another process claimed a newer attempt at the same moment.
+        OSError: The storage does not answer or has no room.
+    """
     owner = uuid.uuid4().hex
     attempt = newest_attempt(trial) + 1
     while True:
@@ -78,26 +94,26 @@ def take(trial: Storage) -> Claim:
             return mine
         if newest > mine:
             raise LeaseLostError(
-                f"{trial.url}: attempt {newest.attempt} was begun elsewhere at the same moment"
+                f"{trial.url}: another process began attempt {newest.attempt} at the same moment"
             )
-        # Before it saw this claim, the other may have begun to write under the same number.
+        # The other taker may not have seen this claim yet and may write under the same number.
         attempt += 1
 
 
 @dataclass(frozen=True)
 class Fence:
-    """What a process asks before each of its writes."""
+    """A trial and a claim on it. The holder asks it before each write."""
 
     trial: Storage
     claim: Claim
 
     def holds(self) -> bool:
-        """Whether this attempt is the newest. One whose claim was discarded is none."""
+        """Return whether this claim is the newest. False if the trial was discarded."""
         made = claims(self.trial)
         return bool(made) and made[-1] == self.claim
 
     def check(self) -> None:
-        """Raises LeaseLostError if a newer attempt has taken over, or the trial was discarded."""
+        """Raise LeaseLostError if a newer attempt has taken over or the trial was discarded."""
         if not self.holds():
             raise LeaseLostError(
                 f"{self.trial.url}: attempt {self.claim.attempt} was replaced by a newer one"

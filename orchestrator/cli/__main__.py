@@ -1,7 +1,7 @@
-"""The command line. Each command imports what it needs when it runs: --help answers at once.
+"""The command line. Commands import their modules when they run, so --help answers at once.
 
-Exit codes: 0 done, a refusal of the analysis included; 1 some trials failed, or with
---require-verdict a refusal; 2 bad input, one clear message and no traceback.
+Exit codes: 0 done, also if the analysis refuses a verdict; 1 some trials failed, or the analysis
+refuses with --require-verdict; 2 bad input, with one message and no traceback; 130 Ctrl-C.
 """
 
 import logging
@@ -19,6 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # the boxes of rich show `<bool>` behind every flag
     help="How wide should the feed-forward network be? Train a grid, fit its laws, get a verdict.",
 )
 for command in (plan, run, submit, status, stop, rerun, gc, analyze, fit, sync, export, ui):
@@ -26,13 +27,13 @@ for command in (plan, run, submit, status, stop, rerun, gc, analyze, fit, sync, 
 
 
 def _os_error(error: OSError) -> str:
-    """What the operating system would not do, and to what."""
+    """Return the error of the operating system, with the file that it is about."""
     what = error.strerror or str(error) or type(error).__name__
     return what if error.filename is None else f"{str(error.filename)[:200]}: {what}"
 
 
 def main() -> None:
-    """The entry point `widthlab`."""
+    """Run the command `widthlab`. Exits with one of the codes above."""
     logging.basicConfig(
         level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s"
     )
@@ -41,7 +42,7 @@ def main() -> None:
     except InputError as error:
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None
-    except OSError as error:  # a full disk, a path that is too long, a right that is missing
+    except OSError as error:  # a full disk, a path that is too long, a missing permission
         typer.echo(f"error: {_os_error(error)}", err=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

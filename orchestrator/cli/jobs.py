@@ -1,4 +1,4 @@
-"""The command `submit`: sweeps as jobs of a Ray cluster, followed, listed and stopped."""
+"""The command `submit`: run a sweep as a Ray job, follow it, stop it."""
 
 import shlex
 import sys
@@ -16,7 +16,7 @@ from orchestrator.cli.options import (
     StorageOption,
     TrackingOption,
 )
-from orchestrator.cli.output import INTERRUPTED, print_json, print_table, say
+from orchestrator.cli.output import INTERRUPTED, print_json, say
 from trialstore.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def submit(
     sweep: Annotated[
         Path | None,
         typer.Argument(
-            metavar="SWEEP.yaml", help="the sweep file; its relative paths mean its folder"
+            metavar="SWEEP.yaml", help="the sweep file; paths in it are relative to its folder"
         ),
     ] = None,
     overrides: SetOption = None,
@@ -37,7 +37,7 @@ def submit(
         typer.Option(
             envvar=["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"],
             metavar="URL",
-            help="the dashboard of the cluster's head: http://HEAD:8265",
+            help="the dashboard of the Ray head: http://HEAD:8265",
         ),
     ] = None,
     storage: StorageOption = DEFAULT_STORAGE,
@@ -45,33 +45,32 @@ def submit(
     retry_failed: RetryFailedOption = False,
     require_verdict: RequireVerdictOption = False,
     follow: Annotated[
-        bool, typer.Option("--follow", help="print the job's log, and exit as the job does")
+        bool, typer.Option("--follow", help="print the job's log; exit with its code")
     ] = False,
     attach: Annotated[
-        str | None, typer.Option(metavar="JOB", help="follow a job that was submitted before")
+        str | None, typer.Option(metavar="JOB", help="follow a job submitted earlier")
     ] = None,
     stop: Annotated[
         str | None,
-        typer.Option(metavar="JOB", help="let a job's trials write checkpoints, and end it"),
+        typer.Option(metavar="JOB", help="stop a job; its trials write checkpoints first"),
     ] = None,
-    list_jobs: Annotated[bool, typer.Option("--list", help="show the jobs of sweeps")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a sweep as a job of a Ray cluster; prints the job's id."""
+    """Run a sweep as a job of a Ray cluster. Print the job's id."""
     from orchestrator.jobs.server import ServerLostError, connect
     from orchestrator.jobs.submit import Submission
 
-    wanted = {"a sweep file": sweep, "--attach": attach, "--stop": stop, "--list": list_jobs}
+    wanted = {"a sweep file": sweep, "--attach": attach, "--stop": stop}
     if sum(map(bool, wanted.values())) != 1:
         given = " and ".join(what for what, value in wanted.items() if value) or "nothing"
-        raise InputError(f"give one of {', '.join(wanted)}; {given} was given")
+        raise InputError(f"give exactly one of {', '.join(wanted)}; {given} was given")
     if sweep is None and (overrides or tracking_uri or retry_failed or require_verdict or follow):
         raise InputError(
-            "--set, --tracking-uri, --retry-failed, --require-verdict and --follow are for a sweep "
-            "file that is submitted"
+            "--set, --tracking-uri, --retry-failed, --require-verdict and --follow need a sweep "
+            "file; --attach and --stop take none of them"
         )
     if address is None:
-        raise InputError("--address is missing: the dashboard of a Ray head, http://HOST:8265")
+        raise InputError("--address is missing; give the Ray dashboard, as in http://HEAD:8265")
     try:
         if sweep is not None:
             settings = tuple(overrides or ())
@@ -84,11 +83,9 @@ def submit(
             _follow(server, server.job(attach), as_json)
         elif stop is not None:
             _stop(connect(address), stop, as_json)
-        else:
-            _list(connect(address), as_json)
     except ServerLostError as error:
         typer.echo(
-            f"error: {error}; jobs may go on without it, and --list shows them when it answers",
+            f"error: {error}; jobs may still run; `ray job list` shows them once it answers",
             err=True,
         )
         raise typer.Exit(1) from None
@@ -110,13 +107,13 @@ def _submit(asked: "Submission", address: str, follow: bool, as_json: bool) -> N
     elif as_json:
         print_json(job.to_json())
     else:
-        typer.echo(f"follow it with: {_command(server, '--attach', job)}", err=True)
+        typer.echo(f"follow it with {_command(server, '--attach', job)}", err=True)
 
 
 def _follow(server: "JobServer", job: "Job", as_json: bool) -> None:
     from orchestrator.jobs.follow import follow
 
-    # One JSON object is all that stdout may get.
+    # With --json, stdout holds one JSON object and nothing else.
     log = sys.stderr if as_json else sys.stdout
 
     def write(text: str) -> None:
@@ -127,7 +124,7 @@ def _follow(server: "JobServer", job: "Job", as_json: bool) -> None:
         ended = follow(server, job.id, write)
     except KeyboardInterrupt:
         typer.echo(
-            f"\njob {job.id} goes on; follow it with {_command(server, '--attach', job)}, or end "
+            f"\njob {job.id} goes on; follow it with {_command(server, '--attach', job)}, or stop "
             f"it with {_command(server, '--stop', job)}",
             err=True,
         )
@@ -147,30 +144,19 @@ def _stop(server: "JobServer", job_id: str, as_json: bool) -> None:
         raise InputError(f"there is nothing to stop: {job.ending}")
     server.stop(job_id)
     typer.echo(
-        "asked to stop: running trials write a checkpoint first; what has not ended in "
-        f"{STOP_PATIENCE_S} s is killed",
+        "asked to stop: running trials write a checkpoint first; Ray kills the job after "
+        f"{STOP_PATIENCE_S} s",
         err=True,
     )
     try:
         ended = wait_until_over(server, job_id)
     except KeyboardInterrupt:
-        typer.echo(f"\njob {job_id} is still stopping, and will without this command", err=True)
+        typer.echo(f"\njob {job_id} is still stopping; it stops without this command", err=True)
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
         print_json(ended.to_json())
     else:
         typer.echo(ended.ending, err=True)
-
-
-def _list(server: "JobServer", as_json: bool) -> None:
-    jobs = server.jobs()
-    if as_json:
-        print_json({"jobs": [job.to_json() for job in jobs]})
-        return
-    rows = [(job.id, job.sweep, job.state, job.since or "", job.storage) for job in jobs]
-    print_table(("job", "sweep", "state", "since", "storage"), rows)
-    if not jobs:
-        say(f"no sweep has been submitted to {server.address} since it started")
 
 
 def _command(server: "JobServer", option: str, job: "Job") -> str:

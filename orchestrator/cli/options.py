@@ -1,4 +1,4 @@
-"""Arguments and options that several commands have, each said once."""
+"""Arguments and options that several commands share."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,27 +11,29 @@ DEFAULT_STORAGE = "widthlab-runs"
 
 SweepArgument = Annotated[
     Path,
-    typer.Argument(metavar="SWEEP.yaml", help="the sweep file; its relative paths mean its folder"),
+    typer.Argument(
+        metavar="SWEEP.yaml", help="the sweep file; paths in it are relative to its folder"
+    ),
 ]
 TargetArgument = Annotated[
-    str, typer.Argument(metavar="SWEEP", help="the sweep file, or the sweep's directory")
+    str, typer.Argument(metavar="SWEEP", help="the sweep file or the sweep's directory")
 ]
 NameOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="as given to `run`, where it set the name"),
+    typer.Option("--set", metavar="KEY=VALUE", help="the --set of `run`, if it changed the name"),
 ]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="override a key of the file; repeatable; a relative path means the current folder",
+        help="override a key of the file; repeatable; paths are relative to the current folder",
     ),
 ]
 StorageOption = Annotated[
     str,
     typer.Option(
-        envvar=STORAGE_VARIABLE, metavar="DIR", help="where sweeps are kept: a path or a URL"
+        envvar=STORAGE_VARIABLE, metavar="DIR", help="the folder of all sweeps: a path or a URL"
     ),
 ]
 TrackingOption = Annotated[
@@ -41,8 +43,10 @@ TrackingOption = Annotated[
         help="MLflow server (default: $MLFLOW_TRACKING_URI, else a SQLite file in the storage)",
     ),
 ]
-RetryFailedOption = Annotated[bool, typer.Option("--retry-failed", help="try failed trials again")]
+RetryFailedOption = Annotated[
+    bool, typer.Option("--retry-failed", help="train failed trials again")
+]
 RequireVerdictOption = Annotated[
-    bool, typer.Option("--require-verdict", help="exit 1 where the analysis refuses")
+    bool, typer.Option("--require-verdict", help="exit 1 if the analysis refuses a verdict")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object to stdout")]

@@ -1,4 +1,4 @@
-"""How commands print: text as it is, a table, or one JSON object."""
+"""How commands print: plain text, a table, or one JSON object."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 WIDEST = 500  # columns
 
-#: How a command ends that was told to by Ctrl-C, as shells have it.
+#: The exit code after Ctrl-C: 128 + SIGINT, as in shells.
 INTERRUPTED = 130
 
 
 def say(text: str) -> None:
-    """Print to stdout as it is: no markup, no wrapping of paths and commands."""
+    """Print text to stdout unchanged: no markup, and paths and commands are not wrapped."""
     open_console(stderr=False).print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def open_console(stderr: bool) -> "Console":
-    """A console of the terminal that is there, or of plain lines."""
+    """Return a rich console on stdout or stderr; it prints plain lines if that is no terminal."""
     from rich.console import Console
 
     return Console(stderr=stderr)
@@ -30,9 +30,14 @@ def open_console(stderr: bool) -> "Console":
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[str] = ()
 ) -> None:
-    """Print a table to stdout; columns named in `numbers` stand to the right.
+    """Print a table to stdout.
 
-    It is as wide as it must be: an id that is cut short to fit 80 columns is none.
+    The table may be wider than the terminal: an id that is cut off is useless.
+
+    Args:
+        columns: The headings.
+        rows: One text for every column.
+        numbers: The headings of right-aligned columns.
     """
     from rich.table import Table
 

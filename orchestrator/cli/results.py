@@ -1,4 +1,4 @@
-"""The commands on what sweeps have left: analyze, fit, sync, export, ui."""
+"""The commands that read finished work: analyze, fit, sync, export, ui."""
 
 import sys
 from pathlib import Path
@@ -19,37 +19,43 @@ from trialstore.storage import open_storage
 
 
 def _column(what: str) -> Any:
-    """An option that names a column of a table."""
-    return typer.Option(metavar="COLUMN", help=f"column {what}")
+    """Return an option that names a column of a table."""
+    return typer.Option(metavar="COLUMN", help=what)
 
 
 def analyze(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="DIR", help="a sweep's directory; with --from-mlflow also a run or experiment"
+            metavar="DIR",
+            help="a sweep's directory; with --from-mlflow also a run or an experiment",
         ),
     ],
     from_mlflow: Annotated[
-        bool, typer.Option("--from-mlflow", help="read MLflow and not the trial directories")
+        bool, typer.Option("--from-mlflow", help="read MLflow instead of the trial directories")
     ] = False,
     out: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="what --from-mlflow writes (default: NAME-from-mlflow)"),
+        typer.Option(
+            metavar="DIR", help="folder that --from-mlflow writes (default: NAME-from-mlflow)"
+        ),
     ] = None,
     storage: StorageOption = DEFAULT_STORAGE,
     tracking_uri: TrackingOption = None,
     aggregate_last: Annotated[
-        int | None, typer.Option(metavar="K", help="a layer's rank: median of its last K snapshots")
+        int | None,
+        typer.Option(metavar="K", help="a layer's rank is the median of its last K snapshots"),
     ] = None,
     aggregate_layers: Annotated[
         Literal["median", "mean", "first", "deepest"] | None,
-        typer.Option(help="a trial's rank of those of its layers (default: as its sweep says)"),
+        typer.Option(
+            help="how a trial's rank follows from its layers' (default: as in the sweep file)"
+        ),
     ] = None,
     require_verdict: RequireVerdictOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit the laws, judge, and write figures and report from a sweep's directory."""
+    """Fit the laws, recommend a width, write the report."""
     from analysis.pipeline import analyse
 
     links = None
@@ -66,7 +72,9 @@ def analyze(
         rebuilt = rebuild(source, tracking_of(beside, tracking_uri), out)
         directory, links = rebuilt.sweep, rebuilt.links
     elif out is not None:
-        raise InputError("--out is where --from-mlflow writes; a sweep's report lies in its own")
+        raise InputError(
+            "--out needs --from-mlflow; otherwise the report goes into the sweep's directory"
+        )
     else:
         directory = open_storage(source)
     done = analyse(
@@ -88,31 +96,44 @@ def fit(
         Literal["power", "saturating", "kaplan", "chinchilla", "width-depth"],
         typer.Option(help="the law to fit"),
     ],
-    x: Annotated[str | None, _column("of power, saturating")] = None,
-    y: Annotated[str | None, _column("of power, saturating")] = None,
-    params: Annotated[str | None, _column("of kaplan, chinchilla: parameters N")] = None,
-    tokens: Annotated[str | None, _column("of kaplan, chinchilla, width-depth: tokens D")] = None,
-    width: Annotated[str | None, _column("of width-depth")] = None,
-    depth: Annotated[str | None, _column("of width-depth")] = None,
-    loss: Annotated[str | None, _column("of kaplan, chinchilla, width-depth")] = None,
-    replicate: Annotated[str | None, _column("that labels paired replicates")] = None,
+    x: Annotated[str | None, _column("column of x (power, saturating)")] = None,
+    y: Annotated[str | None, _column("column of y (power, saturating)")] = None,
+    params: Annotated[str | None, _column("column of parameters N (kaplan, chinchilla)")] = None,
+    tokens: Annotated[
+        str | None, _column("column of tokens D (kaplan, chinchilla, width-depth)")
+    ] = None,
+    width: Annotated[str | None, _column("column of the width (width-depth)")] = None,
+    depth: Annotated[str | None, _column("column of the depth (width-depth)")] = None,
+    loss: Annotated[
+        str | None, _column("column of the loss (kaplan, chinchilla, width-depth)")
+    ] = None,
+    replicate: Annotated[
+        str | None, _column("column that labels paired replicates, such as the seed")
+    ] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option(metavar="COLUMN=VALUE", help="only such rows; repeatable"),
+        typer.Option(metavar="COLUMN=VALUE", help="use only these rows; repeatable"),
     ] = None,
     group: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN", help="a fit per value; repeatable")
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="one fit for each value of the column; repeatable"),
     ] = None,
     bootstrap: Annotated[
-        int, typer.Option(metavar="N", help="resamples for intervals of loss laws; 0: none")
+        int,
+        typer.Option(
+            metavar="N", help="bootstrap resamples for the intervals of loss laws; 0: no intervals"
+        ),
     ] = 1000,
-    seed: Annotated[int, typer.Option(help="of the resamples")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="seed of the bootstrap")] = 0,
     figure: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="draw to a .svg or .png file")
+        Path | None, typer.Option(metavar="PATH", help="draw the fit to a .svg or .png file")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit a law to any tidy table, with intervals and what the data cannot tell."""
+    """Fit a law to any tidy table.
+
+    Print the parameters with intervals, and say what the data cannot decide.
+    """
     from analysis.fit.fit_text import as_text
     from analysis.fit.request import Request, parse_where
     from analysis.fit_pipeline import fit_file
@@ -142,7 +163,7 @@ def sync(
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Send to MLflow what it has not seen of a sweep."""
+    """Send to MLflow what it lacks of a sweep."""
     from dataclasses import asdict
 
     from orchestrator.mlflow.exporter import sync as send
@@ -154,22 +175,30 @@ def sync(
     if as_json:
         print_json(asdict(report))
     elif report.away:
-        typer.echo(f"MLflow does not answer: {report.away}; nothing is lost, try again", err=True)
+        typer.echo(
+            f"MLflow does not answer: {report.away}; nothing is lost, repeat the command later",
+            err=True,
+        )
     else:
         typer.echo(f"sent {report.points} points of {report.runs} runs", err=True)
         if report.refused:
-            typer.echo(f"{report.refused} trials could not be read or were refused", err=True)
+            typer.echo(
+                f"{report.refused} trials are missing: unreadable, or refused by the server",
+                err=True,
+            )
         if report.fileless:
-            typer.echo(f"{report.fileless} runs lack files that could not be stored", err=True)
+            typer.echo(
+                f"{report.fileless} runs lack files: the artifact store did not take them", err=True
+            )
     if not report.complete:
         raise typer.Exit(1)
 
 
 def export(
     trial: Annotated[str, typer.Argument(metavar="TRIAL_DIR", help="a trial's directory")],
-    out: Annotated[str, typer.Option("--out", metavar="DIR", help="a new folder")],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="the folder to create")],
     dtype: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="of the written weights")
+        Literal["float32", "bfloat16"], typer.Option(help="data type of the written weights")
     ] = "float32",
     tokenizer: Annotated[
         bool, typer.Option("--tokenizer/--no-tokenizer", help="write the tokenizer too")
@@ -177,12 +206,12 @@ def export(
     block: Annotated[
         str | None,
         typer.Option(
-            metavar="MODULE:CLASS", help="the block that the trial names, if you trust it"
+            metavar="MODULE:CLASS", help="the own block that the trial names; its code will run"
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a trial's model as a directory that transformers opens."""
+    """Write a trial's model for Hugging Face transformers."""
     from dataclasses import asdict
 
     from transformers.utils import logging as transformers_logging
@@ -190,7 +219,7 @@ def export(
     from trainers.export.export import export as write
 
     transformers_logging.disable_progress_bar()
-    sys.path.append("")  # a block of the user's own is looked for here too, as in training
+    sys.path.append("")  # own blocks may lie in the current folder, as in training
     done = write(open_storage(trial), out, dtype, tokenizer, block=block)
     if as_json:
         print_json(asdict(done))
@@ -200,9 +229,14 @@ def export(
 
 def ui(
     storage: StorageOption = DEFAULT_STORAGE,
-    port: Annotated[int, typer.Option(help="taken if free, otherwise another")] = 5000,
+    port: Annotated[
+        int, typer.Option(metavar="PORT", help="use this port, or another if it is taken")
+    ] = 5000,
 ) -> None:
-    """Open MLflow on this machine's sweeps, for this machine only; Ctrl-C ends it."""
+    """Show the sweeps of a storage in MLflow's pages.
+
+    The server listens on this machine only. Ctrl-C ends it.
+    """
     from orchestrator.mlflow.ui import open_ui
 
     open_ui(open_storage(storage), port)

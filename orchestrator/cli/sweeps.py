@@ -35,7 +35,7 @@ def plan(
     storage: StorageOption = DEFAULT_STORAGE,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the grid: every trial with its size and cost. Runs nothing."""
+    """Show every trial of a sweep with its size and cost. Train nothing."""
     from orchestrator.grid.expand import expand
     from orchestrator.grid.old_trials import notice_of_old_trials
     from orchestrator.grid.plan import make_plan
@@ -69,14 +69,19 @@ def run(
     address: Annotated[
         str | None,
         typer.Option(
-            envvar="RAY_ADDRESS", metavar="HOST:PORT", help="join a Ray cluster (default: local)"
+            envvar="RAY_ADDRESS",
+            metavar="HOST:PORT",
+            help="join this Ray cluster (default: start Ray on this machine)",
         ),
     ] = None,
     retry_failed: RetryFailedOption = False,
     require_verdict: RequireVerdictOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train what is missing, continue what was cut off, then analyse."""
+    """Train what is missing, then analyse the sweep.
+
+    Interrupted trials continue from their last checkpoints.
+    """
     from orchestrator.mlflow.exporter import sync_command
     from orchestrator.mlflow.tracking import redacted
     from orchestrator.mlflow.tracking import tracking_uri as tracking_of
@@ -87,8 +92,11 @@ def run(
     console = open_console(stderr=True)
     try:
         done = run_sweep(config, directory, RunOptions(tracking, address, retry_failed), console)
-    except KeyboardInterrupt:  # before trials run or after, or a second time
-        typer.echo("interrupted; what is durable is kept, and the same command continues", err=True)
+    except KeyboardInterrupt:  # outside of training, or the second Ctrl-C
+        typer.echo(
+            "interrupted; checkpoints and records are kept, and the same command continues",
+            err=True,
+        )
         raise typer.Exit(INTERRUPTED) from None
     counts = done.ledger.counts
     if as_json:
@@ -111,7 +119,7 @@ def run(
             if trial.message and trial.state in ("failed", "diverged", "waiting", "stale"):
                 say(f"{trial.state}: trial {trial.id}: {trial.message}")
         if done.failed:
-            say("failed trials are tried again with --retry-failed")
+            say("--retry-failed trains the failed trials again")
         named = None if tracking == _embedded(storage) else redacted(tracking)
         say(_where(directory, storage, named, done.report))
         if done.stopped:
@@ -132,7 +140,7 @@ def status(
     storage: StorageOption = DEFAULT_STORAGE,
     as_json: JsonOption = False,
 ) -> None:
-    """One line a trial, and the counts."""
+    """Show the state of every trial, and the totals."""
     from orchestrator.ledger.ledger import read_ledger
     from orchestrator.ledger.progress import cell_name
 
@@ -161,7 +169,10 @@ def status(
 def stop(
     sweep: TargetArgument, overrides: NameOption = None, storage: StorageOption = DEFAULT_STORAGE
 ) -> None:
-    """Ask a running sweep to checkpoint its trials and end; `run` continues it."""
+    """Ask a running sweep to stop; `run` continues it.
+
+    Its trials write checkpoints first.
+    """
     from orchestrator.tune.stopping import request_stop
     from trialstore.driver_lease import is_driven
     from trialstore.sweep_file import read_sweep_file
@@ -169,7 +180,7 @@ def stop(
     directory = _target(sweep, overrides, storage)
     if not is_driven(directory):
         read_sweep_file(directory)
-        raise InputError(f"{directory.url} is not running; there is nothing to stop")
+        raise InputError(f"{directory.url} is not running, so there is nothing to stop")
     request_stop(directory)
     typer.echo(
         "asked to stop: running trials write a checkpoint within seconds; "
@@ -180,12 +191,17 @@ def stop(
 
 def rerun(
     sweep: TargetArgument,
-    trial: Annotated[str, typer.Argument(metavar="ID", help="the trial's id, or how it begins")],
+    trial: Annotated[
+        str, typer.Argument(metavar="ID", help="the trial's id, or its first characters")
+    ],
     overrides: NameOption = None,
     storage: StorageOption = DEFAULT_STORAGE,
     tracking_uri: TrackingOption = None,
 ) -> None:
-    """Discard one trial, records and checkpoints too; the next `run` trains it anew."""
+    """Discard one trial; the next `run` trains it again.
+
+    Its records, checkpoints and MLflow run are removed.
+    """
     from orchestrator.grid.old_trials import check_discard
     from orchestrator.ledger.ledger import find_trial
     from orchestrator.ledger.removal import discard
@@ -200,7 +216,7 @@ def rerun(
     if is_driven(directory):
         raise InputError(f"{directory.url} is running; `widthlab stop` it first")
     then = check_discard(directory, found)
-    # MLflow's run goes first: a trial without records would otherwise keep the old points.
+    # First MLflow's run: otherwise a crash here leaves old points that no record explains.
     forget_trial(directory, tracking_of(storage_of(directory), tracking_uri), found)
     objects = discard(trial_storage(directory, found))
     typer.echo(f"discarded trial {found} ({objects} objects); `widthlab run` {then}", err=True)
@@ -211,12 +227,12 @@ def gc(
     overrides: NameOption = None,
     storage: StorageOption = DEFAULT_STORAGE,
     final: Annotated[
-        bool, typer.Option("--final", help="the last checkpoints of finished trials too")
+        bool, typer.Option("--final", help="include the last checkpoints of finished trials")
     ] = False,
-    remove: Annotated[bool, typer.Option("--remove", help="remove what is listed")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="remove the listed objects")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List what of a sweep nobody needs any more, with its size; --remove removes it."""
+    """List or remove objects that are no longer needed."""
     from orchestrator.grid.plan_view import size
     from orchestrator.ledger.removal import unneeded
     from trialstore.driver_lease import is_driven
@@ -237,14 +253,14 @@ def gc(
     if remove:
         say("removed")
     elif any(kind.sizes for kind in found):
-        say("nothing was removed; --remove does that")
+        say("nothing was removed; --remove removes these objects")
 
 
-# --- what the commands share ---------------------------------------------------------------
+# --- shared by the commands ----------------------------------------------------------------
 
 
 def _load(path: Path, overrides: list[str] | None, storage: str) -> tuple["SweepConfig", Storage]:
-    """The sweep of a file and its directory."""
+    """Load a sweep file; return its configuration and its directory."""
     from orchestrator.sweep.load import load_sweep
 
     config = load_sweep(path, overrides or [])
@@ -254,8 +270,10 @@ def _load(path: Path, overrides: list[str] | None, storage: str) -> tuple["Sweep
 
 
 def _find_own_code(folder: Path) -> None:
-    """Let a sweep's own block be imported from its file's folder or the working directory, here
-    and in the processes that this one starts."""
+    """Make own blocks importable from the sweep file's folder and the current one.
+
+    Child processes inherit both folders in PYTHONPATH.
+    """
     paths = list(dict.fromkeys([str(folder), str(Path.cwd())]))
     sys.path[:0] = [path for path in paths if path not in sys.path]
     os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -264,11 +282,11 @@ def _find_own_code(folder: Path) -> None:
 
 
 def _target(sweep: str, overrides: list[str] | None, storage: str) -> Storage:
-    """A sweep's directory, named by itself or by the sweep's file."""
+    """Open a sweep's directory, given its path or its sweep file."""
     if sweep.endswith((".yaml", ".yml")) and not Path(sweep).is_dir():
         return _load(Path(sweep), overrides, storage)[1]
     if overrides:
-        raise InputError("--set changes a sweep file; a sweep's directory is what it is")
+        raise InputError("--set needs a sweep file; a sweep's directory cannot be overridden")
     return open_storage(sweep)
 
 
@@ -283,7 +301,7 @@ def _where(sweep: Storage, storage: str, tracking_uri: str | None, report: str |
 
 
 def _embedded(storage: str) -> str | None:
-    """The tracking URI that needs no naming, if the storage can have one."""
+    """Return the SQLite URI that is the default for this storage; None for a remote storage."""
     from orchestrator.mlflow.tracking import embedded_uri
 
     try:
@@ -293,5 +311,5 @@ def _embedded(storage: str) -> str | None:
 
 
 def _program() -> str:
-    """As it was called, so that it can be pasted: .venv/bin/widthlab, or widthlab on the path."""
+    """Return the command as the user called it, ready to paste: .venv/bin/widthlab or widthlab."""
     return sys.argv[0] if Path(sys.argv[0]).name == "widthlab" else "widthlab"

@@ -21,8 +21,8 @@ def warnings(config: SweepConfig, trials: list[PlannedTrial]) -> Iterator[str]:
     if tokens < SAMPLES_PER_DIMENSION * widest:
         yield (
             f"spectra.tokens {tokens} is less than {SAMPLES_PER_DIMENSION} per unit of the widest "
-            f"FFN (D = {widest}): ranks are biased downward, most at the largest width, which looks "
-            f"like saturation; use at least {SAMPLES_PER_DIMENSION * widest}"
+            f"FFN (D = {widest}): ranks are biased downward, most at the largest width, which "
+            f"looks like saturation; use at least {SAMPLES_PER_DIMENSION * widest}"
         )
     budgets = [matching for matching in config.match if matching != "none"]
     if not budgets:

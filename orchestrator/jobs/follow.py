@@ -1,4 +1,4 @@
-"""Following a job to its end, whatever becomes of the connection."""
+"""Follow a job to its end, across broken connections."""
 
 import asyncio
 import contextlib
@@ -12,24 +12,35 @@ from trialstore.errors import InputError
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
-#: For the last lines of a job that is over to come in; Ray looks for new ones every second.
+#: Wait this long for the last lines of a job that is over. Ray polls its log every second.
 LAST_LINES_S = 5.0
-#: A head that has been away for this long is given up.
+#: Give up on a head that has not answered for this long.
 PATIENCE_S = 60.0
 
 
 def follow(
     server: JobServer, job_id: str, write: Callable[[str], None], patience_s: float = PATIENCE_S
 ) -> Job:
-    """Write what a job prints until it is over; the job as it ended.
+    """Write a job's output until it is over. Reconnect when the connection breaks.
 
-    Raises ServerLostError where the server has not answered for `patience_s` seconds.
+    Args:
+        server: The cluster.
+        job_id: A job of a sweep.
+        write: Gets every character of the log once, in order.
+        patience_s: Seconds to wait for a server that does not answer.
+
+    Returns:
+        The job as it ended.
+
+    Raises:
+        InputError: There is no such job, or the server refuses.
+        ServerLostError: The server has not answered for `patience_s`, or has restarted.
     """
     return asyncio.run(_follow(server, job_id, write, patience_s))
 
 
 def wait_until_over(server: JobServer, job_id: str, patience_s: float = PATIENCE_S) -> Job:
-    """`follow` without what the job prints."""
+    """Wait until a job is over, and return it. Like `follow`, without the output."""
     heard = time.monotonic()
     while True:
         try:
@@ -44,7 +55,7 @@ def wait_until_over(server: JobServer, job_id: str, patience_s: float = PATIENCE
 
 
 class _Copy:
-    """What has been written of a log. A new connection begins with its first line again."""
+    """Writes a log once, though every new connection sends it from its first line."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
@@ -57,7 +68,7 @@ class _Copy:
             passed += len(chunk)
 
     def complete(self, text: str) -> None:
-        """Write what is missing of the whole log."""
+        """Write the rest, given the whole log."""
         self._add(text, 0)
 
     def _add(self, chunk: str, passed: int) -> None:
@@ -77,9 +88,9 @@ async def _follow(
         while True:
             await asyncio.wait({tail}, timeout=POLL_S)
             if tail.done() and not isinstance(tail.exception(), ServerLostError | None):
-                tail.result()  # nobody can be written to
+                tail.result()  # `write` failed: raise its error
             try:
-                # Asked beside the tail: a connection may die without a word.
+                # Poll beside the tail: a connection can die without an error.
                 job = await asyncio.to_thread(server.job, job_id)
                 heard = time.monotonic()
             except ServerLostError:
@@ -87,7 +98,7 @@ async def _follow(
                     raise
                 await asyncio.sleep(POLL_S)
                 continue
-            except InputError as error:  # a head that was started again knows nothing
+            except InputError as error:  # a restarted head knows no jobs
                 raise ServerLostError(str(error)) from error
             if job.over:
                 await asyncio.wait({tail}, timeout=LAST_LINES_S)
@@ -95,7 +106,7 @@ async def _follow(
                     with contextlib.suppress(ServerLostError):
                         copy.complete(await asyncio.to_thread(server.log, job_id))
                 return job
-            if tail.done():  # cut off: the job goes on
+            if tail.done():  # the connection broke, the job goes on
                 log.debug("following job %s again", job_id)
                 await asyncio.sleep(POLL_S)
                 tail = asyncio.create_task(copy.follow(server.tail(job_id)))

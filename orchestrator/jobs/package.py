@@ -1,8 +1,7 @@
-"""The folder that a job is sent with: widthlab itself, the sweep file, own blocks, environment.
+"""The working directory that travels with a job: widthlab, the sweep file, own blocks, environment.
 
-It is built of what a job needs and nothing else, so data, checkpoints, results and virtual
-environments never travel. widthlab travels too: the job runs the very version that submitted it,
-whatever is installed on the cluster, and only what widthlab depends on has to be there.
+Data, checkpoints, results and virtual environments never travel. widthlab's source does, so a job
+runs the version that submitted it. The cluster needs only widthlab's dependencies.
 """
 
 import importlib.util
@@ -19,8 +18,8 @@ import trialstore
 from orchestrator.sweep.config import SweepConfig
 from trialstore.errors import InputError
 
-#: Shell lines that set the environment of the driver. Secrets are in it and nowhere else: Ray
-#: writes what is in a runtime environment into its logs.
+#: Shell lines that set the driver's environment. The only file with secrets: Ray writes the
+#: variables of a runtime environment into its logs.
 ENVIRONMENT_FILE = "job.env"
 
 #: Ray keeps packages in the memory of the head. widthlab alone is about 1 MiB.
@@ -32,17 +31,26 @@ WIDTHLAB = (orchestrator, trainers, analysis, trialstore)
 def fill(
     folder: Path, sweep_file: Path, blocks: Sequence[Path], environment: Mapping[str, str]
 ) -> Path:
-    """Put a job's files into an empty folder; the sweep file's path within it.
+    """Copy a job's files into an empty folder.
 
-    `blocks` are modules of the user's own, as `own_modules` finds them. Raises InputError where
-    all of it is larger than Ray should carry.
+    Args:
+        folder: The empty folder.
+        sweep_file: The sweep file.
+        blocks: Modules and packages with own blocks, as `own_modules` finds them.
+        environment: The driver's variables, which may be secret.
+
+    Returns:
+        The path of the sweep file within `folder`.
+
+    Raises:
+        InputError: The files are larger than `LARGEST`.
     """
     for package in WIDTHLAB:
         (source,) = package.__path__
         _copy(Path(source), folder, "*")
     for block in blocks:
         _copy(block, folder, "*.py")
-    # Ending in .yaml it takes no package's place.
+    # The suffix keeps a sweep file named `analysis` from replacing the package.
     named = Path(sweep_file.stem + ".yaml")
     shutil.copyfile(sweep_file, folder / named)
     _check_size(folder)
@@ -51,15 +59,25 @@ def fill(
 
 
 def own_modules(config: SweepConfig, folders: Sequence[Path]) -> list[Path]:
-    """The modules and packages that hold a sweep's own blocks, looked for in `folders`.
+    """Find the modules and packages of a sweep's own blocks.
 
-    One that is installed here is left out: it has to be installed on the cluster too. Raises
-    InputError for one that is nowhere, or that has the name of a package of widthlab's.
+    Args:
+        config: The sweep.
+        folders: Where to look; the first match wins.
+
+    Returns:
+        Files and package folders to copy. An installed package is left out: it must be installed
+        on the cluster too.
+
+    Raises:
+        InputError: A module is nowhere, or has the name of one of widthlab's packages.
     """
     found = []
     for name in sorted({path.partition(":")[0].partition(".")[0] for path in _blocks(config)}):
         if name in [package.__name__ for package in WIDTHLAB]:
-            raise InputError(f"model.block: {name} is a package of widthlab; rename yours")
+            raise InputError(
+                f"model.block: {name} is the name of one of widthlab's packages; rename yours"
+            )
         places = [place for folder in folders for place in (folder / name, folder / f"{name}.py")]
         here = next((place for place in places if place.exists()), None)
         if here is not None:
@@ -75,12 +93,12 @@ def own_modules(config: SweepConfig, folders: Sequence[Path]) -> list[Path]:
 def _is_installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except ValueError:  # __main__: whatever was called, and none that a job could import
+    except ValueError:  # __main__ is the running program, which a job cannot import
         return False
 
 
 def _blocks(config: SweepConfig) -> Iterator[str]:
-    """Every `package.module:Class` that some cell of a sweep has."""
+    """Return every `package.module:Class` in the cells of a sweep."""
     overridden = (override.set.get("block") for override in config.overrides)
     for block in (config.model.block, *config.grid.get("block", ()), *overridden):
         if block is not None:
@@ -88,7 +106,7 @@ def _blocks(config: SweepConfig) -> Iterator[str]:
 
 
 def _copy(source: Path, folder: Path, pattern: str) -> None:
-    """Copy a module, or of a package the files that match, without caches and hidden ones."""
+    """Copy a module, or the matching files of a package without caches and hidden files."""
     if source.is_file():
         shutil.copyfile(source, folder / source.name)
         return
@@ -107,15 +125,16 @@ def _check_size(folder: Path) -> None:
     if total > LARGEST:
         largest = max(sizes, key=sizes.__getitem__)
         raise InputError(
-            f"the job's files come to {total / 2**20:.1f} MiB, and Ray's head should keep at most "
-            f"{LARGEST / 2**20:.0f}; the largest is {largest.relative_to(folder)} with "
-            f"{sizes[largest] / 2**20:.1f} MiB. Keep only the block's source in its package, or "
-            "install the package on the cluster and submit from another folder"
+            f"the job's files have {total / 2**20:.1f} MiB, more than the "
+            f"{LARGEST / 2**20:.0f} MiB that the Ray head should keep in memory; the largest is "
+            f"{largest.relative_to(folder)} with {sizes[largest] / 2**20:.1f} MiB. Keep only the "
+            "block's source in its package, or install the package on the cluster and submit from "
+            "another folder"
         )
 
 
 def write_environment(path: Path, environment: Mapping[str, str]) -> None:
-    """Readable by its owner alone, also where Ray unpacks it: Ray keeps a file's mode."""
+    """Write the variables as `export` lines, with mode 0600. Ray keeps the mode when unpacking."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(descriptor, "w", encoding="utf-8") as file:
         for name, value in environment.items():

@@ -1,9 +1,8 @@
-"""A sweep as a Ray job: what it is told, what travels with it, and what must be on the cluster.
+"""Submit a sweep as a Ray job: check it here, then send it.
 
-The job is `python -m orchestrator.cli run SWEEP.yaml`, the same as anywhere: Ray gives it the
-cluster's address in RAY_ADDRESS, which `run` joins. What it needs beyond its command line is in a
-file that the shell reads first, since Ray shows command lines, metadata and runtime environments
-to everybody who may look at the cluster's jobs.
+The job runs `python -m orchestrator.cli run SWEEP.yaml`. Ray sets RAY_ADDRESS, and `run` joins that
+cluster. Passwords reach the driver in a file that the job's shell reads first: everybody who may
+list jobs can see their command lines, metadata and runtime environments.
 """
 
 import os
@@ -42,7 +41,7 @@ from orchestrator.sweep.paths import paths_of
 from trialstore.errors import InputError
 from trialstore.storage_url import FILE, file_url_path, refuse_secrets
 
-#: How MLflow's client is told who it is, and which experiment is meant.
+#: Variables that MLflow's client reads: the experiment and its credentials.
 MLFLOW_VARIABLES = (
     "MLFLOW_EXPERIMENT_NAME",
     "MLFLOW_TRACKING_USERNAME",
@@ -53,7 +52,7 @@ MLFLOW_VARIABLES = (
     "DATABRICKS_TOKEN",
 )
 
-#: Between Ray's SIGTERM to a driver, upon which trials write checkpoints, and its SIGKILL.
+#: Seconds between Ray's SIGTERM to a driver and its SIGKILL. Trials write checkpoints meanwhile.
 STOP_PATIENCE_S = 600
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -61,7 +60,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True)
 class Submission:
-    """A sweep file with what `widthlab run` would be given beside it."""
+    """A sweep file and the options of `widthlab run` for it."""
 
     sweep: Path
     overrides: tuple[str, ...]
@@ -73,17 +72,20 @@ class Submission:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A submission that has been checked and can be sent."""
+    """A submission that passed all checks on this machine."""
 
     config: SweepConfig
     storage: str
-    blocks: tuple[Path, ...]
-    environment: dict[str, str]
-    notes: tuple[str, ...]  # what only the cluster can tell
+    blocks: tuple[Path, ...]  # modules of own blocks that travel
+    environment: dict[str, str]  # of the driver
+    notes: tuple[str, ...]  # for the user: what only the cluster can check
 
 
 def prepare(submission: Submission, address: str) -> Prepared:
-    """Everything that can be checked without the cluster. Raises InputError."""
+    """Make all checks that need no cluster.
+
+    Raises InputError for a sweep file, storage, MLflow URI or data path that a job cannot use.
+    """
     check_address(address)
     config = load_sweep(submission.sweep, submission.overrides)
     typed = load_sweep(submission.sweep, submission.overrides, as_typed=True)
@@ -101,19 +103,24 @@ def prepare(submission: Submission, address: str) -> Prepared:
 
 
 def submit_sweep(server: JobServer, submission: Submission, prepared: Prepared) -> Job:
-    """Start the job. Raises InputError where the cluster runs that sweep already."""
+    """Start the job of a prepared submission.
+
+    Raises:
+        InputError: The cluster runs this sweep already, or the job's files are too large.
+        ServerLostError: The server did not answer. The message says if the job may have started.
+    """
     sweep, storage = prepared.config.name, prepared.storage
     for job in server.jobs():
         if (job.sweep, job.storage) == (sweep, storage) and not job.over:
             raise InputError(
-                f"sweep {sweep} is already run by job {job.id}, {job.state} since {job.since}; "
-                "follow it with --attach, or end it with --stop"
+                f"job {job.id} runs sweep {sweep} already ({job.state} since {job.since}); "
+                "follow it with --attach or stop it with --stop"
             )
     job_id = f"widthlab-{sweep}-{secrets.token_hex(4)}"
     with tempfile.TemporaryDirectory(prefix="widthlab-job-") as scratch:
         folder = Path(scratch)
         file = fill(folder, submission.sweep, prepared.blocks, prepared.environment)
-        # Ray's own patience would be three seconds: too short for a checkpoint.
+        # Ray's default is three seconds: too short for a checkpoint.
         patience = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_PATIENCE_S)}
         runtime_env = {"working_dir": str(folder), "env_vars": patience}
         metadata = {SWEEP_KEY: sweep, STORAGE_KEY: storage}
@@ -127,10 +134,10 @@ def _started(
     runtime_env: dict[str, Any],
     metadata: dict[str, str],
 ) -> Job:
-    """Start a job once, however often it has to be asked for.
+    """Start a job exactly once, with retries.
 
-    A head that has only just come up has no agent yet that starts jobs, and one that is busy may
-    start a job and not answer in time.
+    A head that has just started has no job agent yet. A busy head may start a job without
+    answering in time, so look for the job before each retry.
     """
     deadline = time.monotonic() + PATIENCE_S
     asked = False
@@ -144,24 +151,24 @@ def _started(
             return started
         except ServerLostError as error:
             if time.monotonic() > deadline:
-                unknown = f"whether job {job_id} has started is not known"
+                unknown = f"job {job_id} may or may not have started"
                 raise ServerLostError(f"{unknown}: {error}") from error
             time.sleep(POLL_S)
 
 
 def entrypoint(file: Path, submission: Submission) -> str:
-    """The job's command line for a POSIX shell, in the working directory."""
+    """Return the job's command line, for a POSIX shell in the job's working directory."""
     words = ["python", "-m", "orchestrator.cli", "run", str(file)]
     for setting in submission.overrides:
         words += ["--set", setting]
     words += ["--retry-failed"] * submission.retry_failed
     words += ["--require-verdict"] * submission.require_verdict
-    # exec: signals reach the driver, and its exit code is the job's.
+    # exec: the driver gets the job's signals, and its exit code becomes the job's.
     return f". ./{ENVIRONMENT_FILE} && exec {shlex.join(words)}"
 
 
 def _environment(storage: str, uri: str | None) -> dict[str, str]:
-    """What the driver is told by variables. Trials need none of it: they speak to no server."""
+    """Return the driver's environment variables. Trials contact no server and get none of them."""
     given = {name: os.environ.get(name) for name in MLFLOW_VARIABLES}
     git = git_state(Path.cwd())
     commit = f"{git['commit']}{DIRTY if git['dirty'] else ''}" if git else None
@@ -176,28 +183,28 @@ def _check_storage(storage: str) -> None:
         return
     if not path.startswith(("/", "~")):
         raise InputError(
-            f"storage {storage!r} is relative to this folder, and a job runs in another, on the "
-            f"cluster, which Ray deletes; give --storage or {STORAGE_VARIABLE} an absolute path "
-            "that every node mounts, or a URL such as s3://bucket/folder"
+            f"storage {storage!r} is relative to this folder, but a job runs on the cluster in a "
+            f"folder that Ray deletes; set --storage or {STORAGE_VARIABLE} to an absolute path "
+            "that every node mounts, or to a URL such as s3://bucket/folder"
         )
     if storage.startswith(FILE):
-        file_url_path(storage)  # refused here, and not by a job that has been sent
+        file_url_path(storage)  # raises here rather than in the job
 
 
 def _tracking_uri(submission: Submission) -> str | None:
-    """The MLflow server for the job, None for the SQLite file beside the sweeps."""
+    """Return the URI of the job's MLflow server; None for the SQLite file beside the sweeps."""
     raw = submission.tracking_uri or os.environ.get(URI_VARIABLE, "")
     if is_sqlite(raw) and not raw.partition(":///")[2].startswith("/"):
         raise InputError(
-            f"the tracking URI {raw!r} is a file of this folder, which the cluster has not; give "
+            f"the tracking URI {raw!r} is a file of this folder, which is not on the cluster; give "
             "an MLflow server's URI with --tracking-uri or MLFLOW_TRACKING_URI"
         )
     uri = given_uri(submission.tracking_uri)
     storage = submission.storage.removeprefix(FILE)
     if uri is None and "://" in storage:
         raise InputError(
-            f"storage {storage!r} is remote and cannot hold an MLflow database; give "
-            "the URI of an MLflow server with --tracking-uri or MLFLOW_TRACKING_URI"
+            f"storage {storage!r} is remote and cannot hold an MLflow database; give an MLflow "
+            "server's URI with --tracking-uri or MLFLOW_TRACKING_URI"
         )
     return uri
 
@@ -205,12 +212,15 @@ def _tracking_uri(submission: Submission) -> str | None:
 def _about_tracking(uri: str | None, address: str) -> Iterator[str]:
     here = [urlsplit(each).hostname in LOOPBACK for each in (uri or "", address)]
     if here == [True, False]:
-        yield f"the job looks for MLflow at {redacted(uri or '')} on the cluster's head, not here"
+        yield f"{redacted(uri or '')} means MLflow on the Ray head for the job, not on this machine"
 
 
 def _about_data(typed: SweepConfig, config: SweepConfig) -> Iterator[str]:
-    """What the cluster must be able to read, of a sweep as it was typed and with absolute paths.
-    Raises InputError for what it cannot: data do not travel with a job."""
+    """Notes on the data that every node must have. Data do not travel with a job.
+
+    `typed` holds the paths as the user wrote them, `config` the same paths made absolute. Raises
+    InputError for a relative path.
+    """
     for path, found in zip(paths_of(typed), paths_of(config), strict=True):
         if path.maybe_hub and found.maybe_hub:
             continue  # a repository of the hub, OWNER/NAME
@@ -218,7 +228,7 @@ def _about_data(typed: SweepConfig, config: SweepConfig) -> Iterator[str]:
             raise InputError(
                 f"{path.place} {path.text!r} is relative to a folder of this machine, and data do "
                 "not travel with a job; put them where every node of the cluster can read them, "
-                f"and give the absolute path ({found.text} is this machine's)"
+                f"and give the absolute path (on this machine it is {found.text})"
             )
         where = "must be there on every node of the cluster"
-        yield f"{path.place} {path.text} {where}; it does not travel"
+        yield f"{path.place} {path.text} {where}; it does not travel with the job"

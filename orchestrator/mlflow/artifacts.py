@@ -1,4 +1,4 @@
-"""Files and images of runs, which may fail: the numbers go on without them."""
+"""Send files and images of runs. A failure never stops the metrics."""
 
 import logging
 import time
@@ -8,12 +8,17 @@ from orchestrator.mlflow.tracking import Image, Tracking, first_line
 
 log = logging.getLogger(__name__)
 
-#: A store that has failed is left alone for so long: every try may cost a timeout.
+#: Seconds between two tries of a store that has failed. Every try may cost a timeout.
 PAUSE_S = 600.0
 
 
 class Artifacts:
-    """What the runs of one experiment have beside their numbers; a failure is told once."""
+    """The artifact store of one experiment. It logs the first failure of files and of images.
+
+    Args:
+        tracking: The experiment.
+        clock: Seconds, monotonic.
+    """
 
     def __init__(self, tracking: Tracking, clock: Callable[[], float] = time.monotonic) -> None:
         self._tracking = tracking
@@ -22,19 +27,19 @@ class Artifacts:
 
     @property
     def takes_images(self) -> bool:
-        """Whether an image is worth drawing."""
+        """Whether the store is likely to take an image, so that drawing it is worthwhile."""
         return not (self._resting("images") or self._resting("artifacts"))
 
     def send(self, run_id: str, path: str, data: bytes) -> bool:
-        """Whether the file is stored."""
+        """Send a file; return whether the store took it."""
         return self._done("artifacts", lambda: self._tracking.send_artifact(run_id, path, data))
 
     def send_image(self, run_id: str, image: Image) -> bool:
-        """Whether the image is stored."""
+        """Send an image; return whether the store took it."""
         return self._done("images", lambda: self._tracking.send_image(run_id, image))
 
     def image_steps(self, run_id: str) -> dict[str, int] | None:
-        """The last step of every key; None where the store does not tell."""
+        """Return the last step of every image key; None if the store does not answer."""
         found: dict[str, int] = {}
         told = self._done("images", lambda: found.update(self._tracking.image_steps(run_id)))
         return found if told else None
@@ -48,7 +53,7 @@ class Artifacts:
             return False
         try:
             call()
-        except Exception as error:  # every store has its own client, with its own errors
+        except Exception as error:  # every artifact store has its own client and errors
             if what not in self._failed_at:
                 log.warning(
                     "%s are not sent: %s: %s", what, type(error).__name__, first_line(error)

@@ -1,7 +1,7 @@
-"""From a sweep's directory to MLflow: a parent run, and a nested run for every trial begun.
+"""Export a sweep's directory to MLflow: a parent run, and a nested run for every started trial.
 
-The directory is the truth and MLflow shows it. Nothing is remembered that the server or the
-directory could not tell again, so an exporter may be killed, started again and left out at will.
+The directory is the source; MLflow is a copy. An exporter keeps no state that it could not read
+again from the server or the directory, so it may be killed and restarted at any time.
 """
 
 import logging
@@ -35,43 +35,48 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SyncReport:
-    """What one look at the sweep has sent. `away` says why the server could not be reached."""
+    """What one pass over the sweep has sent, and what MLflow still lacks."""
 
     points: int = 0
-    runs: int = 0  # of trials, made or changed
-    nonfinite: int = 0  # met and counted, not sent
-    #: Trials that MLflow lacks now: the server would not take them, or they cannot be read.
+    runs: int = 0  # of trials, created or changed
+    nonfinite: int = 0  # NaN and infinities: counted, not sent
+    #: Trials that MLflow lacks: the server refused them, or they cannot be read.
     refused: int = 0
-    #: Runs that are over without their spec, result or report: the artifact store took them not.
+    #: Finished runs without their spec, result or report: the artifact store did not take them.
     fileless: int = 0
-    away: str | None = None
+    away: str | None = None  # why the server could not be reached
 
     @property
     def complete(self) -> bool:
-        """Whether MLflow has all that there was to send."""
+        """Whether MLflow has everything."""
         return self.away is None and not self.refused and not self.fileless
 
 
 @dataclass
 class _Server:
-    """What is known of a server while it answers; asked anew after it did not."""
+    """What the exporter knows about a server. Discarded when the server does not answer."""
 
     tracking: Tracking
     artifacts: Artifacts
     parent: ParentRun
     family: Family
-    found: dict[str, Run]  # by trial, there already and not yet followed
+    found: dict[str, Run]  # by trial: on the server, not yet followed
     followed: dict[str, TrialRun] = field(default_factory=dict)
 
 
 class Exporter:
-    """Sends one sweep to one experiment. Never raises for a server that is away."""
+    """Sends one sweep to one experiment. Never raises because a server does not answer.
+
+    Args:
+        sweep: The sweep's directory.
+        tracking_uri: The server, or an SQLite URI.
+        drawing_s: Seconds that one pass may spend on images, while the points of other trials wait.
+
+    Raises:
+        InputError: `sweep` is not a sweep's directory, or its identity file cannot be written.
+    """
 
     def __init__(self, sweep: Storage, tracking_uri: str, drawing_s: float = math.inf) -> None:
-        """`drawing_s` is what a look may spend on images: points of other trials wait for them.
-
-        Raises InputError where `sweep` is no sweep, or where its identity cannot be written.
-        """
         self._drawing_s = drawing_s
         self._sweep = sweep
         self._uri = tracking_uri
@@ -82,8 +87,8 @@ class Exporter:
         self._tags = {SWEEP_TAG: self._identity, "sweep": self._name, **_git_tags(self._resolved)}
 
         self._outcomes = dict.fromkeys(self._planned, "waiting")
-        self._complete: set[str] = set()  # trials that no look will change
-        self._fileless: set[str] = set()  # of them
+        self._complete: set[str] = set()  # trials without anything left to send
+        self._fileless: set[str] = set()  # complete, but for files
         self._refused: set[str] = set()  # by the server, once
         self._given_up: set[str] = set()  # refused again
         self._said: dict[str, str] = {}
@@ -92,17 +97,17 @@ class Exporter:
 
     @property
     def outcomes(self) -> dict[str, str]:
-        """Trial id -> waiting, running, failed, or the outcome of its result, when last seen."""
+        """Trial id -> waiting, running, failed, or the outcome in its result, at the last pass."""
         return dict(self._outcomes)
 
     def sync_once(self) -> SyncReport:
-        """Send everything that is durable and not yet sent."""
+        """Send every durable record that MLflow lacks."""
         return self._sync(last=False)
 
     def finish(self) -> SyncReport:
-        """The same, and end the sweep's run: FAILED if a trial has failed, else FINISHED.
+        """`sync_once`, then end the sweep's run: FAILED if a trial has failed, else FINISHED.
 
-        Whatever was sent before, the server is asked once more what it has.
+        Ask the server again what it has, even if this exporter has sent it.
         """
         self._server = None
         return self._sync(last=True)
@@ -114,13 +119,13 @@ class Exporter:
         try:
             try:
                 left_out = self._look(last, sent)
-            except RefusedError as error:  # it has lost the sweep's run, or all that it had
-                self._say("sweep", f"sent anew: {error}")
+            except RefusedError as error:  # the server lost the sweep's run or its database
+                self._say("sweep", f"sent again: {error}")
                 self._server = None
                 left_out = self._look(last, sent)
         except (ServerAwayError, RefusedError) as error:
             away = str(error)
-            self._server = None  # whether the last call got through is not known
+            self._server = None  # the last call may or may not have arrived
         self._tell_weather(away)
         fileless = len(self._fileless)
         if self._server is not None:
@@ -135,9 +140,9 @@ class Exporter:
         )
 
     def _look(self, last: bool, sent: list[Sent]) -> set[str]:
-        """Look at every trial, adding to `sent`; the trials that were left out.
+        """Send the news of every trial, and append to `sent`. Return the trials left out.
 
-        Raises ServerAwayError, and RefusedError where the server lacks the sweep's own run.
+        Raises ServerAwayError, and RefusedError if the server lacks the sweep's own run.
         """
         server = self._server = self._server or self._contact()
         left_out: set[str] = set()
@@ -146,15 +151,17 @@ class Exporter:
             try:
                 try:
                     news = self._sync_trial(server, trial_id, drawing)
-                except FileNotFoundError:  # it has just been compacted: look again
+                except FileNotFoundError:  # compacted just now: read again
                     news = self._sync_trial(server, trial_id, drawing)
             except ServerAwayError:
                 raise
             except RefusedError as error:
-                server.tracking.run(server.parent.run_id)  # or all of them would be given up
+                server.tracking.run(
+                    server.parent.run_id
+                )  # raises if the sweep's run is gone: then no trial is at fault
                 left_out.add(trial_id)
                 self._set_aside(server, trial_id, error)
-            except Exception as error:  # whatever the records hold, the others are sent
+            except Exception as error:  # a broken trial must not stop the others
                 left_out.add(trial_id)
                 self._complain(trial_id, error)
             else:
@@ -165,23 +172,25 @@ class Exporter:
     # --- the server ------------------------------------------------------------------------
 
     def _contact(self) -> _Server:
-        """Connect, find the sweep's runs, make its own where it is missing.
+        """Connect, find the sweep's runs, create the parent run if it is missing.
 
-        What was thought complete is followed again where this server does not have it.
+        Follow a complete trial again if this server lacks it.
         """
         tracking = Tracking(self._uri, experiment_name())
         artifacts = Artifacts(tracking)
         found: dict[str | None, Run] = {}
-        for run in list(tracking.runs(SWEEP_TAG, self._identity)):  # pages shift with deletions
+        for run in list(
+            tracking.runs(SWEEP_TAG, self._identity)
+        ):  # a list: deletions shift the pages
             if found.setdefault(run.tags.get(TRIAL_TAG), run) is not run:
-                # A call that was sent twice, or by two exporters. The oldest run is brought up to
-                # date; what others hold is in it, or will be.
+                # A retried call, or two exporters, created it twice. Keep the oldest run: it has
+                # or gets every point.
                 which = run.tags.get(TRIAL_TAG, "the sweep")
-                log.warning("MLflow had a second run of %s; deleted (%s)", which, run.run_id)
+                log.warning("MLflow had a second run of %s; deleted run %s", which, run.run_id)
                 tracking.delete(run.run_id)
         parent = found.pop(None, None) or tracking.create(self._name, self._tags, self._first_ms())
         params = parent_params(self._resolved.content)
-        # Params never change; an exporter that died may have sent only some.
+        # Params never change. An exporter that died may have sent some of them.
         tracking.send_params(
             parent.run_id, {key: text for key, text in params.items() if key not in parent.params}
         )
@@ -201,12 +210,12 @@ class Exporter:
         )
 
     def _first_ms(self) -> int:
-        """When the first trial that has rows began; trials start in the order of the plan."""
+        """Return the start of the first trial with rows; trials start in the order of the plan."""
         for trial_id in self._planned:
             trial = trial_storage(self._sweep, trial_id)
             try:
                 begun = started_ms(trial, view(trial))
-            except Exception:  # complained of where the trial itself is read
+            except Exception:  # reported when the trial itself is read
                 continue
             if begun is not None:
                 return begun
@@ -215,7 +224,7 @@ class Exporter:
     # --- trials ----------------------------------------------------------------------------
 
     def _sync_trial(self, server: _Server, trial_id: str, drawing: DrawingTime) -> Sent | None:
-        """What was sent, None if there was nothing new."""
+        """Send one trial's news; None if there was nothing new."""
         trial = trial_storage(self._sweep, trial_id)
         seen = view(trial)
         self._outcomes[trial_id] = seen.outcome
@@ -252,55 +261,57 @@ class Exporter:
         return sent
 
     def _drawn_at(self, trial_id: str) -> tuple[float, str]:
-        """Longest ago first, so that every trial gets its turn at drawing."""
+        """Sort key: the trial whose images are oldest comes first."""
         run = self._server.followed.get(trial_id) if self._server else None
         return (-math.inf if run is None else run.drawn_at, trial_id)
 
     def _set_aside(self, server: _Server, trial_id: str, error: RefusedError) -> None:
-        """Look for the run once more, for it may have been deleted; then give the trial up."""
+        """After a refusal: look for the run again, as it may have been deleted; then give up."""
         server.followed.pop(trial_id, None)
         server.found.pop(trial_id, None)
-        # One that is still there is tried again: another beside it would hold the points twice.
+        # Use a run that still exists: a second one would hold every point twice.
         for run in server.tracking.runs(TRIAL_TAG, trial_id):
             if run.tags.get(SWEEP_TAG) == self._identity:
                 server.found.setdefault(trial_id, run)
         if trial_id in self._refused:
             self._complete.add(trial_id)
             self._given_up.add(trial_id)
-            self._say(trial_id, f"left out of MLflow until the next `widthlab sync`: {error}")
+            self._say(trial_id, f"MLflow lacks this trial until the next `widthlab sync`: {error}")
         else:
             self._refused.add(trial_id)
             self._say(trial_id, str(error))
 
     def _complain(self, trial_id: str, error: Exception) -> None:
-        """Say that a trial cannot be read. If its records are broken it has failed, as in the
-        ledger; after any other error it is what it was when last seen."""
+        """Warn that a trial cannot be read.
+
+        Broken records mean a failed trial, as in the ledger. Any other error keeps its outcome.
+        """
         if isinstance(error, BrokenRecordError):
             self._outcomes[trial_id] = "failed"
         self._say(trial_id, f"cannot be read: {type(error).__name__}: {error}")
 
-    # --- what the user should know ---------------------------------------------------------
+    # --- messages for the user -------------------------------------------------------------
 
     def _tell_weather(self, away: str | None) -> None:
-        """Warn when the server goes away, once, and tell when it is back."""
+        """Warn once when the server stops answering, and once when it answers again."""
         if away and not self._away:
             log.warning(
-                "MLflow at %s is away; the sweep goes on, and what is missing is sent later (%s)",
+                "MLflow at %s does not answer; training goes on, and the rest is sent later (%s)",
                 redacted(self._uri),
                 away,
             )
         elif self._away and not away:
-            log.warning("MLflow at %s is back", redacted(self._uri))
+            log.warning("MLflow at %s answers again", redacted(self._uri))
         self._away = away is not None
 
     def _say(self, about: str, message: str) -> None:
-        """Warn, unless the same was the last thing said of the same."""
+        """Warn, unless the last message about it was the same."""
         if self._said.get(about) != message:
-            log.warning("exporter of %s: %s: %s", self._name, about, message)
+            log.warning("MLflow exporter of %s: %s: %s", self._name, about, message)
             self._said[about] = message
 
 
 def _git_tags(sweep: ResolvedSweep) -> dict[str, str]:
-    """The checkout that the sweep was started in, under MLflow's own names."""
+    """Return the sweep's commit, under MLflow's tag names."""
     git = sweep.content["resolved"].get("git") or {}
     return {f"mlflow.source.git.{name}": str(value).lower() for name, value in git.items()}

@@ -1,13 +1,13 @@
-"""The exporter process: it sends a sweep to MLflow while others train, and cannot hurt them.
+"""The MLflow exporter: a process that sends a sweep to MLflow while trials train.
 
     python -m orchestrator.mlflow.exporter SWEEP_URL [--tracking-uri URI] [--every SECONDS]
 
-The driver hands it the URI, which may hold a password, in MLFLOW_TRACKING_URI: every user of a
-machine sees the command lines of all.
+The driver passes the URI, which may hold a password, in MLFLOW_TRACKING_URI: other users of the
+machine can read command lines.
 
-It obeys its standard input: the line ``finish`` means that the sweep is over, and the end of the
-input without it that the driver is gone; then the sweep's run stays RUNNING for the next driver.
-`sync` is the same path for a sweep that nobody is running.
+The exporter reads its standard input. The line ``finish`` means that the sweep is over. The end of
+input without that line means that the driver is gone: the exporter sends the rest and leaves the
+sweep's run RUNNING for the next driver. `sync` does the same work for a sweep without a driver.
 """
 
 import argparse
@@ -53,11 +53,11 @@ __all__ = [
 ]
 
 LOCK_FILE = ".mirror.lock"
-EVERY = 3.0  # seconds between two looks
-LONGEST_PAUSE = 60.0  # seconds, while the server is away
+EVERY = 3.0  # seconds between two passes over the sweep
+LONGEST_PAUSE = 60.0  # seconds, while the server does not answer
 LOCK_PAUSE = 1.0  # seconds between two tries for the lock
-LOOK_S = 5.0  # between two looks whether the exporter lives
-BAD_INPUT = 2  # its exit code
+LOOK_S = 5.0  # seconds between two checks that the exporter lives
+BAD_INPUT = 2  # exit code
 
 Order = Literal["finish", "gone"]
 
@@ -66,8 +66,14 @@ Order = Literal["finish", "gone"]
 
 
 class ExporterProcess:
-    """An exporter beside a driver. If the driver dies, it sends what is durable and ends; if the
-    exporter dies, another takes its place: nothing is lost with it."""
+    """The MLflow exporter as a child process of the driver.
+
+    If the driver dies, the exporter sends the durable records and exits. If the exporter dies, the
+    driver starts another, and nothing is lost.
+
+    Args:
+        start: Starts the process, with a pipe to its standard input.
+    """
 
     def __init__(self, start: Callable[[], "subprocess.Popen[bytes]"]) -> None:
         self._start = start
@@ -82,25 +88,29 @@ class ExporterProcess:
         return self._process.pid
 
     def finish(self, timeout: float) -> bool:
-        """End the sweep's run; True if MLflow has everything, within `timeout` seconds."""
+        """End the sweep's run and the exporter. Return whether MLflow got everything.
+
+        Args:
+            timeout: Seconds, after which the exporter is killed.
+        """
         return self._end(b"finish\n", timeout)
 
     def leave(self, timeout: float) -> bool:
-        """End the exporter but not the sweep's run: the sweep will be continued."""
+        """End the exporter and leave the sweep's run RUNNING. Otherwise like `finish`."""
         return self._end(b"", timeout)
 
     def _replace_dead(self) -> None:
-        """Start another, ever less often, unless this one has said that it cannot go on."""
+        """Replace a dead exporter, with growing pauses. Exit code 2 is final."""
         code = self._process.poll()
         if code in (None, BAD_INPUT) or time.monotonic() < self._rested_at:
             return
-        log.warning("the exporter has ended by itself with code %s; another goes on", code)
+        log.warning("the MLflow exporter died with exit code %s; another one continues", code)
         self._replace()
         self._rested_at = time.monotonic() + self._rest_s
         self._rest_s = min(2 * self._rest_s, LONGEST_PAUSE)
 
     def _replace(self) -> None:
-        self._process.communicate()  # closes the pipe to the dead one
+        self._process.communicate()  # closes the pipe
         self._process = self._start()
 
     def _end(self, order: bytes, timeout: float) -> bool:
@@ -112,16 +122,22 @@ class ExporterProcess:
             try:
                 self._process.communicate(order, max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                self._process.kill()  # it may be killed at any point: the server knows how far
+                self._process.kill()  # safe: the server knows how far it got
                 self._process.wait()
             if self._process.returncode >= 0 or time.monotonic() >= deadline:
                 return self._process.returncode == 0
-            self._replace()  # somebody has killed it
+            self._replace()  # killed by a signal: start another
 
 
 def start_exporter(sweep_url: str, uri: str, every_s: float = EVERY) -> ExporterProcess:
-    """Start an exporter of a sweep, whose sweep.yaml exists; returns at once."""
-    # -P: a folder named `analysis` where the user stands is not ours.
+    """Start the MLflow exporter of a sweep. Return at once.
+
+    Args:
+        sweep_url: The sweep's directory, which holds sweep.yaml.
+        uri: The tracking URI.
+        every_s: Seconds between two passes over the sweep.
+    """
+    # -P: do not import a folder named `analysis` in the current directory.
     command = [sys.executable, "-P", "-m", "orchestrator.mlflow.exporter", sweep_url]
     command += ["--every", str(every_s)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", URI_VARIABLE: uri}
@@ -132,16 +148,17 @@ def start_exporter(sweep_url: str, uri: str, every_s: float = EVERY) -> Exporter
             stdin=subprocess.PIPE,
             stdout=2,  # the driver's standard output may be one JSON object
             env=environment,
-            start_new_session=True,  # an interrupt from the keyboard is for the driver to judge
+            start_new_session=True,  # Ctrl-C reaches the driver only
         )
 
     return ExporterProcess(start)
 
 
 def sync(sweep: Storage, uri: str) -> SyncReport:
-    """Send what MLflow has not seen of a sweep; end the sweep's run if every trial is over.
+    """Send everything that MLflow lacks of a sweep. End the sweep's run if every trial is over.
 
-    Waits for another exporter of the same sweep. Raises InputError where `sweep` is no sweep.
+    Waits for another exporter of the same sweep. Raises InputError if `sweep` is not a sweep's
+    directory.
     """
     exporter = Exporter(sweep, uri)
     with contextlib.ExitStack() as stack:
@@ -153,7 +170,7 @@ def sync(sweep: Storage, uri: str) -> SyncReport:
         if first.away or {"waiting", "running"} & set(exporter.outcomes.values()):
             return first
         last = exporter.finish()
-        return replace(  # what either has sent; what is missing is as it is at the end
+        return replace(  # sent: the sum; missing: as of the last pass
             last,
             points=first.points + last.points,
             runs=first.runs + last.runs,
@@ -162,7 +179,7 @@ def sync(sweep: Storage, uri: str) -> SyncReport:
 
 
 def sync_command(sweep: Storage, uri: str) -> str:
-    """What a user types to send the rest of a sweep to `uri`, without user name and password."""
+    """Return the command that sends the rest of a sweep to `uri`, without any password."""
     words = ["widthlab", "sync", sweep.url]
     storage = storage_of(sweep)
     if not isinstance(storage, LocalStorage) or uri != embedded_uri(storage):
@@ -174,7 +191,7 @@ def sync_command(sweep: Storage, uri: str) -> str:
 
 
 class Orders:
-    """What the driver says on the other end of a pipe."""
+    """The driver's orders, read from a pipe."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -182,7 +199,7 @@ class Orders:
         self._order: Order | None = None
 
     def wait(self, seconds: float) -> Order | None:
-        """The order, None if there is none within the time; an order stays given."""
+        """Wait for an order; None if none came in time. Later calls return the same order."""
         if self._order is None and select.select([self._descriptor], [], [], seconds)[0]:
             heard = os.read(self._descriptor, 4096)
             self._heard += heard
@@ -194,11 +211,11 @@ class Orders:
 
 
 def export_until_told(sweep: Storage, uri: str, every_s: float, orders: Orders) -> bool:
-    """Exporter a sweep until the driver ends it or is gone; True if MLflow has everything.
+    """Export a sweep until the driver ends it or is gone. Return whether MLflow has everything.
 
-    Raises InputError where `sweep` is no sweep.
+    Raises InputError if `sweep` is not a sweep's directory.
     """
-    read_sweep_file(sweep)  # refused before a lock is left where there is no sweep
+    read_sweep_file(sweep)  # raises before a lock file is created in some other folder
     with contextlib.ExitStack() as stack:
         lock = _open_lock(sweep, stack)
         while lock is not None and not _try_lock(lock):
@@ -206,7 +223,9 @@ def export_until_told(sweep: Storage, uri: str, every_s: float, orders: Orders) 
             if order == "gone":
                 return False
             if order == "finish":
-                fcntl.flock(lock, fcntl.LOCK_EX)  # the driver has set a limit to this
+                fcntl.flock(
+                    lock, fcntl.LOCK_EX
+                )  # waits; the driver kills this process after its timeout
                 break
         exporter = Exporter(sweep, uri, DRAWING_S)
         pause = every_s
@@ -214,7 +233,7 @@ def export_until_told(sweep: Storage, uri: str, every_s: float, orders: Orders) 
             began = time.monotonic()
             away = exporter.sync_once().away
             took = time.monotonic() - began
-            # Looking takes half the time at most, however large the sweep and slow its storage.
+            # A pass takes at most half of the time, also with a large sweep or a slow storage.
             pause = min(2 * pause, LONGEST_PAUSE) if away else max(every_s, took)
             order = orders.wait(pause)
             if order is not None:
@@ -223,15 +242,15 @@ def export_until_told(sweep: Storage, uri: str, every_s: float, orders: Orders) 
 
 
 def _open_lock(sweep: Storage, stack: contextlib.ExitStack) -> TextIO | None:
-    """The file whose lock says who sends; an object store has none, and one driver."""
+    """Return the lock file of the sweep's exporter; None in an object store, which has no locks."""
     if not isinstance(sweep, LocalStorage):
         return None
     try:
         return stack.enter_context(sweep.path(LOCK_FILE).open("w"))
     except OSError as error:
         raise InputError(
-            f"{sweep.url_of(LOCK_FILE)} cannot be written: {error.strerror}; two exporters of one "
-            "sweep keep apart by it, so copy the sweep to where you may write"
+            f"{sweep.url_of(LOCK_FILE)} cannot be written: {error.strerror}; this lock keeps two "
+            "exporters of one sweep apart, so copy the sweep to a folder that you may write to"
         ) from error
 
 
@@ -244,7 +263,7 @@ def _try_lock(lock: TextIO) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0: everything is in MLflow; 1: something is not yet; 2: bad input."""
+    """Run the exporter. Exit code 0: MLflow has everything; 1: not yet; 2: bad input."""
     parser = argparse.ArgumentParser(
         prog="python -m orchestrator.mlflow.exporter", description=__doc__
     )
@@ -254,7 +273,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
     os.nice(5)  # training comes first
-    # Who stops a job or an allocation signals all its processes; this one ends after its driver.
+    # Slurm and others signal all processes of a job. The exporter outlives its driver.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         sweep = open_storage(given.sweep)
@@ -264,7 +283,9 @@ def main(arguments: list[str] | None = None) -> int:
         log.error("%s", error)
         return BAD_INPUT
     if not complete:
-        log.warning("MLflow does not have all of %s yet: %s", sweep.url, sync_command(sweep, uri))
+        log.warning(
+            "MLflow lacks a part of %s; send it with: %s", sweep.url, sync_command(sweep, uri)
+        )
     return 0 if complete else 1
 
 

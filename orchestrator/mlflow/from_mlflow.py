@@ -1,7 +1,8 @@
-"""A sweep's directory rebuilt from MLflow, for an analysis far from the trial directories.
+"""Rebuild a sweep's directory from MLflow, to analyse it without the trial directories.
 
-It has the resolved sweep.yaml, every trial's spec, result and state, and its rows as far as
-MLflow holds them (`mlflow_rows`); no checkpoints. The verdict is that of the true directory.
+The rebuilt directory has the resolved sweep.yaml, the spec, result and state of every trial, and
+the rows that MLflow stores (`orchestrator.mlflow.rows`), but no checkpoints. Its analysis gives the
+same verdict as that of the original directory.
 """
 
 import json
@@ -24,26 +25,32 @@ from trialstore.sweep_file import REPORT, SWEEP_FILE, read_sweep_file, trial_sto
 
 log = logging.getLogger(__name__)
 
-#: Says that a directory was rebuilt, and may be rebuilt again.
+#: Marks a directory as rebuilt. Only such a directory may be overwritten.
 ORIGIN_FILE = "from-mlflow.json"
 ATTEMPT = 1
 
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """A rebuilt sweep, and what of it is not there."""
+    """A rebuilt sweep, and what it lacks."""
 
     sweep: Storage
-    nonfinite: int  # points that it counted and could not hold
+    nonfinite: int  # points that MLflow could not store
     unreadable: Mapping[str, str]  # trial id -> why it counts as failed
     links: Mapping[str, str]  # trial id -> its page on the server; empty for an SQLite file
 
 
 def rebuild(source: str, uri: str, out: str | None = None) -> Rebuilt:
-    """Write what MLflow at `uri` has of a sweep to `out`, by default NAME-from-mlflow.
+    """Write a sweep's directory from the contents of MLflow.
 
-    `source` is a sweep's directory, or what `MlflowReader.find_sweep` takes. Raises InputError
-    where the sweep is not found, the server does not answer, or `out` holds anything else.
+    Args:
+        source: A sweep's directory, or a source for `MlflowReader.find_sweep`.
+        uri: The tracking URI.
+        out: The folder to write, by default NAME-from-mlflow. An earlier rebuilt directory is
+            overwritten, except for its report.
+
+    Raises:
+        InputError: The sweep is not found, the server does not answer, or `out` holds other files.
     """
     reader = MlflowReader(uri)
     parent = reader.find_sweep(source, identity_of(source))
@@ -57,7 +64,7 @@ def rebuild(source: str, uri: str, out: str | None = None) -> Rebuilt:
         )
     runs = reader.trials_of(parent)
     origin = {"tracking_uri": redacted(uri), "run_id": parent.run_id}
-    # Before anything else: a directory that was not finished may be written anew.
+    # First, so that an interrupted rebuild can be repeated.
     sweep.put(ORIGIN_FILE, encode_json(origin))
     sweep.put(SWEEP_FILE, file)
     sweep.put(IDENTITY_FILE, encode_json({"identity": parent.tags[SWEEP_TAG]}))
@@ -66,7 +73,7 @@ def rebuild(source: str, uri: str, out: str | None = None) -> Rebuilt:
     for trial_id in ids:
         run = runs.get(trial_id)
         if run is None:
-            continue  # never begun: it waits
+            continue  # not started
         nonfinite += int(run.tags.get(NONFINITE_TAG, 0))
         page = reader.page(run)
         if page is not None:
@@ -80,15 +87,17 @@ def rebuild(source: str, uri: str, out: str | None = None) -> Rebuilt:
     beside = len(runs.keys() - set(ids))
     if beside:
         log.warning(
-            "%d runs of the sweep are of trials that its %s no longer names, of an earlier version "
-            "of the file or of widthlab; they are left out",
+            "%d runs of the sweep are left out: its %s no longer has their trials, which came from "
+            "an earlier version of the file or of widthlab",
             beside,
             SWEEP_FILE,
         )
     for trial_id, why in unreadable.items():
         log.warning("trial %s counts as failed: %s", trial_id, why)
     if nonfinite:
-        log.warning("%d points that are not finite are missing: MLflow cannot hold them", nonfinite)
+        log.warning(
+            "%d points are missing because they are not finite: MLflow cannot store them", nonfinite
+        )
     sweep.put(
         ORIGIN_FILE,
         encode_json({**origin, "nonfinite_points": nonfinite, "unreadable_trials": unreadable}),
@@ -118,7 +127,7 @@ def run_links(sweep: Storage, tracking_uri: str) -> dict[str, str]:
 
 
 def identity_of(source: str) -> str | None:
-    """What a sweep's directory is known by in MLflow; None where `source` is no such directory."""
+    """Return the MLflow identity of a sweep's directory; None if `source` was never exported."""
     if "://" not in source and not Path(source).is_dir():
         return None
     noted = get_json(open_storage(source), IDENTITY_FILE, needs=["identity"])
@@ -126,12 +135,12 @@ def identity_of(source: str) -> str | None:
 
 
 def _emptied(out: Storage) -> Storage:
-    """The directory without what an earlier rebuilding left; its report stays."""
+    """Delete the files of an earlier rebuild, except for its report."""
     keys = out.list()
     if keys and ORIGIN_FILE not in keys:
         raise InputError(
-            f"{out.url} holds something that was not rebuilt from MLflow; name another folder "
-            "with --out"
+            f"{out.url} holds files that were not rebuilt from MLflow; name another folder with "
+            "--out"
         )
     for key in keys:
         if not key.startswith(f"{REPORT}/") and key != ORIGIN_FILE:
@@ -140,7 +149,7 @@ def _emptied(out: Storage) -> Storage:
 
 
 def _rebuild_trial(reader: MlflowReader, run: ExportedRun, trial: Storage) -> None:
-    """Raises BrokenRecordError for a run that does not hold what its trial was."""
+    """Rebuild one trial. Raises BrokenRecordError for a run without a readable spec or result."""
     files = reader.files(run, [records.SPEC, records.RESULT])
     spec = _json(files, records.SPEC, run)
     outcome = run.tags.get("outcome", "")

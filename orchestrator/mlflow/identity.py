@@ -1,4 +1,4 @@
-"""What an MLflow server knows a sweep by, and how one of its trials is taken out of it."""
+"""The identity by which MLflow finds a sweep again, and the removal of a trial's run."""
 
 import logging
 import os
@@ -18,15 +18,16 @@ IDENTITY_FILE = "mirror.json"
 
 
 def experiment_name() -> str:
-    """MLFLOW_EXPERIMENT_NAME, or ``widthlab``."""
+    """Return the name of the experiment: MLFLOW_EXPERIMENT_NAME, or ``widthlab``."""
     return os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
 
 
 def identity_of_sweep(sweep: Storage, name: str) -> str:
-    """What the server knows the sweep by, noted beside it when it is first exported.
+    """Return the sweep's identity in MLflow: its name and twelve random digits.
 
-    Its path would not do: one directory is mounted in several places, and two people's sweeps of
-    one name lie at equal paths of their containers. Raises InputError if it cannot be noted.
+    Written beside the sweep at its first export. A path would not do: one directory can be mounted
+    at several paths, and two containers can have different sweeps at one path. Raises InputError if
+    the identity cannot be written.
     """
     noted = _noted_identity(sweep)
     if noted is not None:
@@ -36,20 +37,20 @@ def identity_of_sweep(sweep: Storage, name: str) -> str:
         sweep.put(IDENTITY_FILE, encode_json({"identity": identity}))
     except OSError as error:
         raise InputError(
-            f"{sweep.url_of(IDENTITY_FILE)} cannot be written: {error}; MLflow finds the sweep "
-            "again by it, so copy the sweep to where you may write"
+            f"{sweep.url_of(IDENTITY_FILE)} cannot be written: {error}; MLflow finds the sweep by "
+            "this file, so copy the sweep to a folder that you may write to"
         ) from error
     return identity
 
 
 def forget_trial(sweep: Storage, tracking_uri: str, trial_id: str) -> int:
-    """Take a trial that is about to be discarded out of MLflow; returns how many runs that were.
+    """Move the runs of a trial to the experiment's deleted runs. Return how many there were.
 
-    They move to the experiment's deleted runs. Raises InputError where the server is away.
+    Raises InputError if the server does not answer or refuses.
     """
     identity = _noted_identity(sweep)
     if identity is None:
-        return 0  # never exported, or not to be found again
+        return 0  # never exported, or its identity is lost
     try:
         tracking = Tracking(tracking_uri, experiment_name())
         runs = [
@@ -61,14 +62,14 @@ def forget_trial(sweep: Storage, tracking_uri: str, trial_id: str) -> int:
             tracking.delete(run_id)
     except (ServerAwayError, RefusedError) as error:
         raise InputError(
-            f"trial {trial_id} cannot be taken out of MLflow at {redacted(tracking_uri)}: "
+            f"trial {trial_id} cannot be removed from MLflow at {redacted(tracking_uri)}: "
             f"{error}; start the server, or name another with --tracking-uri"
         ) from error
     return len(runs)
 
 
 def _noted_identity(sweep: Storage) -> str | None:
-    """The identity that was noted; None where there is none, or none that can be used."""
+    """Return the sweep's written identity; None if there is none, or the file is broken."""
     try:
         noted = get_json(sweep, IDENTITY_FILE, needs=["identity"])
         if noted is None:
@@ -76,9 +77,9 @@ def _noted_identity(sweep: Storage) -> str | None:
         identity = noted["identity"]
         if isinstance(identity, str) and re.fullmatch(r"[A-Za-z0-9._-]+", identity):
             return identity
-        raise BrokenRecordError(f"{sweep.url_of(IDENTITY_FILE)}: {identity!r} is no identity")
+        raise BrokenRecordError(f"{sweep.url_of(IDENTITY_FILE)}: {identity!r} is not an identity")
     except BrokenRecordError as error:
-        log.warning("%s; the sweep's earlier runs stay in MLflow, and it gets new ones", error)
+        log.warning("%s; the sweep gets new runs, and its earlier runs stay in MLflow", error)
         return None
     except OSError as error:
         if is_away(error):

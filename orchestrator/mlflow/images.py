@@ -1,9 +1,9 @@
-"""A trial's spectra as images in MLflow, with steps: seldom, in bounded time, each once.
+"""A trial's spectra as images in MLflow: few, within a time limit, each sent once.
 
-Keys are ``spectra/<site>/heat_map`` and ``spectra/<site>/spectrum``; the step is that of the
-newest snapshot shown: the first of all, now and then the newest, and the last. MLflow's pages sort
-sections by name, so that the images of a site come before the charts of its layers. Which images
-a run has is asked of the server, never remembered.
+Keys are ``spectra/<site>/heat_map`` and ``spectra/<site>/spectrum``. The step of an image is that
+of its newest snapshot. A run gets an image of the first snapshot, a few while it trains, and one
+of the last. MLflow sorts sections by name, so the images of a site come before the charts of its
+layers. The server tells which images a run has; the exporter does not remember it.
 """
 
 import logging
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-IMAGE_INTERVAL_S = 60.0  # between two looks of a running trial
-#: A long trial has no more than this many images of a key, and its last.
+IMAGE_INTERVAL_S = 60.0  # seconds between two images of a running trial
+#: The most images of one key in a trial, not counting the last.
 IMAGES_PER_TRIAL = 100
-#: More columns than a heat map has pixels for.
+#: The most snapshots kept: a heat map has fewer columns of pixels.
 MOST_SNAPSHOTS = 400
-#: What an exporter that must keep up with points spends on drawing in one look at the sweep.
+#: Seconds for drawing in one pass over the sweep, so that points are not delayed.
 DRAWING_S = 3.0
 DPI = 180
 
@@ -38,7 +38,7 @@ Clock = Callable[[], float]
 
 
 class DrawingTime:
-    """The seconds that one look at a sweep may spend on images: a little more, never less."""
+    """The seconds that one pass over a sweep may spend on images. The last image may overrun it."""
 
     def __init__(self, seconds: float, clock: Clock = time.monotonic) -> None:
         self._until = clock() + seconds
@@ -46,7 +46,7 @@ class DrawingTime:
         self._drawn = False
 
     def take(self) -> bool:
-        """Whether one more trial may be drawn; the first always may."""
+        """Return whether there is time for one more trial. The first one always gets its images."""
         allowed = not self._drawn or self._clock() < self._until
         self._drawn = True
         return allowed
@@ -54,44 +54,50 @@ class DrawingTime:
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """What is kept of a snapshot: without its eigenvalues."""
+    """A snapshot as kept in memory: without its eigenvalues."""
 
     time_ms: int
     layers: dict[tuple[str, int], "LayerSnapshot"]  # by site and layer
 
 
 class TrialImages:
-    """The images of one trial's run, and the snapshots that they are drawn from."""
+    """The images of one trial's run, and the snapshots to draw them from.
+
+    Args:
+        run_id: The run in MLflow.
+        known: Whether the run existed before and may have images.
+        steps: Optimiser updates of the whole trial.
+        clock: Seconds, monotonic.
+    """
 
     def __init__(self, run_id: str, known: bool, steps: int, clock: Clock = time.monotonic) -> None:
-        """`known` says that the server had the run before, `steps` how many the trial will have."""
         self._run_id = run_id
         self._unsure = known
         self._spacing = max(1, steps // IMAGES_PER_TRIAL)
-        self._column = max(1, steps // MOST_SNAPSHOTS)  # steps to a snapshot that is kept
+        self._column = max(1, steps // MOST_SNAPSHOTS)  # steps between two kept snapshots
         self._clock = clock
         self._snapshots: dict[int, _Snapshot] = {}  # by step
-        self._read_to = NOTHING_SENT  # the last snapshot that was read
-        self._reached: dict[str, int] = {}  # by key, the last step that the server has
-        self._drawn = NOTHING_SENT  # the newest snapshot of the last images
+        self._read_to = NOTHING_SENT  # step of the last snapshot read
+        self._reached: dict[str, int] = {}  # by key: the last step on the server
+        self._drawn = NOTHING_SENT  # step of the newest snapshot drawn
         self.drawn_at = -IMAGE_INTERVAL_S  # on the clock
 
     def due(self, seen: TrialView) -> bool:
-        """Whether there is a snapshot to be shown now. Costs nothing."""
+        """Return whether images should be drawn now. Reads no records."""
         newest = _newest(seen)
         if newest <= self._drawn:
             return False
         if seen.outcome != "running":
-            return True  # the last ones wait for nothing
+            return True  # the trial is over: draw the last images
         if self._drawn == NOTHING_SENT:
             return True
         rested = self._clock() >= self.drawn_at + IMAGE_INTERVAL_S
         return rested and newest >= self._drawn + self._spacing
 
     def update(self, trial: Storage, seen: TrialView, artifacts: Artifacts) -> None:
-        """Draw and send what the server does not have. An image that fails is only told of.
+        """Draw and send the images that the server lacks. Log an image that fails.
 
-        Raises FileNotFoundError if the trial was compacted meanwhile: look again.
+        Raises FileNotFoundError if the trial was compacted meanwhile; then view it again.
         """
         if artifacts.takes_images and self._asked(artifacts):
             try:
@@ -101,13 +107,13 @@ class TrialImages:
                         self._reached[image.key] = image.step
             except FileNotFoundError:
                 raise
-            except Exception as error:  # whatever a snapshot holds, the numbers go on
+            except Exception as error:  # a broken snapshot must not stop the metrics
                 log.warning("images of %s: %s: %s", trial.url, type(error).__name__, error)
         self._drawn = _newest(seen)
         self.drawn_at = self._clock()
 
     def _asked(self, artifacts: Artifacts) -> bool:
-        """Whether it is known what the server has: asked of a run that was there before."""
+        """Ask once which images the server has. Return whether that is known."""
         if self._unsure:
             found = artifacts.image_steps(self._run_id)
             if found is None:
@@ -116,7 +122,7 @@ class TrialImages:
         return True
 
     def _read(self, trial: Storage, seen: TrialView) -> None:
-        """Read the snapshots beyond those that were read."""
+        """Read the new snapshots."""
         from analysis.figures.spectrum_figures import COLUMNS, layer_snapshots
 
         for part in _parts(seen):
@@ -138,7 +144,7 @@ class TrialImages:
         self._read_to = _newest(seen)
 
     def _thin(self) -> None:
-        """Keep the first snapshot of every column of the picture, and the newest of all."""
+        """Keep the first snapshot of every column of the heat map, and the newest."""
         columns: dict[int, int] = {}
         for step in sorted(self._snapshots):
             columns.setdefault(step // self._column, step)
@@ -158,7 +164,7 @@ class TrialImages:
                 by_site.setdefault(site, []).append(layer)
         for site, snapshots in sorted(by_site.items()):
             steps = {snapshot.step for snapshot in snapshots}
-            # MLflow's slider stands at step 0 when a page opens: the first is worth an image too.
+            # MLflow opens a page with its slider at step 0, so draw the first snapshot too.
             for last in sorted({min(steps), max(steps)}):
                 shown = [snapshot for snapshot in snapshots if snapshot.step <= last]
                 for name, draw in pictures:

@@ -1,4 +1,4 @@
-"""The sweep's own run in MLflow: its description, its report, and its end."""
+"""The sweep's own run in MLflow: its description, its report, its status."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,7 +18,18 @@ SWEEP_FILE_TAG = "widthlab.sweep_file"
 
 
 class ParentRun:
-    """The run that those of a sweep's trials are nested in."""
+    """The parent run of a sweep's trials.
+
+    Args:
+        tracking: The experiment.
+        artifacts: Its artifact store.
+        run: The run on the server.
+        sweep: The sweep's directory.
+        say: Logs a warning: a subject, a message.
+
+    Raises:
+        FileNotFoundError: `sweep` has no sweep.yaml.
+    """
 
     def __init__(
         self,
@@ -28,7 +39,6 @@ class ParentRun:
         sweep: Storage,
         say: Callable[[str, str], None],
     ) -> None:
-        """`say` warns: of what, and what. Raises FileNotFoundError where `sweep` is none."""
         self.run_id = run.run_id
         self._tracking = tracking
         self._artifacts = artifacts
@@ -36,23 +46,28 @@ class ParentRun:
         self._sweep = sweep
         self._say = say
         self._file = sweep.get(SWEEP_FILE)
-        self._stored = dict(run.tags)  # digests of what the run has, by tag
+        self._stored = dict(run.tags)  # digests of the run's files, by tag
         self._note = ""
-        self._glance = ""  # the report's digest, cheap to find
-        self.lacks_files = False  # the store has not taken all that there was to send
+        self._glance = ""  # a cheap digest of the report
+        self.lacks_files = False  # the artifact store did not take every file
 
     def update(self, counts: Counter[str], last: bool) -> None:
-        """Send what is new of the sweep as a whole; at its `last` look end the run.
+        """Send the news of the sweep as a whole.
 
-        `counts` are the trials by state: FAILED if one has failed, else FINISHED. Raises
-        RefusedError where the server does not have the run any more.
+        Args:
+            counts: The number of trials by state.
+            last: End the run: FAILED if a trial has failed, else FINISHED.
+
+        Raises:
+            RefusedError: The run is no longer on the server.
+            ServerAwayError: The server does not answer.
         """
         self.lacks_files = False
         try:
             self._send_report(certain=last)
         except OSError as error:
             self._say(REPORT, f"cannot be read: {type(error).__name__}: {error}")
-        # The resolved sweep.yaml says what was planned, to whoever has no more.
+        # The resolved sweep.yaml is the plan, for readers of MLflow without the directory.
         self._send_files(SWEEP_FILE_TAG, _digest(self._file), {SWEEP_FILE: self._file})
         self._send_note(counts)
         if last:
@@ -68,7 +83,12 @@ class ParentRun:
         try:
             recommendation = get_json(self._sweep, f"{REPORT}/{RECOMMENDATION}")
             text = note(counts, recommendation)
-        except (OSError, ValueError, TypeError, AttributeError):  # not what the analysis writes
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            AttributeError,
+        ):  # a file that the analysis did not write
             text = note(counts, None)
         if text != self._note:
             tags = {"mlflow.note.content": text, "trials": progress(counts)}
@@ -76,7 +96,7 @@ class ParentRun:
             self._note = text
 
     def _send_report(self, certain: bool) -> None:
-        """Send the report whole when it has changed; only if `certain` is every file read."""
+        """Send the whole report if it has changed. Read every file only if `certain`."""
         keys = self._sweep.list(REPORT)
         if not keys:
             return
@@ -91,7 +111,7 @@ class ParentRun:
             self._glance = glance
 
     def _send_files(self, tag: str, digest: str, files: Mapping[str, bytes]) -> bool:
-        """Whether the run has the files: the tag says, by their digest, those it has."""
+        """Send files unless the run's tag has their digest. Return whether the run has them."""
         if self._stored.get(tag) == digest:
             return True
         if not all(self._artifacts.send(self.run_id, key, data) for key, data in files.items()):
@@ -103,7 +123,7 @@ class ParentRun:
 
 
 def parent_params(config: Mapping[str, Any]) -> dict[str, str]:
-    """What the sweep's run says of a resolved sweep.yaml."""
+    """Return the params of the sweep's run, from a resolved sweep.yaml."""
     resolved = config["resolved"]
     facts = {key: value for key, value in resolved.items() if isinstance(value, str | int)}
     told = {key: config.get(key) for key in ("corpus", "tokenizer")}

@@ -1,6 +1,6 @@
-"""How a trial reads in MLflow: its name, params and tags, and its rows as metric points.
+"""How a trial appears in MLflow: its name, params and tags, and its rows as metric points.
 
-Pure: dictionaries and rows in, text and points out.
+Pure functions: dictionaries and rows in, texts and points out.
 """
 
 import json
@@ -30,7 +30,7 @@ METRIC_NAMES = {
         "val_bits_per_byte": "val/bits_per_byte",
     },
 }
-#: Of every layer; js_divergence is null where one site is recorded, and then left out.
+#: Metrics of every layer. js_divergence is null if only one site is recorded, and gives no point.
 LAYER_METRICS = (
     "hard_rank",
     "soft_rank",
@@ -41,7 +41,7 @@ LAYER_METRICS = (
     "top1_share",
     "js_divergence",
 )
-#: Of the median layer, what follows from the others or seldom changes as well.
+#: Metrics of the median layer: also those that follow from the others or rarely change.
 MEDIAN_METRICS = (*LAYER_METRICS, "sui", "n_over_d")
 
 COLUMNS = {
@@ -60,18 +60,23 @@ class _Value(NamedTuple):
 
 @dataclass(frozen=True)
 class StepPoints:
-    """Everything that one table says about one step: marked as sent together."""
+    """All points of one table at one step. The watermark marks them as sent together."""
 
     table: str
     step: int
     points: tuple[Point, ...]
-    nonfinite: int  # NaN and infinities, which MLflow cannot hold
+    nonfinite: int  # NaN and infinities, which MLflow cannot store
 
 
 def step_points(table: str, rows: Iterable[Row]) -> Iterator[StepPoints]:
-    """Points of a table's rows, which are in order of step.
+    """Turn the rows of a table into points, one group for each step.
 
-    Null means not measured and gives no point. Of spectra the median over layers is added.
+    Args:
+        table: METRICS or SPECTRA.
+        rows: In order of step. Null means not measured and gives no point.
+
+    Returns:
+        The points; for spectra also those of the median over layers.
     """
     values_of = _metrics if table == METRICS else _spectra
     for step, of_step in groupby(rows, key=lambda row: row["step"]):
@@ -85,7 +90,7 @@ def step_points(table: str, rows: Iterable[Row]) -> Iterator[StepPoints]:
 
 
 def table_of(key: str) -> str:
-    """The table that a metric comes from."""
+    """Return the table that a metric key comes from."""
     return SPECTRA if key.startswith("spectra/") else METRICS
 
 
@@ -111,14 +116,17 @@ def _medians(place: str, layers: Sequence[Row]) -> Iterator[_Value]:
     time_ms = max(row["time_ms"] for row in layers)
     for name in MEDIAN_METRICS:
         known = [row[name] for row in layers if row[name] is not None and math.isfinite(row[name])]
-        if known:  # otherwise every layer has been counted already
+        if known:  # otherwise every layer is counted as not finite already
             yield _Value(f"{place}{name}", statistics.median(known), time_ms)
 
 
 def batches(
     steps: Iterable[StepPoints], limit: int = METRICS_PER_CALL
 ) -> Iterator[tuple[list[Point], list[StepPoints]]]:
-    """Cut into calls of at most `limit` points, each with the steps that it brings to an end."""
+    """Divide steps into calls of at most `limit` points.
+
+    Each call comes with the steps that it completes. A large step fills several calls.
+    """
     points: list[Point] = []
     ended: list[StepPoints] = []
     for step in steps:
@@ -136,7 +144,7 @@ def batches(
 
 # --- names, params, tags -------------------------------------------------------------------
 
-#: Axes that a run's name tells in its own words.
+#: Axes that `run_name` words itself.
 NAMED_AXES = frozenset(
     {
         "architecture",
@@ -153,9 +161,9 @@ NAMED_AXES = frozenset(
 
 
 def run_name(spec: Mapping[str, Any]) -> str:
-    """For people, such as ``gpt2 pre 4x d64 L2 s0``, with any further axis behind it.
+    """Return the name of a trial's run, such as ``gpt2 pre 4x d64 L2 s0``, then any further axes.
 
-    Short, because MLflow's table cuts a name off after some twenty characters.
+    Short, because MLflow's table cuts a name off after about twenty characters.
     """
     model = spec["model"]
     widths = [width / model["d_model"] for width in model["ffn_widths"]]
@@ -172,9 +180,9 @@ def _range(widths: Sequence[float]) -> str:
 
 
 def axis_texts(spec: Mapping[str, Any], holds: Sequence[str]) -> dict[str, str]:
-    """The cell of the grid: the axes as achieved, then as the sweep file named them.
+    """Return the tags and params of a grid cell: the axes of the sweep file, with achieved values.
 
-    width_multiplier is the achieved D / d_model: it is what every law uses.
+    ``width_multiplier`` is the achieved D / d_model, which every law uses.
     """
     model = spec["model"]
     widths = list(dict.fromkeys(model["ffn_widths"]))
@@ -194,14 +202,14 @@ def axis_texts(spec: Mapping[str, Any], holds: Sequence[str]) -> dict[str, str]:
 
 
 def planned_name(axes: Mapping[str, Any]) -> str:
-    """`run_name` of a trial that failed before it had a spec, by its axes in the plan."""
+    """Return `run_name` for a trial that failed before it had a spec: from its axes in the plan."""
     words = [axes.get("architecture"), axes.get("norm"), f"D{_text(axes.get('D'))}"]
     words += [f"d{axes.get('d_model')}", f"L{axes.get('depth')}", f"s{axes.get('seed')}"]
     return " ".join(map(str, words))
 
 
 def planned_texts(axes: Mapping[str, Any], holds: Sequence[str]) -> dict[str, str]:
-    """`axis_texts` of such a trial, without those that its spec may say otherwise."""
+    """Return `axis_texts` for a trial without a spec, without axes that may change in its spec."""
     unsure = ("width_multiplier", "D") if isinstance(axes.get("D"), list) else ("width_multiplier",)
     texts = {key: _text(value) for key, value in axes.items() if key not in unsure}
     if holds:
@@ -210,9 +218,9 @@ def planned_texts(axes: Mapping[str, Any], holds: Sequence[str]) -> dict[str, st
 
 
 def spec_params(spec: Mapping[str, Any]) -> dict[str, str]:
-    """The spec flattened: ``training.learning_rate``, ``model.vocab_size``, ...
+    """Return the params of a spec with dotted keys, such as ``training.learning_rate``.
 
-    Left out are what the axes say already and the paths of the corpus, which spec.json has.
+    Without the axes and without the paths of the corpus, which spec.json has.
     """
     sections = ("model", "training", "data", "evaluation", "spectra", "layout")
     chosen = {section: spec[section] for section in sections if section in spec}
@@ -224,7 +232,7 @@ def spec_params(spec: Mapping[str, Any]) -> dict[str, str]:
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested mappings as dotted keys; null is left out."""
+    """Flatten nested mappings to dotted keys, without null values."""
     texts: dict[str, str] = {}
     for key, item in value.items():
         if isinstance(item, Mapping):
@@ -248,12 +256,12 @@ def _text(value: Any) -> str:
 
 
 def progress(counts: Mapping[str, int]) -> str:
-    """How many trials are in which state, such as ``3 completed, 1 running``."""
+    """Return the number of trials in each state, such as ``3 completed, 1 running``."""
     return ", ".join(f"{count} {state}" for state, count in sorted(counts.items()) if count)
 
 
 def note(counts: Mapping[str, int], recommendation: Mapping[str, Any] | None) -> str:
-    """The parent run's description, in Markdown: one line a verdict, one of progress."""
+    """Return the parent run's description in Markdown: every verdict, then the progress."""
     lines = [_verdict(group) for group in (recommendation or {}).get("groups", [])]
     return "\n\n".join([*lines, f"{sum(counts.values())} trials: {progress(counts)}."])
 

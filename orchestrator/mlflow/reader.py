@@ -1,7 +1,7 @@
-"""What the analysis reads of an MLflow server: a sweep's runs, their points and their files.
+"""Read a sweep from an MLflow server: its runs, their points and their files.
 
-It makes nothing on the server. Whatever goes wrong is an InputError, for the user named both the
-server and the sweep.
+Creates nothing on the server. Every failure is an InputError, because the user named the server
+and the sweep.
 """
 
 import contextlib
@@ -29,14 +29,14 @@ from orchestrator.mlflow.tracking import (
 from orchestrator.mlflow.trial_run import PARENT_TAG, SWEEP_TAG, TRIAL_TAG
 from trialstore.errors import InputError
 
-#: Metrics asked for at once of a server; an SQLite file has one reader.
+#: Concurrent requests for metrics to a server. An SQLite file gets one at a time.
 AT_ONCE = 8
 RUNS_PER_PAGE = 100
 
 
 @dataclass(frozen=True)
 class ExportedRun:
-    """A run as the server has it."""
+    """A run on the server."""
 
     run_id: str
     experiment_id: str
@@ -47,9 +47,13 @@ class ExportedRun:
 
 
 class MlflowReader:
-    """A server, or an SQLite file, that sweeps were exported to.
+    """An MLflow server or SQLite file that sweeps were exported to.
 
-    Raises InputError where there is none, or it does not answer.
+    Args:
+        uri: The tracking URI.
+
+    Raises:
+        InputError: The file does not exist, or the server does not answer. So do all methods.
     """
 
     def __init__(self, uri: str) -> None:
@@ -57,20 +61,23 @@ class MlflowReader:
         database = sqlite_path(uri)
         if database is not None and not database.is_file():
             raise InputError(
-                f"there is no MLflow database {database}; name the file or the server that the "
-                "sweep was exported to with --tracking-uri"
+                f"there is no MLflow database {database}; name the server or the file that has "
+                "the sweep with --tracking-uri"
             )
         self._at_once = AT_ONCE if database is None else 1
         with self._asking("connecting"):
             self._client = client_of(uri)
 
     def find_sweep(self, source: str, identity: str | None = None) -> ExportedRun:
-        """The parent run of one sweep.
+        """Find the parent run of one sweep.
 
-        `source` is the id of a parent run or of one below it, the name of an experiment that
-        holds one sweep, or the name of a sweep in the experiment of MLFLOW_EXPERIMENT_NAME;
-        `identity` is the sweep's own, where its directory tells it, and decides alone. Raises
-        InputError for none and for several.
+        Args:
+            source: The id of a parent run or a trial's run, the name of an experiment with one
+                sweep, or the name of a sweep in the experiment of MLFLOW_EXPERIMENT_NAME.
+            identity: The sweep's identity from its directory. If given, only it counts.
+
+        Raises:
+            InputError: No sweep or several sweeps match.
         """
         default = experiment_name()
         if identity is None and re.fullmatch(r"[0-9a-f]{32}", source):
@@ -82,20 +89,20 @@ class MlflowReader:
             wanted = source if identity is None else identity
             there = self._parents(default)
             found = [run for run in there if wanted in (run.tags.get("sweep"), run.tags[SWEEP_TAG])]
-            # A sweep whose run was deleted has been given another: the exporter uses the oldest.
+            # A deleted parent run gets a successor. Of several, the exporter uses the oldest.
             found = list({run.tags[SWEEP_TAG]: run for run in reversed(found)}.values())
             if not found:
                 raise InputError(
                     f"{redacted(self._uri)} has no experiment and no sweep {source!r}; experiment "
-                    f"{default!r} (MLFLOW_EXPERIMENT_NAME) holds {_listed(there)}. Sweeps that an "
-                    "earlier version exported can be read after `widthlab sync DIR`"
+                    f"{default!r} (MLFLOW_EXPERIMENT_NAME) holds {_listed(there)}. For a sweep "
+                    "that an earlier version exported, run `widthlab sync DIR` first"
                 )
         if len(found) > 1:
-            raise InputError(f"{source!r} holds {_listed(found)}; name one by its run's id")
+            raise InputError(f"{source!r} holds {_listed(found)}; give the run id of one")
         return found[0]
 
     def trials_of(self, parent: ExportedRun) -> dict[str, ExportedRun]:
-        """The runs of a sweep's trials by their trial's id."""
+        """Return the runs of a sweep's trials, by trial id."""
         tag, identity = SWEEP_TAG, parent.tags[SWEEP_TAG]
         runs: dict[str, ExportedRun] = {}
         for run in self._search(parent.experiment_id, f"tags.`{tag}` = '{identity}'"):
@@ -104,14 +111,14 @@ class MlflowReader:
         return runs
 
     def page(self, run: ExportedRun) -> str | None:
-        """Where people look at a run; None for an SQLite file, which has no pages."""
+        """Return the URL of a run's page; None for an SQLite file, which has no pages."""
         if not self._uri.startswith("http"):
             return None
         base = redacted(self._uri).rstrip("/")
         return f"{base}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
 
     def points(self, run: ExportedRun, keys: Sequence[str]) -> list[Point]:
-        """Every value of some metrics of a run; of two at one step that of the later time."""
+        """Return every point of these metrics of a run. Of two at one step the later counts."""
 
         def history(key: str) -> list[Point]:
             with self._asking(f"reading {key} of run {run.run_id}"):
@@ -126,7 +133,7 @@ class MlflowReader:
             return [point for points in pool.map(history, keys) for point in points]
 
     def files(self, run: ExportedRun, names: Sequence[str]) -> dict[str, bytes]:
-        """Those of a run's files `names` that the server has."""
+        """Return the contents of a run's files, by name. A missing file is left out."""
         with self._asking(f"listing the files of run {run.run_id}"):
             there = {file.path for file in self._client.list_artifacts(run.run_id)}
         found = {}
@@ -146,13 +153,13 @@ class MlflowReader:
                 run = _exported(self._client.get_run(run.tags[PARENT_TAG]))
         if SWEEP_TAG not in run.tags or SWEEP_FILE_TAG not in run.tags:
             raise InputError(
-                f"run {run_id} on {redacted(self._uri)} is of no sweep, or of one that an earlier "
-                "version exported; `widthlab sync DIR` sends what is missing"
+                f"run {run_id} on {redacted(self._uri)} does not belong to a sweep, or an earlier "
+                "version exported it; `widthlab sync DIR` sends the missing tags and files"
             )
         return run
 
     def _parents(self, experiment: str) -> list[ExportedRun]:
-        """The runs of sweeps in an experiment, none where there is no such experiment."""
+        """Return the parent runs in an experiment; none if there is no such experiment."""
         with self._asking(f"looking for experiment {experiment!r}"):
             found = self._client.get_experiment_by_name(experiment)
         if found is None or found.lifecycle_stage == "deleted":
@@ -160,7 +167,7 @@ class MlflowReader:
         return list(self._search(found.experiment_id, f"tags.`{SWEEP_FILE_TAG}` LIKE '%'"))
 
     def _search(self, experiment_id: str, condition: str) -> Iterator[ExportedRun]:
-        """Runs that fulfil a condition, oldest first."""
+        """Yield the runs that match a filter of MLflow, oldest first."""
         token = None
         while True:
             with self._asking("looking for runs"):
@@ -185,7 +192,7 @@ class MlflowReader:
             raise
         except (ServerAwayError, RefusedError) as error:
             raise InputError(f"MLflow at {redacted(self._uri)}: {error}") from error
-        except Exception as error:  # every store of files has its own client, with its own errors
+        except Exception as error:  # every artifact store has its own client and errors
             raise InputError(
                 f"MLflow at {redacted(self._uri)}: {doing}: "
                 f"{type(error).__name__}: {first_line(error)}"

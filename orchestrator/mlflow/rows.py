@@ -1,7 +1,7 @@
-"""A trial's metric points as rows of its tables again: the way back of `exporter_points`.
+"""Turn a trial's metric points back into table rows: the inverse of `orchestrator.mlflow.points`.
 
-What MLflow does not hold is null: eigenvalues, nodes and weights, method and error estimate, the
-share of the ten largest, the total variance, and every number that was not finite.
+MLflow lacks eigenvalues, nodes and weights, method and error estimate, the share of the ten
+largest, the total variance, and all numbers that were not finite. These are null.
 """
 
 import math
@@ -24,7 +24,7 @@ _SAMPLING = re.compile(rf"spectra/(pre|post)/median/{_BUCKET}n_over_d")
 
 
 def needed(keys: Iterable[str]) -> list[str]:
-    """Of a run's metrics those that rows are made of: medians over layers follow from others."""
+    """Return the metrics that rows are made from. Medians over layers follow from the others."""
     return sorted(
         key
         for key in keys
@@ -33,7 +33,12 @@ def needed(keys: Iterable[str]) -> list[str]:
 
 
 def metrics_rows(points: Iterable[Point], batch_tokens: int) -> list[Row]:
-    """Rows of the metrics table, in order of step; `batch_tokens` are those of an update."""
+    """Build the rows of the metrics table, in order of step.
+
+    Args:
+        points: The points of a trial's run.
+        batch_tokens: Tokens in one optimiser update.
+    """
     rows: dict[tuple[int, str], dict[str, Any]] = {}
     for key, value, time_ms, step in points:
         if key in _COLUMN_OF:
@@ -50,13 +55,20 @@ def metrics_rows(points: Iterable[Point], batch_tokens: int) -> list[Row]:
 def spectra_rows(
     points: Iterable[Point], batch_tokens: int, ffn_widths: Sequence[int]
 ) -> list[Row]:
-    """Rows of the spectra table in order of step; `ffn_widths` are the D of the layers.
+    """Build the rows of the spectra table, in order of step.
 
-    Raises BrokenRecordError where a layer is not among them, or the samples are not known.
+    Args:
+        points: The points of a trial's run.
+        batch_tokens: Tokens in one optimiser update.
+        ffn_widths: D of every layer.
+
+    Raises:
+        BrokenRecordError: A point belongs to a layer beyond `ffn_widths`, or the number of samples
+            is missing.
     """
     rows: dict[tuple[int, str, int, str], dict[str, Any]] = {}
     samples: dict[tuple[int, str, str], int] = {}
-    # N over the median D is N times the median of 1/D: every layer sees the same N samples.
+    # Every layer has the same N samples, so the median of N/D is N times the median of 1/D.
     inverse_width = median(1 / width for width in ffn_widths)
     for key, value, time_ms, step in points:
         if match := _LAYER.fullmatch(key):
@@ -83,12 +95,12 @@ def _spectrum(
     step, site, layer, bucket = place
     if layer >= len(ffn_widths):
         raise BrokenRecordError(
-            f"MLflow has spectra of layer {layer} and spec.json {len(ffn_widths)} layers"
+            f"MLflow has spectra of layer {layer}, but spec.json has {len(ffn_widths)} layers"
         )
     count = samples.get((step, site, bucket))
     if not count:
         raise BrokenRecordError(
-            f"MLflow does not say of how many samples the {site} spectra of step {step} are"
+            f"MLflow lacks the number of samples of the {site} spectra at step {step}"
         )
     width = ffn_widths[layer]
     hard, soft = found.get("hard_rank", math.nan), found.get("soft_rank", math.nan)

@@ -1,7 +1,7 @@
-"""MLflow's database as a file and as the URI that MLflow opens: a path is never pasted into a URI.
+"""Convert between the path of MLflow's SQLite file and its URI.
 
-SQLAlchemy is asked what it reads back, as that decides which file is opened: its version 2.1 reads
-%25 as a percent sign, those before it as three characters.
+SQLAlchemy decides which file a URI opens, and versions differ: 2.1 reads %25 as a percent sign,
+earlier ones as three characters. So ask SQLAlchemy for the path that it reads.
 """
 
 import re
@@ -10,20 +10,20 @@ from pathlib import Path
 from trialstore.errors import InputError
 
 SQLITE = "sqlite:///"
-#: The same with its driver's name. MLflow makes the folder of what it takes for the path of a URI
-#: that begins with the other, codes of characters and all; of this one it makes none.
+#: The same with the driver's name. MLflow creates the parent folder of a `sqlite:///` URI without
+#: unescaping it. For this prefix it creates no folder.
 DRIVEN = "sqlite+pysqlite:///"
-#: What a percent sign is that begins no code of a character.
+#: A percent sign without two hexadecimal digits.
 STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 def is_sqlite(uri: str) -> bool:
-    """Whether a URI is that of an SQLite file."""
+    """Return whether a URI names an SQLite file."""
     return uri.startswith((SQLITE, DRIVEN))
 
 
 def sqlite_uri(database: Path) -> str:
-    """The URI of a database file. Raises InputError for a path that no URI can stand for."""
+    """Return the URI of a database file. Raises InputError for a path that no URI can name."""
     from sqlalchemy.engine import make_url
 
     path = str(database)
@@ -42,9 +42,9 @@ def sqlite_uri(database: Path) -> str:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The file that an SQLite URI stands for, None for any other URI.
+    """Return the file that an SQLite URI names; None for any other URI.
 
-    Raises InputError for a URI that stands for another file than it seems to.
+    Raises InputError for a URI with ``?`` or a stray ``%``, which opens an unexpected file.
     """
     if not is_sqlite(uri):
         return None
@@ -53,15 +53,15 @@ def sqlite_path(uri: str) -> Path | None:
     name, mark, _ = uri.partition("?")
     if mark:
         raise InputError(
-            f"{uri!r}: what comes after ? is no part of a file's name in a URI, and widthlab gives "
-            "SQLite no options; write %3F where the name has a question mark, and %25 for a "
-            "percent sign"
+            f"{uri!r}: text after ? does not belong to the file's name, and widthlab passes no "
+            "options to SQLite; write %3F for a question mark in the name, and %25 for a percent "
+            "sign"
         )
     database = make_url(name).database or ""
     if STRAY_PERCENT.search(name) or ("\ufffd" in database and "\ufffd" not in name):
         raise InputError(
-            f"{uri!r}: a percent sign in a URI begins the code of a character, such as %20 for a "
-            "space, and here one does not; write %25 for a percent sign"
+            f"{uri!r}: a percent sign in a URI must begin an escape such as %20 for a space; "
+            "write %25 for a percent sign"
         )
     return Path(database)
 
@@ -69,6 +69,6 @@ def sqlite_path(uri: str) -> Path | None:
 def _is_text(path: str) -> bool:
     try:
         path.encode()
-    except UnicodeEncodeError:  # bytes that are no UTF-8, which Python holds as half pairs
+    except UnicodeEncodeError:  # bytes that are not UTF-8, which Python keeps as surrogates
         return False
     return True

@@ -1,24 +1,30 @@
-"""Texts as MLflow takes them: what is too long is cut after a whole element, and says so."""
+"""Shorten texts to MLflow's limits: cut after a whole element, and say how much is missing."""
 
 import json
 from collections.abc import Iterator, Mapping
 
-#: Of one call, in bytes of JSON: MLflow takes less than 1e6 (mlflow.utils.validation), names and
-#: punctuation among them.
+#: Bytes of JSON in one call. MLflow's limit is 1e6 with names and punctuation
+#: (mlflow.utils.validation).
 CALL_BYTES = 900_000
-#: What stands between the elements of a text, the widest first, and what they are called.
+#: Separators of elements, coarsest first, and the name of such elements.
 ELEMENTS = (("\n", "lines"), (", ", "values"))
 
 
 def storable(text: str, length: int) -> str:
-    """At most `length` characters, and without what a database answers to as if it were away:
-    half pairs and NUL."""
+    """Shorten a text to `length` characters, and replace surrogates and NUL.
+
+    Databases reject these with errors that look as if the server did not answer.
+    """
     return fitted(text, length).encode(errors="replace").decode().replace("\0", "?")
 
 
 def fitted(text: str, length: int) -> str:
-    """The text, or as many of its elements as `length` characters hold with a mark that says how
-    many are left out."""
+    """Shorten a text to `length` characters at the end of a line or value.
+
+    Example:
+        >>> fitted("1, 2, 3, " + "4" * 60, 45)
+        '1, 2, 3, ... (1 more values are left out)'
+    """
     if len(text) <= length:
         return text
     for between, what in ELEMENTS:
@@ -33,7 +39,7 @@ def fitted(text: str, length: int) -> str:
 
 
 def calls(texts: Mapping[str, str], most: int) -> Iterator[dict[str, str]]:
-    """The texts in calls of at most `most`, none of them larger than MLflow takes."""
+    """Divide texts into calls of at most `most` texts and `CALL_BYTES` bytes."""
     call: dict[str, str] = {}
     size = 0
     for key, text in texts.items():

@@ -1,7 +1,7 @@
-"""MLflow as the exporter needs it: where the server is, and the few things asked of it.
+"""MLflow for the exporter: the tracking URI, and the calls to the server.
 
-MLflow is imported when a connection is made, never before: the command line and the driver read
-this module too. Every call either succeeds or raises `ServerAwayError` or `RefusedError`.
+MLflow is imported only when a connection is made, because the command line and the driver import
+this module too. Every call succeeds or raises `ServerAwayError` or `RefusedError`.
 """
 
 import contextlib
@@ -32,17 +32,18 @@ log = logging.getLogger(__name__)
 
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
-IMAGE_FOLDER = "images"  # of a run's artifacts; MLflow's own name for it
+IMAGE_FOLDER = "images"  # MLflow's folder among a run's artifacts
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
-#: Names the commit to a job, whose folder is no checkout: HASH, or HASH-dirty.
+#: Tells a job its commit, as HASH or HASH-dirty: its working directory is no checkout.
 GIT_VARIABLE = "WIDTHLAB_GIT_COMMIT"
 DIRTY = "-dirty"
 
-#: What MLflow takes in one call (mlflow.utils.validation).
+#: The most items in one call (mlflow.utils.validation).
 METRICS_PER_CALL = 1000
 PARAMS_PER_CALL = 100
 
-#: Short, for a server that is away must not hold up the end of a sweep; a user's value wins.
+#: Short timeouts: a server that does not answer must not delay the end of a sweep. Values that the
+#: user sets win.
 CLIENT_ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -51,23 +52,23 @@ CLIENT_ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
-#: Without the kind, MLflow's pages open in their form for language model applications.
+#: Without the kind, MLflow shows the experiment's pages for language model applications.
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
     "mlflow.note.content": "How wide should the feed-forward network be? A parent run is a sweep "
     "and holds its report; the runs below it are its trials.",
 }
 
-#: HTTP status of answers about the thing asked for; any other error is the server's own state.
+#: HTTP status of refusals: the request is wrong. Any other error is about the server's state.
 REFUSALS = (400, 404)
 
 
 class ServerAwayError(Exception):
-    """The server did not answer, or cannot serve anyone now; what was sent may have got in."""
+    """The server did not answer or cannot serve now. The call may have arrived."""
 
 
 class RefusedError(Exception):
-    """The server understood and will not do it: a run deleted meanwhile, a value it rejects."""
+    """The server refused a call: the run was deleted, or a value is invalid."""
 
 
 class Point(NamedTuple):
@@ -81,7 +82,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Image:
-    """A picture of a run at a step; `pixels` [height, width, 3] in 0 to 255."""
+    """A picture of a run at a step. `pixels` is RGB, [height, width, 3], 0 to 255."""
 
     key: str  # such as spectra/post/heat_map
     pixels: "NDArray[np.uint8]"
@@ -91,7 +92,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as the server has it."""
+    """A run on the server, with the names of its params and metrics."""
 
     run_id: str
     status: str
@@ -100,40 +101,44 @@ class Run:
     metrics: frozenset[str]
 
 
-# --- where it is ---------------------------------------------------------------------------
+# --- the tracking URI ----------------------------------------------------------------------
 
 
 def tracking_uri(storage: Storage, override: str | None = None) -> str:
-    """Where a storage's sweeps are exported: `override`, MLFLOW_TRACKING_URI, or beside them.
+    """Return the tracking URI for the sweeps of a storage.
 
-    The embedded default is a SQLite file in the storage's root. Raises InputError for a URI that
-    MLflow does not serve, and where nothing is given for a storage that is no local folder.
+    Args:
+        storage: The storage. By default its root holds an SQLite file.
+        override: Wins over MLFLOW_TRACKING_URI, which wins over the default.
+
+    Raises:
+        InputError: MLflow cannot serve the URI, or the storage is remote and no URI is given.
     """
     return given_uri(override) or embedded_uri(storage)
 
 
 def given_uri(override: str | None = None) -> str | None:
-    """The URI that the user gave: `override`, or MLFLOW_TRACKING_URI; None where there is none.
+    """Return the URI from `override` or else MLFLOW_TRACKING_URI; None if neither is set.
 
-    Raises InputError for a URI that MLflow does not serve.
+    Raises InputError for a URI that MLflow cannot serve, such as an empty `override`.
     """
-    if override is not None:  # an empty one is a variable that was not set, and no wish
+    if override is not None:  # "--tracking-uri $UNSET" is an error, not the default
         return _checked(override, "--tracking-uri")
     uri = os.environ.get(URI_VARIABLE)
     return _checked(uri, URI_VARIABLE) if uri else None
 
 
 def storage_of(sweep: Storage) -> Storage:
-    """The storage that a sweep's directory lies in."""
+    """Return the storage that holds a sweep's directory."""
     if isinstance(sweep, LocalStorage):
         return LocalStorage(sweep.root.parent)
-    # s3://bucket/folder?region=x: what comes after the mark says how to reach it.
+    # Keep the options after the question mark: s3://bucket/folder?region=x.
     folder, mark, options = sweep.url.partition("?")
     return open_storage(f"{folder.rstrip('/').rpartition('/')[0]}{mark}{options}")
 
 
 def embedded_uri(storage: Storage) -> str:
-    """The SQLite file beside the sweeps of a local storage. Raises InputError for a remote one."""
+    """Return the URI of the SQLite file in a storage. Raises InputError for a remote one."""
     if not isinstance(storage, LocalStorage):
         raise InputError(
             f"storage {storage.url!r} is remote and cannot hold an MLflow database; give the URI "
@@ -143,10 +148,10 @@ def embedded_uri(storage: Storage) -> str:
 
 
 def redacted(uri: str) -> str:
-    """The URI without user name and password, for messages; any text may be given."""
+    """Return a URI without user name and password, for messages. Accepts any text."""
     if is_sqlite(uri):
         return uri
-    # Up to the last @: a password may hold a slash that nobody escaped.
+    # Up to the last @: a password may contain an unescaped slash or @.
     return re.sub(r"^(\w[\w+.-]*://)?.*@", r"\1", uri, flags=re.DOTALL)
 
 
@@ -161,7 +166,7 @@ def _checked(uri: str, place: str) -> str:
                 f"{place} {uri!r} names no file for MLflow's database; use "
                 "sqlite:////absolute/path/mlflow.db"
             )
-        # A relative path would follow the working folder; one file has one URI.
+        # Absolute: a relative path would change its meaning with the working directory.
         return sqlite_uri(database.absolute())
     if _has_host(uri) or re.match(r"databricks(://|$)", uri):
         return uri
@@ -172,18 +177,18 @@ def _checked(uri: str, place: str) -> str:
 
 
 def _has_host(uri: str) -> bool:
-    """Whether it is an http or https URL with a host, and with a port that can be one."""
+    """Return whether this is an http(s) URL with a host and a valid port."""
     try:
         parts = urlsplit(uri)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # brackets that do not pair, a port that is no number
+    except ValueError:  # unpaired brackets, a port that is not a number
         return False
 
 
 def git_state(folder: Path) -> dict[str, str | bool]:
-    """Commit and dirty flag of the checkout that holds `folder`; empty where there is none.
+    """Return the commit and the dirty flag of the checkout around `folder`.
 
-    A job is told them by WIDTHLAB_GIT_COMMIT, for it runs in a copy.
+    Empty if there is no checkout or no git. WIDTHLAB_GIT_COMMIT wins: a job runs in a copy.
     """
     if told := os.environ.get(GIT_VARIABLE):
         return {"commit": told.removesuffix(DIRTY), "dirty": told.endswith(DIRTY)}
@@ -196,7 +201,7 @@ def git_state(folder: Path) -> dict[str, str | bool]:
     try:
         commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
     except (OSError, subprocess.SubprocessError):
-        return {}  # no git, or no checkout: nothing to say
+        return {}
     return {"commit": commit, "dirty": bool(changes)}
 
 
@@ -204,12 +209,12 @@ def git_state(folder: Path) -> dict[str, str | bool]:
 
 
 def client_of(uri: str) -> "MlflowClient":
-    """MLflow's own client, told to be quiet and not too patient."""
+    """MLflow's own client, with short timeouts and without its chatter in the log."""
     for name, value in CLIENT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
 
-    # A new database reports every step of its migrations, a lost connection every retry.
+    # A new database logs every migration, a lost connection every retry.
     for chatty in ("mlflow.store.db.utils", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
@@ -217,9 +222,17 @@ def client_of(uri: str) -> "MlflowClient":
 
 
 class Tracking:
-    """One experiment on an MLflow server or in an SQLite file; makes both where they are missing.
+    """One experiment on an MLflow server or in an SQLite file. Created if missing.
 
-    Raises ServerAwayError, and InputError where the experiment was deleted on the server.
+    Every method raises ServerAwayError or RefusedError.
+
+    Args:
+        uri: The tracking URI.
+        experiment: The experiment's name.
+
+    Raises:
+        ServerAwayError: The server does not answer, or there is no MLflow at this address.
+        InputError: The experiment was deleted on the server.
     """
 
     def __init__(self, uri: str, experiment: str) -> None:
@@ -234,7 +247,7 @@ class Tracking:
                         experiment, _artifact_location(uri), EXPERIMENT_TAGS
                     )
                 )
-        except RefusedError as refusal:  # not an answer about a run: wrong address, no permission
+        except RefusedError as refusal:  # a wrong address or a missing permission
             raise ServerAwayError(str(refusal)) from refusal
         if found and found.lifecycle_stage == "deleted":
             raise InputError(
@@ -243,7 +256,7 @@ class Tracking:
             )
 
     def runs(self, tag: str, value: str) -> Iterator[Run]:
-        """The experiment's runs, oldest first, that carry a tag."""
+        """Yield the runs of the experiment with this value of a tag, oldest first."""
         token = None
         while True:
             with talking("looking for runs"):
@@ -260,12 +273,12 @@ class Tracking:
                 return
 
     def run(self, run_id: str) -> Run:
-        """The run now, with the names of its params and metrics."""
+        """Read a run."""
         with talking(f"reading run {run_id}"):
             return _run(self._client.get_run(run_id))
 
     def create(self, name: str, tags: Mapping[str, str], start_ms: int) -> Run:
-        """A new run with the state RUNNING."""
+        """Create a run with the status RUNNING. `start_ms` is Unix time in milliseconds."""
         about = {"mlflow.user": _user(), "mlflow.source.name": "widthlab", **_cut(tags)}
         with talking(f"creating run {name!r}"):
             return _run(
@@ -275,7 +288,7 @@ class Tracking:
             )
 
     def send_params(self, run_id: str, params: Mapping[str, str]) -> None:
-        """Params that the run does not have yet; MLflow refuses to change one."""
+        """Send params that the run lacks. MLflow refuses to change a param."""
         from mlflow.entities import Param
         from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
@@ -285,7 +298,7 @@ class Tracking:
                 self._client.log_batch(run_id, params=[Param(*item) for item in call.items()])
 
     def send_points(self, run_id: str, points: Sequence[Point]) -> None:
-        """At most METRICS_PER_CALL finite points, in one call."""
+        """Send at most METRICS_PER_CALL finite points in one call."""
         from mlflow.entities import Metric
 
         metrics = [Metric(p.key, p.value, p.time_ms, p.step) for p in points]
@@ -293,7 +306,7 @@ class Tracking:
             self._client.log_batch(run_id, metrics=metrics)
 
     def send_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set tags, replacing those of the same name."""
+        """Set tags; replace older values."""
         from mlflow.entities import RunTag
 
         items = [RunTag(key, value) for key, value in _cut(tags).items()]
@@ -301,7 +314,7 @@ class Tracking:
             self._client.log_batch(run_id, tags=items)
 
     def send_artifact(self, run_id: str, path: str, data: bytes) -> None:
-        """Store an object under a relative path such as ``report/figures/loss.svg``."""
+        """Store a file under a relative path such as ``report/figures/loss.svg``."""
         folder, _, name = path.rpartition("/")
         with tempfile.TemporaryDirectory() as temporary, talking(f"sending {path}"):
             local = Path(temporary, name)
@@ -309,7 +322,7 @@ class Tracking:
             self._client.log_artifact(run_id, str(local), folder or None)
 
     def send_image(self, run_id: str, image: Image) -> None:
-        """Store an image where MLflow shows a slider over the steps of one key."""
+        """Store an image. MLflow shows the images of one key with a slider over steps."""
         with talking(f"sending {image.key}"):
             self._client.log_image(
                 run_id,
@@ -321,29 +334,29 @@ class Tracking:
             )
 
     def image_steps(self, run_id: str) -> dict[str, int]:
-        """The last step at which the server has a whole image, by key."""
+        """Return the last step at which the server has a complete image, by key."""
         with talking(f"listing images of run {run_id}"):
             files = self._client.list_artifacts(run_id, IMAGE_FOLDER)
         reached: dict[str, int] = {}
         for file in files:
-            # The small copy, which MLflow stores after the image itself.
+            # Match the thumbnail: MLflow stores it after the image itself.
             if match := re.fullmatch(r"images/(.+?)[+%]step[+%](\d+)[+%].*\.webp", file.path):
                 key, step = match.group(1).replace("~", "/"), int(match.group(2))
                 reached[key] = max(reached.get(key, 0), step)
         return reached
 
     def steps(self, run_id: str, key: str) -> set[int]:
-        """The steps at which the server has a value of a metric."""
+        """Return the steps at which the server has a point of a metric."""
         with talking(f"reading {key} of run {run_id}"):
             return {metric.step for metric in self._client.get_metric_history(run_id, key)}
 
     def remove_tag(self, run_id: str, key: str) -> None:
-        """Remove a tag that the run has."""
+        """Remove a tag from a run that has it."""
         with talking(f"removing tag {key} of run {run_id}"):
             self._client.delete_tag(run_id, key)
 
     def set_status(self, run_id: str, status: str, end_ms: int | None = None) -> None:
-        """RUNNING, FINISHED or FAILED; the last two with the time of the end."""
+        """Set a run to RUNNING, or with `end_ms` (Unix milliseconds) to FINISHED or FAILED."""
         with talking(f"setting run {run_id} to {status}"):
             if end_ms is None:
                 self._client.update_run(run_id, status)
@@ -351,14 +364,17 @@ class Tracking:
                 self._client.set_terminated(run_id, status, end_ms)
 
     def delete(self, run_id: str) -> None:
-        """Move a run to the experiment's deleted runs, from where it can be restored."""
+        """Move a run to the experiment's deleted runs. MLflow can restore it from there."""
         with talking(f"deleting run {run_id}"):
             self._client.delete_run(run_id)
 
 
 @contextlib.contextmanager
 def talking(doing: str) -> Iterator[None]:
-    """Turn whatever the client raises into ServerAwayError or RefusedError."""
+    """Turn every error of MLflow's client into ServerAwayError or RefusedError.
+
+    `doing` begins the message, such as ``reading run 0a1b``.
+    """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -372,14 +388,14 @@ def talking(doing: str) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, for a message: short, and without the password of a URL in it."""
+    """Return the first line of an error, at most 300 characters, without passwords in URLs."""
     first = str(error).partition("\n")[0]
     return re.sub(r"(?<=://)[^\s/]*@", "", first)[:300]
 
 
 @contextlib.contextmanager
 def _alone(uri: str) -> Iterator[None]:
-    """One process at a time makes the schema of an SQLite file; two break it."""
+    """Hold a lock while MLflow creates the schema of an SQLite file; two at once break it."""
     database = sqlite_path(uri)
     if database is None:
         yield
@@ -391,7 +407,7 @@ def _alone(uri: str) -> Iterator[None]:
 
 
 def _artifact_location(uri: str) -> str | None:
-    """Beside an SQLite file, absolute; a server decides for itself."""
+    """Return the artifact folder beside an SQLite file; None lets a server decide."""
     database = sqlite_path(uri)
     return None if database is None else (database.parent / ARTIFACTS).absolute().as_uri()
 

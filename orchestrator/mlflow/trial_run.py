@@ -1,9 +1,8 @@
-"""One trial and its MLflow run: found or made, brought up to date, ended.
+"""One trial and its MLflow run: find or create it, send its news, end it.
 
-How far a run has got is a tag on the run itself, the watermark: the last step of every table
-that is in. It is raised after the points are in. Whoever meets a run asks the server which steps
-beyond the watermark it has, so that an exporter that died between sending and marking doubles
-nothing.
+The watermark is a tag of the run: the last step of every table that the server has. It is raised
+after the points arrived. An exporter can die between the two, so the next one asks the server
+which steps it has beyond the watermark, and sends no point twice.
 """
 
 import json
@@ -40,39 +39,45 @@ FILES_TAG = "widthlab.files"
 TRIAL_TAG = "trial_id"
 PARENT_TAG = "mlflow.parentRunId"
 
-#: What a run that is over has beside its numbers.
+#: The files of a finished run.
 FILES = (SPEC, RESULT)
 
 
 @dataclass(frozen=True)
 class Family:
-    """What the runs of one sweep have in common."""
+    """The parent run and the tags that all runs of a sweep share."""
 
     parent_id: str
-    tags: Mapping[str, str]  # the sweep's identity and name, and where it was started
+    tags: Mapping[str, str]  # the sweep's identity, name and commit
 
 
 @dataclass(frozen=True)
 class Sent:
-    """What one look at a trial has sent; `nonfinite` were met and counted, not sent."""
+    """The points that one update sent. `nonfinite` points were counted, not sent."""
 
     points: int
     nonfinite: int
 
 
 class TrialRun:
-    """The run of a trial that is not over, and the little that must be remembered of it."""
+    """The run of a trial that is not over. `follow` makes one.
+
+    Args:
+        tracking: The experiment.
+        run: The run on the server.
+        known: Whether the run existed before, and may have points beyond its watermark.
+        images: The images of the run.
+    """
 
     def __init__(self, tracking: Tracking, run: Run, known: bool, images: TrialImages) -> None:
-        """`known` says that the server had the run before, and may be ahead of its watermark."""
         self._tracking = tracking
         self._run_id = run.run_id
         self._status = run.status
         self._watermark: dict[str, int] = json.loads(run.tags.get(WATERMARK_TAG, "{}"))
         self._nonfinite = int(run.tags.get(NONFINITE_TAG, 0))
-        # Metrics of which the server may have points beyond the watermark, not looked at yet,
+        # Metrics that may have points beyond the watermark; the server was not asked yet.
         self._unsure = run.metrics if known else frozenset()
-        # and the steps of those that it has.
+        # Metric -> its steps beyond the watermark, as the server told.
         self._ahead: dict[str, set[int]] = {}
         self._shown: TrialView | None = None
         self._collapsed = run.tags.get(COLLAPSED_TAG)
@@ -81,35 +86,39 @@ class TrialRun:
 
     @property
     def run_id(self) -> str:
-        """Its name on the server."""
+        """The run's id on the server."""
         return self._run_id
 
     @property
     def drawn_at(self) -> float:
-        """When its images were last drawn, on the clock of `time.monotonic`."""
+        """When the images were last drawn: seconds of `time.monotonic`."""
         return self._images.drawn_at
 
     @property
     def lacks_files(self) -> bool:
-        """Whether the artifact store has not taken all that a run that is over should have."""
+        """Whether the artifact store lacks one of `FILES`."""
         return not self._files.issuperset(FILES)
 
     def is_retried(self, seen: TrialView) -> bool:
-        """Whether the trial had failed and goes on: its spec may be there only now."""
+        """Return whether the trial had failed and runs again. It may have a spec only now."""
         failed = self._shown is not None and self._shown.outcome == "failed"
         return failed and seen.outcome != "failed"
 
     def shows(self, seen: TrialView) -> bool:
-        """Whether the run has everything that this view of the trial holds."""
+        """Return whether the run has everything of this view of the trial."""
         return self._shown == seen and not self._images.due(seen)
 
     def update(
         self, trial: Storage, seen: TrialView, artifacts: Artifacts, drawing: DrawingTime
     ) -> Sent:
-        """Send what is new: points, images, then the state: a run that is over is complete.
+        """Send the trial's news: points, then images, then the state.
 
-        Where the time for drawing is used up, images wait for the next look, and with them the
-        state of a trial that is over.
+        The state comes last, so a run that is marked as finished is complete. If the time for
+        drawing is used up, the images wait for the next pass, and so does the final state.
+
+        Raises:
+            FileNotFoundError: The trial was compacted meanwhile; view it again.
+            ServerAwayError, RefusedError: The server did not take it.
         """
         steps = unsent(trial, seen, self._watermark)
         sent = self._send(steps)
@@ -136,14 +145,14 @@ class TrialRun:
             if ended:
                 nonfinite += sum(step.nonfinite for step in ended)
                 self._mark(ended)
-        # A retry may have got less far than what the server has: the rest is kept in mind.
+        # The server may be ahead of a retried trial: keep those steps.
         self._ahead = {
             key: left for key, have in self._ahead.items() if (left := self._left(key, have))
         }
         return Sent(sent, nonfinite)
 
     def _look_ahead(self) -> None:
-        """Ask, once, which steps beyond the watermark the server has of every metric."""
+        """Ask the server once which steps of every metric it has beyond the watermark."""
         for key in sorted(self._unsure):
             if left := self._left(key, self._tracking.steps(self._run_id, key)):
                 self._ahead[key] = left
@@ -167,7 +176,7 @@ class TrialRun:
         text = None if since is None else f"since step {since}"
         if text == self._collapsed:
             return
-        if text is None:  # it has recovered, or begins again before that step
+        if text is None:  # recovered, or restarted from an earlier step
             self._tracking.remove_tag(self._run_id, COLLAPSED_TAG)
         else:
             self._tracking.send_tags(self._run_id, {COLLAPSED_TAG: text})
@@ -189,11 +198,16 @@ class TrialRun:
             end = None if status == "RUNNING" else ended_ms(seen, steps) or now_ms()
             self._tracking.set_status(self._run_id, status, end)
             self._status = status
-        self._tracking.send_tags(self._run_id, tags)  # FINISHED_TAG says that no point is missing
+        self._tracking.send_tags(
+            self._run_id, tags
+        )  # last: FINISHED_TAG means that no point is missing
 
     def _send_files(self, trial: Storage, artifacts: Artifacts) -> None:
-        """Send what the run lacks of the trial's files. Those that the store does not take are
-        tried again when the state changes, and by an exporter that asks the server anew."""
+        """Send the files that the run lacks.
+
+        A file that the store did not take is sent again when the state changes, and by the next
+        exporter.
+        """
         for name in FILES:
             if name not in self._files:
                 content = get_json(trial, name)
@@ -202,7 +216,7 @@ class TrialRun:
 
 
 def has_everything(run: Run, parent_id: str) -> bool:
-    """Whether the run of a trial that is over lacks nothing, as the server has it."""
+    """Return whether a finished trial's run is complete on the server: points, files, parent."""
     in_family = run.tags.get(PARENT_TAG) == parent_id
     return in_family and FINISHED_TAG in run.tags and _files_of(run).issuperset(FILES)
 
@@ -216,10 +230,24 @@ def follow(
     planned: ResolvedCell,
     seen: TrialView,
 ) -> TrialRun | None:
-    """The trial's run, made where there is none; None if it has everything already.
+    """Find or create the run of a trial.
 
-    `planned` is the trial's entry in the resolved sweep: all that is known of a trial that failed
-    before it had a spec. Raises OSError, ValueError or KeyError where spec.json cannot be read.
+    Args:
+        tracking: The experiment.
+        artifacts: Its artifact store.
+        family: The parent run and the shared tags.
+        run: The trial's run on the server, if there is one.
+        trial: The trial's directory.
+        planned: The trial's entry in the resolved sweep.yaml: all that is known about a trial that
+            failed before it had a spec.
+        seen: A view of the trial.
+
+    Returns:
+        The run, or None if it is complete.
+
+    Raises:
+        OSError, ValueError, KeyError: spec.json cannot be read.
+        ServerAwayError, RefusedError: The server did not take it.
     """
     spec = get_json(trial, SPEC)
     if spec is None and seen.outcome != "failed":
@@ -228,7 +256,7 @@ def follow(
         tracking.send_tags(run.run_id, {PARENT_TAG: family.parent_id})
     if run is not None and FINISHED_TAG in run.tags:
         if not seen.over or run.tags[FINISHED_TAG] != str((seen.result or {}).get("finished_ms")):
-            # The trial was discarded and trained anew: its old points would mix with the new.
+            # The trial was discarded and trained again. Do not mix its points with the old ones.
             tracking.delete(run.run_id)
             run = None
         elif has_everything(run, run.tags[PARENT_TAG]):
@@ -249,7 +277,7 @@ def follow(
     params = axes | flat(planned.parameters, "parameters.")
     if spec is not None:
         params = spec_params(spec) | params
-    # Params never change; an exporter that died may have sent only some.
+    # Params never change. An exporter that died may have sent some of them.
     tracking.send_params(run.run_id, {k: v for k, v in params.items() if k not in run.params})
     total = ((spec or {}).get("training") or {}).get("steps", 1)
     return TrialRun(tracking, run, known, TrialImages(run.run_id, known, total))
@@ -260,7 +288,7 @@ def _files_of(run: Run) -> frozenset[str]:
 
 
 def status_of(outcome: str) -> str:
-    """MLflow's word for a trial's state; a trial that waits is no run yet."""
+    """Return the MLflow status for a trial's outcome. A waiting trial has no run."""
     if outcome == "running":
         return "RUNNING"
     return "FAILED" if outcome in ("failed", "diverged") else "FINISHED"

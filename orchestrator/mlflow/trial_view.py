@@ -1,4 +1,4 @@
-"""What a trial directory holds that MLflow has not seen: cheap to ask again and again."""
+"""A trial directory as the MLflow exporter sees it, and the steps that MLflow lacks."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from trialstore.records import (
 from trialstore.storage import Storage
 from trialstore.trial_state import read_state
 
-#: Table -> the last step that has been sent whole.
+#: Table -> the last step that was sent completely.
 Watermark = Mapping[str, int]
 #: Before the evaluation and snapshot of step 0.
 NOTHING_SENT = -1
@@ -30,7 +30,7 @@ NOTHING_SENT = -1
 
 @dataclass(frozen=True)
 class TrialView:
-    """A trial as its directory shows it. Two views are equal if there is nothing new to send."""
+    """A trial's state in its directory. Equal views mean that there is nothing new to send."""
 
     outcome: str  # "waiting", "running" (begun and not over), "failed", or that of the result
     parts: tuple[str, ...]
@@ -40,14 +40,14 @@ class TrialView:
 
     @property
     def over(self) -> bool:
-        """Whether the trial has its result, and will not change."""
+        """Whether the trial has a result, so that it will not change."""
         return self.result is not None
 
 
 def view(trial: Storage) -> TrialView:
-    """Read the state of a trial: one listing, and the few small objects that are there.
+    """Read the state of a trial: one list and a few small objects.
 
-    Raises BrokenRecordError, or OSError where it cannot be read.
+    Raises BrokenRecordError for broken records, OSError if they cannot be read.
     """
     keys = trial.list()
     if not keys:
@@ -67,7 +67,7 @@ def view(trial: Storage) -> TrialView:
 
 
 def started_ms(trial: Storage, seen: TrialView) -> int | None:
-    """When the trial's first row was written, None where there is none yet."""
+    """Return the time of the trial's first row, Unix milliseconds; None if there is none yet."""
     first = next((part for part in seen.parts if part.startswith(f"{METRICS}/")), None)
     if first is None:
         return None
@@ -77,24 +77,36 @@ def started_ms(trial: Storage, seen: TrialView) -> int | None:
 
 
 def ended_ms(seen: TrialView, points: Sequence[StepPoints]) -> int | None:
-    """When the trial ended, as far as its directory tells. Raises BrokenRecordError."""
+    """Return the time at which the trial ended, Unix milliseconds; None if unknown.
+
+    Taken from its result, its failure or its last point. Raises BrokenRecordError for an impossible
+    time.
+    """
     stated = (seen.result or {}).get("finished_ms") or (seen.failure or {}).get("time_ms")
     if stated is not None:
-        # A database takes 64 bits, and answers to more as if it were away.
+        # A database rejects more than 64 bits with an error that looks as if it did not answer.
         if not isinstance(stated, int | float) or not 0 < stated < 2**63:
-            raise BrokenRecordError(f"the trial says that it ended at {stated!r}, which is no time")
+            raise BrokenRecordError(
+                f"the trial's end time {stated!r} is not a time in milliseconds"
+            )
         return int(stated)
     return max((point.time_ms for step in points for point in step.points), default=None)
 
 
 def unsent(trial: Storage, seen: TrialView, watermark: Watermark) -> list[StepPoints]:
-    """All steps beyond the watermark that are durable, in order of step. A part holds whole steps.
+    """Return the durable steps beyond the watermark, in order of step.
 
-    `seen` is an earlier view: steps beyond the parts it names wait for the next call. A listing
-    that runs while parts are written may show a part and miss the one before it, but it shows
-    every part that an earlier listing showed or that was written before one of those.
+    Steps beyond the parts in `seen` wait for the next call. A list that runs while parts are
+    written may contain a part and miss an earlier one. But it contains every part of an earlier
+    list, and every part that was written before one of those.
 
-    Raises FileNotFoundError if the trial was compacted meanwhile: look again.
+    Args:
+        trial: The trial's directory.
+        seen: An earlier view of the trial.
+        watermark: The steps that MLflow has.
+
+    Raises:
+        FileNotFoundError: The trial was compacted meanwhile; view it again.
     """
     now = current_parts(trial)
     steps: list[StepPoints] = []
@@ -108,7 +120,7 @@ def unsent(trial: Storage, seen: TrialView, watermark: Watermark) -> list[StepPo
 
 
 def _rows(trial: Storage, table: str, keys: list[str], beyond: int) -> Iterator[Row]:
-    """Rows of later steps in order of step, each once; of overlapping parts the first counts."""
+    """Rows beyond a step, in order, each once. Of overlapping parts the first counts."""
     found: dict[tuple[Any, ...], Row] = {}
     for key in sorted(keys):
         part = Part.parse(key)

@@ -1,4 +1,4 @@
-"""The MLflow user interface on this machine's sweeps, for this machine's browser only."""
+"""Serve MLflow's pages for the sweeps of a local storage, on loopback only."""
 
 import os
 import socket
@@ -14,28 +14,34 @@ HOST = "127.0.0.1"
 DEFAULT_PORT = 5000
 LAST_PORT = 65535
 
-#: The plain address opens the pages for language model applications.
+#: Without this, MLflow opens its pages for language model applications.
 START_PAGE = "#/experiments?workflowType=machine_learning"
 
-#: What MLflow 3 starts beside its server for language model applications; nothing here uses it.
+#: Turns off the job workers of MLflow 3, which serve language model applications.
 SERVER_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 def open_ui(storage: Storage, port: int = DEFAULT_PORT) -> NoReturn:
-    """Become the MLflow server of the storage's embedded database, until interrupted.
+    """Replace this process by an MLflow server for the storage's SQLite file.
 
-    Takes a free port if `port` is in use. MLflow's own middleware refuses other host names and
-    origins. Raises InputError where the storage has no MLflow database.
+    MLflow's middleware refuses other host names and origins.
+
+    Args:
+        storage: A local storage.
+        port: The port to use; another one if it is taken.
+
+    Raises:
+        InputError: The storage has no MLflow database, or `port` is not a port.
     """
     command, url = server_command(storage, port)
     print(f"MLflow on {storage.url}: {url}/{START_PAGE} (Ctrl-C ends it)", flush=True)
     environment = {**os.environ, **CLIENT_ENVIRONMENT, **SERVER_ENVIRONMENT}
-    # Not a child: every signal reaches the server, and none can leave it behind.
+    # exec, not a child process: signals reach the server, and it cannot be orphaned.
     os.execve(command[0], command, environment)
 
 
 def server_command(storage: Storage, port: int) -> tuple[list[str], str]:
-    """The command that serves the storage's database, and the address it will have."""
+    """Return the command that serves the storage's SQLite file, and its address."""
     uri = embedded_uri(storage)
     database = sqlite_path(uri)
     assert database is not None
@@ -52,12 +58,14 @@ def server_command(storage: Storage, port: int) -> tuple[list[str], str]:
 
 
 def free_port(wanted: int) -> int:
-    """`wanted` if nobody listens there on loopback, else a port that the system chooses.
+    """Return `wanted` if it is free on loopback, else a free port that the system chooses.
 
-    Raises InputError for what is no port.
+    Raises InputError for a number that is not a port.
     """
     if not 0 <= wanted <= LAST_PORT:
-        raise InputError(f"--port {wanted} is no port; give one of 1 to {LAST_PORT}, or 0 for any")
+        raise InputError(
+            f"--port {wanted} is not a port; give 1 to {LAST_PORT}, or 0 for any free one"
+        )
     for port in (wanted, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

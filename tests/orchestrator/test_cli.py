@@ -207,7 +207,8 @@ def test_plan_prints_one_json_object(tmp_path: Path):
 @pytest.mark.processes
 def test_help_loads_nothing_heavy():
     probe = (
-        "import sys; from orchestrator import cli; sys.argv = ['widthlab', '--help'];\n"
+        "import sys; from orchestrator.cli import __main__ as cli\n"
+        "sys.argv = ['widthlab', '--help']\n"
         "try: cli.main()\n"
         "except SystemExit: pass\n"
         "print(sorted({'ray', 'torch', 'mlflow', 'transformers', 'pandas'} & set(sys.modules)))"

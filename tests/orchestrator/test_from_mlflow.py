@@ -259,7 +259,7 @@ def test_rebuilding_again_replaces_what_was_rebuilt_and_nothing_else(
     assert load_sweep(sweep).trials["state"].tolist() == ["completed"]
     assert load_sweep(sweep).curves["step"].max() == 40
     before = bench.sweep.list()
-    with pytest.raises(InputError, match="was not rebuilt from MLflow; name another folder"):
+    with pytest.raises(InputError, match="--out"):
         rebuild("small", bench.uri, bench.sweep.url)
     assert bench.sweep.list() == before
 
@@ -286,7 +286,7 @@ def test_several_sweeps_of_one_experiment_are_listed_and_one_is_asked_for(
         if key != "mirror.json":
             twin.put(key, bench.sweep.get(key))
     Exporter(twin, bench.uri).sync_once()
-    with pytest.raises(InputError, match=r"'widthlab' holds 2 sweeps: small \(run .*name one by"):
+    with pytest.raises(InputError, match=r"'widthlab' holds 2 sweeps: small \(run "):
         rebuild("widthlab", bench.uri, out)
     parents = [run.info.run_id for run in bench.runs() if "trial_id" not in run.data.tags]
     for run_id in parents:
@@ -344,4 +344,4 @@ def test_out_without_mlflow_is_refused(
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 2
-    assert "--out is where --from-mlflow writes" in capsys.readouterr().err
+    assert "--out needs --from-mlflow" in capsys.readouterr().err

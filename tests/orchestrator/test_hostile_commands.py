@@ -35,13 +35,13 @@ BASE = {
 }
 FLAGS = (
     *("--json", "--retry-failed", "--require-verdict", "--from-mlflow", "--no-tokenizer"),
-    *("--follow", "--list", "--final", "--remove"),
+    *("--follow", "--final", "--remove"),
 )
 OPTIONS = {
     "plan": ["--set", "--storage", "--json"],
     "run": ["--set", "--storage", "--tracking-uri", "--address", "--retry-failed", "--json"],
     "submit": ["--set", "--storage", "--tracking-uri", "--address", "--retry-failed", "--json",
-               "--require-verdict", "--follow", "--attach", "--stop", "--list"],
+               "--require-verdict", "--follow", "--attach", "--stop"],
     "status": ["--set", "--storage", "--json"],
     "stop": ["--set", "--storage"],
     "rerun": ["--set", "--storage", "--tracking-uri"],

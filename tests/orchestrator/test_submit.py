@@ -47,7 +47,7 @@ def prepared(
 
 @pytest.mark.parametrize("storage", ["widthlab-runs", "./runs", "file://runs", ""])
 def test_a_storage_relative_to_the_submitters_folder_is_refused(tmp_path: Path, storage: str):
-    with pytest.raises(InputError, match=r"relative to this folder.*--storage.*absolute"):
+    with pytest.raises(InputError, match=r"--storage.*WIDTHLAB_STORAGE"):
         prepared(tmp_path, storage=storage)
 
 
@@ -64,7 +64,7 @@ def test_an_object_store_needs_an_mlflow_server(tmp_path: Path):
 
 
 def test_a_database_of_the_submitters_folder_is_refused(tmp_path: Path):
-    with pytest.raises(InputError, match="file of this folder"):
+    with pytest.raises(InputError, match=r"sqlite:///mine\.db"):
         prepared(tmp_path, uri="sqlite:///mine.db")
     assert prepared(tmp_path, uri="sqlite:////shared/m.db").environment["MLFLOW_TRACKING_URI"]
 
@@ -90,7 +90,7 @@ def test_data_of_the_submitters_folder_are_refused(
     tmp_path: Path, changes: dict, place: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=f"{place}.*do not travel.*every node"):
+    with pytest.raises(InputError, match=place):
         prepared(tmp_path, changes)
 
 
@@ -195,9 +195,10 @@ def test_widthlab_and_the_sweep_travel_and_nothing_that_lies_beside_them(tmp_pat
     assert fill(job, here / "sweep.yaml", [], {"A": "1"}) == Path("sweep.yaml")
     sent = files_of(job)
     others = {name for name in sent if name.partition("/")[0] not in
-              ("trialstore", "analysis", "trainers", "orchestrator")}  # fmt: skip
+              ("analysis", "trainers", "orchestrator", "trialstore")}  # fmt: skip
     assert others == {"sweep.yaml", "job.env"}
-    assert {"orchestrator/cli/__main__.py", "trainers/train.py", "analysis/spectrum.py"} <= sent
+    assert {"orchestrator/cli/__main__.py", "trainers/train.py", "analysis/spectrum.py",
+            "trialstore/storage.py"} <= sent  # fmt: skip
     assert not [name for name in sent if "__pycache__" in name]
 
 

@@ -1,4 +1,4 @@
-"""A trial's directory on the local disk."""
+"""Fixtures for the tests of `trialstore`."""
 
 from pathlib import Path
 
@@ -9,5 +9,4 @@ from trialstore.storage import LocalStorage
 
 @pytest.fixture
 def trial(tmp_path: Path) -> LocalStorage:
-    """A trial's directory, which does not exist yet."""
     return LocalStorage(tmp_path / "trial")

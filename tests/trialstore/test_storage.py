@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -398,7 +399,7 @@ def test_a_url_is_opened_by_pyarrow() -> None:
 def test_a_secret_in_a_url_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(InputError, match="AWS_SECRET_ACCESS_KEY") as refused:
         open_storage(url)
-    assert "cret" not in str(refused.value).replace("names a secret", "")
+    assert re.search("s3/?cret", str(refused.value)) is None
 
 
 @pytest.mark.parametrize("url", ["mock:///a:b@c", "gs://anonymous@bucket/a", "/home/me:you@x"])
