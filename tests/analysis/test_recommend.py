@@ -126,11 +126,11 @@ def test_the_cost_of_what_to_run_next_follows_from_what_has_run(build_sweep: Bui
     assert wider.seconds == pytest.approx(wider.flops * 1.1 / 2e9)
 
 
-def test_without_equal_budgets_the_missing_half_is_named_and_priced(build_sweep: Build) -> None:
+def test_without_equal_budgets_the_missing_cells_are_named_and_priced(build_sweep: Build) -> None:
     (verdict,) = verdicts(build_sweep(holds=("none",)))
     assert verdict.verdict == "refused"
     assert "no cells of equal budget" in verdict.rule
-    assert any("equal budgets is missing" in caveat for caveat in verdict.caveats)
+    assert any("no cells of equal budget" in caveat for caveat in verdict.caveats)
     (asked,) = verdict.run_next
     assert asked.hold == ("params",)
     reference = verdict.trials.set_index("D").loc[256.0, "flops"]  # the budget of the 4x model
@@ -138,7 +138,7 @@ def test_without_equal_budgets_the_missing_half_is_named_and_priced(build_sweep:
     assert isinstance(verdict.spectral.laws["soft_rank"], PowerLaw)
 
 
-def test_the_missing_half_is_asked_for_at_the_widths_that_a_verdict_takes(
+def test_the_missing_cells_are_asked_for_at_the_widths_that_a_verdict_takes(
     build_sweep: Build,
 ) -> None:
     (verdict,) = verdicts(build_sweep(multipliers=[2.67], holds=("none",)))
@@ -155,7 +155,7 @@ def test_without_a_fixed_d_model_the_loss_is_judged_and_the_spectra_are_not(
     (verdict,) = verdicts(build_sweep(holds=("params",)))
     assert verdict.verdict == "recommended"
     assert verdict.agrees is None
-    assert any("fixed d_model is missing" in caveat for caveat in verdict.caveats)
+    assert any("no cells at fixed d_model" in caveat for caveat in verdict.caveats)
     assert not isinstance(verdict.spectral.laws["soft_rank"], PowerLaw)
 
 
