@@ -23,7 +23,7 @@ Axes = dict[str, Any]
 def left_out(plan: Plan) -> list[RenderableType]:
     """Return the lines about overrides, dropped and merged cells, and adjusted values.
 
-    Dropped and merged cells stand under their common reason.
+    Dropped and merged cells are listed under their common reason.
     """
     parts: list[RenderableType] = [Text(_override(override)) for override in plan.overrides]
     parts += _reasons(plan, "dropped", plan.dropped)

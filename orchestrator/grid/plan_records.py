@@ -62,7 +62,7 @@ def _matchings(trial: PlannedTrial) -> dict[str, Any]:
 
 
 def _cell(cell: Dropped | Merged) -> dict[str, Any]:
-    """A cell that is not a trial of its own; `hold` stands where `matching` is."""
+    """A cell that is not a trial of its own; its `matching` is called `hold`."""
     return {"hold" if key == "matching" else key: value for key, value in asdict(cell).items()}
 
 

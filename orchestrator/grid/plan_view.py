@@ -142,7 +142,7 @@ def _totals(plan: Plan) -> Text:
         parts.append(f"{totals.energy_kwh:.3g} kWh")
     if totals.cost is not None:
         parts.append(f"cost {totals.cost:,.2f}")
-    basis = "measured" if plan.rate_measured else "a default, nothing was measured yet"
+    basis = "measured" if plan.rate_measured else "a default (nothing was measured yet)"
     return Text(f"\n{', '.join(parts)}\ntimes at {plan.rate:.2g} FLOP/s per worker, {basis}\n")
 
 

@@ -128,7 +128,7 @@ def test_the_cost_of_what_to_run_next_follows_from_what_has_run(build_sweep: Bui
     assert wider.seconds == pytest.approx(wider.flops * 1.1 / 2e9)
 
 
-def test_without_equal_budgets_the_missing_half_is_named_and_priced(build_sweep: Build) -> None:
+def test_without_equal_budgets_the_missing_cells_are_named_and_priced(build_sweep: Build) -> None:
     (verdict,) = verdicts(build_sweep(holds=("none",)))
     assert verdict.verdict == "refused"
     assert "add `params` or `flops` to `match`" in verdict.rule
@@ -140,7 +140,7 @@ def test_without_equal_budgets_the_missing_half_is_named_and_priced(build_sweep:
     assert isinstance(verdict.spectral.laws["soft_rank"], PowerLaw)
 
 
-def test_the_missing_half_is_asked_for_at_the_widths_that_a_verdict_takes(
+def test_the_missing_cells_are_asked_for_at_the_widths_that_a_verdict_takes(
     build_sweep: Build,
 ) -> None:
     (verdict,) = verdicts(build_sweep(multipliers=[2.67], holds=("none",)))

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.mlflow import tracking
+from orchestrator.mlflow.parent_run import parent_params
 from orchestrator.mlflow.points import (
     MEDIAN_METRICS,
     StepPoints,
@@ -112,6 +113,11 @@ def test_axes_say_what_was_achieved_rather_than_typed() -> None:
     texts = axis_texts(spec(axes={"width_multiplier": 2.7, "learning_rate": 0.003}), ["none"])
     assert (texts["width_multiplier"], texts["D"]) == ("2.672", "171")
     assert (texts["learning_rate"], texts["hold"]) == ("0.003", "none")
+
+
+@pytest.mark.parametrize("key", ["match", "hold"])
+def test_the_matchings_of_a_sweep_are_the_parameter_hold(key: str) -> None:
+    assert parent_params({key: ["none", "params"], "resolved": {}}) == {"hold": "none, params"}
 
 
 def test_params_are_flat_and_leave_out_what_is_not_set() -> None:

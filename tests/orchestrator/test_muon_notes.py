@@ -1,4 +1,4 @@
-"""A plan says which weights Muon leaves to AdamW, and most of all those that look like its own."""
+"""A plan says which weights AdamW trains beside Muon."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What `--set` may put in the place of what a sweep file says."""
+"""`--set` replaces values of a sweep file."""
 
 import pytest
 from mini_sweep import MINIMAL, parse, refused, replaced

@@ -1,4 +1,4 @@
-"""A plan says what the corpus holds, and whether that is enough."""
+"""A plan shows the corpus, and warns if it is too small for the sweep."""
 
 import json
 
