@@ -4,13 +4,13 @@ All of it is what the run wrote into `resolved.corpus` of sweep.yaml. A storage 
 what is not there, or is something else than it should be, is left open and never fatal.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from markupsafe import Markup
 
-from analysis.report.page import bullets, folded, paragraph, sentence, table
+from analysis.report.page import Table, plain_table, render
 from analysis.tables.sweep_tables import SweepTables
 from analysis.wording import large, percent, plural
 from trialstore.sweep_file import section
@@ -19,24 +19,26 @@ from trialstore.sweep_file import section
 MOST_SOURCES = 12
 SPLITS = {"train": "training", "heldout": "held out"}
 COUNTS = ("documents", "bytes", "tokens")
-NOT_RECORDED = (
-    "What the corpus held and what was left out of it was not recorded: the sweep was run by a "
-    "version that did not."
-)
 
 
-def data_section(tables: SweepTables) -> str:
+def data_section(tables: SweepTables) -> Markup:
     """Splits and sources with their sizes, the split rule, what was left out, remarks, and what
     the tokenizer keeps of the text; one sentence where none of it was recorded."""
     corpus = section(section(tables.config, "resolved"), "corpus")
-    parts = ["<h2>Data</h2>", _configured(tables)]
-    if not corpus:
-        return "\n".join([*parts, paragraph(NOT_RECORDED)])
-    rule = corpus.get("split_rule")
-    parts += [paragraph(sentence(str(rule)))] if rule else []
-    parts += [*_splits(corpus), *_sources(corpus), *_left_out(corpus), *_remarks(corpus)]
-    parts += _encoding(corpus)
-    return "\n".join(parts)
+    remarks = corpus.get("remarks")
+    return render(
+        "data.html",
+        configured=_configured(tables),
+        recorded=bool(corpus),
+        rule=str(corpus.get("split_rule") or ""),
+        splits=_splits(corpus),
+        sources=_sources(corpus),
+        left_out=_left_out(corpus),
+        remarks=[str(one) for one in remarks] if isinstance(remarks, list) else [],
+        most_remarks=MOST_SOURCES,
+        encoding=_encoding(corpus),
+        plural=plural,
+    )
 
 
 def sources_table(tables: SweepTables) -> pd.DataFrame:
@@ -63,10 +65,10 @@ def _configured(tables: SweepTables) -> str:
         ]
         if given.get("kind"):
             told.append(f"{name} {given['kind']}" + (f" ({', '.join(own)})" if own else ""))
-    return paragraph(sentence("; ".join(told))) if told else ""
+    return "; ".join(told)
 
 
-def _splits(corpus: Mapping[str, Any]) -> Iterator[str]:
+def _splits(corpus: Mapping[str, Any]) -> Table | None:
     splits = section(corpus, "splits")
     rows, sums = [], dict.fromkeys(COUNTS, 0)
     for split, title in SPLITS.items():
@@ -76,8 +78,8 @@ def _splits(corpus: Mapping[str, Any]) -> Iterator[str]:
         for name in COUNTS:
             sums[name] += counts[name] or 0
     if not any(count is not None for _, counts in rows for count in counts.values()):
-        return
-    yield table(
+        return None
+    return plain_table(
         ["split", "documents", "bytes", "tokens", "share of the tokens"],
         [
             [
@@ -90,14 +92,14 @@ def _splits(corpus: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _sources(corpus: Mapping[str, Any]) -> Iterator[str]:
+def _sources(corpus: Mapping[str, Any]) -> Table | None:
     """The largest sources, each with what either split has of it."""
     sources: dict[str, dict[str, dict[str, int | None]]] = {}
     for row in _objects(corpus, "sources"):
         counts = {name: _count(row.get(name)) for name in COUNTS}
         sources.setdefault(str(row.get("source")), {})[str(row.get("split"))] = counts
     if not sources:
-        return
+        return None
     ordered = sorted(sources.items(), key=lambda item: (-_size(item[1]), item[0]))
     shown, others = ordered[:MOST_SOURCES], ordered[MOST_SOURCES:]
     if len(others) == 1:  # one row for one source says less than its own
@@ -108,14 +110,7 @@ def _sources(corpus: Mapping[str, Any]) -> Iterator[str]:
         title = f"{len(others)} others together"
         rows.append(_source_row(title, [own for _, own in others], of_split))
     names = ["source", "documents", "bytes", "training tokens", "share", "held-out tokens", "share"]
-    listed = table(names, rows)
-    yield "<h3>Sources</h3>"
-    yield listed
-    yield paragraph(
-        "Documents and bytes: of both splits, and one that was cut in two is in both. Shares: of "
-        "the tokens of the split.",
-        "small faint",
-    )
+    return plain_table(names, rows)
 
 
 def _source_row(
@@ -143,7 +138,7 @@ def _tokens(own: Mapping[str, Mapping[str, int | None]], split: str) -> int:
     return own[split]["tokens"] or 0 if split in own else 0
 
 
-def _left_out(corpus: Mapping[str, Any]) -> Iterator[str]:
+def _left_out(corpus: Mapping[str, Any]) -> Table | None:
     rows = [
         [
             str(row.get("reason") or ""),
@@ -153,29 +148,13 @@ def _left_out(corpus: Mapping[str, Any]) -> Iterator[str]:
         ]
         for row in _objects(corpus, "left_out")
     ]
-    yield "<h3>Left out</h3>"
-    if not rows:
-        yield paragraph("Nothing of what the corpus holds.")
-        return
-    yield table(["reason", "suffix", "how many", "for example"], rows)
+    return plain_table(["reason", "suffix", "how many", "for example"], rows) if rows else None
 
 
-def _remarks(corpus: Mapping[str, Any]) -> Iterator[str]:
-    given = corpus.get("remarks")
-    remarks = (
-        [sentence(str(one), capital=False) for one in given] if isinstance(given, list) else []
-    )
-    if remarks:
-        yield "<h3>Remarks</h3>"
-        few = len(remarks) <= MOST_SOURCES
-        title = escape(plural(len(remarks), "remark"))
-        yield bullets(remarks) if few else folded(title, bullets(remarks))
-
-
-def _encoding(corpus: Mapping[str, Any]) -> Iterator[str]:
+def _encoding(corpus: Mapping[str, Any]) -> str:
     encoding = section(corpus, "encoding")
     if not encoding:
-        return
+        return ""
     told = []
     if encoding.get("lossless") is True:
         told.append("The tokenizer keeps every text: what it encodes decodes to the same.")
@@ -191,7 +170,7 @@ def _encoding(corpus: Mapping[str, Any]) -> Iterator[str]:
         told.append(f"{plural(altered, 'document')} decode to another text than they were.")
     if encoding.get("lossless") is not True and not told:
         told.append("The tokenizer may alter a text; of these documents it altered none.")
-    yield "<h3>Encoding</h3>" + paragraph(" ".join(told))
+    return " ".join(told)
 
 
 def _objects(corpus: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:

@@ -1,29 +1,28 @@
 """One group's section of the report: why the verdict is what it is, as one would argue it."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from markupsafe import Markup
+
+from analysis.laws.layers import LayerAdvice
 from analysis.laws.power_law import PowerLaw, Refusal
 from analysis.laws.saturation import Saturation, Untestable
 from analysis.report.captions import captions_of
 from analysis.report.page import (
-    bullets,
-    figure,
-    figures,
-    folded,
-    paragraph,
+    Table,
+    drawn_figure,
+    plain_table,
+    render,
     sentence,
-    table,
     without_empty,
-    words,
 )
 from analysis.verdict.budgets import CURRENCIES
 from analysis.verdict.equal_budget import BUDGETS
 from analysis.verdict.evidence import widths_of
 from analysis.verdict.layer_verdict import LayerVerdict
 from analysis.verdict.loss_optimum import LossCurve
-from analysis.verdict.next_cells import NextCells
 from analysis.verdict.recommend import GroupVerdict
 from analysis.verdict.supply import SELECTION
 from analysis.verdict.tuned_rate import TunedTrials
@@ -47,64 +46,38 @@ AGREEMENT = {
 
 def group_section(
     verdict: GroupVerdict, layers: LayerVerdict, common: Sequence[str], svgs: Mapping[str, bytes]
-) -> str:
+) -> Markup:
     """Everything about one group; `common` caveats are said elsewhere."""
-    shown = _Figures(verdict, svgs)
-    width = verdict.width_multiplier
-    short = "no recommendation" if width is None else multiple(width)
-    parts = [
-        f'<section id="{verdict.slug}" class="{verdict.verdict}"><h2>{escape(verdict.label)}: '
-        f'<span class="width">{short}</span></h2>',
-        *_loss(verdict, shown),
-        *_caveats(verdict, common),
-        *_next(verdict),
-        *_ranks(verdict, shown),
-        *_layers(verdict, layers, shown),
-        *_training(verdict.tuned, shown),
-        "</section>",
-    ]
-    return "\n".join(part for part in parts if part)
+    drawn = {
+        name: figure
+        for name, caption in captions_of(verdict).items()
+        if (figure := drawn_figure(svgs, f"{verdict.slug}-{name}", caption))
+    }
+    # Only this widthlab's own version of the meaning goes on; the first is surely another's.
+    old = (verdict.trials["semantics_version"] == FIRST_SEMANTICS).any()
+    return render(
+        "group.html",
+        verdict=verdict,
+        width=None if verdict.width_multiplier is None else multiple(verdict.width_multiplier),
+        drawn=drawn,
+        widths=_widths(verdict),
+        best_losses=None if verdict.on_best is None else _best_losses(verdict),
+        selection=SELECTION,
+        budgets=_budgets(verdict),
+        caveats=[sentence(caveat) for caveat in verdict.caveats if caveat not in common],
+        anew=FIRST_SEMANTICS if old else None,
+        ranks=_ranks(verdict),
+        layers=layers,
+        growth=_growth(layers.advice),
+        rates=_rates(verdict.tuned),
+    )
 
 
-class _Figures:
-    """The figures of one group as HTML; those that were not drawn are nothing."""
-
-    def __init__(self, verdict: GroupVerdict, svgs: Mapping[str, bytes]) -> None:
-        self._slug, self._svgs = verdict.slug, svgs
-        self._captions = captions_of(verdict)
-
-    def row(self, *names: str, beside: str = "") -> str:
-        """Figures beside each other, and beside them what explains them."""
-        drawn = []
-        for name in names:
-            svg = self._svgs.get(f"figures/{self._slug}-{name}.svg")
-            if svg is not None:
-                drawn.append(figure(f"{self._slug}-{name}", svg, self._captions[name]))
-        return figures([*drawn, f"<div>{beside}</div>"] if beside else drawn)
-
-
-def _loss(verdict: GroupVerdict, shown: _Figures) -> Iterator[str]:
-    yield shown.row("loss-optimum", beside=_widths(verdict))
-    if verdict.choices:
-        yield "<h3>Other choices</h3>"
-        yield bullets(sentence(choice.sentence) for choice in verdict.choices)
-    if verdict.on_best is not None:
-        yield f'<h3 id="{verdict.slug}-best-losses">On best losses</h3>'
-        yield paragraph(sentence(verdict.on_best.sentence))
-        yield _best_losses(verdict)
-        yield paragraph(SELECTION, "small faint")
-    others = _budgets(verdict)
-    if others:
-        yield "<h3>At other budgets</h3>"
-        yield shown.row("loss-at-budgets")
-        yield bullets(others)
-
-
-def _widths(verdict: GroupVerdict) -> str:
+def _widths(verdict: GroupVerdict) -> dict[str, Any] | None:
     """The widths of the deciding budget, with what each costs in loss."""
     deciding = verdict.deciding
     if deciding is None or not isinstance(deciding.optimum, LossCurve):
-        return ""
+        return None
     digits = decimals(deciding.optimum.tolerance)
     runs = {width["runs"] for width in verdict.alternatives}
     rows, chosen = [], None
@@ -133,20 +106,15 @@ def _widths(verdict: GroupVerdict) -> str:
         ["width", "D", "d_model", "runs", "loss", "excess", "at most", ""], rows
     )
     each = f" ({plural(runs.pop(), 'run')} a width)" if len(runs) == 1 else ""
-    about = (
-        f"Loss: mean of the runs, in nats per token{each}. Excess: of the fitted curve over its "
-        "lowest point, with its upper 90 % bound."
-    )
-    if chosen is not None:
-        about += " Equivalent: cannot be told from the chosen width."
-    return (
-        f"<h3>Widths at equal {escape(BUDGETS[deciding.hold][1])}</h3>"
-        + table(names, rows, chosen=chosen)
-        + paragraph(about, "small faint")
-    )
+    return {
+        "budget": BUDGETS[deciding.hold][1],
+        "table": plain_table(names, rows, chosen),
+        "each": each,
+        "chosen": chosen is not None,
+    }
 
 
-def _best_losses(verdict: GroupVerdict) -> str:
+def _best_losses(verdict: GroupVerdict) -> Table | None:
     """Final and best losses side by side, by width of the deciding budget."""
     final, best = verdict.alternatives, widths_of(verdict.supply.on_best[0])
     ends = {width["width_multiplier"]: width for width in final}
@@ -164,7 +132,7 @@ def _best_losses(verdict: GroupVerdict) -> str:
         if width["width_multiplier"] in ends
     ]
     names = ["width", "D", "final loss", "best loss", "excess of the best", "at most"]
-    return table(names, rows) if rows else ""
+    return plain_table(names, rows) if rows else None
 
 
 def decimals(tolerance: float) -> int:
@@ -185,60 +153,22 @@ def _budgets(verdict: GroupVerdict) -> list[str]:
     ]
 
 
-def _caveats(verdict: GroupVerdict, common: Sequence[str]) -> Iterator[str]:
-    own = [caveat for caveat in verdict.caveats if caveat not in common]
-    if own:
-        yield f'<h3 id="{verdict.slug}-caveats">Caveats of this group</h3>' + bullets(
-            map(sentence, own)
-        )
-
-
-def _next(verdict: GroupVerdict) -> Iterator[str]:
-    if not verdict.run_next:
-        return
-    yield f'<h3 id="{verdict.slug}-next">What to run next</h3>'
-    if not all(cells.planned for cells in verdict.run_next):
-        # Only this widthlab's own version of the meaning goes on; the first is surely another's.
-        old = (verdict.trials["semantics_version"] == FIRST_SEMANTICS).any()
-        yield paragraph(
-            "Add these values to those of the sweep file: "
-            + (
-                "a run trains the whole of it anew, for these trials are of semantics version "
-                f"{FIRST_SEMANTICS}; the figures below are of the added cells alone."
-                if old
-                else "what is finished is not trained again."
-            )
-        )
-    yield figures(
-        f'<div><p>{words(sentence(cells.why))} <span class="faint">'
-        f"{words(sentence(cells.cost))}</span></p>{_pasted(cells)}</div>"
-        for cells in verdict.run_next
-    )
-
-
-def _pasted(cells: NextCells) -> str:
-    added = cells.to_yaml()
-    return f"<pre>{escape(added)}</pre>" if added else ""
-
-
-def _ranks(verdict: GroupVerdict, shown: _Figures) -> Iterator[str]:
-    yield f'<h3 id="{verdict.slug}-ranks">What the layers use</h3>'
-    yield paragraph(
-        AGREEMENT[verdict.agrees] + sentence(verdict.spectral.stop.sentence, capital=False)
-    )
+def _ranks(verdict: GroupVerdict) -> dict[str, Any]:
     laws: dict[str, PowerLaw | Refusal] = {
         **{text: verdict.spectral.laws[name] for name, text in LAWS.items()},
         LOSS: verdict.spectral.width_law,
     }
-    if any(isinstance(law, PowerLaw) for law in laws.values()):
-        yield _law_table(verdict, laws)
-        yield paragraph(_about_laws(verdict, laws), "small faint")
+    any_law = any(isinstance(law, PowerLaw) for law in laws.values())
     reasons = dict.fromkeys(law.reason for law in laws.values() if isinstance(law, Refusal))
-    yield from (paragraph(f"No law for some of them: {reason}.", "faint") for reason in reasons)
-    yield shown.row("rank-laws", "effective-dimension", "final-spectra", "width-law")
+    return {
+        "agreement": AGREEMENT[verdict.agrees],
+        "table": _law_table(verdict, laws) if any_law else None,
+        "about": _about_laws(verdict, laws) if any_law else "",
+        "no_law": list(reasons),
+    }
 
 
-def _law_table(verdict: GroupVerdict, laws: Mapping[str, PowerLaw | Refusal]) -> str:
+def _law_table(verdict: GroupVerdict, laws: Mapping[str, PowerLaw | Refusal]) -> Table:
     saturation = {LOSS: verdict.spectral.saturation["val_loss"]} | {
         text: found
         for name, text in LAWS.items()
@@ -250,7 +180,7 @@ def _law_table(verdict: GroupVerdict, laws: Mapping[str, PowerLaw | Refusal]) ->
         if isinstance(law, PowerLaw)
     ]
     names = ["", "~ D^", "90 % interval", "a width left out", "R²", "lack of fit", "levels off"]
-    return table(*without_empty(names, rows))
+    return plain_table(*without_empty(names, rows))
 
 
 def _law(
@@ -306,13 +236,9 @@ def _about_laws(verdict: GroupVerdict, laws: Mapping[str, PowerLaw | Refusal]) -
     return " ".join(told)
 
 
-def _layers(verdict: GroupVerdict, layers: LayerVerdict, shown: _Figures) -> Iterator[str]:
-    yield "<h3>Layer by layer</h3>"
-    yield paragraph(sentence(layers.sentence))
-    advice = layers.advice
+def _growth(advice: LayerAdvice | Refusal) -> Table | None:
     if isinstance(advice, Refusal):
-        yield shown.row("layer-ranks")
-        return
+        return None
     rows = [
         [
             str(grown.layer),
@@ -322,25 +248,12 @@ def _layers(verdict: GroupVerdict, layers: LayerVerdict, shown: _Figures) -> Ite
         ]
         for grown in advice.layers
     ]
-    listed = table(["layer", "eDim ~ D^", "less that of all", "advice"], rows)
-    yield shown.row("layer-ranks", "layer-growth")
-    yield folded("Exponents by layer, with 90 % intervals", listed)
-    found = layers.to_yaml()
-    if found is not None:
-        yield paragraph(
-            "A list of widths with the same FFN parameters follows from it. It rests on an "
-            "extrapolation that only a run can check: train it beside the uniform width, with "
-            "these lines in place of the sweep file's hold and width_multiplier."
-        )
-        yield f"<pre>{escape(found)}</pre>"
+    return plain_table(["layer", "eDim ~ D^", "less that of all", "advice"], rows)
 
 
-def _training(tuned: TunedTrials | None, shown: _Figures) -> Iterator[str]:
-    curves = shown.row("training-curves")
-    if curves:
-        yield "<h3>Training</h3>" + curves
+def _rates(tuned: TunedTrials | None) -> Table | None:
     if tuned is None or not tuned.widths:
-        return
+        return None
     rows = [
         [
             multiple(width.width_multiplier),
@@ -351,4 +264,4 @@ def _training(tuned: TunedTrials | None, shown: _Figures) -> Iterator[str]:
         ]
         for width in tuned.widths
     ]
-    yield "<h3>Learning rates</h3>" + table(["width", "D", "d_model", "tuned to", ""], rows)
+    return plain_table(["width", "D", "d_model", "tuned to", ""], rows)
