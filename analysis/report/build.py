@@ -1,8 +1,7 @@
-"""The report: one HTML file with everything inside, the verdict first, then why.
+"""The report: one self-contained HTML file, the verdict first, then the evidence.
 
-No script, and nothing is fetched: figures are inline SVG whose ink follows the page, light or
-dark. The only links that lead out are those of trials to their MLflow runs, where there is a
-server.
+The page has no script and fetches nothing. Figures are inline SVG in the colours of the page, light
+or dark. The only external links go from trials to their MLflow runs, if there is a server.
 """
 
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from analysis.laws.power_law import PowerLaw, Refusal, is_shown
+from analysis.laws.spectral import PLATEAU
 from analysis.report.data import data_section
 from analysis.report.front import front
 from analysis.report.group import group_section
@@ -29,7 +29,10 @@ QUANTITIES = {
     "asymmetry": "soft - hard",
 }
 
-EXPONENTS = "At 1 the ranks would grow in step with D; at 0 more width adds no directions."
+EXPONENTS = (
+    "With an exponent of 1 the rank grows in proportion to D; with 0, a wider layer uses no more "
+    "directions."
+)
 
 
 def build_report(
@@ -40,10 +43,16 @@ def build_report(
     frames: Mapping[str, pd.DataFrame],
     links: Mapping[str, str],
 ) -> str:
-    """The HTML.
+    """Return the report as HTML.
 
-    `layers` by a group's slug; `svgs` are the figures by key (`figures/SLUG-NAME.svg`), `frames`
-    the tables that lie beside it, `links` the pages of trials on an MLflow server by id.
+    Args:
+        tables: The sweep's trials, curves and spectra.
+        recommendation: The verdict of every group.
+        layers: The layer-by-layer verdict of each group, by the slug of the group.
+        svgs: The figures that were drawn, by key: `figures/SLUG-NAME.svg` for one group,
+            `figures/NAME.svg` for the whole sweep. A missing figure leaves no gap.
+        frames: The tables written next to the report, by name (see `report_tables`).
+        links: The page of a trial on an MLflow server, by trial id; empty without a server.
     """
     common = shared_caveats(recommendation)
     return render(
@@ -66,7 +75,7 @@ def build_report(
 
 
 def _rank_laws(recommendation: Recommendation, svgs: Mapping[str, bytes]) -> Markup:
-    """What the ranks are, and the exponents of several groups: those of one are in its section."""
+    """Define the ranks and compare the exponents of the groups, if there are several."""
     several = len(recommendation.groups) > 1
     laws = [verdict.spectral.laws for verdict in recommendation.groups]
     rows = [
@@ -78,6 +87,7 @@ def _rank_laws(recommendation: Recommendation, svgs: Mapping[str, bytes]) -> Mar
         aggregation=recommendation.aggregation,
         exponents=drawn_figure(svgs, "exponents", EXPONENTS) if several else None,
         several=several,
+        plateau=PLATEAU,
         any_law=any(isinstance(law, PowerLaw) for own in laws for law in own.values()),
         laws=plain_table(["group", *QUANTITIES.values()], rows),
     )
@@ -86,5 +96,5 @@ def _rank_laws(recommendation: Recommendation, svgs: Mapping[str, bytes]) -> Mar
 def _law(law: PowerLaw | Refusal, name: str) -> str:
     if isinstance(law, Refusal):
         return "no law"
-    shown = "" if name != "asymmetry" or is_shown(law) else " not shown"
-    return f"{law.beta:.2f} {bracketed(law.beta_interval)}{shown}"
+    maybe_zero = name == "asymmetry" and not is_shown(law)
+    return f"{law.beta:.2f} {bracketed(law.beta_interval)}{' includes 0' if maybe_zero else ''}"

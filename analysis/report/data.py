@@ -1,7 +1,7 @@
-"""The report's section on the data: what the corpus held, how it was split, what was left out.
+"""The report's section on the data: corpus, split, sources, files left out, losses in encoding.
 
-All of it is what the run wrote into `resolved.corpus` of sweep.yaml. A storage may be anybody's, so
-what is not there, or is something else than it should be, is left open and never fatal.
+The section shows what the run wrote into `resolved.corpus` of sweep.yaml. Values that are missing
+or of a wrong type are skipped: a storage may hold files that widthlab did not write.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,15 +15,14 @@ from analysis.tables.sweep_tables import SweepTables
 from analysis.wording import large, percent, plural
 from trialstore.sweep_file import section
 
-#: Sources with a row of their own, the largest; the others are summed up in one.
+#: The largest sources that get a row of their own; one row sums up the rest.
 MOST_SOURCES = 12
 SPLITS = {"train": "training", "heldout": "held out"}
 COUNTS = ("documents", "bytes", "tokens")
 
 
 def data_section(tables: SweepTables) -> Markup:
-    """Splits and sources with their sizes, the split rule, what was left out, remarks, and what
-    the tokenizer keeps of the text; one sentence where none of it was recorded."""
+    """Return the section on the data, or one sentence if the run recorded nothing."""
     corpus = section(section(tables.config, "resolved"), "corpus")
     remarks = corpus.get("remarks")
     return render(
@@ -42,8 +41,10 @@ def data_section(tables: SweepTables) -> Markup:
 
 
 def sources_table(tables: SweepTables) -> pd.DataFrame:
-    """Every source and split with its documents, bytes and tokens; without a column where they
-    were not recorded."""
+    """Return one row per source and split, with its documents, bytes and tokens.
+
+    The frame has no columns if the run did not record its sources.
+    """
     corpus = section(section(tables.config, "resolved"), "corpus")
     rows = [
         {"source": str(row.get("source")), "split": str(row.get("split"))}
@@ -54,7 +55,7 @@ def sources_table(tables: SweepTables) -> pd.DataFrame:
 
 
 def _configured(tables: SweepTables) -> str:
-    """Corpus and tokenizer as the sweep file names them."""
+    """Name the corpus and the tokenizer as the sweep file does."""
     told = []
     for name in ("corpus", "tokenizer"):
         given = section(tables.config, name)
@@ -93,7 +94,7 @@ def _splits(corpus: Mapping[str, Any]) -> Table | None:
 
 
 def _sources(corpus: Mapping[str, Any]) -> Table | None:
-    """The largest sources, each with what either split has of it."""
+    """List the largest sources, with the share of each in both splits."""
     sources: dict[str, dict[str, dict[str, int | None]]] = {}
     for row in _objects(corpus, "sources"):
         counts = {name: _count(row.get(name)) for name in COUNTS}
@@ -102,12 +103,12 @@ def _sources(corpus: Mapping[str, Any]) -> Table | None:
         return None
     ordered = sorted(sources.items(), key=lambda item: (-_size(item[1]), item[0]))
     shown, others = ordered[:MOST_SOURCES], ordered[MOST_SOURCES:]
-    if len(others) == 1:  # one row for one source says less than its own
+    if len(others) == 1:  # its own row says more than "1 other source"
         shown, others = ordered, []
     of_split = {split: sum(_tokens(own, split) for _, own in ordered) for split in SPLITS}
     rows = [_source_row(name, [own], of_split) for name, own in shown]
     if others:
-        title = f"{len(others)} others together"
+        title = f"{len(others)} other sources"
         rows.append(_source_row(title, [own for _, own in others], of_split))
     names = ["source", "documents", "bytes", "training tokens", "share", "held-out tokens", "share"]
     return plain_table(names, rows)
@@ -129,7 +130,7 @@ def _source_row(
 
 
 def _size(own: Mapping[str, Mapping[str, int | None]]) -> int:
-    """By which sources are ordered: tokens, or bytes where these are not known."""
+    """Size for ordering: tokens, or bytes if the tokens are unknown."""
     tokens = sum(counts["tokens"] or 0 for counts in own.values())
     return tokens or sum(counts["bytes"] or 0 for counts in own.values())
 
@@ -157,19 +158,19 @@ def _encoding(corpus: Mapping[str, Any]) -> str:
         return ""
     told = []
     if encoding.get("lossless") is True:
-        told.append("The tokenizer keeps every text: what it encodes decodes to the same.")
+        told.append("The tokenizer is lossless: decoding returns the encoded text.")
     for name, what in (
-        ("unknown_share", "of the tokens are unknown ones"),
+        ("unknown_share", "of the tokens are the unknown token"),
         ("lost_share", "of the characters have no token"),
     ):
         share = encoding.get(name)
         if isinstance(share, int | float) and not isinstance(share, bool) and share > 0:
-            told.append(f"{_small_percent(float(share))} {what}.")
+            told.append(f"{_positive_percent(float(share))} {what}.")
     altered = _count(encoding.get("altered_documents"))
     if altered:
-        told.append(f"{plural(altered, 'document')} decode to another text than they were.")
+        told.append(f"{plural(altered, 'document')} change when they are encoded and decoded.")
     if encoding.get("lossless") is not True and not told:
-        told.append("The tokenizer may alter a text; of these documents it altered none.")
+        told.append("The tokenizer can alter text, but it altered none of these documents.")
     return " ".join(told)
 
 
@@ -184,7 +185,7 @@ def _count(value: object) -> int | None:
 
 
 def _number(count: int | None) -> str:
-    """A count in full as long as it is short; nothing where it is not known."""
+    """A count in full up to a million; empty if unknown."""
     if count is None:
         return ""
     return f"{count:,}" if count < 1_000_000 else large(count)
@@ -194,6 +195,6 @@ def _share(part: int | None, whole: int) -> str:
     return "" if part is None or not whole else percent(part / whole)
 
 
-def _small_percent(share: float) -> str:
-    """A share that is never rounded to nothing."""
+def _positive_percent(share: float) -> str:
+    """A positive share, never rounded to 0 %."""
     return percent(share) if share >= 0.0005 else "Less than 0.1 %"

@@ -1,4 +1,4 @@
-"""The first screen of the report: how wide, how sure, why, and what to run next."""
+"""The first screen of the report: the verdicts, their reasons and caveats, and the next runs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,18 +11,18 @@ from analysis.verdict.recommend import GroupVerdict, Recommendation
 from analysis.verdict.transfer import Transfer
 from analysis.wording import interval, large, multiple, plural
 
-#: Where the caveats of all groups are.
+#: Anchor of the caveats that all groups share.
 CAVEATS = "caveats"
 
 OPTIMA = (
-    "Bar: 90 % interval of the best width; dot: its estimate; ring: the width to use; ticks: the "
-    "widths measured. Dashed: no optimum is established; an arrow where it may lie beyond the grid."
+    "Bar: 90 % interval of the best width. Dot: its estimate. Ring: recommended width. Ticks: "
+    "measured widths. Dashed: no optimum established; an arrow: it may lie beyond the grid."
 )
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a card, its name leading to where more is said."""
+    """A line of a card; its name links to the section `place`, if one is given."""
 
     name: str
     text: str
@@ -32,8 +32,8 @@ class Line:
 def front(
     recommendation: Recommendation, common: Sequence[str], svgs: Mapping[str, bytes]
 ) -> Markup:
-    """Verdicts, what they say about the target, and the `common` caveats."""
-    # A card a verdict; groups that are refused for the same reason share one.
+    """Return one card per verdict, the widths at the target size, and the `common` caveats."""
+    # Groups without a recommendation for the same reason share a card.
     alike: dict[str, list[GroupVerdict]] = {}
     for verdict in recommendation.groups:
         own = verdict.slug if verdict.width_multiplier is not None else verdict.sentence
@@ -53,34 +53,34 @@ def _lines(verdicts: Sequence[GroupVerdict], common: Sequence[str]) -> Iterator[
     if first.width_multiplier is not None:
         yield Line("Why", first.rule)
     for verdict in verdicts:
-        if verdict.on_best is not None:  # runs end above their best loss
-            yield Line("On best losses", verdict.on_best.sentence, f"{verdict.slug}-best-losses")
+        if verdict.on_best is not None:
+            yield Line("By best loss", verdict.on_best.sentence, f"{verdict.slug}-best-losses")
     if first.agrees is not None:
-        agrees = "agree" if first.agrees else "do not agree"
+        agree = "agree" if first.agrees else "disagree"
         stop = first.spectral.stop.sentence.partition(":")[0]
-        yield Line("Spectra", f"they {agrees}, {stop}", f"{first.slug}-ranks")
+        yield Line("Spectra", f"{agree} with this width ({stop})", f"{first.slug}-ranks")
     yield from _next(verdicts, common)
 
 
 def _next(verdicts: Sequence[GroupVerdict], common: Sequence[str]) -> Iterator[Line]:
-    """What to run next, in all of these groups together."""
+    """What to run next, summed over the groups of one card."""
     asked: dict[str, NextCells] = {}
     for verdict in verdicts:
         for cells in verdict.run_next:
             known = asked.get(cells.why)
             asked[cells.why] = cells if known is None else _together(known, cells)
     for number, cells in enumerate(asked.values()):
-        name = "and" if number else "Run next"
+        name = "Also" if number else "Run next"
         yield Line(name, f"{cells.why} ({cells.cost})", f"{verdicts[0].slug}-next")
     if asked:
         return
-    text = "no cell is missing for this verdict"
+    text = "this verdict needs no further runs"
     caveats = verdicts[0].caveats
     if caveats:
         own = any(caveat not in common for caveat in caveats)
         place = f"{verdicts[0].slug}-{CAVEATS}" if own else CAVEATS
         yield Line(
-            "Next", f"{text}; before acting on it read {plural(len(caveats), 'caveat')}", place
+            "Next", f"{text}; read its {plural(len(caveats), 'caveat')} before acting on it", place
         )
     else:
         yield Line("Next", text)

@@ -1,4 +1,4 @@
-"""One group's section of the report: why the verdict is what it is, as one would argue it."""
+"""The section of one group: the evidence for its verdict, the loss first, then the spectra."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -36,24 +36,25 @@ LAWS = {
     "asymmetry": "soft / hard rank",
 }
 LOSS = "loss"
+NO_FREE_CELLS = "the sweep has no cells at fixed d_model: add `none` to `match` in the sweep file"
 UTILISATION = {"soft_utilisation": "soft rank / D", "hard_utilisation": "hard rank / D"}
 AGREEMENT = {
-    True: "The spectral stop agrees: ",
-    False: "The spectral stop does not agree: ",
-    None: "The spectral stop cannot be compared: ",
+    True: "The spectra agree with the recommended width: ",
+    False: "The spectra disagree with the recommended width: ",
+    None: "The spectra cannot be compared with a recommended width: ",
 }
 
 
 def group_section(
     verdict: GroupVerdict, layers: LayerVerdict, common: Sequence[str], svgs: Mapping[str, bytes]
 ) -> Markup:
-    """Everything about one group; `common` caveats are said elsewhere."""
+    """Return the section of one group, without the `common` caveats, which the front shows."""
     drawn = {
         name: figure
         for name, caption in captions_of(verdict).items()
         if (figure := drawn_figure(svgs, f"{verdict.slug}-{name}", caption))
     }
-    # Only this widthlab's own version of the meaning goes on; the first is surely another's.
+    # A run continues trials of its own semantics version only, and the first is never its own.
     old = (verdict.trials["semantics_version"] == FIRST_SEMANTICS).any()
     return render(
         "group.html",
@@ -74,7 +75,7 @@ def group_section(
 
 
 def _widths(verdict: GroupVerdict) -> dict[str, Any] | None:
-    """The widths of the deciding budget, with what each costs in loss."""
+    """The widths of the deciding budget, with the loss that each costs."""
     deciding = verdict.deciding
     if deciding is None or not isinstance(deciding.optimum, LossCurve):
         return None
@@ -105,7 +106,7 @@ def _widths(verdict: GroupVerdict) -> dict[str, Any] | None:
     names, rows = without_empty(
         ["width", "D", "d_model", "runs", "loss", "excess", "at most", ""], rows
     )
-    each = f" ({plural(runs.pop(), 'run')} a width)" if len(runs) == 1 else ""
+    each = f" ({plural(runs.pop(), 'run')} per width)" if len(runs) == 1 else ""
     return {
         "budget": BUDGETS[deciding.hold][1],
         "table": plain_table(names, rows, chosen),
@@ -115,7 +116,7 @@ def _widths(verdict: GroupVerdict) -> dict[str, Any] | None:
 
 
 def _best_losses(verdict: GroupVerdict) -> Table | None:
-    """Final and best losses side by side, by width of the deciding budget."""
+    """Final and best losses per width of the deciding budget."""
     final, best = verdict.alternatives, widths_of(verdict.supply.on_best[0])
     ends = {width["width_multiplier"]: width for width in final}
     digits = decimals(verdict.supply.tolerance)
@@ -131,17 +132,17 @@ def _best_losses(verdict: GroupVerdict) -> Table | None:
         for width in best
         if width["width_multiplier"] in ends
     ]
-    names = ["width", "D", "final loss", "best loss", "excess of the best", "at most"]
+    names = ["width", "D", "final loss", "best loss", "excess of best loss", "at most"]
     return plain_table(names, rows) if rows else None
 
 
 def decimals(tolerance: float) -> int:
-    """Decimals of a loss that tell apart what `tolerance` does, and one more."""
+    """Return the decimals for a loss in nats: one more than `tolerance` needs, at least 2."""
     return max(2, 1 - math.floor(math.log10(tolerance)))
 
 
 def _budgets(verdict: GroupVerdict) -> list[str]:
-    """What is found where something else is held equal, said once where it is the same."""
+    """The optimum at each other budget held equal; budgets with the same answer share a line."""
     alike: dict[str, list[str]] = {}
     for found in verdict.at_budgets:
         if verdict.deciding is None or found.currency != verdict.deciding.hold:
@@ -159,12 +160,15 @@ def _ranks(verdict: GroupVerdict) -> dict[str, Any]:
         LOSS: verdict.spectral.width_law,
     }
     any_law = any(isinstance(law, PowerLaw) for law in laws.values())
-    reasons = dict.fromkeys(law.reason for law in laws.values() if isinstance(law, Refusal))
+    if verdict.spectral.used.empty and verdict.spectral.left_out.empty:
+        reasons = {NO_FREE_CELLS: None}
+    else:
+        reasons = dict.fromkeys(law.reason for law in laws.values() if isinstance(law, Refusal))
     return {
         "agreement": AGREEMENT[verdict.agrees],
         "table": _law_table(verdict, laws) if any_law else None,
         "about": _about_laws(verdict, laws) if any_law else "",
-        "no_law": list(reasons),
+        "no_law": [f"{'Some laws' if any_law else 'Laws'} are missing: {text}" for text in reasons],
     }
 
 
@@ -179,7 +183,7 @@ def _law_table(verdict: GroupVerdict, laws: Mapping[str, PowerLaw | Refusal]) ->
         for text, law in laws.items()
         if isinstance(law, PowerLaw)
     ]
-    names = ["", "~ D^", "90 % interval", "a width left out", "R²", "lack of fit", "levels off"]
+    names = ["", "~ D^", "90 % interval", "leave one out", "R²", "lack of fit", "levels off"]
     return plain_table(*without_empty(names, rows))
 
 
@@ -203,19 +207,14 @@ def _levels_off(found: Saturation | Untestable | None) -> str:
     if isinstance(found, Untestable):
         return "not testable"
     if not found.saturates:
-        return f"not shown, p = {found.p:.2g}"
+        return f"no evidence, p = {found.p:.2g}"
     low, high = found.onset_interval
     return f"from D = {found.onset:.0f} [{low:.0f}, {high:.0f}], p = {found.p:.2g}"
 
 
 def _about_laws(verdict: GroupVerdict, laws: Mapping[str, PowerLaw | Refusal]) -> str:
-    """What the columns of the laws mean, what was left out, and where the intervals come from."""
-    told = [
-        "A width left out: least and largest exponent without any one width. Lack of fit: p of "
-        "the test that widths scatter about the law no more than replicates do. Levels off: p of "
-        "the test of the power law against one that ends, and where it ends; the spectral stop "
-        "asks for more, that the growth is surely small."
-    ]
+    """The share of the width in use, the source of the intervals, and the cells left out."""
+    told = []
     used = {
         text: f"D^{law.beta:.2f} {bracketed(law.beta_interval)}"
         for name, text in UTILISATION.items()
@@ -223,7 +222,7 @@ def _about_laws(verdict: GroupVerdict, laws: Mapping[str, PowerLaw | Refusal]) -
     }
     if used:
         shares = ", ".join(f"{text} ~ {exponent}" for text, exponent in used.items())
-        told.append(f"The share of the width in use: {shares}.")
+        told.append(f"Share of the width in use: {shares}.")
     methods: dict[str, list[str]] = {}
     for text, law in laws.items():
         if isinstance(law, PowerLaw):
@@ -232,7 +231,7 @@ def _about_laws(verdict: GroupVerdict, laws: Mapping[str, PowerLaw | Refusal]) -
     told.append(f"Intervals: {sources if len(methods) > 1 else next(iter(methods))}.")
     if verdict.spectral.excluded:
         counts = ", ".join(f"{count} {why}" for why, count in verdict.spectral.excluded.items())
-        told.append(f"Of the cells, left out {counts}.")
+        told.append(f"Cells left out: {counts}.")
     return " ".join(told)
 
 
@@ -248,7 +247,7 @@ def _growth(advice: LayerAdvice | Refusal) -> Table | None:
         ]
         for grown in advice.layers
     ]
-    return plain_table(["layer", "eDim ~ D^", "less that of all", "advice"], rows)
+    return plain_table(["layer", "eDim ~ D^", "minus all layers", "advice"], rows)
 
 
 def _rates(tuned: TunedTrials | None) -> Table | None:
@@ -260,8 +259,8 @@ def _rates(tuned: TunedTrials | None) -> Table | None:
             str(width.D),
             str(width.d_model),
             f"{width.learning_rate:.3g}",
-            f"the {width.edge} of the grid" if width.edge else "",
+            f"{width.edge} of the grid" if width.edge else "",
         ]
         for width in tuned.widths
     ]
-    return plain_table(["width", "D", "d_model", "tuned to", ""], rows)
+    return plain_table(["width", "D", "d_model", "learning rate", ""], rows)

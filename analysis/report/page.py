@@ -1,6 +1,6 @@
-"""The report's page: its Jinja2 templates, and the tables and figures that they lay out.
+"""The report's Jinja2 templates, and the tables and figures that they lay out.
 
-Templates escape every text by themselves (autoescape); only `Markup` is HTML.
+Autoescape is on: a template escapes every text of a sweep. Only `Markup` is taken for HTML.
 """
 
 import re
@@ -13,16 +13,16 @@ from markupsafe import Markup
 
 from analysis.figures.style import BROKEN, EDIM, FAINT, HARD, INK, RULE, SHADES, SOFT, UNSURE
 
-#: Cells of a table that say that something broke.
+#: Cells of a table that report a failure: they are drawn in red.
 BAD = ("diverged", "collapsed", "failed", "not admissible")
 
-#: Letters from which on a cell of a table may break.
+#: A column with a cell of more letters may wrap.
 LONG = 44
 
-#: Pixels of the page that a point of a figure gets at most: text is of one size in all of them.
+#: Most pixels of the page per point of a figure, so that all figures have text of one size.
 LARGEST = 1.6
 
-#: Colours of a figure that follow the page, light or dark.
+#: Colours of a figure, and the CSS that replaces them to follow a light or dark page.
 _COLOURS = (
     (INK, "currentColor"),
     (FAINT, "var(--faint)"),
@@ -37,9 +37,12 @@ _COLOURS = (
 )
 
 
+_BEFORE_UNIT = re.compile(r"(?<=\d) (?=%|(?:nats|FLOPs|s|min|h|days)\b)")
+
+
 @dataclass(frozen=True)
 class Table:
-    """A table of plain texts: rows by the title of their group, "" for rows without one."""
+    """A table of plain text: its rows by the title of their group, "" for no title."""
 
     names: Sequence[str]
     groups: Mapping[str, Sequence[Sequence[str]]]
@@ -48,8 +51,8 @@ class Table:
 
     @property
     def kinds(self) -> list[str]:
-        """The CSS class of each column: words are aligned to the left, with the first column, and
-        long ones may break; numbers, of no class, to the right."""
+        """The CSS class of each column: `left` for words and the first column, `long` for cells
+        that may wrap, and none for numbers, which are aligned to the right."""
         rows = [row for rows in self.groups.values() for row in rows]
         kinds = []
         for place, cells in enumerate(zip(*rows, strict=True) if rows else [()] * len(self.names)):
@@ -62,21 +65,21 @@ class Table:
 def plain_table(
     names: Sequence[str], rows: Sequence[Sequence[str]], chosen: int | None = None
 ) -> Table:
-    """A table of one group without a title."""
+    """Return a table without groups."""
     return Table(names, {"": rows}, chosen)
 
 
 def without_empty(
     names: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> tuple[list[str], list[list[str]]]:
-    """Names and rows without the columns in which no row says anything."""
+    """Return names and rows without the columns that are empty in every row."""
     kept = [place for place, _ in enumerate(names) if any(row[place] for row in rows)]
     return [names[place] for place in kept], [[row[place] for place in kept] for row in rows]
 
 
 @dataclass(frozen=True)
 class DrawnFigure:
-    """A figure with its caption; `name` is unique in the page."""
+    """A figure with its caption; its `name` is unique in the page."""
 
     name: str
     svg: bytes
@@ -84,7 +87,7 @@ class DrawnFigure:
 
     @property
     def inline(self) -> Markup:
-        """The content of the <svg> element with its tag, in the page's colours, its ids its own."""
+        """The <svg> element in the colours of the page, its ids prefixed with the name."""
         text = self.svg.decode()
         text = text[text.index("<svg") :]
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
@@ -99,31 +102,31 @@ class DrawnFigure:
 
 
 def drawn_figure(svgs: Mapping[str, bytes], name: str, caption: str) -> DrawnFigure | None:
-    """The figure of that name, None where it was not drawn."""
+    """Return the figure of that name from `svgs` (by key), or None if it was not drawn."""
     svg = svgs.get(f"figures/{name}.svg")
     return None if svg is None else DrawnFigure(name, svg, caption)
 
 
 def shades(*, on_white: bool) -> Markup:
-    """The CSS that gives the figures' shades their colours."""
+    """Return the CSS variables of `SHADES`, for a light or a dark page."""
     pairs = enumerate(light if on_white else dark for light, dark in SHADES)
     return Markup(" ".join(f"--shade-{i}: {colour};" for i, colour in pairs))
 
 
 def sentence(text: str, *, capital: bool = True) -> str:
-    """The text with a full stop, and a capital to begin with."""
-    own = text[1:2].isupper()  # eDim is written so wherever it stands
+    """Return the text with a full stop and, by default, an initial capital."""
+    own = text[1:2].isupper()  # eDim keeps its small e
     start = text[:1].upper() if capital and not own else text[:1]
     return start + text[1:] + ("" if text.endswith(".") else ".")
 
 
 def tied(text: str) -> str:
-    """The text, a number never parted from its percent sign."""
-    return text.replace(" %", "\u00a0%")
+    """Return the text with a no-break space between every number and its unit."""
+    return _BEFORE_UNIT.sub("\u00a0", text)
 
 
 def render(template: str, **content: Any) -> Markup:
-    """A template of this package, filled."""
+    """Render a template of this package; a variable that is missing raises UndefinedError."""
     return Markup(_TEMPLATES.get_template(template).render(content))
 
 

@@ -30,35 +30,38 @@ COLUMNS = {
     "edim": "eDim",
     "seconds_total": "time",
 }
-#: Outcomes in the order in which they are told.
+#: Outcomes in the order of the table's columns.
 STATES = (
     *("completed", "collapsed", "diverged", "stopped"),
     *("failed", "unfinished", "waiting", "duplicate"),
 )
-#: Columns that are said once where all trials have the same.
+#: Columns that become one sentence if all trials have the same value.
 SHARED = (
-    *("equal", "outcome", "D", "d_model", "seed", "parameters", "tokens"),
+    *("match", "outcome", "D", "d_model", "seed", "parameters", "tokens"),
     *("passes", "bits per byte"),
 )
 ABOUT = (
-    "Loss: held-out, at the end, in nats per token. Soft, hard, eDim: directions. Time: of the "
-    "device, all told."
+    "Loss: final held-out loss in nats per token. Soft, hard and eDim: ranks, in directions. Time: "
+    "total device time."
 )
-#: Said of columns that only trials from semantics version 2 on fill.
-ABOUT_PASSES = "Passes: over the training data."
+#: Notes on columns that only trials from semantics version 2 on fill.
+ABOUT_PASSES = "Passes: epochs over the training data."
 ABOUT_ERROR = (
-    "S.e.: standard error of the loss as an estimate of the whole held-out split's; trials are "
-    "measured on the same tokens, so that their differences are more exact than that."
+    "S.e.: standard error of the loss as an estimate of the loss on the whole held-out split. All "
+    "trials are measured on the same tokens, so differences between trials are more precise."
 )
-#: Columns that nobody misses where no trial has them; passes are told where data were repeated.
+#: Columns that are dropped if no trial fills them; passes are filled only if data were repeated.
 OPTIONAL = ("passes", "s.e.", "bits per byte")
-LOSES_TEXT = "not given: the tokenizer loses text"
-#: Trials up to which their table is open from the start.
+LOSES_TEXT = "undefined: the tokenizer loses text"
+#: Up to this number of trials, their table is not folded.
 FEW_TRIALS = 16
 
 
 def trials_section(tables: SweepTables, links: Mapping[str, str]) -> Markup:
-    """Outcomes by group, then every trial, with a link to its MLflow run where there is one."""
+    """Return the section on the trials: outcomes by group, then every trial.
+
+    `links` are the pages of trials on an MLflow server, by trial id.
+    """
     repeated = bool((tables.trials["passes"] > 1).any())
     groups: dict[str, list[list[str]]] = {}
     order = ["width_multiplier", "replicate", "d_model"]
@@ -86,7 +89,7 @@ def trials_section(tables: SweepTables, links: Mapping[str, str]) -> Markup:
     told += [ABOUT_PASSES] if repeated else []
     told += [ABOUT_ERROR] if tables.trials["val_loss_se"].notna().any() else []
     if any(str(trial) in links for trial in tables.trials["id"]):
-        told.append("The id of a trial leads to its MLflow run.")
+        told.append("Trial ids link to MLflow runs.")
     count = len(tables.trials)
     return render(
         "trials.html",
@@ -104,8 +107,8 @@ def trials_section(tables: SweepTables, links: Mapping[str, str]) -> Markup:
 def _listed(
     groups: Mapping[str, list[list[str]]], links: Mapping[str, str]
 ) -> tuple[Table, Sequence[str]]:
-    """The table, and what all of its rows have in common, which is no column of it."""
-    names = ["width", "equal", *COLUMNS.values(), "id"]
+    """The table without its constant columns, and a sentence on these."""
+    names = ["width", "match", *COLUMNS.values(), "id"]
     rows = [row for rows in groups.values() for row in rows]
     same = {
         place: rows[0][place]
@@ -120,13 +123,13 @@ def _listed(
     same = {place: text for place, text in same.items() if place not in empty}
     kept = [place for place, _ in enumerate(names) if place not in {*same, *empty}]
     found = {title: [[row[at] for at in kept] for row in of] for title, of in groups.items()}
-    shared = [f"All: {', '.join(f'{names[at]} {text}' for at, text in same.items())}."]
+    shared = [f"All trials: {', '.join(f'{names[at]} {text}' for at, text in same.items())}."]
     listed = Table([names[at] for at in kept], found, links=links)
     return listed, shared if same else []
 
 
 def _loses_text(trial: "pd.Series[Any]") -> bool:
-    """Whether there is a loss and no bits per byte of it, for the text is not all there."""
+    """Whether bits per byte are missing because the tokenizer is lossy."""
     measured = np.isfinite(trial["val_loss"]) and not np.isfinite(trial["val_bits_per_byte"])
     return bool(measured and trial["lossless"] is not None and not trial["lossless"])
 
@@ -136,8 +139,7 @@ def _group(tables: SweepTables, trial: "pd.Series[Any]") -> str:
 
 
 def _outcomes(tables: SweepTables) -> Table | str:
-    """Trials by group and outcome; outcomes that nobody had are no column. The outcome alone
-    where all trials have the same."""
+    """Count trials by group and outcome; just the outcome if all trials have the same."""
     states = [state for state in STATES if (tables.trials["state"] == state).any()]
     if len(states) == 1:
         return states[0]
@@ -169,7 +171,7 @@ def _cell(name: str, value: object) -> str:
 
 
 def reproduce(tables: SweepTables, frames: Mapping[str, pd.DataFrame]) -> Markup:
-    """The files beside the report, and all that it takes to come to it again."""
+    """Return the sections on how to reproduce the report and on the files next to it."""
     resolved = tables.config["resolved"]
     written = {key: value for key, value in tables.config.items() if key != "resolved"}
     dropped = [
@@ -193,7 +195,7 @@ def _facts(tables: SweepTables, resolved: Mapping[str, Any]) -> list[tuple[str, 
     commit = git.get("commit")
     facts: list[tuple[str, object]] = [
         ("sweep", f"{tables.name}, in {tables.url}"),
-        ("git commit", f"{commit}, with changes" if git.get("dirty") else commit),
+        ("git commit", f"{commit}, with uncommitted changes" if git.get("dirty") else commit),
         ("corpus fingerprint", resolved.get("corpus_fingerprint")),
         ("tokenizer hash", resolved.get("tokenizer_hash")),
         ("vocabulary", resolved.get("vocab_size")),
@@ -205,7 +207,7 @@ def _facts(tables: SweepTables, resolved: Mapping[str, Any]) -> list[tuple[str, 
 
 
 def _pairs(settings: Mapping[str, Any]) -> str:
-    """Settings in a line, as a sweep file would have them; what is not set is left out."""
+    """Settings in one line, spelt as in a sweep file, without those that are None."""
     return ", ".join(
         f"{name.replace('_', ' ')} {str(value).lower() if isinstance(value, bool) else value}"
         for name, value in settings.items()

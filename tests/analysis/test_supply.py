@@ -163,7 +163,7 @@ def test_both_verdicts_and_the_selection_are_in_summary_and_report(
     sentence = group["evidence"]["best_loss"]["sentence"]
     assert f"on best losses: {sentence}. {SELECTION}" in words
     page = overfitted.get("report/report.html").decode()
-    assert "On best losses" in page
+    assert "Verdict by best loss" in page
     assert SELECTION in page
 
 
