@@ -62,7 +62,8 @@ def _layer_ranks(verdict: GroupVerdict) -> str:
         return ""
     return (
         f"Ranks by layer and training step of trial {trial['id']}: "
-        f"{multiple(trial['width_multiplier'])}, D = {trial['D']:.0f}, seed {trial['replicate']}. Other widths: figures/layer-ranks/."
+        f"{multiple(trial['width_multiplier'])}, D = {trial['D']:.0f}, seed {trial['replicate']}. "
+        "Other widths: figures/layer-ranks/."
     )
 
 

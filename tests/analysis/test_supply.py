@@ -74,8 +74,8 @@ def test_the_report_lists_passes_where_data_were_repeated(build_sweep: Build) ->
     for sweep in sweeps:
         analyse(sweep)
     once, twice = (sweep.get("report/report.html").decode() for sweep in sweeps)
-    assert "Passes: over the training data." not in once
-    assert "Passes: over the training data." in twice
+    assert "Passes:" not in once
+    assert "Passes:" in twice
     assert "tokens 512k, passes 2." in twice
 
 
