@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from markupsafe import Markup
 
@@ -36,12 +35,15 @@ LAWS = {
     "asymmetry": "soft / hard rank",
 }
 LOSS = "loss"
-NO_FREE_CELLS = "the sweep has no cells at fixed d_model: add `none` to `match` in the sweep file"
+NO_FREE_CELLS = (
+    "Rank laws need cells at fixed d_model, and the sweep has none: add `none` to `match` in the "
+    "sweep file"
+)
 UTILISATION = {"soft_utilisation": "soft rank / D", "hard_utilisation": "hard rank / D"}
 AGREEMENT = {
     True: "The spectra agree with the recommended width: ",
     False: "The spectra disagree with the recommended width: ",
-    None: "The spectra cannot be compared with a recommended width: ",
+    None: "The spectra neither support nor contradict a width: ",
 }
 
 
@@ -54,6 +56,11 @@ def group_section(
         for name, caption in captions_of(verdict).items()
         if (figure := drawn_figure(svgs, f"{verdict.slug}-{name}", caption))
     }
+    laws: dict[str, PowerLaw | Refusal] = {
+        **{text: verdict.spectral.laws[name] for name, text in LAWS.items()},
+        LOSS: verdict.spectral.width_law,
+    }
+    fitted = {text: law for text, law in laws.items() if isinstance(law, PowerLaw)}
     # A run continues trials of its own semantics version only, and the first is never its own.
     old = (verdict.trials["semantics_version"] == FIRST_SEMANTICS).any()
     return render(
@@ -62,19 +69,25 @@ def group_section(
         width=None if verdict.width_multiplier is None else multiple(verdict.width_multiplier),
         drawn=drawn,
         widths=_widths(verdict),
+        budget="" if verdict.deciding is None else BUDGETS[verdict.deciding.hold][1],
+        runs=sorted({width["runs"] for width in verdict.alternatives}),
+        plural=plural,
         best_losses=None if verdict.on_best is None else _best_losses(verdict),
         selection=SELECTION,
         budgets=_budgets(verdict),
         caveats=[sentence(caveat) for caveat in verdict.caveats if caveat not in common],
         anew=FIRST_SEMANTICS if old else None,
-        ranks=_ranks(verdict),
+        agreement=AGREEMENT[verdict.agrees],
+        laws=_law_table(verdict, fitted) if fitted else None,
+        about_laws=_about_laws(verdict, fitted) if fitted else "",
+        missing=_missing(verdict, laws),
         layers=layers,
         growth=_growth(layers.advice),
         rates=_rates(verdict.tuned),
     )
 
 
-def _widths(verdict: GroupVerdict) -> dict[str, Any] | None:
+def _widths(verdict: GroupVerdict) -> Table | None:
     """The widths of the deciding budget, with the loss that each costs."""
     deciding = verdict.deciding
     if deciding is None or not isinstance(deciding.optimum, LossCurve):
@@ -106,13 +119,7 @@ def _widths(verdict: GroupVerdict) -> dict[str, Any] | None:
     names, rows = without_empty(
         ["width", "D", "d_model", "runs", "loss", "excess", "at most", ""], rows
     )
-    each = f" ({plural(runs.pop(), 'run')} per width)" if len(runs) == 1 else ""
-    return {
-        "budget": BUDGETS[deciding.hold][1],
-        "table": plain_table(names, rows, chosen),
-        "each": each,
-        "chosen": chosen is not None,
-    }
+    return plain_table(names, rows, chosen)
 
 
 def _best_losses(verdict: GroupVerdict) -> Table | None:
@@ -154,25 +161,15 @@ def _budgets(verdict: GroupVerdict) -> list[str]:
     ]
 
 
-def _ranks(verdict: GroupVerdict) -> dict[str, Any]:
-    laws: dict[str, PowerLaw | Refusal] = {
-        **{text: verdict.spectral.laws[name] for name, text in LAWS.items()},
-        LOSS: verdict.spectral.width_law,
-    }
-    any_law = any(isinstance(law, PowerLaw) for law in laws.values())
+def _missing(verdict: GroupVerdict, laws: Mapping[str, PowerLaw | Refusal]) -> list[str]:
+    """Why there is no law for some quantities."""
     if verdict.spectral.used.empty and verdict.spectral.left_out.empty:
-        reasons = {NO_FREE_CELLS: None}
-    else:
-        reasons = dict.fromkeys(law.reason for law in laws.values() if isinstance(law, Refusal))
-    return {
-        "agreement": AGREEMENT[verdict.agrees],
-        "table": _law_table(verdict, laws) if any_law else None,
-        "about": _about_laws(verdict, laws) if any_law else "",
-        "no_law": [f"{'Some laws' if any_law else 'Laws'} are missing: {text}" for text in reasons],
-    }
+        return [NO_FREE_CELLS]
+    reasons = dict.fromkeys(law.reason for law in laws.values() if isinstance(law, Refusal))
+    return [f"No law for some quantities: {reason}" for reason in reasons]
 
 
-def _law_table(verdict: GroupVerdict, laws: Mapping[str, PowerLaw | Refusal]) -> Table:
+def _law_table(verdict: GroupVerdict, fitted: Mapping[str, PowerLaw]) -> Table:
     saturation = {LOSS: verdict.spectral.saturation["val_loss"]} | {
         text: found
         for name, text in LAWS.items()
@@ -180,8 +177,7 @@ def _law_table(verdict: GroupVerdict, laws: Mapping[str, PowerLaw | Refusal]) ->
     }
     rows = [
         _law(text, law, saturation.get(text), digits=3 if text == LOSS else 2)
-        for text, law in laws.items()
-        if isinstance(law, PowerLaw)
+        for text, law in fitted.items()
     ]
     names = ["", "~ D^", "90 % interval", "leave one out", "R²", "lack of fit", "levels off"]
     return plain_table(*without_empty(names, rows))
@@ -212,7 +208,7 @@ def _levels_off(found: Saturation | Untestable | None) -> str:
     return f"from D = {found.onset:.0f} [{low:.0f}, {high:.0f}], p = {found.p:.2g}"
 
 
-def _about_laws(verdict: GroupVerdict, laws: Mapping[str, PowerLaw | Refusal]) -> str:
+def _about_laws(verdict: GroupVerdict, fitted: Mapping[str, PowerLaw]) -> str:
     """The share of the width in use, the source of the intervals, and the cells left out."""
     told = []
     used = {
@@ -224,9 +220,8 @@ def _about_laws(verdict: GroupVerdict, laws: Mapping[str, PowerLaw | Refusal]) -
         shares = ", ".join(f"{text} ~ {exponent}" for text, exponent in used.items())
         told.append(f"Share of the width in use: {shares}.")
     methods: dict[str, list[str]] = {}
-    for text, law in laws.items():
-        if isinstance(law, PowerLaw):
-            methods.setdefault(law.interval_method, []).append(text)
+    for text, law in fitted.items():
+        methods.setdefault(law.interval_method, []).append(text)
     sources = "; ".join(f"{', '.join(of)}: {method}" for method, of in methods.items())
     told.append(f"Intervals: {sources if len(methods) > 1 else next(iter(methods))}.")
     if verdict.spectral.excluded:

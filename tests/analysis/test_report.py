@@ -13,6 +13,7 @@ import yaml
 from analysis.figures import style
 from analysis.pipeline import analyse
 from analysis.report import tables as report_tables
+from analysis.report.page import tied
 from analysis.report.tables import written
 from trialstore.records import encode_json
 from trialstore.storage import LocalStorage
@@ -151,7 +152,7 @@ def test_a_group_with_nothing_to_show_stands_beside_one_that_has(build_sweep: Bu
     analyse(shown)
     page = page_of(shown)
     (nothing,) = re.findall("gpt2, depth 2, post: no recommendation.*", page.text)
-    assert "Laws are missing: " in nothing
+    assert "No law for some quantities: " in nothing
     assert "add `none` to `match`" not in nothing  # its cells at fixed d_model only wait
     assert not [key for key in shown.list("report/figures") if "post" in key]
 
@@ -162,7 +163,8 @@ def test_groups_refused_for_the_same_reason_share_a_verdict(build_sweep: Build) 
         {("gpt2", "pre"): {}, ("llama", "pre"): {}}, multipliers=[1.0], seeds=[0, 1]
     )
     groups = analyse(sweep).recommendation["groups"]
-    (card,) = re.findall(r'<div class="verdict refused">.*', sweep.get(REPORT).decode())
+    html = sweep.get(REPORT).decode()
+    (card,) = re.findall(r'<div class="verdict refused">.*?</div>', html, flags=re.S)
     for group in groups:
         assert f">{group['label']}</a>" in card
     asked = sum(cells["trials"] for group in groups for cells in group["run_next"])
@@ -229,11 +231,27 @@ def test_an_axis_of_numbers_and_words_can_be_stored() -> None:
 
 @pytest.mark.long
 def test_what_a_sweep_says_is_text_and_never_markup(build_sweep: Build) -> None:
-    sweep = build_sweep(multipliers=[1.0, 2.0], outcomes=lambda c: "collapsed", name="<i>&amp;")
+    sweep = build_sweep(
+        multipliers=[1.0, 2.0], outcomes=lambda c: "collapsed", name="<script>&amp;"
+    )
     result = "trials/gpt2-pre-64-64-0/result.json"
     content = json.loads(sweep.get(result))
     sweep.put(result, encode_json({**content, "reason": "a <b>reason</b> & more"}))
     analyse(sweep)
     text = page_of(sweep).text
     assert "a <b>reason</b> & more" in text
-    assert "<i>&amp;: how wide" in text
+    assert "<script>&amp;: how wide" in text
+    assert "<script" not in sweep.get(REPORT).decode()
+
+
+@pytest.mark.parametrize("amount", ["90 %", "0.01 nats", "2.0e13 FLOPs", "43 s", "12 min", "2.2 h"])
+def test_a_number_stays_on_the_line_of_its_unit(amount: str) -> None:
+    number, unit = amount.split()
+    assert tied(f"about {amount}, and 3 seeds") == f"about {number}\u00a0{unit}, and 3 seeds"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_without_cells_at_fixed_d_model_the_report_says_how_to_add_them(build_sweep: Build) -> None:
+    sweep = build_sweep(holds=("params",))
+    analyse(sweep)
+    assert "add `none` to `match`" in page_of(sweep).text
