@@ -1,4 +1,4 @@
-"""The end of the report: what became of every trial, the files beside it, how to reproduce it."""
+"""The last sections of the report: every trial, how to reproduce it, and the files next to it."""
 
 import json
 from collections.abc import Mapping, Sequence

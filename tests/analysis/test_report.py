@@ -218,7 +218,7 @@ def test_large_tables_are_parquet_only_and_the_report_says_so(
     assert "report/tables/spectra.parquet" in keys
     assert "report/tables/spectra.csv" not in keys
     assert "report/tables/trials.csv" in keys
-    assert "more than 50 rows" in page_of(sweep).text
+    assert "Parquet only" in page_of(sweep).text
 
 
 def test_an_axis_of_numbers_and_words_can_be_stored() -> None:
