@@ -148,7 +148,7 @@ def test_the_error_of_a_loss_and_bits_per_byte_stand_beside_it(build_sweep: Buil
     text = text_of(sweep)
     result = json.loads(sweep.get("trials/gpt2-pre-64-64-0/result.json"))["final"]
     assert f"{result['val_loss']:.4f} 0.0123 {result['val_bits_per_byte']:.4f}" in text
-    assert "standard error of the loss as an estimate of the whole held-out split" in text
+    assert "S.e.: standard error of the loss" in text
     table = pd.read_csv(sweep.path("report/tables/trials.csv"))
     assert set(table["val_loss_se"]) == {0.0123}
 
