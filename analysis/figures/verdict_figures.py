@@ -152,14 +152,15 @@ def loss_at_budgets(verdict: GroupVerdict) -> Figure | None:
         return None  # one curve is that of `loss_optimum`
     figure, (axes,) = panels()
     labels = []
-    for currency, curve in curves.items():
+    for place, (currency, curve) in enumerate(curves.items()):
         colour = BUDGET_COLOURS[currency]
+        wider = len(curves) - 1 - place  # curves that coincide must all be seen
         fine = np.geomspace(curve.multiplier[0], curve.multiplier[-1], 200)
         floor = float(curve.curve(fine).min())
-        axes.plot(fine, curve.curve(fine) - floor, color=colour, linewidth=1.4)
-        axes.plot(curve.multiplier, curve.loss - floor, "o", color=colour, markersize=4)
+        axes.plot(fine, curve.curve(fine) - floor, color=colour, linewidth=1.4 + 1.6 * wider)
+        axes.plot(curve.multiplier, curve.loss - floor, "o", color=colour, markersize=4 + 2 * wider)
         if curve.recommended:
-            axes.plot(*_point(curve, floor), "D", color=colour, markersize=6)
+            axes.plot(*_point(curve, floor), "D", color=colour, markersize=6 + 2 * wider)
         labels.append((float(curve.curve(fine[-1])) - floor, CURRENCIES[currency][1], colour))
     widths_axis(
         axes, [m for curve in curves.values() for m in curve.multiplier], "D / d_model", "x"

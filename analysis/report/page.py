@@ -37,7 +37,8 @@ _COLOURS = (
 )
 
 
-_BEFORE_UNIT = re.compile(r"(?<=\d) (?=%|(?:nats|FLOPs|s|min|h|days)\b)")
+#: Spaces at which a line must not break: before a unit, and around the sign of an equation.
+_TIED = re.compile(r"(?<=\d) (?=%|(?:nats|FLOPs|s|min|h|days)\b)| (?=[=~] )|(?<= [=~]) ")
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,8 @@ def sentence(text: str, *, capital: bool = True) -> str:
 
 
 def tied(text: str) -> str:
-    """Return the text with a no-break space between every number and its unit."""
-    return _BEFORE_UNIT.sub("\u00a0", text)
+    """Return the text with no-break spaces between numbers and units, and around `=` and `~`."""
+    return _TIED.sub("\u00a0", text)
 
 
 def render(template: str, **content: Any) -> Markup:

@@ -248,6 +248,7 @@ def test_what_a_sweep_says_is_text_and_never_markup(build_sweep: Build) -> None:
 def test_a_number_stays_on_the_line_of_its_unit(amount: str) -> None:
     number, unit = amount.split()
     assert tied(f"about {amount}, and 3 seeds") == f"about {number}\u00a0{unit}, and 3 seeds"
+    assert tied("D = 8 at 4 seeds") == "D\u00a0=\u00a08 at 4 seeds"
 
 
 @pytest.mark.usefixtures("undrawn")
