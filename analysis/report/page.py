@@ -36,7 +36,6 @@ _COLOURS = (
     ("fill: #ffffff", "fill: none"),
 )
 
-
 #: Spaces at which a line must not break: before a unit, and around the sign of an equation.
 _TIED = re.compile(r"(?<=\d) (?=%|(?:nats|FLOPs|s|min|h|days)\b)| (?=[=~] )|(?<= [=~]) ")
 
