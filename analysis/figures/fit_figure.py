@@ -1,4 +1,4 @@
-"""The figure of `widthlab fit`: per group the points, the law, and what the law misses."""
+"""The figure of `widthlab fit`: per group the points, the law, and its residuals."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,16 +20,21 @@ from analysis.refusal import Refusal
 from analysis.replicates import Floats
 from analysis.wording import large
 
-#: Groups that are drawn: more would be a poster. The numbers of all are in the text and the JSON.
+#: Most groups that the figure shows. Text and JSON have the numbers of all groups.
 MOST_GROUPS = 12
-#: Points that are drawn of a group.
+#: Most points per group.
 _MOST_POINTS = 2000
 _CURVES = 5
 _PLACES = 120
 
 
 def fit_figure(fitted: TableFit, names: Mapping[Role, str]) -> Figure:
-    """A row of panels a group that has a law; `names` are the columns by role."""
+    """Draw one row of panels per group with a law: the fit and, for a loss law, its residuals.
+
+    Args:
+        fitted: The fits; at least one group must have a law.
+        names: The column of the table that plays each role, for the labels of the axes.
+    """
     drawn = [group for group in fitted.groups if not isinstance(group.fit, Refusal)][:MOST_GROUPS]
     over_losses = isinstance(drawn[0].fit, ScalingLaw)
     figure, grid = panels(rows=len(drawn), columns=2 if over_losses else 1)
@@ -63,7 +68,7 @@ def _curve(
 def _loss_law(
     left: Axes, right: Axes, group: GroupFit, law: ScalingLaw, names: Mapping[Role, str]
 ) -> None:
-    """Loss along the last variable, a curve a value of the first; and the misses, in percent."""
+    """Loss against the last variable, one curve per value of the first; residuals in percent."""
     variables = law.form.variables
     along, across = variables[-1], variables[0]
     roles: list[Role] = [*variables, "loss"]
@@ -80,7 +85,7 @@ def _loss_law(
     right.scatter(rows[along], miss, c=colour(order), s=18)
     right.axhline(0, color=INK, linewidth=0.9)
 
-    # The others stay at their medians, where there are any.
+    # Any other variable is fixed at its median.
     places = np.geomspace(rows[along].min(), rows[along].max(), _PLACES)
     labels = []
     for value in _spread(rows[across]) if len(variables) > 1 else [float(rows[across].min())]:
@@ -100,12 +105,12 @@ def _loss_law(
     end_labels(left, labels)
     heading = law.form.formula if not group.group else f"{group.label}: {law.form.formula}"
     title(left, heading)
-    title(right, "Measured above the law")
-    right.set_ylabel("percent of the loss")
+    title(right, "Residuals")
+    right.set_ylabel("measured / predicted - 1 (%)")
 
 
 def _shown(columns: Sequence[Floats]) -> list[Floats]:
-    """The rows that have logarithms, thinned evenly where they are many."""
+    """The rows with positive, finite values, thinned evenly to `_MOST_POINTS`."""
     stacked = np.stack(columns)
     usable = stacked[:, np.all(np.isfinite(stacked) & (stacked > 0), axis=0)]
     step = -(-usable.shape[1] // _MOST_POINTS)

@@ -1,6 +1,6 @@
-"""The figures of a whole sweep: its groups beside each other, a row a group.
+"""The figures of a whole sweep, with one row per group.
 
-A figure that has nothing to show is None.
+A function returns None if it has nothing to draw.
 """
 
 from collections.abc import Iterator
@@ -28,12 +28,12 @@ from analysis.verdict.group_verdict import Recommendation
 from analysis.verdict.loss_optimum import LossCurve
 from analysis.wording import multiple
 
-#: Share of resamples at an edge of the grid from which on the interval ends there.
+#: Share of resamples with the optimum at an edge of the grid, above which an arrow is drawn there.
 EDGE = (1 - CONFIDENCE) / 2
 
 
 def overviews(recommendation: Recommendation) -> Iterator[tuple[str, Figure]]:
-    """Name and figure of what all groups have to show."""
+    """Yield the name and the figure of every overview that can be drawn."""
     for name, figure in (
         ("optima", optima(recommendation)),
         ("exponents", exponents(recommendation)),
@@ -43,9 +43,9 @@ def overviews(recommendation: Recommendation) -> Iterator[tuple[str, Figure]]:
 
 
 def optima(recommendation: Recommendation) -> Figure | None:
-    """Where the loss is lowest in every group, and the width that is recommended.
+    """Draw the interval of the optimum and the recommended width of every group.
 
-    None for a single group, whose own figure says more.
+    None for a single group: its own figure shows more.
     """
     if len(recommendation.groups) < 2:
         return None
@@ -70,19 +70,19 @@ def optima(recommendation: Recommendation) -> Figure | None:
     axes.margins(x=0.06)
     log_ticks(axes.xaxis, *axes.get_xlim())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
-    axes.set_xlabel("D / d_model of the lowest loss, 90 % interval")
-    title(axes, "The best width")
+    axes.set_xlabel("D / d_model at the lowest loss, 90 % interval")
+    title(axes, "Best width")
     return figure
 
 
 def _undecided(axes: Axes, curve: LossCurve, place: int) -> None:
-    """The interval of an optimum that is not established, pointing to where it may lie beyond."""
+    """The interval of an optimum that is not established, with arrows beyond the grid."""
     axes.plot(curve.interval, [place] * 2, color=UNSURE, linewidth=1.5, linestyle=DASHES)
     ends = zip(("<", ">"), curve.interval, (curve.below, curve.above), strict=True)
     for marker, at, share in ends:
         if share >= EDGE:
             axes.plot(at, place, marker, color=UNSURE, markersize=7)
-    _beside(axes, place, "not known", UNSURE)
+    _beside(axes, place, "undecided", UNSURE)
 
 
 def _beside(axes: Axes, place: int, text: str, colour: str) -> None:
@@ -99,7 +99,7 @@ def _beside(axes: Axes, place: int, text: str, colour: str) -> None:
 
 
 def _rows(labels: list[str]) -> tuple[Figure, Axes]:
-    """A panel with a row a group, the first at the top."""
+    """A panel with one row per group, the first at the top."""
     figure, (axes,) = panels(size=(1.15 * SIZE[0], 1.1 + 0.42 * len(labels)))
     axes.set_yticks(range(len(labels)), labels, parse_math=False)
     axes.set_ylim(len(labels) - 0.4, -0.75)
@@ -108,7 +108,7 @@ def _rows(labels: list[str]) -> tuple[Figure, Axes]:
 
 
 def exponents(recommendation: Recommendation) -> Figure | None:
-    """Soft and hard exponents of every group with their 90 % intervals, side by side."""
+    """Draw the exponents of soft and hard rank of every group with their 90 % intervals."""
     rows = [
         (verdict.label, {name: verdict.spectral.laws[name] for name in ("soft_rank", "hard_rank")})
         for verdict in recommendation.groups
@@ -137,6 +137,6 @@ def exponents(recommendation: Recommendation) -> Figure | None:
                     color=colour,
                     fontsize=9,
                 )
-    axes.set_xlabel("exponent of the rank against D, 90 % interval")
-    title(axes, "How fast the ranks grow")
+    axes.set_xlabel("exponent of rank ~ D^exponent, 90 % interval")
+    title(axes, "Growth of the ranks with D")
     return figure

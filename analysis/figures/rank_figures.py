@@ -1,6 +1,6 @@
-"""The figures of what the layers use: rank laws, how eDim grows, spectra, layer by layer.
+"""The figures of the ranks and spectra: rank laws, elasticity of eDim, spectra, layers.
 
-A figure that has nothing to show is None.
+A function returns None if it has nothing to draw.
 """
 
 from typing import Any
@@ -40,7 +40,7 @@ from analysis.wording import interval
 
 
 def rank_laws(verdict: GroupVerdict) -> Figure | None:
-    """Soft and hard rank against D with their laws, bands, and what was left out."""
+    """Draw soft and hard rank against D with their laws, 90 % bands, and left-out runs."""
     used, left_out = verdict.spectral.used, verdict.spectral.left_out
     if used.empty:
         return None
@@ -74,7 +74,7 @@ def rank_laws(verdict: GroupVerdict) -> Figure | None:
 
 
 def effective_dimension(verdict: GroupVerdict) -> Figure | None:
-    """eDim against D, and how fast it still grows between neighbouring widths."""
+    """Draw eDim against D, and its elasticity d ln eDim / d ln D between neighbouring widths."""
     used, growth = verdict.spectral.used, verdict.spectral.elasticity["edim"]
     if used.empty or isinstance(growth, Refusal):
         return None
@@ -83,7 +83,7 @@ def effective_dimension(verdict: GroupVerdict) -> Figure | None:
     above.plot(used["D"], used["edim"], "o", color=EDIM, markersize=4.5)
     above.plot(means.index, means, color=EDIM, linewidth=1.2)
     log_ranks(above, "eDim (directions)")
-    widths_axis(above, list(used["D"]), "")  # as below
+    widths_axis(above, list(used["D"]), "")  # the panel below has the label
     title(above, "Effective dimension")
 
     for step in growth.steps:
@@ -96,12 +96,15 @@ def effective_dimension(verdict: GroupVerdict) -> Figure | None:
     widths_axis(below, list(used["D"]), "FFN width D")
     below.set_ylabel("d ln eDim / d ln D")
     end_labels(below, [(PLATEAU, f"plateau\nbelow {PLATEAU:g}", FAINT)])
-    title(below, "Its growth (elasticity), 90 % interval")
+    title(below, "Elasticity of eDim, 90 % interval")
     return figure
 
 
 def final_spectra(verdict: GroupVerdict, tables: SweepTables) -> Figure | None:
-    """Share of the variance by direction in the last snapshot, the layers' geometric mean."""
+    """Draw the share of the variance per direction at the last snapshot, one curve per width.
+
+    Each curve is the geometric mean over the layers of the first replicate.
+    """
     used = verdict.spectral.used
     if used.empty:
         return None
@@ -126,7 +129,7 @@ def final_spectra(verdict: GroupVerdict, tables: SweepTables) -> Figure | None:
     axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-8))
     axes.set_ylabel("share of the variance")
     decades(axes)
-    axes.set_xlabel("direction, by variance")
+    axes.set_xlabel("direction, sorted by variance")
     floor = axes.get_ylim()[0]
     end_labels(axes, [(max(end, floor), text, colour) for end, text, colour in labels])
     title(axes, "Spectra after training")
@@ -134,7 +137,8 @@ def final_spectra(verdict: GroupVerdict, tables: SweepTables) -> Figure | None:
 
 
 def _mean_shares(spectra: pd.Series) -> NDArray[np.float64]:
-    """Geometric mean over layers of the normalised spectra, cut where a layer has no variance."""
+    """Geometric mean over layers of the normalised spectra, without directions that have no
+    variance in some layer."""
     logs = []
     for values in spectra:
         eigenvalues = np.asarray(values, float)
@@ -145,7 +149,7 @@ def _mean_shares(spectra: pd.Series) -> NDArray[np.float64]:
 
 
 def layer_growth(layers: LayerAdvice | Refusal) -> Figure | None:
-    """How fast the eDim of each layer grows with D, less that of all layers."""
+    """Draw the elasticity of eDim of each layer minus that of all layers."""
     if isinstance(layers, Refusal):
         return None
     figure, (axes,) = panels(size=(SIZE[0], 1.3 + 0.22 * len(layers.layers)))
@@ -157,27 +161,27 @@ def layer_growth(layers: LayerAdvice | Refusal) -> Figure | None:
             end_labels(axes, [(grown.layer, grown.advice, colour)])
     axes.axvline(0, color=FAINT, linewidth=0.8)
     axes.yaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
-    axes.set_ylim(-0.6, len(layers.layers) - 0.4)  # the first below, as in the heat maps
+    axes.set_ylim(-0.6, len(layers.layers) - 0.4)  # layer 0 at the bottom, as in the heat maps
     axes.grid(False, axis="y")
     axes.set_ylabel("layer")
-    axes.set_xlabel("d ln eDim / d ln D less that of all layers")
-    title(axes, "Growth by layer, 90 % for all together")
+    axes.set_xlabel("d ln eDim / d ln D, layer minus all layers")
+    title(axes, "eDim growth, joint 90 % intervals")
     return figure
 
 
 def _excess(grown: LayerGrowth) -> tuple[float, float]:
-    """The hull of the two intervals that advice needs on one side of zero."""
+    """The hull of the joint and the single interval: advice needs both on one side of zero."""
     pairs = (grown.relative_interval, grown.relative.beta_interval)
     return min(low for low, _ in pairs), max(high for _, high in pairs)
 
 
 def layer_ranks(verdict: GroupVerdict, tables: SweepTables) -> Figure | None:
-    """Hard and soft rank by layer and step, of the group's representative."""
+    """Draw hard and soft rank by layer and step for the representative trial of a group."""
     trial = verdict.representative
     return None if trial is None else heat_map(str(trial["id"]), tables)
 
 
 def heat_map(trial_id: str, tables: SweepTables) -> Figure | None:
-    """Hard and soft rank of one trial by layer and step."""
+    """Draw hard and soft rank of one trial by layer and step."""
     rows = tables.spectra
     return rank_heat_map(snapshots_of(rows[(rows["id"] == trial_id) & (rows["site"] == LAW_SITE)]))

@@ -1,8 +1,8 @@
-"""One trial's spectra as pictures: ranks layer by step, and the spectrum itself over training.
+"""The figures of one trial: ranks by layer and step, and the spectrum over training.
 
-For a running trial, so they are drawn many times by a process that lives for days: a `Figure`
-each, nothing global, and of every spectrum only as many points as a picture can show. They are
-square and their text is large, because MLflow's pages shrink images to 256 pixels.
+A process that lives for days draws them many times while a trial runs. So each drawing is a new
+`Figure` without global state, and each spectrum is cut to the points that a figure can show. The
+figures are square with large text, because MLflow shrinks images to 256 pixels.
 """
 
 from collections.abc import Iterable, Sequence
@@ -39,7 +39,7 @@ from trialstore.records import ALL_TOKENS
 
 Floats = NDArray[np.float64]
 
-#: What `layer_snapshots` needs of a table of spectra.
+#: Columns that `layer_snapshots` needs in a table of spectra.
 COLUMNS = [
     "step", "site", "layer", "bucket", "D", "status", "hard_rank", "soft_rank",
     "eigenvalues", "nodes", "weights",
@@ -49,18 +49,18 @@ SIDE = 3.7  # inches
 MOST_CURVES = 12
 MOST_LAYERS = 4
 CURVE_POINTS = 96  # of one spectrum: a panel is a few hundred pixels wide
-#: Below this share a direction is rounding, and would stretch the axis over nothing.
+#: A smaller share of the variance is a rounding error and is not drawn.
 LEAST_SHARE = 1e-9
-#: Late steps are dark, for they are what one looks for; the lightest would be lost on white.
+#: Late steps are dark, because readers look for them. The lightest shade would vanish on white.
 _STEPS = ListedColormap(colormaps["viridis"](np.linspace(0.88, 0.0, 256)))
 
 
 @dataclass(frozen=True)
 class LayerSnapshot:
-    """What the pictures need of one layer's spectrum at one step.
+    """Ranks and spectrum of one layer at one step.
 
-    `shares` [k] are of the variance, at the directions that `curve_directions(D)` names; None
-    for a layer whose spectrum is not shown.
+    `shares` [k] are the shares of the variance at the directions `curve_directions(D)`. They are
+    None for a layer whose spectrum is not drawn.
     """
 
     step: int
@@ -74,7 +74,10 @@ class LayerSnapshot:
 
 
 def layer_snapshots(rows: pa.Table) -> list[LayerSnapshot]:
-    """The snapshots in a table of spectra with at least `COLUMNS`, those of all tokens only."""
+    """Return the snapshots in a table of spectra that has at least `COLUMNS`.
+
+    Spectra of token buckets are skipped. Only `shown_layers` get their shares.
+    """
     rows = rows.filter(pc.equal(rows.column("bucket"), ALL_TOKENS))
     layers = rows.column("layer").to_pylist()
     shown = set(shown_layers(layers))
@@ -95,7 +98,7 @@ def layer_snapshots(rows: pa.Table) -> list[LayerSnapshot]:
 
 
 def snapshots_of(rows: pd.DataFrame) -> list[LayerSnapshot]:
-    """The snapshots in rows of `SweepTables.spectra`, which hold no spectra but their ranks."""
+    """Return the snapshots in rows of `SweepTables.spectra`, which hold ranks but no spectra."""
     return [
         LayerSnapshot(
             step, site, layer, D, float(hard), float(soft), status == "undersampled", None
@@ -109,28 +112,31 @@ def snapshots_of(rows: pd.DataFrame) -> list[LayerSnapshot]:
 
 
 def shown_layers(layers: Iterable[int]) -> list[int]:
-    """The layers whose spectra are shown: the first, the last, and two between them."""
+    """Return the layers whose spectra are drawn: the first, the last, and two between them."""
     return evenly(sorted(set(layers)), MOST_LAYERS)
 
 
 def curve_directions(D: int) -> NDArray[np.int64]:
-    """The directions [k], counted from 1, at which a curve over D of them is drawn."""
+    """Return the directions [k] at which a curve over D directions is drawn, counted from 1.
+
+    They are spaced evenly in the logarithm, at most `CURVE_POINTS`, from 1 to D.
+    """
     spaced = np.geomspace(1, D, CURVE_POINTS)
     return np.unique(np.round(spaced).astype(np.int64))
 
 
 def evenly(items: Sequence[int], most: int) -> list[int]:
-    """At most `most` of the items, the first and the last among them, evenly by their place."""
+    """Return at most `most` items at even distances, with the first and the last."""
     if len(items) <= most:
         return list(items)
     return [items[round(place)] for place in np.linspace(0, len(items) - 1, most)]
 
 
 def rank_heat_map(snapshots: Sequence[LayerSnapshot]) -> Figure | None:
-    """Hard and soft rank of every layer (y, from 0 at the bottom) at every step (x).
+    """Draw hard and soft rank of every layer (y, from 0 at the bottom) at every step (x).
 
-    None where there is nothing to show. Steps may be unevenly spaced; what was not measured is
-    grey, what was undersampled hatched.
+    Steps may be unevenly spaced. Cells without a measurement are grey, undersampled ones hatched.
+    None without snapshots.
     """
     if not snapshots:
         return None
@@ -154,9 +160,10 @@ def rank_heat_map(snapshots: Sequence[LayerSnapshot]) -> Figure | None:
 
 
 def spectrum_over_training(snapshots: Sequence[LayerSnapshot]) -> Figure | None:
-    """Share of the variance by direction, log-log, a curve a step, for some of the layers.
+    """Draw the share of the variance per direction, log-log: a panel per layer, a curve per step.
 
-    None where there is nothing to show. Undersampled snapshots are dashed.
+    Shows up to `MOST_LAYERS` layers and `MOST_CURVES` steps. Curves of undersampled snapshots are
+    dashed. None without a snapshot that has shares.
     """
     drawn = [snapshot for snapshot in snapshots if snapshot.shares is not None]
     if not drawn:
@@ -178,7 +185,7 @@ def spectrum_over_training(snapshots: Sequence[LayerSnapshot]) -> Figure | None:
         axes.set_visible(False)
     _share_limits(grid[: len(layers)], columns)
     figure.supylabel("share of the variance", fontsize=9.5)
-    figure.supxlabel("direction, by variance", fontsize=9.5)
+    figure.supxlabel("direction, sorted by variance", fontsize=9.5)
     bar = figure.colorbar(colour, ax=grid, label="step", fraction=0.05, pad=0.02)
     bar.ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     _plain(bar)
@@ -194,7 +201,7 @@ def _number(value: float | None) -> float:
 
 
 def _shares(rows: pa.Table, place: int, D: int) -> Floats | None:
-    """At `curve_directions`, whether the row holds eigenvalues or nodes with weights."""
+    """The shares at `curve_directions`, from eigenvalues or from nodes with weights."""
     eigenvalues = _list(rows, "eigenvalues", place)
     if eigenvalues is None:
         nodes, weights = _list(rows, "nodes", place), _list(rows, "weights", place)
@@ -231,7 +238,7 @@ def _draw_map(figure: Figure, axes: Axes, steps: Sequence[int], ranks: Floats) -
 
 
 def _round_outward(ranks: Floats) -> tuple[float, float]:
-    """Round bounds around all ranks, so that the colours do not move from image to image."""
+    """Round bounds around all ranks, so that colours stay the same while training goes on."""
     known = ranks[np.isfinite(ranks) & (ranks > 0)]
     if not known.size:
         return 1.0, 10.0
@@ -242,7 +249,7 @@ def _round_outward(ranks: Floats) -> tuple[float, float]:
 
 
 def _edges(steps: Sequence[int]) -> Floats:
-    """Around every step, half-way to its neighbours: [n + 1]."""
+    """Cell edges [n + 1] half-way between neighbouring steps."""
     at = np.asarray(steps, float)
     if len(at) == 1:
         return np.asarray([at[0] - 0.5, at[0] + 0.5])
@@ -273,13 +280,13 @@ def _draw_curve(axes: Axes, snapshot: LayerSnapshot, colour: Any) -> None:
         color=colour,
         linewidth=1.2,
         linestyle=DASHES if snapshot.undersampled else "-",
-        # A layer without variance has all of it in one direction: a point, and no line.
+        # One direction holds all the variance of a collapsed layer: a point, no line.
         marker="." if np.count_nonzero(np.isfinite(shares)) == 1 else None,
     )
 
 
 def _share_limits(grid: Sequence[Axes], columns: int) -> None:
-    """The same axes for every layer, with their ticks told once."""
+    """Give every layer the same limits, and label only the outer ticks."""
     lows, highs = zip(*(axes.get_ylim() for axes in grid), strict=True)
     right = max(axes.get_xlim()[1] for axes in grid)
     for place, axes in enumerate(grid):
@@ -291,11 +298,11 @@ def _share_limits(grid: Sequence[Axes], columns: int) -> None:
         )
 
 
-# --- what both have ------------------------------------------------------------------------
+# --- shared by both ------------------------------------------------------------------------
 
 
 def _caption(figure: Figure, snapshots: Sequence[LayerSnapshot]) -> None:
-    """Which site, width and time; and whether the ranks can be believed."""
+    """Name the site, width and newest step, and warn if the spectra are undersampled."""
     widths = sorted({snapshot.D for snapshot in snapshots})
     width = f"{widths[0]}" if len(widths) == 1 else f"{widths[0]} to {widths[-1]}"
     newest = max(snapshot.step for snapshot in snapshots)

@@ -1,8 +1,8 @@
-"""How every figure looks: colours, axes, labels beside their lines, and bytes out.
+"""The look of every figure: colours, axes, labels next to their lines, and the files.
 
-Matplotlib's object interface only: no pyplot, no global state, no display. Colours are from the
-palette of Okabe and Ito, which colour-blind readers can tell apart; widths, which have an order,
-take a sequence of rising lightness.
+Only matplotlib's object interface is used: no pyplot, no global state, no display. Colours come
+from the palette of Okabe and Ito, which colour-blind readers can distinguish. Widths have an order
+and take colours of rising lightness.
 """
 
 import contextlib
@@ -33,31 +33,31 @@ from numpy.typing import NDArray
 
 from analysis.wording import large
 
-#: Text and axes, and the lines behind the data. The report turns both to its own colours.
+#: Text, grid lines and axes. The report replaces these colours with those of its page.
 INK = "#222629"
 RULE = "#dcdfe3"
 FAINT = "#68717a"
 
 SOFT, HARD, EDIM, LOSS = "#0072b2", "#d55e00", "#009e73", "#0072b2"
-#: What is not established, and what broke.
+#: Results that are not established, and runs that collapsed, diverged or were left out.
 UNSURE = "#9a5b00"
 BROKEN = "#c23b22"
 DASHES = (0, (4, 3))
 
-#: Shades of what has an order, from the least: each as it stands out on white, and on black.
+#: Shades for ordered values, from the smallest: each in a version for white and one for black.
 SHADES = tuple(
     (to_hex(mpl.colormaps["viridis"](on_white)), to_hex(mpl.colormaps["viridis"](on_black)))
     for on_white, on_black in zip(
         np.linspace(0.02, 0.66, 24), np.linspace(0.38, 0.96, 24), strict=True
     )
 )
-#: Share of an axis that a letter of its tick labels takes, and the room between two of them.
+#: Width of a letter of a tick label, and the space between labels, as shares of the axis.
 _LETTER, _BETWEEN = 0.029, 0.012
 
-#: Inches of a panel: on a phone, where a figure is as wide as the page, its text is 11 pixels.
+#: Inches of a panel: the text is 11 pixels high on a phone, where a figure fills the page.
 SIZE = (4.4, 3.1)
 
-#: What makes the files the same for the same numbers, and their text selectable.
+#: Settings for reproducible files (`hashsalt`) with selectable text (`fonttype`).
 _RC: Any = {
     "svg.hashsalt": "widthlab",
     "svg.fonttype": "none",
@@ -77,7 +77,7 @@ _RC: Any = {
 def panels(
     rows: int = 1, columns: int = 1, *, size: tuple[float, float] = SIZE
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of empty panels, `size` inches each, without boxes around them."""
+    """Return a figure and its empty panels, row by row, each `size` inches (width, height)."""
     with mpl.rc_context(_RC):
         figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
         grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
@@ -90,13 +90,16 @@ def panels(
 
 
 def render(figure: Figure) -> dict[str, bytes]:
-    """The figure as "svg" and as "png". The same numbers give the same bytes of SVG."""
+    """Return the bytes of the figure as "svg" and "png".
+
+    Figures of the same numbers have the same bytes of SVG.
+    """
     with _drawing():
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # it is laid out: once is enough for both
+        figure.set_layout_engine("none")  # the layout is done, for both files
         figure.set_dpi(160)
         figure.set_facecolor("white")
-        # Not by savefig, which draws every figure twice. SVG last: it changes the resolution.
+        # Faster than savefig, which draws every figure twice. SVG last: it changes the resolution.
         bitmap: Any = FigureCanvasAgg(figure)
         bitmap.print_png(png := io.BytesIO())
         drawing: Any = FigureCanvasSVG(figure)
@@ -105,7 +108,7 @@ def render(figure: Figure) -> dict[str, bytes]:
 
 
 def pixels(figure: Figure, dpi: float) -> NDArray[np.uint8]:
-    """The figure on white, as [height, width, 3]: red, green, blue."""
+    """Return the figure on white as RGB, [height, width, 3], at `dpi` dots per inch."""
     with _drawing():
         figure.set_dpi(dpi)
         figure.set_facecolor("white")
@@ -117,8 +120,7 @@ def pixels(figure: Figure, dpi: float) -> NDArray[np.uint8]:
 
 @contextlib.contextmanager
 def _drawing() -> Iterator[None]:
-    """Our settings; and a label of a sweep that is too long for its panel, or of letters that no
-    font here has, is the figure's business and not the terminal's."""
+    """Apply our settings, and silence warnings about labels that are too long or lack a glyph."""
     with mpl.rc_context(_RC), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "constrained_layout not applied")
         warnings.filterwarnings("ignore", "Glyph .* missing from")
@@ -126,12 +128,12 @@ def _drawing() -> Iterator[None]:
 
 
 def title(axes: Axes, text: str) -> None:
-    """A title over the left edge, where a reader starts. A dollar sign in it is one."""
+    """Set a title at the left edge. A dollar sign stays a dollar sign (no mathtext)."""
     axes.set_title(text, loc="left", fontsize=10, fontweight="bold", color=INK, parse_math=False)
 
 
 def widths_axis(axes: Axes, values: Sequence[float], label: str, suffix: str = "") -> None:
-    """A logarithmic x axis that ticks at the widths; labels thin out where they crowd."""
+    """Make x logarithmic with ticks at the widths, and drop labels that would overlap."""
     values = sorted({float(value) for value in values})
     texts = [f"{value:.3g}{suffix}" for value in values]
     shown = _with_room(np.log(values), texts)
@@ -146,7 +148,7 @@ def widths_axis(axes: Axes, values: Sequence[float], label: str, suffix: str = "
 
 
 def _with_room(places: NDArray[np.float64], texts: Sequence[str]) -> set[int]:
-    """Which texts can stand at their places: the first, the last, and those between that fit."""
+    """Indices of the labels to show: the first, the last, and all between that fit."""
     span = float(places[-1] - places[0]) or 1.0
 
     def fits(one: int, other: int) -> bool:
@@ -162,14 +164,14 @@ def _with_room(places: NDArray[np.float64], texts: Sequence[str]) -> set[int]:
 
 
 def log_ranks(axes: Axes, label: str) -> None:
-    """A logarithmic y axis with round ticks, at least three. Call it when the data are drawn."""
+    """Make y logarithmic with at least three round ticks. Call it after the data are drawn."""
     axes.set_yscale("log")
     log_ticks(axes.yaxis, *axes.get_ylim())
     axes.set_ylabel(label, parse_math=False)
 
 
 def log_ticks(axis: Axis, low: float, high: float) -> None:
-    """Round ticks, at least three, on a logarithmic axis from `low` to `high`."""
+    """Set at least three round ticks on a logarithmic axis from `low` to `high`."""
     shown = [tick for tick in round_ticks((1, 2, 5)) if low <= tick <= high]
     if len(shown) < 3:
         shown = [tick for tick in round_ticks((1, 1.5, 2, 3, 5, 7)) if low <= tick <= high]
@@ -182,12 +184,13 @@ def log_ticks(axis: Axis, low: float, high: float) -> None:
 
 
 def round_ticks(steps: tuple[float, ...]) -> list[float]:
-    """The round numbers from 1e-9 to 1e9 in ascending order: `steps` of every decade."""
+    """Return `steps` times every power of ten from 1e-9 to 1e9, in ascending order."""
     return [step * 10.0**exponent for exponent in range(-9, 10) for step in steps]
 
 
 def tokens_axis(axes: Axes) -> None:
-    """A logarithmic x axis of training tokens: `100k`, `2M`. Call it when the data are drawn."""
+    """Make x a logarithmic axis of training tokens (`100k`, `2M`). Call it after the data are
+    drawn."""
     axes.set_xscale("log")
     log_ticks(axes.xaxis, *axes.get_xlim())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: large(value)))
@@ -195,7 +198,10 @@ def tokens_axis(axes: Axes) -> None:
 
 
 def crosses(axes: Axes, x: Sequence[float], y: Sequence[float], text: str, **how: Any) -> None:
-    """Red crosses for what broke or was left out, the last of them explained beside it."""
+    """Draw red crosses for failed or left-out runs, with `text` next to the rightmost.
+
+    `how` goes to `Axes.plot`.
+    """
     axes.plot(x, y, "x", color=BROKEN, markersize=6.5, markeredgewidth=1.6, **how)
     last = int(np.argmax(x))
     axes.annotate(
@@ -212,21 +218,21 @@ def crosses(axes: Axes, x: Sequence[float], y: Sequence[float], text: str, **how
 
 
 def decades(axes: Axes) -> None:
-    """One y tick a decade, or one in several where there are many."""
+    """Set one y tick per decade, or per few decades if there are many."""
     axes.yaxis.set_major_locator(LogLocator(numticks=8))
     axes.yaxis.set_major_formatter(LogFormatterSciNotation())
 
 
 def width_colours(count: int) -> list[str]:
-    """Colours for widths in ascending order, from `SHADES` on white."""
+    """Return `count` colours for widths in ascending order, from `SHADES` on white."""
     places = np.linspace(0, len(SHADES) - 1, max(count, 2))[:count]
     return [SHADES[round(place)][0] for place in places]
 
 
 def end_labels(axes: Axes, labels: Sequence[tuple[float, str, Any]], *, gap: float = 0.06) -> None:
-    """Write each (y, text, colour) at the right edge, moved apart where they would overlap.
+    """Write each (y, text, colour) at the right edge, and move labels apart that would overlap.
 
-    `gap` is the least distance, as a share of the axis. Call it when the limits are final.
+    `gap` is the smallest distance, as a share of the axis. Call it after the limits are final.
     """
     axes.get_ylim()  # settles limits that matplotlib has put off
     to_axes = axes.transData + axes.transAxes.inverted()
@@ -247,7 +253,10 @@ def end_labels(axes: Axes, labels: Sequence[tuple[float, str, Any]], *, gap: flo
 
 
 def spread_apart(heights: Sequence[float], gap: float) -> list[float]:
-    """The heights moved as little as needed for `gap` between neighbours, in the same order."""
+    """Return the heights moved apart to at least `gap`, with least squared movement.
+
+    Neighbours keep their order.
+    """
     order = np.argsort(heights, kind="stable")
     # Least squares under "each at least gap above the last" is isotonic regression of the
     # heights less the gaps below them (pool adjacent violators).

@@ -1,8 +1,7 @@
-"""The figures of a report: each shows one claim of the verdict, with its doubt.
+"""The figures of one group: each shows one claim of the verdict with its uncertainty.
 
-A figure that has nothing to show is None. `figures_of` names and orders those of one group; those
-of the ranks are drawn in `analysis.figures.rank_figures`, those of all groups together in
-`analysis.figures.overview_figures`.
+A function returns None if it has nothing to draw. `figures_of` names and orders the figures.
+`rank_figures` draws those of the ranks, `overview_figures` those of the whole sweep.
 """
 
 from collections.abc import Iterator
@@ -38,18 +37,18 @@ from analysis.verdict.group_verdict import GroupVerdict
 from analysis.verdict.loss_optimum import LossCurve
 from analysis.wording import interval, multiple
 
-#: Of the lines of the loss at other budgets, in the order of CURRENCIES.
+#: Colour of each budget's line.
 BUDGET_COLOURS = dict(zip(CURRENCIES, (LOSS, HARD, EDIM, "#cc79a7"), strict=True))
-#: Room over the data for the crosses of what broke, as a share of the axis.
+#: Space above the data for the crosses of failed runs, as a share of the axis.
 HEADROOM = 0.12
-#: Labels beside lines that a figure has room for.
+#: Most labels at the right edge of a figure.
 MOST_LABELS = 14
 
 
 def figures_of(
     verdict: GroupVerdict, tables: SweepTables, layers: LayerAdvice | Refusal
 ) -> Iterator[tuple[str, Figure]]:
-    """Name and figure of what one group has to show, in the order in which they argue."""
+    """Yield the name and the figure of everything that can be drawn for one group."""
     for name, figure in (
         ("loss-optimum", loss_optimum(verdict)),
         ("loss-at-budgets", loss_at_budgets(verdict)),
@@ -66,7 +65,7 @@ def figures_of(
 
 
 def loss_optimum(verdict: GroupVerdict) -> Figure | None:
-    """Final loss against the width at every equal budget."""
+    """Draw final loss against width multiplier, one panel per budget held equal."""
     judged = [evidence for evidence in verdict.losses if len(evidence.used)]
     if not judged:
         return None
@@ -90,7 +89,7 @@ def loss_optimum(verdict: GroupVerdict) -> Figure | None:
 
 
 def _draw_curve(axes: Axes, curve: LossCurve, *, chosen: bool) -> None:
-    """The fit, its band, and where an optimum is established its interval and the choice."""
+    """The fit and its band; for an established optimum, its interval and the chosen width."""
     fine = np.geomspace(curve.multiplier[0], curve.multiplier[-1], 200)
     axes.plot(fine, curve.curve(fine), color=LOSS, linewidth=1.4)
     if curve.headline is None:
@@ -131,7 +130,7 @@ def _mark(axes: Axes, multiplier: float, loss: float, *, left: bool) -> None:
 
 
 def _broken(axes: Axes, at: tuple[float, ...]) -> None:
-    """Crosses at the top for widths at which a replicate has no loss that counts."""
+    """Crosses at the top for widths with a collapsed or diverged replicate."""
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + HEADROOM * (high - low))
     crosses(
@@ -144,7 +143,7 @@ def _broken(axes: Axes, at: tuple[float, ...]) -> None:
 
 
 def loss_at_budgets(verdict: GroupVerdict) -> Figure | None:
-    """How far each width lies above the best, by what is held equal."""
+    """Draw the loss above the minimum of the curve, one line per budget held equal."""
     curves = {
         found.currency: found.found
         for found in verdict.at_budgets
@@ -154,23 +153,24 @@ def loss_at_budgets(verdict: GroupVerdict) -> Figure | None:
         return None  # one curve is that of `loss_optimum`
     figure, (axes,) = panels()
     labels = []
-    for currency, curve in curves.items():
+    for place, (currency, curve) in enumerate(curves.items()):
         colour = BUDGET_COLOURS[currency]
+        wider = len(curves) - 1 - place  # curves that coincide must all be seen
         fine = np.geomspace(curve.multiplier[0], curve.multiplier[-1], 200)
         floor = float(curve.curve(fine).min())
-        axes.plot(fine, curve.curve(fine) - floor, color=colour, linewidth=1.4)
-        axes.plot(curve.multiplier, curve.loss - floor, "o", color=colour, markersize=4)
+        axes.plot(fine, curve.curve(fine) - floor, color=colour, linewidth=1.4 + 1.6 * wider)
+        axes.plot(curve.multiplier, curve.loss - floor, "o", color=colour, markersize=4 + 2 * wider)
         if curve.recommended:
-            axes.plot(*_point(curve, floor), "D", color=colour, markersize=6)
+            axes.plot(*_point(curve, floor), "D", color=colour, markersize=6 + 2 * wider)
         labels.append((float(curve.curve(fine[-1])) - floor, CURRENCIES[currency][1], colour))
     widths_axis(
         axes, [m for curve in curves.values() for m in curve.multiplier], "D / d_model", "x"
     )
-    axes.set_ylabel("loss over the lowest (nats per token)")
+    axes.set_ylabel("loss above minimum (nats per token)")
     end_labels(
         axes, [(y, text.replace(" ", "\n", 1), colour) for y, text, colour in labels], gap=0.14
     )
-    title(axes, "What is held equal")
+    title(axes, "Loss by the budget held equal")
     return figure
 
 
@@ -179,7 +179,7 @@ def _point(curve: LossCurve, floor: float) -> tuple[float, float]:
 
 
 def width_law(verdict: GroupVerdict) -> Figure | None:
-    """Final loss against D where nothing is held equal, and its power law."""
+    """Draw final loss against D at fixed d_model, with no budget held equal, and its power law."""
     used, left_out = verdict.spectral.used, verdict.spectral.left_out
     used = used[np.isfinite(used["val_loss"]) & (used["val_loss"] > 0)]
     if used.empty:
@@ -203,7 +203,7 @@ def width_law(verdict: GroupVerdict) -> Figure | None:
 
 
 def training_curves(verdict: GroupVerdict, tables: SweepTables) -> Figure | None:
-    """Held-out loss against tokens, a line a run, coloured by width."""
+    """Draw held-out loss against training tokens, one line per run, coloured by width."""
     deciding = verdict.deciding
     cells = verdict.trials if deciding is None else deciding.planned
     rows = tables.of(tables.curves, cells)

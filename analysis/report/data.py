@@ -1,47 +1,50 @@
-"""The report's section on the data: what the corpus held, how it was split, what was left out.
+"""The report's section on the data: corpus, split, sources, files left out, losses in encoding.
 
-All of it is what the run wrote into `resolved.corpus` of sweep.yaml. A storage may be anybody's, so
-what is not there, or is something else than it should be, is left open and never fatal.
+The section shows what the run wrote into `resolved.corpus` of sweep.yaml. Values that are missing
+or of a wrong type are skipped: a storage may hold files that widthlab did not write.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from markupsafe import Markup
 
-from analysis.report.page import bullets, folded, paragraph, sentence, table
+from analysis.report.page import Table, plain_table, render
 from analysis.tables.sweep_tables import SweepTables
 from analysis.wording import large, percent, plural
 from trialstore.sweep_file import section
 
-#: Sources with a row of their own, the largest; the others are summed up in one.
+#: The largest sources that get a row of their own; one row sums up the rest.
 MOST_SOURCES = 12
 SPLITS = {"train": "training", "heldout": "held out"}
 COUNTS = ("documents", "bytes", "tokens")
-NOT_RECORDED = (
-    "What the corpus held and what was left out of it was not recorded: the sweep was run by a "
-    "version that did not."
-)
 
 
-def data_section(tables: SweepTables) -> str:
-    """Splits and sources with their sizes, the split rule, what was left out, remarks, and what
-    the tokenizer keeps of the text; one sentence where none of it was recorded."""
+def data_section(tables: SweepTables) -> Markup:
+    """Return the section on the data, or one sentence if the run recorded nothing."""
     corpus = section(section(tables.config, "resolved"), "corpus")
-    parts = ["<h2>Data</h2>", _configured(tables)]
-    if not corpus:
-        return "\n".join([*parts, paragraph(NOT_RECORDED)])
-    rule = corpus.get("split_rule")
-    parts += [paragraph(sentence(str(rule)))] if rule else []
-    parts += [*_splits(corpus), *_sources(corpus), *_left_out(corpus), *_remarks(corpus)]
-    parts += _encoding(corpus)
-    return "\n".join(parts)
+    remarks = corpus.get("remarks")
+    return render(
+        "data.html",
+        configured=_configured(tables),
+        recorded=bool(corpus),
+        rule=str(corpus.get("split_rule") or ""),
+        splits=_splits(corpus),
+        sources=_sources(corpus),
+        left_out=_left_out(corpus),
+        remarks=[str(one) for one in remarks] if isinstance(remarks, list) else [],
+        most_remarks=MOST_SOURCES,
+        encoding=_encoding(corpus),
+        plural=plural,
+    )
 
 
 def sources_table(tables: SweepTables) -> pd.DataFrame:
-    """Every source and split with its documents, bytes and tokens; without a column where they
-    were not recorded."""
+    """Return one row per source and split, with its documents, bytes and tokens.
+
+    The frame has no columns if the run did not record its sources.
+    """
     corpus = section(section(tables.config, "resolved"), "corpus")
     rows = [
         {"source": str(row.get("source")), "split": str(row.get("split"))}
@@ -52,7 +55,7 @@ def sources_table(tables: SweepTables) -> pd.DataFrame:
 
 
 def _configured(tables: SweepTables) -> str:
-    """Corpus and tokenizer as the sweep file names them."""
+    """Name the corpus and the tokenizer as the sweep file does."""
     told = []
     for name in ("corpus", "tokenizer"):
         given = section(tables.config, name)
@@ -63,10 +66,10 @@ def _configured(tables: SweepTables) -> str:
         ]
         if given.get("kind"):
             told.append(f"{name} {given['kind']}" + (f" ({', '.join(own)})" if own else ""))
-    return paragraph(sentence("; ".join(told))) if told else ""
+    return "; ".join(told)
 
 
-def _splits(corpus: Mapping[str, Any]) -> Iterator[str]:
+def _splits(corpus: Mapping[str, Any]) -> Table | None:
     splits = section(corpus, "splits")
     rows, sums = [], dict.fromkeys(COUNTS, 0)
     for split, title in SPLITS.items():
@@ -76,8 +79,8 @@ def _splits(corpus: Mapping[str, Any]) -> Iterator[str]:
         for name in COUNTS:
             sums[name] += counts[name] or 0
     if not any(count is not None for _, counts in rows for count in counts.values()):
-        return
-    yield table(
+        return None
+    return plain_table(
         ["split", "documents", "bytes", "tokens", "share of the tokens"],
         [
             [
@@ -90,32 +93,25 @@ def _splits(corpus: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _sources(corpus: Mapping[str, Any]) -> Iterator[str]:
-    """The largest sources, each with what either split has of it."""
+def _sources(corpus: Mapping[str, Any]) -> Table | None:
+    """List the largest sources, with the share of each in both splits."""
     sources: dict[str, dict[str, dict[str, int | None]]] = {}
     for row in _objects(corpus, "sources"):
         counts = {name: _count(row.get(name)) for name in COUNTS}
         sources.setdefault(str(row.get("source")), {})[str(row.get("split"))] = counts
     if not sources:
-        return
+        return None
     ordered = sorted(sources.items(), key=lambda item: (-_size(item[1]), item[0]))
     shown, others = ordered[:MOST_SOURCES], ordered[MOST_SOURCES:]
-    if len(others) == 1:  # one row for one source says less than its own
+    if len(others) == 1:  # its own row says more than "1 other source"
         shown, others = ordered, []
     of_split = {split: sum(_tokens(own, split) for _, own in ordered) for split in SPLITS}
     rows = [_source_row(name, [own], of_split) for name, own in shown]
     if others:
-        title = f"{len(others)} others together"
+        title = f"{len(others)} other sources"
         rows.append(_source_row(title, [own for _, own in others], of_split))
     names = ["source", "documents", "bytes", "training tokens", "share", "held-out tokens", "share"]
-    listed = table(names, rows)
-    yield "<h3>Sources</h3>"
-    yield listed
-    yield paragraph(
-        "Documents and bytes: of both splits, and one that was cut in two is in both. Shares: of "
-        "the tokens of the split.",
-        "small faint",
-    )
+    return plain_table(names, rows)
 
 
 def _source_row(
@@ -134,7 +130,7 @@ def _source_row(
 
 
 def _size(own: Mapping[str, Mapping[str, int | None]]) -> int:
-    """By which sources are ordered: tokens, or bytes where these are not known."""
+    """Size for ordering: tokens, or bytes if the tokens are unknown."""
     tokens = sum(counts["tokens"] or 0 for counts in own.values())
     return tokens or sum(counts["bytes"] or 0 for counts in own.values())
 
@@ -143,7 +139,7 @@ def _tokens(own: Mapping[str, Mapping[str, int | None]], split: str) -> int:
     return own[split]["tokens"] or 0 if split in own else 0
 
 
-def _left_out(corpus: Mapping[str, Any]) -> Iterator[str]:
+def _left_out(corpus: Mapping[str, Any]) -> Table | None:
     rows = [
         [
             str(row.get("reason") or ""),
@@ -153,45 +149,29 @@ def _left_out(corpus: Mapping[str, Any]) -> Iterator[str]:
         ]
         for row in _objects(corpus, "left_out")
     ]
-    yield "<h3>Left out</h3>"
-    if not rows:
-        yield paragraph("Nothing of what the corpus holds.")
-        return
-    yield table(["reason", "suffix", "how many", "for example"], rows)
+    return plain_table(["reason", "suffix", "how many", "for example"], rows) if rows else None
 
 
-def _remarks(corpus: Mapping[str, Any]) -> Iterator[str]:
-    given = corpus.get("remarks")
-    remarks = (
-        [sentence(str(one), capital=False) for one in given] if isinstance(given, list) else []
-    )
-    if remarks:
-        yield "<h3>Remarks</h3>"
-        few = len(remarks) <= MOST_SOURCES
-        title = escape(plural(len(remarks), "remark"))
-        yield bullets(remarks) if few else folded(title, bullets(remarks))
-
-
-def _encoding(corpus: Mapping[str, Any]) -> Iterator[str]:
+def _encoding(corpus: Mapping[str, Any]) -> str:
     encoding = section(corpus, "encoding")
     if not encoding:
-        return
+        return ""
     told = []
     if encoding.get("lossless") is True:
-        told.append("The tokenizer keeps every text: what it encodes decodes to the same.")
+        told.append("The tokenizer is lossless: decoding returns the encoded text.")
     for name, what in (
-        ("unknown_share", "of the tokens are unknown ones"),
+        ("unknown_share", "of the tokens are the unknown token"),
         ("lost_share", "of the characters have no token"),
     ):
         share = encoding.get(name)
         if isinstance(share, int | float) and not isinstance(share, bool) and share > 0:
-            told.append(f"{_small_percent(float(share))} {what}.")
+            told.append(f"{_positive_percent(float(share))} {what}.")
     altered = _count(encoding.get("altered_documents"))
     if altered:
-        told.append(f"{plural(altered, 'document')} decode to another text than they were.")
+        told.append(f"{plural(altered, 'document')} change when they are encoded and decoded.")
     if encoding.get("lossless") is not True and not told:
-        told.append("The tokenizer may alter a text; of these documents it altered none.")
-    yield "<h3>Encoding</h3>" + paragraph(" ".join(told))
+        told.append("The tokenizer can alter text, but it altered none of these documents.")
+    return " ".join(told)
 
 
 def _objects(corpus: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
@@ -205,7 +185,7 @@ def _count(value: object) -> int | None:
 
 
 def _number(count: int | None) -> str:
-    """A count in full as long as it is short; nothing where it is not known."""
+    """A count in full up to a million; empty if unknown."""
     if count is None:
         return ""
     return f"{count:,}" if count < 1_000_000 else large(count)
@@ -215,6 +195,6 @@ def _share(part: int | None, whole: int) -> str:
     return "" if part is None or not whole else percent(part / whole)
 
 
-def _small_percent(share: float) -> str:
-    """A share that is never rounded to nothing."""
+def _positive_percent(share: float) -> str:
+    """A positive share, never rounded to 0 %."""
     return percent(share) if share >= 0.0005 else "Less than 0.1 %"

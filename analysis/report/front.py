@@ -1,104 +1,89 @@
-"""The first screen of the report: how wide, how sure, why, and what to run next."""
+"""The first screen of the report: the verdicts, their reasons and caveats, and the next runs."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from html import escape
+from dataclasses import dataclass, replace
 
-from analysis.report.page import bullets, figure, figures, paragraph, sentence, table, words
+from markupsafe import Markup
+
+from analysis.report.page import Table, drawn_figure, plain_table, render
 from analysis.verdict.group_verdict import GroupVerdict, Recommendation
 from analysis.verdict.next_cells import NextCells
 from analysis.verdict.transfer import Transfer
 from analysis.wording import interval, large, multiple, plural
 
-#: Where the caveats of all groups are.
+#: Anchor of the caveats that all groups share.
 CAVEATS = "caveats"
 
-REFUSED = "no recommendation: "
 OPTIMA = (
-    "Bar: 90 % interval of the best width; dot: its estimate; ring: the width to use; ticks: the "
-    "widths measured. Dashed: no optimum is established; an arrow where it may lie beyond the grid."
+    "Bar: 90 % interval of the best width. Dot: its estimate. Ring: recommended width. Ticks: "
+    "measured widths. Dashed: no optimum established; an arrow: it may lie beyond the grid."
 )
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a card; its name links to the section `place`, if one is given."""
+
+    name: str
+    text: str
+    place: str = ""
 
 
 def front(
     recommendation: Recommendation, common: Sequence[str], svgs: Mapping[str, bytes]
-) -> Iterator[str]:
-    """Verdicts, what they say about the target, and the `common` caveats."""
-    yield f'<div class="cards">{"".join(_cards(recommendation, common))}</div>'
-    yield from (_transfer(found) for found in recommendation.transfers)
-    optima = svgs.get("figures/optima.svg")
-    drawn = "" if optima is None else figure("optima", optima, OPTIMA)
-    told = f'<h3 id="{CAVEATS}">Before acting on it</h3>{bullets(common)}' if common else ""
-    yield figures([drawn, f"<div>{told}</div>"]) if drawn else told
-
-
-def _cards(recommendation: Recommendation, common: Sequence[str]) -> Iterator[str]:
-    """A card a verdict; groups that are refused for the same reason share one."""
+) -> Markup:
+    """Return one card per verdict, the widths at the target size, and the `common` caveats."""
+    # Groups without a recommendation for the same reason share a card.
     alike: dict[str, list[GroupVerdict]] = {}
     for verdict in recommendation.groups:
         own = verdict.slug if verdict.width_multiplier is not None else verdict.sentence
         alike.setdefault(own, []).append(verdict)
-    for verdicts in alike.values():
-        yield _card(verdicts, common)
-
-
-def _card(verdicts: Sequence[GroupVerdict], common: Sequence[str]) -> str:
-    first = verdicts[0]
-    width = first.width_multiplier
-    labels = "<br>".join(
-        f'<a href="#{verdict.slug}">{escape(verdict.label)}</a>' for verdict in verdicts
+    return render(
+        "front.html",
+        cards=[(verdicts, list(_lines(verdicts, common))) for verdicts in alike.values()],
+        transfers=[(found, _sizes(found)) for found in recommendation.transfers],
+        optima=drawn_figure(svgs, "optima", OPTIMA),
+        common=common,
+        multiple=multiple,
     )
-    shown = "no recommendation" if width is None else multiple(width)
-    parts = [
-        f'<p class="label">{labels}</p><p class="width">{shown}</p>',
-        paragraph(sentence(first.sentence.removeprefix(REFUSED))),
-        "" if width is None else _line("Why", first.rule),
-        *(_best_losses(verdict) for verdict in verdicts),
-        _spectra(first),
-        *_next(verdicts, common),
-    ]
-    return f'<div class="verdict {first.verdict}">{"".join(parts)}</div>'
 
 
-def _best_losses(verdict: GroupVerdict) -> str:
-    """The other verdict, where runs end above their best loss."""
-    found = verdict.on_best
-    if found is None:
-        return ""
-    return _line("On best losses", found.sentence, f"{verdict.slug}-best-losses")
+def _lines(verdicts: Sequence[GroupVerdict], common: Sequence[str]) -> Iterator[Line]:
+    first = verdicts[0]
+    if first.width_multiplier is not None:
+        yield Line("Why", first.rule)
+    for verdict in verdicts:
+        if verdict.on_best is not None:
+            yield Line("By best loss", verdict.on_best.sentence, f"{verdict.slug}-best-losses")
+    if first.agrees is not None:
+        agree = "agree" if first.agrees else "disagree"
+        stop = first.spectral.stop.sentence.partition(":")[0]
+        yield Line("Spectra", f"{agree} with this width ({stop})", f"{first.slug}-ranks")
+    yield from _next(verdicts, common)
 
 
-def _spectra(verdict: GroupVerdict) -> str:
-    if verdict.agrees is None:
-        return ""
-    said = ":".join(verdict.spectral_sentence.split(":")[:2])  # without the exponents
-    return _line("Spectra", said, f"{verdict.slug}-ranks")
-
-
-def _next(verdicts: Sequence[GroupVerdict], common: Sequence[str]) -> Iterator[str]:
-    """What to run next, in all of these groups together."""
+def _next(verdicts: Sequence[GroupVerdict], common: Sequence[str]) -> Iterator[Line]:
+    """What to run next, summed over the groups of one card."""
     asked: dict[str, NextCells] = {}
     for verdict in verdicts:
         for cells in verdict.run_next:
             known = asked.get(cells.why)
             asked[cells.why] = cells if known is None else _together(known, cells)
     for number, cells in enumerate(asked.values()):
-        yield _line(
-            "and" if number else "Run next",
-            f"{cells.why} ({cells.cost})",
-            f"{verdicts[0].slug}-next",
-        )
+        name = "Also" if number else "Run next"
+        yield Line(name, f"{cells.why} ({cells.cost})", f"{verdicts[0].slug}-next")
     if asked:
         return
-    count = len(verdicts[0].caveats)
-    place = f"{verdicts[0].slug}-{CAVEATS}"
-    if all(caveat in common for caveat in verdicts[0].caveats):
-        place = CAVEATS
-    text = "no cell is missing for this verdict"
-    if count:
-        yield _line("Next", f"{text}; before acting on it read {plural(count, 'caveat')}", place)
+    text = "this verdict needs no further runs"
+    caveats = verdicts[0].caveats
+    if caveats:
+        own = any(caveat not in common for caveat in caveats)
+        place = f"{verdicts[0].slug}-{CAVEATS}" if own else CAVEATS
+        yield Line(
+            "Next", f"{text}; read its {plural(len(caveats), 'caveat')} before acting on it", place
+        )
     else:
-        yield _line("Next", text)
+        yield Line("Next", text)
 
 
 def _together(one: NextCells, other: NextCells) -> NextCells:
@@ -110,15 +95,8 @@ def _together(one: NextCells, other: NextCells) -> NextCells:
     )
 
 
-def _line(name: str, text: str, place: str = "") -> str:
-    """A line of a card, its name leading to where more is said."""
-    shown = f'<a href="#{place}">{name}</a>' if place else name
-    return f"<p><b>{shown}:</b> {words(sentence(text, capital=False))}</p>"
-
-
-def _transfer(found: Transfer) -> str:
-    kind = "refused" if found.width_multiplier is None else "recommended"
-    sizes = [
+def _sizes(found: Transfer) -> Table:
+    rows = [
         [
             large(size.parameters),
             large(size.tokens),
@@ -127,8 +105,4 @@ def _transfer(found: Transfer) -> str:
         ]
         for size in found.sizes
     ]
-    names = ["non-embedding parameters", "tokens", "optimum", "90 % interval"]
-    return (
-        f'<div class="verdict {kind}"><p class="label">{escape(found.label)}, at the target size'
-        f"</p>{paragraph(sentence(found.sentence))}{table(names, sizes) if sizes else ''}</div>"
-    )
+    return plain_table(["non-embedding parameters", "tokens", "optimum", "90 % interval"], rows)

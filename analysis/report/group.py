@@ -1,23 +1,22 @@
-"""One group's section of the report: why the verdict is what it is, as one would argue it."""
+"""The section of one group: the evidence for its verdict, the loss first, then the spectra."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 
+from markupsafe import Markup
+
+from analysis.laws.layers import LayerAdvice
 from analysis.laws.power_law import PowerLaw
 from analysis.laws.saturation import Saturation
 from analysis.refusal import Refusal
 from analysis.report.captions import captions_of
 from analysis.report.page import (
-    bullets,
-    figure,
-    figures,
-    folded,
-    paragraph,
+    Table,
+    drawn_figure,
+    plain_table,
+    render,
     sentence,
-    table,
     without_empty,
-    words,
 )
 from analysis.verdict.budgets import CURRENCIES
 from analysis.verdict.equal_budget import BUDGETS
@@ -25,7 +24,6 @@ from analysis.verdict.evidence import widths_of
 from analysis.verdict.group_verdict import GroupVerdict
 from analysis.verdict.layer_verdict import LayerVerdict
 from analysis.verdict.loss_optimum import LossCurve
-from analysis.verdict.next_cells import NextCells
 from analysis.verdict.supply import SELECTION
 from analysis.verdict.tuned_rate import TunedTrials
 from analysis.wording import bracketed, interval, multiple, plural
@@ -38,74 +36,63 @@ LAWS = {
     "asymmetry": "soft / hard rank",
 }
 LOSS = "loss"
+NO_FREE_CELLS = (
+    "Rank laws need cells at fixed d_model, and the sweep has none: add `none` to `match` in the "
+    "sweep file"
+)
 UTILISATION = {"soft_utilisation": "soft rank / D", "hard_utilisation": "hard rank / D"}
 AGREEMENT = {
-    True: "The spectral stop agrees: ",
-    False: "The spectral stop does not agree: ",
-    None: "The spectral stop cannot be compared: ",
+    True: "The spectra agree with the recommended width: ",
+    False: "The spectra disagree with the recommended width: ",
+    None: "The spectra neither support nor contradict a width: ",
 }
 
 
 def group_section(
     verdict: GroupVerdict, layers: LayerVerdict, common: Sequence[str], svgs: Mapping[str, bytes]
-) -> str:
-    """Everything about one group; `common` caveats are said elsewhere."""
-    shown = _Figures(verdict, svgs)
-    width = verdict.width_multiplier
-    short = "no recommendation" if width is None else multiple(width)
-    parts = [
-        f'<section id="{verdict.slug}" class="{verdict.verdict}"><h2>{escape(verdict.label)}: '
-        f'<span class="width">{short}</span></h2>',
-        *_loss(verdict, shown),
-        *_caveats(verdict, common),
-        *_next(verdict),
-        *_ranks(verdict, shown),
-        *_layers(verdict, layers, shown),
-        *_training(verdict.tuned, shown),
-        "</section>",
-    ]
-    return "\n".join(part for part in parts if part)
+) -> Markup:
+    """Return the section of one group, without the `common` caveats, which the front shows."""
+    drawn = {
+        name: figure
+        for name, caption in captions_of(verdict).items()
+        if (figure := drawn_figure(svgs, f"{verdict.slug}-{name}", caption))
+    }
+    laws: dict[str, PowerLaw | Refusal] = {
+        **{text: verdict.spectral.laws[name] for name, text in LAWS.items()},
+        LOSS: verdict.spectral.width_law,
+    }
+    fitted = {text: law for text, law in laws.items() if isinstance(law, PowerLaw)}
+    # A run continues trials of its own semantics version only, and the first is never its own.
+    old = (verdict.trials["semantics_version"] == FIRST_SEMANTICS).any()
+    return render(
+        "group.html",
+        verdict=verdict,
+        width=None if verdict.width_multiplier is None else multiple(verdict.width_multiplier),
+        drawn=drawn,
+        widths=_widths(verdict),
+        budget="" if verdict.deciding is None else BUDGETS[verdict.deciding.hold][1],
+        runs=sorted({width["runs"] for width in verdict.alternatives}),
+        plural=plural,
+        best_losses=None if verdict.on_best is None else _best_losses(verdict),
+        selection=SELECTION,
+        budgets=_budgets(verdict),
+        caveats=[sentence(caveat) for caveat in verdict.caveats if caveat not in common],
+        anew=FIRST_SEMANTICS if old else None,
+        agreement=AGREEMENT[verdict.agrees],
+        laws=_law_table(verdict, fitted) if fitted else None,
+        about_laws=_about_laws(verdict, fitted) if fitted else "",
+        missing=_missing(verdict, laws),
+        layers=layers,
+        growth=_growth(layers.advice),
+        rates=_rates(verdict.tuned),
+    )
 
 
-class _Figures:
-    """The figures of one group as HTML; those that were not drawn are nothing."""
-
-    def __init__(self, verdict: GroupVerdict, svgs: Mapping[str, bytes]) -> None:
-        self._slug, self._svgs = verdict.slug, svgs
-        self._captions = captions_of(verdict)
-
-    def row(self, *names: str, beside: str = "") -> str:
-        """Figures beside each other, and beside them what explains them."""
-        drawn = []
-        for name in names:
-            svg = self._svgs.get(f"figures/{self._slug}-{name}.svg")
-            if svg is not None:
-                drawn.append(figure(f"{self._slug}-{name}", svg, self._captions[name]))
-        return figures([*drawn, f"<div>{beside}</div>"] if beside else drawn)
-
-
-def _loss(verdict: GroupVerdict, shown: _Figures) -> Iterator[str]:
-    yield shown.row("loss-optimum", beside=_widths(verdict))
-    if verdict.choices:
-        yield "<h3>Other choices</h3>"
-        yield bullets(sentence(choice.sentence) for choice in verdict.choices)
-    if verdict.on_best is not None:
-        yield f'<h3 id="{verdict.slug}-best-losses">On best losses</h3>'
-        yield paragraph(sentence(verdict.on_best.sentence))
-        yield _best_losses(verdict)
-        yield paragraph(SELECTION, "small faint")
-    others = _budgets(verdict)
-    if others:
-        yield "<h3>At other budgets</h3>"
-        yield shown.row("loss-at-budgets")
-        yield bullets(others)
-
-
-def _widths(verdict: GroupVerdict) -> str:
-    """The widths of the deciding budget, with what each costs in loss."""
+def _widths(verdict: GroupVerdict) -> Table | None:
+    """The widths of the deciding budget, with the loss that each costs."""
     deciding = verdict.deciding
     if deciding is None or not isinstance(deciding.optimum, LossCurve):
-        return ""
+        return None
     digits = decimals(deciding.optimum.tolerance)
     runs = {width["runs"] for width in verdict.alternatives}
     rows, chosen = [], None
@@ -133,22 +120,11 @@ def _widths(verdict: GroupVerdict) -> str:
     names, rows = without_empty(
         ["width", "D", "d_model", "runs", "loss", "excess", "at most", ""], rows
     )
-    each = f" ({plural(runs.pop(), 'run')} a width)" if len(runs) == 1 else ""
-    about = (
-        f"Loss: mean of the runs, in nats per token{each}. Excess: of the fitted curve over its "
-        "lowest point, with its upper 90 % bound."
-    )
-    if chosen is not None:
-        about += " Equivalent: cannot be told from the chosen width."
-    return (
-        f"<h3>Widths at equal {escape(BUDGETS[deciding.hold][1])}</h3>"
-        + table(names, rows, chosen=chosen)
-        + paragraph(about, "small faint")
-    )
+    return plain_table(names, rows, chosen)
 
 
-def _best_losses(verdict: GroupVerdict) -> str:
-    """Final and best losses side by side, by width of the deciding budget."""
+def _best_losses(verdict: GroupVerdict) -> Table | None:
+    """Final and best losses per width of the deciding budget."""
     final, best = verdict.alternatives, widths_of(verdict.supply.on_best[0])
     ends = {width["width_multiplier"]: width for width in final}
     digits = decimals(verdict.supply.tolerance)
@@ -164,17 +140,17 @@ def _best_losses(verdict: GroupVerdict) -> str:
         for width in best
         if width["width_multiplier"] in ends
     ]
-    names = ["width", "D", "final loss", "best loss", "excess of the best", "at most"]
-    return table(names, rows) if rows else ""
+    names = ["width", "D", "final loss", "best loss", "excess of best loss", "at most"]
+    return plain_table(names, rows) if rows else None
 
 
 def decimals(tolerance: float) -> int:
-    """Decimals of a loss that tell apart what `tolerance` does, and one more."""
+    """Return the decimals for a loss in nats: one more than `tolerance` needs, at least 2."""
     return max(2, 1 - math.floor(math.log10(tolerance)))
 
 
 def _budgets(verdict: GroupVerdict) -> list[str]:
-    """What is found where something else is held equal, said once where it is the same."""
+    """The optimum at each other budget held equal; budgets with the same answer share a line."""
     alike: dict[str, list[str]] = {}
     for found in verdict.at_budgets:
         if verdict.deciding is None or found.currency != verdict.deciding.hold:
@@ -186,60 +162,15 @@ def _budgets(verdict: GroupVerdict) -> list[str]:
     ]
 
 
-def _caveats(verdict: GroupVerdict, common: Sequence[str]) -> Iterator[str]:
-    own = [caveat for caveat in verdict.caveats if caveat not in common]
-    if own:
-        yield f'<h3 id="{verdict.slug}-caveats">Caveats of this group</h3>' + bullets(
-            map(sentence, own)
-        )
-
-
-def _next(verdict: GroupVerdict) -> Iterator[str]:
-    if not verdict.run_next:
-        return
-    yield f'<h3 id="{verdict.slug}-next">What to run next</h3>'
-    if not all(cells.planned for cells in verdict.run_next):
-        # Only this widthlab's own version of the meaning goes on; the first is surely another's.
-        old = (verdict.trials["semantics_version"] == FIRST_SEMANTICS).any()
-        yield paragraph(
-            "Add these values to those of the sweep file: "
-            + (
-                "a run trains the whole of it anew, for these trials are of semantics version "
-                f"{FIRST_SEMANTICS}; the figures below are of the added cells alone."
-                if old
-                else "what is finished is not trained again."
-            )
-        )
-    yield figures(
-        f'<div><p>{words(sentence(cells.why))} <span class="faint">'
-        f"{words(sentence(cells.cost))}</span></p>{_pasted(cells)}</div>"
-        for cells in verdict.run_next
-    )
-
-
-def _pasted(cells: NextCells) -> str:
-    added = cells.to_yaml()
-    return f"<pre>{escape(added)}</pre>" if added else ""
-
-
-def _ranks(verdict: GroupVerdict, shown: _Figures) -> Iterator[str]:
-    yield f'<h3 id="{verdict.slug}-ranks">What the layers use</h3>'
-    yield paragraph(
-        AGREEMENT[verdict.agrees] + sentence(verdict.spectral.stop.sentence, capital=False)
-    )
-    laws: dict[str, PowerLaw | Refusal] = {
-        **{text: verdict.spectral.laws[name] for name, text in LAWS.items()},
-        LOSS: verdict.spectral.width_law,
-    }
-    if any(isinstance(law, PowerLaw) for law in laws.values()):
-        yield _law_table(verdict, laws)
-        yield paragraph(_about_laws(verdict, laws), "small faint")
+def _missing(verdict: GroupVerdict, laws: Mapping[str, PowerLaw | Refusal]) -> list[str]:
+    """Why there is no law for some quantities."""
+    if verdict.spectral.used.empty and verdict.spectral.left_out.empty:
+        return [NO_FREE_CELLS]
     reasons = dict.fromkeys(law.reason for law in laws.values() if isinstance(law, Refusal))
-    yield from (paragraph(f"No law for some of them: {reason}.", "faint") for reason in reasons)
-    yield shown.row("rank-laws", "effective-dimension", "final-spectra", "width-law")
+    return [f"No law for some quantities: {reason}" for reason in reasons]
 
 
-def _law_table(verdict: GroupVerdict, laws: Mapping[str, PowerLaw | Refusal]) -> str:
+def _law_table(verdict: GroupVerdict, fitted: Mapping[str, PowerLaw]) -> Table:
     saturation = {LOSS: verdict.spectral.saturation["val_loss"]} | {
         text: found
         for name, text in LAWS.items()
@@ -247,11 +178,10 @@ def _law_table(verdict: GroupVerdict, laws: Mapping[str, PowerLaw | Refusal]) ->
     }
     rows = [
         _law(text, law, saturation.get(text), digits=3 if text == LOSS else 2)
-        for text, law in laws.items()
-        if isinstance(law, PowerLaw)
+        for text, law in fitted.items()
     ]
-    names = ["", "~ D^", "90 % interval", "a width left out", "R²", "lack of fit", "levels off"]
-    return table(*without_empty(names, rows))
+    names = ["", "~ D^", "90 % interval", "leave one out", "R²", "lack of fit", "levels off"]
+    return plain_table(*without_empty(names, rows))
 
 
 def _law(
@@ -274,19 +204,14 @@ def _levels_off(found: Saturation | Refusal | None) -> str:
     if isinstance(found, Refusal):
         return "not testable"
     if not found.saturates:
-        return f"not shown, p = {found.p:.2g}"
+        return f"no evidence, p = {found.p:.2g}"
     low, high = found.onset_interval
     return f"from D = {found.onset:.0f} [{low:.0f}, {high:.0f}], p = {found.p:.2g}"
 
 
-def _about_laws(verdict: GroupVerdict, laws: Mapping[str, PowerLaw | Refusal]) -> str:
-    """What the columns of the laws mean, what was left out, and where the intervals come from."""
-    told = [
-        "A width left out: least and largest exponent without any one width. Lack of fit: p of "
-        "the test that widths scatter about the law no more than replicates do. Levels off: p of "
-        "the test of the power law against one that ends, and where it ends; the spectral stop "
-        "asks for more, that the growth is surely small."
-    ]
+def _about_laws(verdict: GroupVerdict, fitted: Mapping[str, PowerLaw]) -> str:
+    """The share of the width in use, the source of the intervals, and the cells left out."""
+    told = []
     used = {
         text: f"D^{law.beta:.2f} {bracketed(law.beta_interval)}"
         for name, text in UTILISATION.items()
@@ -294,26 +219,21 @@ def _about_laws(verdict: GroupVerdict, laws: Mapping[str, PowerLaw | Refusal]) -
     }
     if used:
         shares = ", ".join(f"{text} ~ {exponent}" for text, exponent in used.items())
-        told.append(f"The share of the width in use: {shares}.")
+        told.append(f"Share of the width in use: {shares}.")
     methods: dict[str, list[str]] = {}
-    for text, law in laws.items():
-        if isinstance(law, PowerLaw):
-            methods.setdefault(law.interval_method, []).append(text)
+    for text, law in fitted.items():
+        methods.setdefault(law.interval_method, []).append(text)
     sources = "; ".join(f"{', '.join(of)}: {method}" for method, of in methods.items())
     told.append(f"Intervals: {sources if len(methods) > 1 else next(iter(methods))}.")
     if verdict.spectral.excluded:
         counts = ", ".join(f"{count} {why}" for why, count in verdict.spectral.excluded.items())
-        told.append(f"Of the cells, left out {counts}.")
+        told.append(f"Cells left out: {counts}.")
     return " ".join(told)
 
 
-def _layers(verdict: GroupVerdict, layers: LayerVerdict, shown: _Figures) -> Iterator[str]:
-    yield "<h3>Layer by layer</h3>"
-    yield paragraph(sentence(layers.sentence))
-    advice = layers.advice
+def _growth(advice: LayerAdvice | Refusal) -> Table | None:
     if isinstance(advice, Refusal):
-        yield shown.row("layer-ranks")
-        return
+        return None
     rows = [
         [
             str(grown.layer),
@@ -323,33 +243,20 @@ def _layers(verdict: GroupVerdict, layers: LayerVerdict, shown: _Figures) -> Ite
         ]
         for grown in advice.layers
     ]
-    listed = table(["layer", "eDim ~ D^", "less that of all", "advice"], rows)
-    yield shown.row("layer-ranks", "layer-growth")
-    yield folded("Exponents by layer, with 90 % intervals", listed)
-    found = layers.to_yaml()
-    if found is not None:
-        yield paragraph(
-            "A list of widths with the same FFN parameters follows from it. It rests on an "
-            "extrapolation that only a run can check: train it beside the uniform width, with "
-            "these lines in place of the sweep file's match and width_multiplier."
-        )
-        yield f"<pre>{escape(found)}</pre>"
+    return plain_table(["layer", "eDim ~ D^", "minus all layers", "advice"], rows)
 
 
-def _training(tuned: TunedTrials | None, shown: _Figures) -> Iterator[str]:
-    curves = shown.row("training-curves")
-    if curves:
-        yield "<h3>Training</h3>" + curves
+def _rates(tuned: TunedTrials | None) -> Table | None:
     if tuned is None or not tuned.widths:
-        return
+        return None
     rows = [
         [
             multiple(width.width_multiplier),
             str(width.D),
             str(width.d_model),
             f"{width.learning_rate:.3g}",
-            f"the {width.edge} of the grid" if width.edge else "",
+            f"{width.edge} of the grid" if width.edge else "",
         ]
         for width in tuned.widths
     ]
-    yield "<h3>Learning rates</h3>" + table(["width", "D", "d_model", "tuned to", ""], rows)
+    return plain_table(["width", "D", "d_model", "learning rate", ""], rows)

@@ -1,4 +1,4 @@
-"""The tables beside a report: CSV for people and spreadsheets, Parquet for programs."""
+"""The tables next to a report: CSV for spreadsheets, Parquet for programs."""
 
 import io
 from collections.abc import Iterator, Mapping
@@ -15,16 +15,20 @@ from analysis.tables.sweep_tables import SweepTables
 from analysis.verdict.group_verdict import GroupVerdict, Recommendation
 from analysis.verdict.layer_verdict import LayerVerdict, layer_rows
 
-#: Rows beyond which a table is written as Parquet only: spreadsheets end at 1,048,576.
+#: A larger table is written as Parquet only: spreadsheets end at 1,048,576 rows.
 MOST_CSV_ROWS = 200_000
-#: Of a fitted law, the bounds of these go into columns of their own.
+#: Parameters of a fitted law that get columns for their bounds.
 _BOUNDS = ("beta", "intercept")
 
 
 def report_tables(
     tables: SweepTables, recommendation: Recommendation, layers: Mapping[str, LayerVerdict]
 ) -> dict[str, pd.DataFrame]:
-    """The tables by name; those without a column are left out."""
+    """Return the tables of a sweep by name; tables without columns are left out.
+
+    Names: trials, laws, widths, layers, spectra, curves, sources. The axes of the grid are columns
+    of each but sources.
+    """
     frames = {
         "trials": tables.trials.assign(holds=tables.trials["holds"].map("+".join)),
         "laws": _rows(recommendation, _law_rows),
@@ -38,8 +42,11 @@ def report_tables(
 
 
 def one_type(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame, with columns of several types as text: Parquet has one type a column, and an
-    axis may have numbers in some groups and a word in others."""
+    """Return the frame with every column of mixed types turned into text.
+
+    Parquet has one type per column, and an axis can hold numbers in some groups and a word in
+    others.
+    """
     mixed = [
         name
         for name in frame
@@ -49,7 +56,7 @@ def one_type(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def written(frames: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, bytes]]:
-    """Key and bytes of every file."""
+    """Yield the key and the bytes of every file, below `tables/`."""
     for name, frame in frames.items():
         if has_csv(frame):
             yield f"tables/{name}.csv", frame.to_csv(index=False).encode()
@@ -59,17 +66,18 @@ def written(frames: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, bytes]]:
 
 
 def has_csv(frame: pd.DataFrame) -> bool:
+    """Whether a table is also written as CSV."""
     return len(frame) <= MOST_CSV_ROWS
 
 
 def all_laws(verdict: GroupVerdict) -> dict[str, PowerLaw | Refusal]:
-    """Every law of a group by quantity: ranks, asymmetry, utilisation, and the loss."""
+    """Return every law of a group by quantity: ranks, asymmetry, utilisation, val_loss."""
     spectral = verdict.spectral
     return {**spectral.laws, **spectral.utilisation, "val_loss": spectral.width_law}
 
 
 def _rows(recommendation: Recommendation, of: Any) -> pd.DataFrame:
-    """The rows that each group has, under the group's axes."""
+    """The rows of all groups, with the axes of the group as columns."""
     return pd.DataFrame(
         [{**verdict.group, **row} for verdict in recommendation.groups for row in of(verdict)]
     )

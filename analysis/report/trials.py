@@ -1,15 +1,15 @@
-"""The end of the report: what became of every trial, the files beside it, how to reproduce it."""
+"""The last sections of the report: every trial, how to reproduce it, and the files next to it."""
 
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import yaml
+from markupsafe import Markup
 
-from analysis.report.page import bullets, folded, grouped_table, paragraph, table
+from analysis.report.page import Table, plain_table, render
 from analysis.report.tables import MOST_CSV_ROWS, has_csv
 from analysis.tables.sweep_tables import SweepTables
 from analysis.wording import duration, group_label, large, multiple, passes_text, plural
@@ -30,35 +30,38 @@ COLUMNS = {
     "edim": "eDim",
     "seconds_total": "time",
 }
-#: Outcomes in the order in which they are told.
+#: Outcomes in the order of the table's columns.
 STATES = (
     *("completed", "collapsed", "diverged", "stopped"),
     *("failed", "running", "stale", "waiting", "duplicate"),
 )
-#: Columns that are said once where all trials have the same.
+#: Columns that become one sentence if all trials have the same value.
 SHARED = (
-    *("equal", "outcome", "D", "d_model", "seed", "parameters", "tokens"),
+    *("match", "outcome", "D", "d_model", "seed", "parameters", "tokens"),
     *("passes", "bits per byte"),
 )
 ABOUT = (
-    "Loss: held-out, at the end, in nats per token. Soft, hard, eDim: directions. Time: of the "
-    "device, all told."
+    "Loss: final held-out loss in nats per token. Soft, hard and eDim: ranks, in directions. Time: "
+    "total device time."
 )
-#: Said of columns that only trials from semantics version 2 on fill.
-ABOUT_PASSES = "Passes: over the training data."
+#: Notes on columns that only trials from semantics version 2 on fill.
+ABOUT_PASSES = "Passes: epochs over the training data."
 ABOUT_ERROR = (
-    "S.e.: standard error of the loss as an estimate of the whole held-out split's; trials are "
-    "measured on the same tokens, so that their differences are more exact than that."
+    "S.e.: standard error of the loss as an estimate of the loss on the whole held-out split. All "
+    "trials are measured on the same tokens, so differences between trials are more precise."
 )
-#: Columns that nobody misses where no trial has them; passes are told where data were repeated.
+#: Columns that are dropped if no trial fills them; passes are filled only if data were repeated.
 OPTIONAL = ("passes", "s.e.", "bits per byte")
-LOSES_TEXT = "not given: the tokenizer loses text"
-#: Trials up to which their table is open from the start.
+LOSES_TEXT = "undefined: the tokenizer loses text"
+#: Up to this number of trials, their table is not folded.
 FEW_TRIALS = 16
 
 
-def trials_section(tables: SweepTables, links: Mapping[str, str]) -> str:
-    """Outcomes by group, then every trial, with a link to its MLflow run where there is one."""
+def trials_section(tables: SweepTables, links: Mapping[str, str]) -> Markup:
+    """Return the section on the trials: outcomes by group, then every trial.
+
+    `links` are the pages of trials on an MLflow server, by trial id.
+    """
     repeated = bool((tables.trials["passes"] > 1).any())
     groups: dict[str, list[list[str]]] = {}
     order = ["width_multiplier", "replicate", "d_model"]
@@ -86,25 +89,26 @@ def trials_section(tables: SweepTables, links: Mapping[str, str]) -> str:
     told += [ABOUT_PASSES] if repeated else []
     told += [ABOUT_ERROR] if tables.trials["val_loss_se"].notna().any() else []
     if any(str(trial) in links for trial in tables.trials["id"]):
-        told.append("The id of a trial leads to its MLflow run.")
-    listed = paragraph(" ".join(told), "small faint") + listed
+        told.append("Trial ids link to MLflow runs.")
     count = len(tables.trials)
-    few = count <= FEW_TRIALS
-    parts = ["<h2>Trials</h2>", _outcomes(tables) if count > 1 else ""]
-    parts += [paragraph(f"Not among them: {text}.") for text in tables.left_out]
-    parts.append(listed if few else folded(f"All {plural(count, 'trial')}", listed))
-    if reasons:
-        why = bullets(reasons)
-        title = f"Why {plural(len(reasons), 'trial')} did not complete"
-        parts.append(why if few else folded(title, why))
-    return "\n".join(part for part in parts if part)
+    return render(
+        "trials.html",
+        outcomes=_outcomes(tables) if count > 1 else "",
+        left_out=tables.left_out,
+        few=count <= FEW_TRIALS,
+        count=plural(count, "trial"),
+        about=" ".join(told),
+        listed=listed,
+        reasons=reasons,
+        broken=plural(len(reasons), "trial"),
+    )
 
 
 def _listed(
     groups: Mapping[str, list[list[str]]], links: Mapping[str, str]
-) -> tuple[str, Sequence[str]]:
-    """The table, and what all of its rows have in common, which is no column of it."""
-    names = ["width", "equal", *COLUMNS.values(), "id"]
+) -> tuple[Table, Sequence[str]]:
+    """The table without its constant columns, and a sentence on these."""
+    names = ["width", "match", *COLUMNS.values(), "id"]
     rows = [row for rows in groups.values() for row in rows]
     same = {
         place: rows[0][place]
@@ -119,12 +123,13 @@ def _listed(
     same = {place: text for place, text in same.items() if place not in empty}
     kept = [place for place, _ in enumerate(names) if place not in {*same, *empty}]
     found = {title: [[row[at] for at in kept] for row in of] for title, of in groups.items()}
-    shared = [f"All: {', '.join(f'{names[at]} {text}' for at, text in same.items())}."]
-    return grouped_table([names[at] for at in kept], found, links), shared if same else []
+    shared = [f"All trials: {', '.join(f'{names[at]} {text}' for at, text in same.items())}."]
+    listed = Table([names[at] for at in kept], found, links=links)
+    return listed, shared if same else []
 
 
 def _loses_text(trial: "pd.Series[Any]") -> bool:
-    """Whether there is a loss and no bits per byte of it, for the text is not all there."""
+    """Whether bits per byte are missing because the tokenizer is lossy."""
     measured = np.isfinite(trial["val_loss"]) and not np.isfinite(trial["val_bits_per_byte"])
     return bool(measured and trial["lossless"] is not None and not trial["lossless"])
 
@@ -133,18 +138,18 @@ def _group(tables: SweepTables, trial: "pd.Series[Any]") -> str:
     return group_label({axis: trial[axis] for axis in tables.group_axes})
 
 
-def _outcomes(tables: SweepTables) -> str:
-    """Trials by group and outcome; outcomes that nobody had are no column."""
+def _outcomes(tables: SweepTables) -> Table | str:
+    """Count trials by group and outcome; just the outcome if all trials have the same."""
     states = [state for state in STATES if (tables.trials["state"] == state).any()]
     if len(states) == 1:
-        return paragraph(f"Every trial: {states[0]}.")
+        return states[0]
     labels = [_group(tables, trial) for _, trial in tables.trials.iterrows()]
     counts = pd.crosstab(pd.Series(labels, index=tables.trials.index), tables.trials["state"])
     rows = [
         [label, *(str(counts[state][label] or "") for state in states)]
         for label in sorted(set(labels))
     ]
-    return table(["group", *states], rows)
+    return plain_table(["group", *states], rows)
 
 
 def _cell(name: str, value: object) -> str:
@@ -165,30 +170,23 @@ def _cell(name: str, value: object) -> str:
     return f"{number:.4f}" if name in losses else f"{number:.1f}"
 
 
-def reproduce(tables: SweepTables, frames: Mapping[str, pd.DataFrame]) -> str:
-    """The files beside the report, and all that it takes to come to it again."""
+def reproduce(tables: SweepTables, frames: Mapping[str, pd.DataFrame]) -> Markup:
+    """Return the sections on how to reproduce the report and on the files next to it."""
     resolved = tables.config["resolved"]
-    items = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>"
-        for name, value in _facts(tables, resolved)
-        if value is not None
-    )
-    lost = [
+    written = {key: value for key, value in tables.config.items() if key != "resolved"}
+    dropped = [
         f"{cell.get('axes')}: {cell.get('why')}"
         for cell in resolved.get("dropped") or []
         if isinstance(cell, Mapping)
     ]
-    dropped = (
-        folded(f"{plural(len(lost), 'cell')} of the grid dropped", bullets(lost)) if lost else ""
-    )
-    written = {key: value for key, value in tables.config.items() if key != "resolved"}
-    sweep_file = escape(yaml.safe_dump(written, sort_keys=False, default_flow_style=None))
-    return (
-        f"<h2>How to reproduce it</h2><dl>{items}</dl>{dropped}"
-        "<pre>widthlab run SWEEP.yaml   # the sweep file below: trains, judges and reports\n"
-        "widthlab analyze DIR      # this report once more, from the trials</pre>"
-        + folded("Sweep file", f"<pre>{sweep_file}</pre>")
-        + f"<h2>Beside this file</h2>{_files(frames)}"
+    return render(
+        "reproduce.html",
+        facts=[fact for fact in _facts(tables, resolved) if fact[1] is not None],
+        dropped=dropped,
+        cells=plural(len(dropped), "cell"),
+        sweep_file=yaml.safe_dump(written, sort_keys=False, default_flow_style=None),
+        files=_files(frames),
+        parquet_only=None if all(map(has_csv, frames.values())) else f"{MOST_CSV_ROWS:,}",
     )
 
 
@@ -197,7 +195,7 @@ def _facts(tables: SweepTables, resolved: Mapping[str, Any]) -> list[tuple[str, 
     commit = git.get("commit")
     facts: list[tuple[str, object]] = [
         ("sweep", f"{tables.name}, in {tables.url}"),
-        ("git commit", f"{commit}, with changes" if git.get("dirty") else commit),
+        ("git commit", f"{commit}, with uncommitted changes" if git.get("dirty") else commit),
         ("corpus fingerprint", resolved.get("corpus_fingerprint")),
         ("tokenizer hash", resolved.get("tokenizer_hash")),
         ("vocabulary", resolved.get("vocab_size")),
@@ -209,7 +207,7 @@ def _facts(tables: SweepTables, resolved: Mapping[str, Any]) -> list[tuple[str, 
 
 
 def _pairs(settings: Mapping[str, Any]) -> str:
-    """Settings in a line, as a sweep file would have them; what is not set is left out."""
+    """Settings in one line, spelt as in a sweep file, without those that are None."""
     return ", ".join(
         f"{name.replace('_', ' ')} {str(value).lower() if isinstance(value, bool) else value}"
         for name, value in settings.items()
@@ -217,7 +215,7 @@ def _pairs(settings: Mapping[str, Any]) -> str:
     )
 
 
-def _files(frames: Mapping[str, pd.DataFrame]) -> str:
+def _files(frames: Mapping[str, pd.DataFrame]) -> Table:
     rows = [
         [
             name,
@@ -226,10 +224,4 @@ def _files(frames: Mapping[str, pd.DataFrame]) -> str:
         ]
         for name, frame in frames.items()
     ]
-    note = (
-        "recommendation.json has every number of this report; figures/ has every figure as SVG "
-        "and PNG, and in layer-ranks/ the heat maps of other widths."
-    )
-    if not all(map(has_csv, frames.values())):
-        note += f" Tables of more than {MOST_CSV_ROWS:,} rows are written as Parquet only."
-    return table(["table", "rows", "files"], rows) + paragraph(note, "small faint")
+    return plain_table(["table", "rows", "files"], rows)

@@ -175,7 +175,7 @@ def test_a_cell_that_broke_is_marked_counted_and_told(sweep: LocalStorage) -> No
     assert group["evidence"]["loss"]["params"]["inadmissible"] == [pytest.approx(8, rel=0.1)]
     assert "collapsed or diverged" in figure("loss-optimum")
     assert "left out" in figure("rank-laws")
-    assert f"left out {group['evidence']['laws_left_out']['collapsed']} collapsed" in page
+    assert f"left out: {group['evidence']['laws_left_out']['collapsed']} collapsed" in page
     trials = pd.read_csv(io.BytesIO(sweep.get("report/tables/trials.csv")))
     assert (trials["state"] == "collapsed").sum() == 4
 
@@ -361,7 +361,7 @@ def test_groups_beside_each_other_are_one_in_figures_and_json(build_sweep: Build
     assert dot.get_xdata()[0] == pytest.approx(groups[0]["evidence"]["loss"]["params"]["optimum"])
     assert ring.get_xdata()[0] == groups[0]["width_multiplier"]
     words = flat(sweep.get("report/figures/optima.svg").decode())
-    assert f"{multiple(groups[0]['width_multiplier'])} not known" in words
+    assert f"{multiple(groups[0]['width_multiplier'])} undecided" in words
 
     exponents = lines(overview_figures.exponents(recommendation))
     told = [group["evidence"]["laws"][name] for group in groups for name in RANKS[:2]]

@@ -63,9 +63,9 @@ def test_its_report_says_of_which_version_it_is_and_what_is_not_known(first: Loc
     assert "first windows of the held-out split" in caveat
     assert "trains all of these anew" in caveat
     assert caveat in page
-    assert "left out of it was not recorded" in page
-    assert "a run trains the whole of it anew" in page
-    assert "what is finished is not trained again" not in page
+    assert "contents of the corpus were not recorded" in page
+    assert "The run trains all cells again" in page
+    assert "Finished trials are not trained again" not in page
     assert "<dt>semantics version</dt><dd>1</dd>" in page
 
 
@@ -113,7 +113,7 @@ def test_old_trials_beside_new_ones_are_left_out_by_name(
     done = analyse(sweep)
     assert done.recommendation["left_out"] == ["11 finished trials of semantics version 1 left out"]
     page = sweep.get("report/report.html").decode()
-    assert "Not among them: 11 finished trials of semantics version 1 left out." in page
+    assert "Not listed: 11 finished trials of semantics version 1 left out." in page
 
 
 def test_nothing_of_the_machine_that_made_it_is_kept() -> None:

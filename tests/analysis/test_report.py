@@ -13,6 +13,7 @@ import yaml
 from analysis.figures import style
 from analysis.pipeline import analyse
 from analysis.report import tables as report_tables
+from analysis.report.page import tied
 from analysis.report.tables import written
 from trialstore.records import encode_json
 from trialstore.storage import LocalStorage
@@ -93,8 +94,8 @@ def test_the_verdict_comes_first_and_names_its_interval(build_sweep: Build) -> N
     text = page_of(sweep).text
     low, high = group["interval"]
     verdict = text.index(f"90 % interval {low:.2f} to {high:.2f}")
-    order = ["Why:", "Rank laws", "Other choices", "What the layers use", "Layer by layer"]
-    order += ["Training", "Trials", "How to reproduce it", "Beside this file"]
+    order = ["Why:", "Rank laws", "Other choices", "Ranks and spectra", "Layer by layer"]
+    order += ["Training", "Trials", "How to reproduce this report", "Files next to this report"]
     places = [verdict, *(text.index(f" {title} ", verdict) for title in order)]
     assert places == sorted(places)
 
@@ -106,7 +107,7 @@ def test_trials_lead_to_their_runs_where_there_is_a_server(build_sweep: Build) -
     analyse(sweep, links=links)
     page = page_of(sweep)
     assert page.outward == [*links.values()]
-    assert "The id of a trial leads to its MLflow run" in page.text
+    assert "MLflow run" in page.text
     analyse(sweep)
     assert "MLflow run" not in page_of(sweep).text
 
@@ -121,7 +122,7 @@ def test_how_to_reproduce_it_is_told(build_sweep: Build) -> None:
     text = page_of(sweep).text
     for said in (
         "widthlab run SWEEP.yaml",
-        "c0ffee" * 6 + "beef, with changes",
+        "c0ffee" * 6 + "beef, with uncommitted changes",
         "0123456789abcdef",  # corpus
         "fedcba9876543210",  # tokenizer
         "torch 2.13.0",
@@ -151,7 +152,8 @@ def test_a_group_with_nothing_to_show_stands_beside_one_that_has(build_sweep: Bu
     analyse(shown)
     page = page_of(shown)
     (nothing,) = re.findall("gpt2, depth 2, post: no recommendation.*", page.text)
-    assert "No law for some of them: a law needs at least 3 widths and there are 0" in nothing
+    assert "No law for some quantities: " in nothing
+    assert "add `none` to `match`" not in nothing  # its cells at fixed d_model only wait
     assert not [key for key in shown.list("report/figures") if "post" in key]
 
 
@@ -161,7 +163,8 @@ def test_groups_refused_for_the_same_reason_share_a_verdict(build_sweep: Build) 
         {("gpt2", "pre"): {}, ("llama", "pre"): {}}, multipliers=[1.0], seeds=[0, 1]
     )
     groups = analyse(sweep).recommendation["groups"]
-    (card,) = re.findall(r'<div class="verdict refused">.*', sweep.get(REPORT).decode())
+    html = sweep.get(REPORT).decode()
+    (card,) = re.findall(r'<div class="verdict refused">.*?</div>', html, flags=re.S)
     for group in groups:
         assert f">{group['label']}</a>" in card
     asked = sum(cells["trials"] for group in groups for cells in group["run_next"])
@@ -200,9 +203,7 @@ def test_a_learning_rate_that_is_an_axis_has_its_place_beside_that_of_a_step(
 def test_what_all_trials_have_in_common_is_said_once(build_sweep: Build) -> None:
     sweep = build_sweep(multipliers=[1.0, 2.0], holds=("none",))
     analyse(sweep)
-    assert "All: equal none, outcome completed, d_model 64, seed 0, tokens 512k." in (
-        page_of(sweep).text
-    )
+    assert "match none, outcome completed, d_model 64, seed 0, tokens 512k" in (page_of(sweep).text)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -217,7 +218,7 @@ def test_large_tables_are_parquet_only_and_the_report_says_so(
     assert "report/tables/spectra.parquet" in keys
     assert "report/tables/spectra.csv" not in keys
     assert "report/tables/trials.csv" in keys
-    assert "written as Parquet only" in page_of(sweep).text
+    assert "Parquet only" in page_of(sweep).text
 
 
 def test_an_axis_of_numbers_and_words_can_be_stored() -> None:
@@ -230,11 +231,28 @@ def test_an_axis_of_numbers_and_words_can_be_stored() -> None:
 
 @pytest.mark.long
 def test_what_a_sweep_says_is_text_and_never_markup(build_sweep: Build) -> None:
-    sweep = build_sweep(multipliers=[1.0, 2.0], outcomes=lambda c: "collapsed", name="<i>&amp;")
+    sweep = build_sweep(
+        multipliers=[1.0, 2.0], outcomes=lambda c: "collapsed", name="<script>&amp;"
+    )
     result = "trials/gpt2-pre-64-64-0/result.json"
     content = json.loads(sweep.get(result))
     sweep.put(result, encode_json({**content, "reason": "a <b>reason</b> & more"}))
     analyse(sweep)
     text = page_of(sweep).text
     assert "a <b>reason</b> & more" in text
-    assert "<i>&amp;: how wide" in text
+    assert "<script>&amp;: how wide" in text
+    assert "<script" not in sweep.get(REPORT).decode()
+
+
+@pytest.mark.parametrize("amount", ["90 %", "0.01 nats", "2.0e13 FLOPs", "43 s", "12 min", "2.2 h"])
+def test_a_number_stays_on_the_line_of_its_unit(amount: str) -> None:
+    number, unit = amount.split()
+    assert tied(f"about {amount}, and 3 seeds") == f"about {number}\u00a0{unit}, and 3 seeds"
+    assert tied("D = 8 at 4 seeds") == "D\u00a0=\u00a08 at 4 seeds"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_without_cells_at_fixed_d_model_the_report_says_how_to_add_them(build_sweep: Build) -> None:
+    sweep = build_sweep(holds=("params",))
+    analyse(sweep)
+    assert "add `none` to `match`" in page_of(sweep).text

@@ -93,7 +93,7 @@ def test_a_figure_of_a_loss_law_is_written(run, tmp_path: Path) -> None:
         "--where", "dataset=rpj", "--bootstrap", "100", "--figure", figure,
     )  # fmt: skip
     assert code == 0
-    assert "Measured above the law" in figure.read_text()
+    assert "Residuals" in figure.read_text()
     assert "alpha_N" in out
     assert "BCa" in out
 
