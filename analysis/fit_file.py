@@ -29,11 +29,20 @@ _SEPARATOR_NAMES = {";": "semicolons", ",": "commas", "\t": "tabs"}
 _FIGURES = (".svg", ".png")
 
 
-def fit(path: Path, request: Request, figure: Path | None) -> TableFit:
-    """Fit the laws that are asked for and draw them. Raises InputError."""
+def fit(table: Path | pd.DataFrame, request: Request, figure: Path | None) -> TableFit:
+    """Fit a law to a table and draw it.
+
+    Args:
+        table: A .csv, .tsv or .parquet file, or a frame.
+        request: The law, its columns, rows and groups.
+        figure: A .svg or .png file to draw to, if any.
+
+    Raises:
+        InputError: Table, request or figure cannot be used, or no group carries the law.
+    """
     if figure is not None:
         _check_figure(figure)
-    fitted = fit_table(read_table(path), request)
+    fitted = fit_table(_frame(table), request)
     if figure is not None:
         from analysis.figures.fit_figure import fit_figure
         from analysis.figures.style import render
@@ -58,6 +67,14 @@ def assignments(pairs: Sequence[str]) -> tuple[tuple[str, str], ...]:
 
 
 # --- reading ---------------------------------------------------------------------------------
+
+
+def _frame(table: Path | pd.DataFrame) -> pd.DataFrame:
+    """A table by row numbers, as one that was read has them."""
+    if isinstance(table, Path):
+        return read_table(table)
+    _check_headers("the table", list(map(str, table.columns)))
+    return table.reset_index(drop=True)
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -106,10 +123,10 @@ def _read_text(path: Path, separator: str) -> pd.DataFrame:
             raise InputError(f"{path}: a row has more fields than the header") from error
 
 
-def _check_headers(path: Path, names: Sequence[str]) -> None:
+def _check_headers(table: Path | str, names: Sequence[str]) -> None:
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice:
-        raise InputError(f"{path} has the column {twice[0]!r} more than once: rename one of them")
+        raise InputError(f"{table} has the column {twice[0]!r} more than once: rename one of them")
 
 
 def _check_figure(path: Path) -> None:

@@ -26,6 +26,7 @@ from orchestrator.ledger.progress import Progress
 from orchestrator.mlflow.exporter import start_exporter
 from orchestrator.mlflow.tracking import git_state
 from orchestrator.sweep.config import SweepConfig
+from orchestrator.sweep.find import check_importable
 from orchestrator.tune import execute
 from orchestrator.tune.node_room import Node, trials_at_once
 from orchestrator.tune.ray_cluster import check_temporary, cluster, knock
@@ -96,6 +97,7 @@ def run_sweep(
             totals = make_plan(config, trains, ledger.measured_rate(sweep)).totals
             console.print(old.notice(totals), highlight=False, markup=False, soft_wrap=True)
         check_temporary(address)
+        check_importable([os.getcwd()])  # which Ray puts first on its workers' search path
     if address is None:  # known before Ray is started, and before anything is written
         here = [Node({"CPU": float(_cpus()), "GPU": float(_gpus())})]
         trials_at_once(here, _specs(_as_begun(sweep, todo)), None)

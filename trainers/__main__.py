@@ -1,5 +1,9 @@
 """Train one trial, with no scheduler and no tracking server: python -m trainers SPEC.json."""
 
+import _widthlab
+
+_widthlab.require_own_packages()
+
 import argparse
 import logging
 import os

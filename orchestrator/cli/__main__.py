@@ -7,6 +7,10 @@ Exit codes: 0 done, a refusal of the analysis included; 1 some trials failed, or
 import logging
 import sys
 
+import _widthlab
+
+_widthlab.require_own_packages()
+
 import typer
 
 from orchestrator.cli.jobs import submit
@@ -32,7 +36,7 @@ def _os_error(error: OSError) -> str:
 
 
 def main() -> None:
-    """The entry point `widthlab`."""
+    """Run a command; called by the entry point `widthlab`."""
     logging.basicConfig(
         level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s"
     )

@@ -40,6 +40,8 @@ from trialstore.errors import InputError
 
 #: Names the storage of all commands that do not say `--storage`.
 STORAGE_VARIABLE = "WIDTHLAB_STORAGE"
+#: The storage where neither says one: a folder of the working directory.
+DEFAULT_STORAGE = "widthlab-runs"
 
 __all__ = ["SweepConfig", "load_sweep", "parse_sweep"]
 

@@ -1,0 +1,80 @@
+"""Refuse to run where another module hides one of widthlab's own packages.
+
+Python takes a package from the first folder of `sys.path` that has one of its name. A user's own
+`analysis.py` in the working directory or on PYTHONPATH would be imported in place of widthlab's.
+This module stands outside the packages that it checks: it must be importable when they are not.
+It is also the entry point `widthlab`.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+
+#: The top-level packages of this distribution.
+PACKAGES = ("widthlab", "orchestrator", "trainers", "analysis", "trialstore")
+#: The folder that they lie in: site-packages, or a checkout.
+HOME = Path(__file__).resolve().parent
+
+#: The exit code of all commands for input that cannot be used.
+BAD_INPUT = 2
+
+
+class HiddenPackageError(ImportError):
+    """Another module has the name of one of widthlab's packages and comes before it."""
+
+
+def hiding_module(before: Sequence[str | os.PathLike[str]] = ()) -> tuple[str, Path] | None:
+    """Find a module that hides one of widthlab's packages on the module search path.
+
+    Args:
+        before: Folders to be searched before `sys.path`, as in a process that is started later.
+
+    Returns:
+        The package's name and the file or folder that hides it; None where nothing does.
+    """
+    searched = [*map(os.fspath, before), *sys.path]
+    for name in PACKAGES:
+        loaded = None if before else sys.modules.get(name)
+        spec = loaded.__spec__ if loaded else PathFinder.find_spec(name, searched)
+        # Nothing found: an editable installation, whose finder is asked after the path.
+        place = None if spec is None else _place(spec)
+        if place is not None and place != HOME / name:
+            return name, place
+    return None
+
+
+def check_packages(before: Sequence[str | os.PathLike[str]] = ()) -> None:
+    """Raise HiddenPackageError, which names the file, where `hiding_module` finds one."""
+    found = hiding_module(before)
+    if found is not None:
+        name, place = found
+        raise HiddenPackageError(
+            f"{place} hides widthlab's own package {name!r}: rename it, or leave its folder "
+            "(as working directory and on PYTHONPATH)"
+        )
+
+
+def require_own_packages() -> None:
+    """End the process with one message and exit code 2 where a package is hidden."""
+    try:
+        check_packages()
+    except HiddenPackageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(BAD_INPUT) from None
+
+
+def main() -> None:
+    """Run the command line."""
+    require_own_packages()
+    from orchestrator.cli.__main__ import main as run_command
+
+    run_command()
+
+
+def _place(spec: ModuleSpec) -> Path | None:
+    """The folder of a package, or the file of a plain module."""
+    if spec.submodule_search_locations is not None:
+        return next((Path(folder).resolve() for folder in spec.submodule_search_locations), None)
+    return None if spec.origin is None else Path(spec.origin).resolve()
