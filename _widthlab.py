@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
-#: The top-level packages of this distribution.
-PACKAGES = ("widthlab", "orchestrator", "trainers", "analysis", "trialstore")
-#: The folder that they lie in: site-packages, or a checkout.
+#: The folder that widthlab's packages lie in: site-packages, or a checkout.
 HOME = Path(__file__).resolve().parent
+#: Its packages, each of which imports those after it.
+PACKAGES = ("widthlab", "orchestrator", "trainers", "analysis", "trialstore")
 
 #: The exit code of all commands for input that cannot be used.
 BAD_INPUT = 2
@@ -25,17 +25,20 @@ class HiddenPackageError(ImportError):
     """Another module has the name of one of widthlab's packages and comes before it."""
 
 
-def hiding_module(before: Sequence[str | os.PathLike[str]] = ()) -> tuple[str, Path] | None:
-    """Find a module that hides one of widthlab's packages on the module search path.
+def hiding_module(
+    package: str, before: Sequence[str | os.PathLike[str]] = ()
+) -> tuple[str, Path] | None:
+    """Find a module that hides a package of widthlab's, or one that it imports.
 
     Args:
-        before: Folders to be searched before `sys.path`, as in a process that is started later.
+        package: One of PACKAGES.
+        before: Folders searched before `sys.path`, as in a process that is started later.
 
     Returns:
-        The package's name and the file or folder that hides it; None where nothing does.
+        The name of the hidden package and the file or folder that hides it; None if none is.
     """
-    searched = [*map(os.fspath, before), *sys.path]
-    for name in PACKAGES:
+    searched = [*(os.fspath(folder) for folder in before), *sys.path]
+    for name in PACKAGES[PACKAGES.index(package) :]:
         loaded = None if before else sys.modules.get(name)
         spec = loaded.__spec__ if loaded else PathFinder.find_spec(name, searched)
         # Nothing found: an editable installation, whose finder is asked after the path.
@@ -45,21 +48,21 @@ def hiding_module(before: Sequence[str | os.PathLike[str]] = ()) -> tuple[str, P
     return None
 
 
-def check_packages(before: Sequence[str | os.PathLike[str]] = ()) -> None:
+def check_packages(package: str, before: Sequence[str | os.PathLike[str]] = ()) -> None:
     """Raise HiddenPackageError, which names the file, where `hiding_module` finds one."""
-    found = hiding_module(before)
+    found = hiding_module(package, before)
     if found is not None:
         name, place = found
         raise HiddenPackageError(
-            f"{place} hides widthlab's own package {name!r}: rename it, or leave its folder "
-            "(as working directory and on PYTHONPATH)"
+            f"{place} hides widthlab's own package {name!r}: rename it, or keep its folder out of "
+            "PYTHONPATH and start from another working directory"
         )
 
 
-def require_own_packages() -> None:
-    """End the process with one message and exit code 2 where a package is hidden."""
+def require_packages(package: str) -> None:
+    """End the process with one message and exit code 2 where `hiding_module` finds one."""
     try:
-        check_packages()
+        check_packages(package)
     except HiddenPackageError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(BAD_INPUT) from None
@@ -67,7 +70,7 @@ def require_own_packages() -> None:
 
 def main() -> None:
     """Run the command line."""
-    require_own_packages()
+    require_packages("orchestrator")
     from orchestrator.cli.__main__ import main as run_command
 
     run_command()

@@ -2,7 +2,7 @@
 
 import _widthlab
 
-_widthlab.require_own_packages()
+_widthlab.require_packages("trainers")
 
 import argparse
 import logging

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import _widthlab
 
-_widthlab.check_packages()
+_widthlab.check_packages("widthlab")
 
 if TYPE_CHECKING:
     from analysis.spectrum import SpectrumMetrics, measure

@@ -54,9 +54,10 @@ class LawFit:
         """What a reader must know before quoting a number, each with its group."""
         found = []
         for group in self.fitted.groups:
-            refused = isinstance(group.fit, Refusal)
-            texts = [f"no law: {group.fit.reason}"] if isinstance(group.fit, Refusal) else []
-            texts += [] if refused else warnings_of(group.fit)
+            if isinstance(group.fit, Refusal):
+                texts = [f"no law: {group.fit.reason}"]
+            else:
+                texts = warnings_of(group.fit)
             found += [f"{group.label}: {text}" if group.group else text for text in texts]
         return tuple(found)
 

@@ -9,7 +9,7 @@ import sys
 
 import _widthlab
 
-_widthlab.require_own_packages()
+_widthlab.require_packages("orchestrator")
 
 import typer
 

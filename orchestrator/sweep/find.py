@@ -73,6 +73,6 @@ def _make_importable(folders: Sequence[Path]) -> None:
 def check_importable(folders: Sequence[str]) -> None:
     """Raise InputError where modules in these folders would hide widthlab's own packages."""
     try:
-        _widthlab.check_packages(folders)
+        _widthlab.check_packages("orchestrator", folders)
     except _widthlab.HiddenPackageError as error:
         raise InputError(str(error)) from None
