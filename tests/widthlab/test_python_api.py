@@ -1,6 +1,7 @@
 """`import widthlab`: the same plans, verdicts and fits as the commands, for a notebook."""
 
 import json
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -168,6 +169,27 @@ def test_a_run_is_refused_in_a_process_that_has_joined_ray(tmp_path: Path, monke
     with pytest.raises(widthlab.InputError, match=r"ray\.shutdown\(\)"):
         widthlab.run("tiny.yaml", storage=tmp_path)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.long
+def test_a_verdict_is_that_of_the_command(tmp_path: Path, command) -> None:
+    sweep = tmp_path / "sweep"
+    shutil.copytree(OLD_SWEEPS / "semantics-1", sweep)
+    verdict = widthlab.analyse(sweep)
+    assert str(verdict).split() == command("analyze", sweep).split()
+    assert verdict.recommendation["groups"][0]["label"] == verdict.groups["group"][0]
+    assert verdict.groups["verdict"].isin(["recommended", "refused"]).all()
+    assert Path(verdict.report_url).is_file()
+    html = verdict._repr_html_()
+    assert all(label in html for label in verdict.groups["group"])
+    trials = widthlab.load_sweep(str(sweep)).trials
+    assert {"D", "val_loss", "soft_rank"} <= set(trials.columns)
+
+
+def test_a_folder_that_is_no_sweep_is_named(tmp_path: Path) -> None:
+    for call in (widthlab.load_sweep, widthlab.analyse):
+        with pytest.raises(widthlab.InputError, match=str(tmp_path)):
+            call(tmp_path)
 
 
 # --- fits ----------------------------------------------------------------------------------
