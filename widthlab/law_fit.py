@@ -74,7 +74,7 @@ class LawFit:
                 html.heading(f"Law: {self.fitted.law}"),
                 html.table(self.parameters),
                 html.listing(f"warning: {text}" for text in self.warnings),
-                html.folded("as `widthlab fit` prints it", str(self)),
+                html.folded("as widthlab fit prints it", str(self)),
             ]
         )
 

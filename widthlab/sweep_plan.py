@@ -62,7 +62,14 @@ class SweepPlan:
         return plan_json(self.plan)
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=COLUMNS, force_jupyter=False)
+        # Jupyter's own console would get escape codes for bold and colours.
+        console = Console(
+            file=io.StringIO(),
+            width=COLUMNS,
+            force_jupyter=False,
+            force_terminal=False,
+            color_system=None,
+        )
         with console.capture() as captured:
             console.print(render_plan(self.plan))
         return captured.get().rstrip("\n")
@@ -82,7 +89,7 @@ class SweepPlan:
                 ),
                 html.listing(f"note: {note}" for note in self.plan.notes),
                 html.listing(f"warning: {warning}" for warning in self.plan.warnings),
-                html.folded("as `widthlab plan` prints it", str(self)),
+                html.folded("as widthlab plan prints it", str(self)),
             ]
         )
 

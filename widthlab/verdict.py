@@ -54,10 +54,12 @@ class Verdict:
         return f"{self.summary}\n\nreport   {self.report_url}"
 
     def _repr_html_(self) -> str:
+        groups = self.groups
         return "".join(
             [
                 html.heading(f"Verdict of {self.recommendation['sweep']}"),
-                html.table(self.groups.dropna(axis="columns", how="all")),
+                html.table(groups.drop(columns="sentence").dropna(axis="columns", how="all")),
+                html.listing(groups["group"] + ": " + groups["sentence"]),
                 html.folded("laws and caveats", self.summary),
                 html.paragraph(f"report: {self.report_url}"),
             ]
