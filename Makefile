@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast test-slow faults floors lint format bench constraints clean
+.PHONY: demo test test-fast test-slow wheel-check faults floors lint format bench constraints clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
@@ -27,6 +27,9 @@ test-fast: $(READY)  ## for daily work: no processes, no Ray, nothing that takes
 
 test-slow: $(READY)  ## proofs of minutes
 	$(BIN)/python -m pytest -m slow --timeout 3000
+
+wheel-check: $(READY)  ## build a wheel, and use it in a clean environment from an empty folder
+	$(BIN)/python -m pytest -m slow --timeout 3000 tests/widthlab/test_wheel.py
 
 faults: $(READY)  ## kill everything there is at random moments, and compare
 	$(BIN)/python -m benchmarks.fault_matrix

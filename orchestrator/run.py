@@ -27,6 +27,7 @@ from orchestrator.ledger.progress import Progress
 from orchestrator.mlflow.exporter import start_exporter
 from orchestrator.mlflow.tracking import git_state
 from orchestrator.sweep.config import SweepConfig
+from orchestrator.sweep.find import check_importable
 from orchestrator.tune import execute
 from orchestrator.tune.node_room import Node, trials_at_once
 from orchestrator.tune.ray_cluster import check_temporary, cluster, knock
@@ -205,6 +206,7 @@ def _check_place(sweep: Storage, todo: list[PlannedTrial], address: str | None) 
     """
     if todo:
         check_temporary(address)
+        check_importable([os.getcwd()])  # Ray puts it first on the search path of its workers
     if address is None:
         here = [Node({"CPU": float(_cpus()), "GPU": float(_gpus())})]
         trials_at_once(here, _specs(_as_begun(sweep, todo)), None)

@@ -1,5 +1,9 @@
 """Train one trial without a scheduler or a tracking server: python -m trainers SPEC.json."""
 
+import _widthlab
+
+_widthlab.require_packages("trainers")
+
 import argparse
 import logging
 import os

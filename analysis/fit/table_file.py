@@ -34,7 +34,7 @@ def read_table(path: Path) -> pd.DataFrame:
         if kind in _SEPARATORS:
             return _read_text(path, _SEPARATORS[kind])
         if kind in (".parquet", ".pq"):
-            _check_headers(path, pq.read_schema(path).names)
+            check_headers(path, pq.read_schema(path).names)
             # pandas metadata in the file could turn a column into the index.
             frame: pd.DataFrame = pq.read_table(path).to_pandas(ignore_metadata=True)
             return frame
@@ -57,7 +57,7 @@ def _read_text(path: Path, separator: str) -> pd.DataFrame:
                 f"{path} separates its columns by {kind}; a {path.suffix} file uses "
                 f"{_SEPARATOR_NAMES[separator]}"
             )
-    _check_headers(path, header)
+    check_headers(path, header)
     with warnings.catch_warnings():
         # pandas drops the fields beyond the header with only a warning.
         warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -69,7 +69,8 @@ def _read_text(path: Path, separator: str) -> pd.DataFrame:
             raise InputError(f"{path}: a row has more fields than the header") from error
 
 
-def _check_headers(path: Path, names: Sequence[str]) -> None:
+def check_headers(table: Path | str, names: Sequence[str]) -> None:
+    """Raise InputError if a name stands twice. `table` names the table in the message."""
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice:
-        raise InputError(f"{path} has column {twice[0]!r} more than once; rename one of them")
+        raise InputError(f"{table} has column {twice[0]!r} more than once; rename one of them")

@@ -7,6 +7,10 @@ refuses with --require-verdict; 2 bad input, with one message and no traceback; 
 import logging
 import sys
 
+import _widthlab
+
+_widthlab.require_packages("orchestrator")
+
 import typer
 
 from orchestrator.cli.jobs import submit

@@ -16,7 +16,7 @@ from orchestrator.cli.options import (
     StorageOption,
     TrackingOption,
 )
-from orchestrator.cli.output import INTERRUPTED, print_json, say
+from orchestrator.cli.output import INTERRUPTED, print_json, say, sweep_file
 from trialstore.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def submit(
         if sweep is not None:
             settings = tuple(overrides or ())
             asked = Submission(
-                sweep, settings, storage, tracking_uri, retry_failed, require_verdict
+                sweep_file(sweep), settings, storage, tracking_uri, retry_failed, require_verdict
             )
             _submit(asked, address, follow, as_json)
         elif attach is not None:

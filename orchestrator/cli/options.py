@@ -5,14 +5,28 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.sweep.load import STORAGE_VARIABLE
+from orchestrator.sweep.load import DEFAULT_STORAGE, STORAGE_VARIABLE
 
-DEFAULT_STORAGE = "widthlab-runs"
+__all__ = [
+    "DEFAULT_STORAGE",
+    "JsonOption",
+    "NameOption",
+    "RequireVerdictOption",
+    "RetryFailedOption",
+    "SetOption",
+    "StorageOption",
+    "SweepArgument",
+    "TargetArgument",
+    "TrackingOption",
+]
+
+SHIPPED = "a file that is not there is looked for among the sweeps that come with widthlab"
 
 SweepArgument = Annotated[
     Path,
     typer.Argument(
-        metavar="SWEEP.yaml", help="the sweep file; paths in it are relative to its folder"
+        metavar="SWEEP.yaml",
+        help=f"the sweep file; paths in it are relative to its folder; {SHIPPED}",
     ),
 ]
 TargetArgument = Annotated[

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -50,6 +51,16 @@ def print_table(
     needed = console.measure(table, options=console.options.update(width=WIDEST)).maximum
     console.width = max(console.width, needed)
     console.print(table, markup=False)
+
+
+def sweep_file(path: Path) -> Path:
+    """Return the path of a sweep file; say so where it is one that comes with widthlab."""
+    from orchestrator.sweep.find import find_sweep_file
+
+    found = find_sweep_file(path)
+    if found != path:
+        typer.echo(f"note: there is no {path} here; this is widthlab's own, {found}", err=True)
+    return found
 
 
 def print_json(content: dict[str, Any]) -> None:

@@ -136,7 +136,7 @@ def fit(
     """
     from analysis.fit.fit_text import as_text
     from analysis.fit.request import Request, parse_where
-    from analysis.fit_pipeline import fit_file
+    from analysis.fit_pipeline import fit_and_draw
 
     roles = {
         "x": x, "y": y, "params": params, "tokens": tokens, "width": width, "depth": depth,
@@ -151,7 +151,7 @@ def fit(
         resamples=bootstrap,
         seed=seed,
     )
-    fitted = fit_file(table, request, figure)
+    fitted = fit_and_draw(table, request, figure)
     if as_json:
         print_json(fitted.to_json())
     else:

@@ -1,9 +1,5 @@
 """The commands that take a sweep: plan, run, status, stop, rerun, gc."""
 
-import os
-import shlex
-import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +17,14 @@ from orchestrator.cli.options import (
     TargetArgument,
     TrackingOption,
 )
-from orchestrator.cli.output import INTERRUPTED, open_console, print_json, print_table, say
+from orchestrator.cli.output import (
+    INTERRUPTED,
+    open_console,
+    print_json,
+    print_table,
+    say,
+    sweep_file,
+)
 from trialstore.errors import InputError
 from trialstore.storage import Storage, open_storage
 
@@ -36,25 +39,11 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show every trial of a sweep with its size and cost. Train nothing."""
-    from orchestrator.grid.expand import expand
-    from orchestrator.grid.old_trials import notice_of_old_trials
-    from orchestrator.grid.plan import make_plan
     from orchestrator.grid.plan_records import plan_json
+    from orchestrator.grid.plan_sweep import plan_sweep
     from orchestrator.grid.plan_view import render_plan
-    from orchestrator.grid.planned_data import planned_data
-    from orchestrator.ledger.measured_rate import measured_rate
-    from trialstore.trial_state import finished_trials
 
-    config, directory = _load(sweep, overrides, storage)
-    found = planned_data(config, directory)
-    grid = expand(config, found.data, found.vocab_size)
-    rate = measured_rate(directory)
-    made = make_plan(config, grid, rate, ids_known=found.known, contents=found.contents)
-    over = finished_trials(directory)
-    if left := [trial for trial in grid.trials if trial.id not in over]:
-        totals = make_plan(config, replace(grid, trials=left), rate).totals
-        if notice := notice_of_old_trials(directory, totals):
-            made = replace(made, warnings=[notice, *made.warnings])
+    made = plan_sweep(*_load(sweep, overrides, storage))
     if as_json:
         print_json(plan_json(made))
     else:
@@ -82,10 +71,10 @@ def run(
 
     Interrupted trials continue from their last checkpoints.
     """
-    from orchestrator.mlflow.exporter import sync_command
     from orchestrator.mlflow.tracking import redacted
     from orchestrator.mlflow.tracking import tracking_uri as tracking_of
     from orchestrator.run import RunOptions, run_sweep
+    from orchestrator.run_view import render_run
 
     config, directory = _load(sweep, overrides, storage)
     tracking = tracking_of(open_storage(storage), tracking_uri)
@@ -113,19 +102,7 @@ def run(
             }
         )
     else:
-        if done.summary:
-            say(done.summary)
-        for trial in done.ledger.trials:
-            if trial.message and trial.state in ("failed", "diverged", "waiting", "stale"):
-                say(f"{trial.state}: trial {trial.id}: {trial.message}")
-        if done.failed:
-            say("--retry-failed trains the failed trials again")
-        named = None if tracking == _embedded(storage) else redacted(tracking)
-        say(_where(directory, storage, named, done.report))
-        if done.stopped:
-            say("stopped on request; the same command continues")
-        if not done.exported:
-            say(f"MLflow does not have everything yet: {sync_command(directory, tracking)}")
+        say(render_run(done, directory, storage, tracking))
     refused = any(
         group["verdict"] == "refused" for group in (done.recommendation or {}).get("groups", [])
     )
@@ -261,24 +238,9 @@ def gc(
 
 def _load(path: Path, overrides: list[str] | None, storage: str) -> tuple["SweepConfig", Storage]:
     """Load a sweep file; return its configuration and its directory."""
-    from orchestrator.sweep.load import load_sweep
+    from orchestrator.sweep.find import open_sweep
 
-    config = load_sweep(path, overrides or [])
-    if config.has_own_block:
-        _find_own_code(path.resolve().parent)
-    return config, open_storage(storage).child(config.name)
-
-
-def _find_own_code(folder: Path) -> None:
-    """Make own blocks importable from the sweep file's folder and the current one.
-
-    Child processes inherit both folders in PYTHONPATH.
-    """
-    paths = list(dict.fromkeys([str(folder), str(Path.cwd())]))
-    sys.path[:0] = [path for path in paths if path not in sys.path]
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [*paths, *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
+    return open_sweep(sweep_file(path), overrides or [], storage)
 
 
 def _target(sweep: str, overrides: list[str] | None, storage: str) -> Storage:
@@ -288,28 +250,3 @@ def _target(sweep: str, overrides: list[str] | None, storage: str) -> Storage:
     if overrides:
         raise InputError("--set needs a sweep file; a sweep's directory cannot be overridden")
     return open_storage(sweep)
-
-
-def _where(sweep: Storage, storage: str, tracking_uri: str | None, report: str | None) -> str:
-    lines = [f"\nreport   {report}"] if report else [f"\nrecords  {sweep.url}"]
-    if tracking_uri:
-        lines.append(f"MLflow   {tracking_uri}")
-    else:
-        elsewhere = [] if storage == DEFAULT_STORAGE else ["--storage", storage]
-        lines.append(f"MLflow   {shlex.join([_program(), 'ui', *elsewhere])}")
-    return "\n".join(lines)
-
-
-def _embedded(storage: str) -> str | None:
-    """Return the SQLite URI that is the default for this storage; None for a remote storage."""
-    from orchestrator.mlflow.tracking import embedded_uri
-
-    try:
-        return embedded_uri(open_storage(storage))
-    except InputError:
-        return None
-
-
-def _program() -> str:
-    """Return the command as the user called it, ready to paste: .venv/bin/widthlab or widthlab."""
-    return sys.argv[0] if Path(sys.argv[0]).name == "widthlab" else "widthlab"

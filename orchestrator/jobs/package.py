@@ -11,10 +11,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import analysis
-import orchestrator
-import trainers
-import trialstore
+import _widthlab
 from orchestrator.sweep.config import SweepConfig
 from trialstore.errors import InputError
 
@@ -25,7 +22,8 @@ ENVIRONMENT_FILE = "job.env"
 #: Ray keeps packages in the memory of the head. widthlab alone is about 1 MiB.
 LARGEST = 16 * 2**20  # bytes
 
-WIDTHLAB = (orchestrator, trainers, analysis, trialstore)
+#: widthlab as it is installed here: its packages, and the module that checks them.
+WIDTHLAB = (*(_widthlab.HOME / name for name in _widthlab.PACKAGES), Path(_widthlab.__file__))
 
 
 def fill(
@@ -45,9 +43,8 @@ def fill(
     Raises:
         InputError: The files are larger than `LARGEST`.
     """
-    for package in WIDTHLAB:
-        (source,) = package.__path__
-        _copy(Path(source), folder, "*")
+    for source in WIDTHLAB:
+        _copy(source, folder, "*")
     for block in blocks:
         _copy(block, folder, "*.py")
     # The suffix keeps a sweep file named `analysis` from replacing the package.
@@ -74,7 +71,7 @@ def own_modules(config: SweepConfig, folders: Sequence[Path]) -> list[Path]:
     """
     found = []
     for name in sorted({path.partition(":")[0].partition(".")[0] for path in _blocks(config)}):
-        if name in [package.__name__ for package in WIDTHLAB]:
+        if name in (*_widthlab.PACKAGES, _widthlab.__name__):
             raise InputError(
                 f"model.block: {name} is the name of one of widthlab's packages; rename yours"
             )

@@ -40,6 +40,8 @@ from trialstore.errors import InputError
 
 #: Environment variable with the storage of commands that are given no `--storage`.
 STORAGE_VARIABLE = "WIDTHLAB_STORAGE"
+#: The storage where neither says one: a folder of the working directory.
+DEFAULT_STORAGE = "widthlab-runs"
 
 __all__ = ["SweepConfig", "load_sweep", "parse_sweep"]
 

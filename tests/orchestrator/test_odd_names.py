@@ -18,11 +18,11 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 
 from orchestrator.cli import __main__ as cli
-from orchestrator.cli.sweeps import _where
 from orchestrator.mlflow.reader import MlflowReader
 from orchestrator.mlflow.sqlite_uri import sqlite_path, sqlite_uri
 from orchestrator.mlflow.tracking import Tracking, embedded_uri, given_uri, tracking_uri
 from orchestrator.mlflow.ui import server_command
+from orchestrator.run_view import places
 from trialstore.errors import InputError
 from trialstore.storage import LocalStorage
 
@@ -171,7 +171,7 @@ def test_a_uri_that_would_open_another_file_is_refused(uri: str, remedy: str):
 @pytest.mark.processes
 def test_a_shell_reads_back_the_storage_that_a_hint_names(name: str, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/my venv/bin/widthlab"])
-    hint = _where(LocalStorage(Path("/x")), name, None, "r").splitlines()[-1]
+    hint = places(LocalStorage(Path("/x")), name, None, "r").splitlines()[-1]
     line = hint.removeprefix("MLflow").strip()
     said = subprocess.run(
         ["sh", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, check=True

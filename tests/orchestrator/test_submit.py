@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import _widthlab
 from orchestrator.cli import __main__ as cli
 from orchestrator.jobs import package as job_package
 from orchestrator.jobs.package import fill, own_modules
@@ -194,11 +195,9 @@ def test_widthlab_and_the_sweep_travel_and_nothing_that_lies_beside_them(tmp_pat
     job.mkdir()
     assert fill(job, here / "sweep.yaml", [], {"A": "1"}) == Path("sweep.yaml")
     sent = files_of(job)
-    others = {name for name in sent if name.partition("/")[0] not in
-              ("analysis", "trainers", "orchestrator", "trialstore")}  # fmt: skip
-    assert others == {"sweep.yaml", "job.env"}
-    assert {"orchestrator/cli/__main__.py", "trainers/train.py", "analysis/spectrum.py",
-            "trialstore/storage.py"} <= sent  # fmt: skip
+    others = {name for name in sent if name.partition("/")[0] not in _widthlab.PACKAGES}
+    assert others == {"sweep.yaml", "job.env", "_widthlab.py"}
+    assert {"trainers/train.py", "trialstore/records.py", "widthlab/__init__.py"} <= sent
     assert not [name for name in sent if "__pycache__" in name]
 
 

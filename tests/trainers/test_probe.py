@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers.spectra.covariance import Covariance
-from trainers.spectra.probe import IGNORED, Probe, Tap
+from trainers.spectra.probe import IGNORED, NothingSeenError, Probe, Tap
 
 DOCUMENTED = Path(__file__).parents[2] / "docs" / "spectra.md"
 
@@ -207,11 +207,26 @@ def test_a_probe_is_not_entered_twice(ffn: Ffn, tokens: Tensor) -> None:
     assert probe[0].count == 21
 
 
-def test_a_tap_that_nothing_passed_has_no_covariance(ffn: Ffn) -> None:
+def test_a_tap_that_nothing_passed_has_no_covariance_and_says_what_to_do(ffn: Ffn) -> None:
     with Probe({"up": Tap(ffn.up, "output")}) as probe:
         pass
-    with pytest.raises(KeyError, match="up"):
+    with pytest.raises(NothingSeenError, match=r"^nothing .* 'up': .*`with probe:`.* Linear$"):
         probe["up"]
+    with pytest.raises(NothingSeenError, match="'up'"):
+        probe.groups("up")
+
+
+def test_a_name_that_is_no_tap_is_answered_with_the_names_that_are(ffn: Ffn, tokens) -> None:
+    with Probe({"up": Tap(ffn.up, "output"), "down": Tap(ffn.down, "input")}) as probe:
+        ffn(tokens)
+    with pytest.raises(KeyError, match=r"'Up'.*'up', 'down'"):
+        probe["Up"]
+
+
+@pytest.mark.parametrize("side", ["in", "out", "Input", "", None])
+def test_a_side_that_no_module_has_is_refused(ffn: Ffn, side) -> None:
+    with pytest.raises(ValueError, match=f"{side!r}.*'input' or 'output'"):
+        Tap(ffn.up, side)
 
 
 def test_the_documented_lines_work() -> None:

@@ -10,7 +10,7 @@ Activations [..., D] are samples [N, D]. See `analysis.spectrum` for what is mad
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar, get_args
 
 import torch
 from jaxtyping import Int
@@ -24,12 +24,35 @@ Key = TypeVar("Key", bound=Hashable)
 IGNORED = -1
 
 
+Side = Literal["input", "output"]
+
+
 @dataclass(frozen=True)
 class Tap:
-    """What is watched: a module's output or its first input."""
+    """A module and which side of it is watched.
+
+    Args:
+        module: Any module of a model.
+        of: `"output"`, or `"input"`: the module's first tensor argument.
+
+    Raises:
+        ValueError: `of` is neither.
+    """
 
     module: nn.Module
-    of: Literal["input", "output"]
+    of: Side
+
+    def __post_init__(self) -> None:
+        if self.of not in get_args(Side):
+            sides = " or ".join(map(repr, get_args(Side)))
+            raise ValueError(f"Tap of {self.of!r}: a module is watched at its {sides}")
+
+
+class NothingSeenError(KeyError):
+    """No forward pass has gone through a tap while its probe was entered."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError alone would quote it
 
 
 class Probe(Generic[Key]):
@@ -85,7 +108,7 @@ class Probe(Generic[Key]):
         self._labels = labels
 
     def __getitem__(self, key: Key) -> Covariance:
-        """All samples of one tap. Raises KeyError where nothing has passed it."""
+        """Return the covariance of all samples of one tap. Raises as `groups` does."""
         groups = self.groups(key)
         if len(groups) == 1:
             return groups[0]
@@ -95,7 +118,19 @@ class Probe(Generic[Key]):
         return whole
 
     def groups(self, key: Key) -> list[Covariance]:
-        """The samples of one tap by group. Raises KeyError where nothing has passed it."""
+        """Return one covariance per group, of the samples of one tap.
+
+        Raises:
+            NothingSeenError: No forward pass has gone through the tap's module.
+            KeyError: The probe has no such tap.
+        """
+        if key not in self._taps:
+            raise KeyError(f"no tap {key!r}; the probe has {', '.join(map(repr, self._taps))}")
+        if key not in self._collected:
+            raise NothingSeenError(
+                f"nothing has passed the tap {key!r}: call the model inside `with probe:`, and "
+                f"check that its forward pass calls this {type(self._taps[key].module).__name__}"
+            )
         return self._collected[key]
 
     def _hook(self, key: Key, tap: Tap) -> torch.utils.hooks.RemovableHandle:
