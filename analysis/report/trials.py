@@ -11,8 +11,10 @@ from markupsafe import Markup
 
 from analysis.report.page import Table, plain_table, render
 from analysis.report.tables import MOST_CSV_ROWS, has_csv
-from analysis.tables.sweep_tables import SweepTables
+from analysis.tables.sweep_tables import DUPLICATE, SweepTables
 from analysis.wording import duration, group_label, large, multiple, passes_text, plural
+from trialstore.records import OUTCOMES
+from trialstore.trial_state import WITHOUT_RESULT
 
 COLUMNS = {
     "state": "outcome",
@@ -31,10 +33,7 @@ COLUMNS = {
     "seconds_total": "time",
 }
 #: Outcomes in the order of the table's columns.
-STATES = (
-    *("completed", "collapsed", "diverged", "stopped"),
-    *("failed", "running", "stale", "waiting", "duplicate"),
-)
+STATES = (*OUTCOMES, *WITHOUT_RESULT, DUPLICATE)
 #: Columns that become one sentence if all trials have the same value.
 SHARED = (
     *("match", "outcome", "D", "d_model", "seed", "parameters", "tokens"),

@@ -308,7 +308,7 @@ def test_ranks_that_no_spectrum_has_are_left_out_counted_and_said(
         ({"final": {"val_loss": "NaN"}}, 'final val_loss "NaN"'),
         ({"final": {"val_loss": 1.25}}, "val_loss of 1.25"),
         ({"step": 50}, "one of them was changed"),
-        ({"step": "200"}, 'step "200"; .*a count'),
+        ({"step": "200"}, 'step "200"'),
         ({"trial_id": "gpt2-pre-64-128-0"}, "is of trial 'gpt2-pre-64-128-0', not"),
     ],
 )
