@@ -107,7 +107,7 @@ def test_a_block_is_found_in_the_working_directory_and_travels(
     for untrusted in ((), ("--block", "cubed_block:Other")):
         code, _, err = export(trial.url, "--out", str(tmp_path / "model"), *untrusted)
         assert code == 2
-        assert "say --block cubed_block:Cubed" in err
+        assert "--block cubed_block:Cubed" in err
     assert "cubed_block" not in sys.modules  # nothing of it has run
     code, out, err = export(trial.url, "--out", str(tmp_path / "model"), *trusted)
     assert code == 0, err
