@@ -42,7 +42,7 @@ def decide(losses: Sequence[BudgetEvidence]) -> Decision:
 
 _NO_BUDGET = Refusal(
     "the sweep has no cells of equal budget, and at unequal budgets larger models have a lower "
-    "loss whatever their width",
+    "loss at any width",
     "add `params` or `flops` to `match`",
 )
 

@@ -72,8 +72,8 @@ class GroupVerdict:
             return f"no spectral stop: {stop.sentence}"
         if self.agrees is None:
             return stop.sentence
-        agrees = "agrees" if self.agrees else "disagrees"
-        return f"the spectral stop {agrees} with this width: {stop.sentence}"
+        agree = "agree" if self.agrees else "disagree"
+        return f"the ranks {agree} with this width: {stop.sentence}"
 
     @property
     def alternatives(self) -> list[dict[str, Any]]:

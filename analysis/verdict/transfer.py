@@ -86,7 +86,7 @@ def transfer(
     if distinct < MINIMUM_SIZES:
         sentence = (
             f"no prediction for {at}: a transfer needs {MINIMUM_SIZES} model sizes with an "
-            f"established optimum, and there are {distinct} ({refused} more without one); add "
+            f"established optimum, and the sweep has {distinct} (and {refused} without one); add "
             "values to grid.d_model"
         )
         return Transfer(group, label, target, sizes, refused, None, None, None, None, sentence)

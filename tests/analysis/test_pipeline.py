@@ -108,8 +108,8 @@ def test_an_analysis_replaces_the_one_before(build_sweep: Build) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"multipliers": [4.0], "holds": ("none",)}, "no cells of equal budget"),
-        ({"multipliers": [1.0, 4.0]}, "2 widths at an equal budget"),
+        ({"multipliers": [4.0], "holds": ("none",)}, "add `params` or `flops` to `match`"),
+        ({"multipliers": [1.0, 4.0]}, "there are 2 widths"),
         ({"outcomes": lambda cell: "diverged"}, "no run at an equal budget has a final loss"),
         ({"outcomes": lambda cell: "collapsed"}, "no run at an equal budget has a final loss"),
     ],

@@ -299,7 +299,7 @@ def test_a_target_beyond_one_size_is_refused_with_what_it_needs(build_sweep: Bui
     recommendation = recommend(load_sweep(sweep))
     (found,) = recommendation.transfers
     assert found.width_multiplier is None
-    assert "there are 1 (0 more" in found.sentence
+    assert "has 1 (and 0 without one)" in found.sentence
     assert len(found.sizes) == 1
     assert recommendation.to_dict()["transfer"][0]["target"] == target
 

@@ -58,7 +58,7 @@ def test_two_sizes_are_refused_and_more_are_asked_for() -> None:
     found = carried(size(1e6, 3), size(1e7, 3), refused=1)
     assert found.width_multiplier is None
     assert found.interval is None
-    assert "there are 2 (1 more without one)" in found.sentence
+    assert "has 2 (and 1 without one)" in found.sentence
     assert "grid.d_model" in found.sentence
 
 
@@ -68,7 +68,7 @@ def test_one_size_measured_three_times_is_one_size() -> None:
 
 
 def test_without_any_size_there_is_an_answer_too() -> None:
-    assert "there are 0 (4 more" in carried(refused=4).sentence
+    assert "has 0 (and 4 without one)" in carried(refused=4).sentence
 
 
 def test_what_is_left_out_of_account_is_said() -> None:

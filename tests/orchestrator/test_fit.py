@@ -138,7 +138,7 @@ def test_what_is_no_table_is_refused_with_one_message(run, tmp_path: Path, name:
 def test_a_directory_a_missing_file_and_bad_options_are_refused(run, ranks: Path) -> None:
     for arguments, expected in (
         ([ranks.parent, *POWER], "directory"),
-        ([ranks.parent / "no.csv", *POWER], "no file"),
+        ([ranks.parent / "no.csv", *POWER], "no.csv"),
         ([ranks, *POWER, "--where", "norm"], "column=value"),
         ([ranks, *POWER, "--figure", "law.gif"], ".svg"),
         ([ranks, *POWER, "--figure", ranks.parent / "no" / "law.svg"], "no directory"),
