@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+from repository import DATA
 
 from analysis.pipeline import analyse
 from analysis.tables.sweep_tables import load_sweep
@@ -16,7 +17,7 @@ from trialstore.errors import InputError
 from trialstore.storage import LocalStorage
 
 Build = Callable[..., LocalStorage]
-OLD = Path(__file__).parents[1] / "data" / "old-sweeps"
+OLD = DATA / "old-sweeps"
 #: What the version that trained this sweep found in it: exponents, and share of resamples.
 FIRST = {"soft_rank": (0.17, 0.03, 0.31), "hard_rank": (0.11, 0.01, 0.21)}
 FIRST_SUPPORT = 0.779

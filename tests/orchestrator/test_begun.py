@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_node_room import trial as make_trial
+from small_spec import trial_laid_out as make_trial
 
 from orchestrator.ledger.ledger import trial_storage
 from orchestrator.tune.execute import as_begun

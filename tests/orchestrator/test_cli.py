@@ -7,17 +7,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from repository import TINY
 
 from orchestrator.cli import __main__ as cli
 from trialstore.records import encode_json
 from trialstore.storage import LocalStorage
 
-SWEEPS = Path(cli.__file__).parents[1] / "sweeps"
-
 
 @pytest.fixture
 def tiny() -> dict:
-    return yaml.safe_load((SWEEPS / "tiny.yaml").read_text())
+    return yaml.safe_load((TINY).read_text())
 
 
 class Command:
@@ -196,7 +195,7 @@ def test_status_marks_a_trial_whose_layers_have_collapsed_and_cuts_no_id_short(
 @pytest.mark.processes
 def test_plan_prints_one_json_object(tmp_path: Path):
     done = subprocess.run(
-        [sys.executable, "-m", "orchestrator.cli", "plan", str(SWEEPS / "tiny.yaml"), "--json"],
+        [sys.executable, "-m", "orchestrator.cli", "plan", str(TINY), "--json"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     plan = json.loads(done.stdout)

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from repository import DATA
 
 from orchestrator.cli import __main__ as cli
 
-GADRE = Path(__file__).parents[1] / "data" / "gadre_models_losses.csv"
+GADRE = DATA / "gadre_models_losses.csv"
 LOSSES = ["--law", "chinchilla", "--params", "params", "--tokens", "tokens", "--loss", "loss"]
 POWER = ["--law", "power", "--x", "D", "--y", "rank"]
 #: Objectives published for these data, and the exponents beside them (arXiv 2403.08540's models,

@@ -3,15 +3,11 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_spec import small_spec
+from small_spec import trial_laid_out as trial
 
 from orchestrator.tune.node_room import Need, Node, Room, need_of, room, trials_at_once
-from trainers.spec import Layout, TrialSpec
+from trainers.spec import Layout
 from trialstore.errors import InputError
-
-
-def trial(**layout: object) -> TrialSpec:
-    return small_spec(32, **layout)
 
 
 def cpus(*numbers: float) -> list[Node]:

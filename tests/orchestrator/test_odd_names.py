@@ -14,10 +14,10 @@ from uuid import uuid4
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from repository import TINY
 from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 
-from orchestrator.cli import __main__ as cli
 from orchestrator.cli.sweeps import _where
 from orchestrator.mlflow.reader import MlflowReader
 from orchestrator.mlflow.sqlite_uri import sqlite_path, sqlite_uri
@@ -114,7 +114,7 @@ def test_a_sweep_of_such_a_storage_is_whole_and_its_relative_cache_is_one(tmp_pa
     cache = f"cache-{uuid4().hex}"
     environment = {**os.environ, "WIDTHLAB_CACHE": cache}
     environment.pop("MLFLOW_TRACKING_URI", None)
-    sweep = Path(cli.__file__).parents[1] / "sweeps" / "tiny.yaml"
+    sweep = TINY
     command = [sys.executable, "-m", "orchestrator.cli", "run", str(sweep), "--storage", ALL]
     command += ["--json", "--set", "grid.width_multiplier=[2, 4]", "--set", "training.steps=10"]
     done = subprocess.run(

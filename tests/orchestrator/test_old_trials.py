@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from repository import DATA
 from rich.console import Console
 
 from analysis.tables.sweep_tables import load_sweep
@@ -23,7 +24,7 @@ from trialstore.errors import InputError
 from trialstore.records import RESULT, SPEC, encode_json
 from trialstore.storage import LocalStorage
 
-OLD = Path(__file__).parents[1] / "data" / "old-sweeps" / "semantics-1"
+OLD = DATA / "old-sweeps" / "semantics-1"
 TOTALS = Totals(trials=11, flops=1, device_hours=1.5, energy_kwh=None, cost=3.0)
 
 

@@ -1,11 +1,10 @@
 """The sweeps that come with widthlab: planned without a network, at the published sizes."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
+from repository import SWEEPS
 
-from orchestrator.cli import __main__ as cli
 from orchestrator.grid.expand import expand
 from orchestrator.grid.plan import make_plan, plan_json
 from orchestrator.grid.planned_data import NOT_FETCHED
@@ -13,7 +12,6 @@ from orchestrator.sweep.config import SweepConfig
 from orchestrator.sweep.load import load_sweep
 from trainers.data.store import stated_vocabulary
 
-SWEEPS = Path(cli.__file__).parents[1] / "sweeps"
 HUB = ["llama-71m", "llama-130m", "llama-250m", "llama-350m", "llama-1b", "gpt2-125m", "ngpt-125m"]
 
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from repository import TINY
 
-from orchestrator.cli import __main__ as cli
 from orchestrator.jobs import package as job_package
 from orchestrator.jobs.package import fill, own_modules
 from orchestrator.jobs.submit import MLFLOW_VARIABLES, Prepared, Submission, entrypoint, prepare
@@ -19,7 +19,6 @@ from orchestrator.mlflow.tracking import git_state
 from orchestrator.sweep.load import load_sweep
 from trialstore.errors import InputError
 
-TINY = Path(cli.__file__).parents[1] / "sweeps" / "tiny.yaml"
 HEAD = "http://head:8265"
 
 

@@ -19,12 +19,10 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-
-from orchestrator.cli import __main__ as cli
+from repository import TINY
 
 pytestmark = pytest.mark.slow
 
-TINY = Path(cli.__file__).parents[1] / "sweeps" / "tiny.yaml"
 WIDTHLAB = [sys.executable, "-m", "orchestrator.cli"]
 PATIENCE_S = 600.0
 PASSWORD = "mlflow-4711"

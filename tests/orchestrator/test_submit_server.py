@@ -6,9 +6,9 @@ import socket
 import sys
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+import repository
 from hypothesis import given
 from hypothesis import strategies as st
 from ray_head import Head, serving
@@ -20,7 +20,7 @@ from orchestrator.jobs import server as job_server
 from orchestrator.jobs.server import Job, connect
 from trialstore.errors import InputError
 
-TINY = str(Path(cli.__file__).parents[1] / "sweeps" / "tiny.yaml")
+TINY = str(repository.TINY)
 STORAGE = ["--storage", "/shared"]
 
 

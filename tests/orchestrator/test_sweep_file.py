@@ -1,11 +1,10 @@
 """What a sweep file may say, and how it is told that it may not."""
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mini_sweep import MINIMAL, parse, refused, replaced
+from repository import SWEEPS
 
 from orchestrator.sweep.config import AXES, GRID_ONLY
 from orchestrator.sweep.load import load_sweep
@@ -13,7 +12,7 @@ from orchestrator.sweep.strict_yaml import dump
 from trainers.data.sources import BPETokenizer, PythonSource, TextFiles
 from trialstore.errors import InputError
 
-SHIPPED = sorted((Path(__file__).parents[2] / "orchestrator" / "sweeps").glob("*.yaml"))
+SHIPPED = sorted(SWEEPS.glob("*.yaml"))
 
 # --- what is understood --------------------------------------------------------------------
 

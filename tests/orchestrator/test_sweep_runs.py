@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from repository import TINY
 
 from orchestrator.cli import __main__ as cli
 from trialstore.records import MANIFEST_NAME, checkpoint_folder, committed_steps, encode_json
@@ -17,7 +18,6 @@ from trialstore.storage import LocalStorage
 pytestmark = pytest.mark.processes
 
 WIDTHLAB = (sys.executable, "-m", "orchestrator.cli")
-TINY = Path(cli.__file__).parents[1] / "sweeps" / "tiny.yaml"
 #: Of the trial that is stopped on its way: more than pass while it is told.
 STEPS = 1000
 PATIENCE_S = 240

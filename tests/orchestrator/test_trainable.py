@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("ray")
-from test_node_room import trial as make_trial
+from small_spec import trial_laid_out as make_trial
 
 from orchestrator.ledger.ledger import trial_storage
 from orchestrator.tune import preemption, trainable, worker_group

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from repository import ROOT
 
 from trainers.durable import writer
 from trainers.durable.checkpoint import damage
@@ -19,7 +20,6 @@ from trialstore import records
 from trialstore.records import committed_steps, get_json, read_manifest
 from trialstore.storage import LocalStorage, StorageFullError, naming_a_full_disk
 
-REPOSITORY = Path(__file__).parents[2]
 SMALL = {
     "training__steps": 3, "evaluation__every": 2, "spectra__every": 3, "layout__checkpoint_every": 1
 }  # fmt: skip
@@ -165,7 +165,7 @@ def test_on_a_disk_that_is_really_full(make_spec, tmp_path, bits, diary) -> None
     script = TINY_DISK.format(size="300k", disk=disk, python=sys.executable, spec=path, kept=kept)
     done = subprocess.run(
         ["unshare", "-Urm", "sh", "-c", script],
-        capture_output=True, text=True, check=True, cwd=REPOSITORY, timeout=240,
+        capture_output=True, text=True, check=True, cwd=ROOT, timeout=240,
     )  # fmt: skip
     assert done.stdout.split() == ["code", "1", "code", "0"], done.stderr
     assert "No space left on device" in done.stderr

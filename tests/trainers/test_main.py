@@ -5,17 +5,15 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from trainers import __main__ as command
 from trainers.train import train
 from trialstore import records
 from trialstore.records import METRICS, SPECTRA, read_records
 from trialstore.storage import LocalStorage
-
-REPOSITORY = Path(__file__).parents[2]
 
 #: Fails, after the trial, if a scheduler or a tracking library has been imported.
 WATCHED = """
@@ -61,7 +59,7 @@ def run(tmp_path):
 
 def run_in_repository(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        arguments, capture_output=True, text=True, check=False, cwd=REPOSITORY, timeout=240,
+        arguments, capture_output=True, text=True, check=False, cwd=ROOT, timeout=240,
         env={**os.environ, **environment},
     )  # fmt: skip
 
@@ -167,7 +165,7 @@ def test_a_second_sigterm_on_the_heels_of_the_first_changes_nothing(monkeypatch)
 def test_bad_input_is_one_line_and_exit_code_2(
     make_spec, tmp_path, monkeypatch, capsys, content, out, message
 ) -> None:
-    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.chdir(ROOT)
     monkeypatch.setattr("signal.signal", lambda *_: None)  # of this process, it stays as it is
     path = tmp_path / "spec.json"
     if content is not None:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from trainers.durable import writer
 from trainers.durable.checkpoint import damage
@@ -25,8 +26,6 @@ from trialstore.records import committed_steps, get_json, get_result, read_manif
 from trialstore.storage import LocalStorage
 
 pytestmark = pytest.mark.long
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 class Halting(LocalStorage):
@@ -131,7 +130,7 @@ def test_wherever_it_was_halted_its_successors_trial_stays_as_it_is(
 def started(spec_path: Path, trial: LocalStorage, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "trainers", str(spec_path), "--out", str(trial.root), *options],
-        stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+        stderr=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from repository import ROOT
 
 from trainers import accounting, check_block
 from trainers.__main__ import main
@@ -24,9 +25,8 @@ from trialstore.errors import InputError
 from trialstore.records import SPECTRA, read_records
 from trialstore.storage import LocalStorage
 
-REPOSITORY = Path(__file__).parents[2]
 DOCUMENTED = "\n\n".join(
-    re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "own-block.md").read_text(), re.S)
+    re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own-block.md").read_text(), re.S)
 )
 #: The FFN of a llama, written again.
 SAME = """

@@ -2,17 +2,17 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from repository import ROOT
 from torch import Tensor, nn
 
 from trainers.spectra.covariance import Covariance
 from trainers.spectra.probe import IGNORED, Probe, Tap
 
-DOCUMENTED = Path(__file__).parents[2] / "docs" / "spectra.md"
+DOCUMENTED = ROOT / "docs" / "spectra.md"
 
 
 class Ffn(nn.Module):

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from repository import ROOT
 
 from trainers.consent import require_consent
 from trainers.data.sources import BytesTokenizer, DataSource, TextFiles
@@ -28,8 +29,6 @@ from trialstore import records
 from trialstore.errors import InputError
 from trialstore.records import METRICS, BrokenRecordError, read_part
 from trialstore.storage import LocalStorage
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 class Payload:
@@ -405,7 +404,7 @@ def test_a_store_that_is_cut_short_in_mid_training_kills_it_and_is_made_anew(
     tokens = find_store(data, cache).folder / "train/00000.arrow"
     done = subprocess.run(
         [sys.executable, "-c", CUT, str(tokens), str(path), "--out", str(trial.root)],
-        check=False, cwd=REPOSITORY, timeout=240, capture_output=True,
+        check=False, cwd=ROOT, timeout=240, capture_output=True,
     )  # fmt: skip
     assert done.returncode == -signal.SIGBUS
     assert records.get_json(trial, records.FAILURE) is None  # so it counts as preempted

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).parents[2]
+from .fault_sweep import ROOT
+
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 PATIENCE_S = 900
 #: Between two looks, so that looking does not take the cores that the nodes need.

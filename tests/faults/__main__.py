@@ -9,16 +9,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fault_matrix import __doc__ as description
-from benchmarks.fault_matrix.checks import content, differences, lost, wrong_points
-from benchmarks.fault_matrix.faults import Fault, faults
-from benchmarks.fault_matrix.mlflow_server import MlflowServer
-from benchmarks.fault_matrix.nodes import Nodes, free_port
-from benchmarks.fault_matrix.scene import CHECKPOINT_EVERY, Scene
-from benchmarks.fault_matrix.updates import counting
 from orchestrator.mlflow.tracking import embedded_uri
 from trialstore.records import get_json
 from trialstore.storage import LocalStorage
+
+from . import __doc__ as description
+from .checks import differences, lost, wrong_points
+from .faults import Fault, faults
+from .mlflow_server import MlflowServer
+from .nodes import Nodes, free_port
+from .scene import CHECKPOINT_EVERY, Scene
+from .trial_content import content
+from .updates import counting
 
 #: Bytes of the file system that fills up.
 SMALL_DISK = "24m"
