@@ -47,8 +47,8 @@ STARTING = {"s3", "s3_server"}
 #: What Python tells an audit hook before it starts one.
 STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.system"}
 #: What is asked of the machine in passing, in milliseconds: by a submission, which commit it is
-#: of, and by DeepSpeed, at ZeRO 3, which memory is near.
-ASKED = {"git", "numactl"}
+#: of; by DeepSpeed, at ZeRO 3, which memory is near; by MLflow, what machine it is.
+ASKED = {"git", "numactl", "uname"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -128,10 +128,10 @@ def test_a_summary_is_within_its_ranks_and_knows_no_order_of_rows(
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"aggregate_last": 0}, "aggregate_last is 0; .* a whole number from 1 on"),
+        ({"aggregate_last": 0}, "aggregate_last.* 0.* 1"),
         ({"aggregate_last": "five"}, "aggregate_last is 'five'"),
-        ({"aggregate_last": True}, "aggregate_last is True"),
-        ({"aggregate_layers": "widest"}, "'widest'; there are median, mean, first, deepest"),
+        ({"aggregate_last": True}, "aggregate_last.* True"),
+        ({"aggregate_layers": "widest"}, "'widest'.* median, mean, first, deepest"),
     ],
 )
 def test_an_aggregation_that_there_is_none_of_is_refused(

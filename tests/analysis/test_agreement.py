@@ -175,7 +175,7 @@ def test_a_cell_that_broke_is_marked_counted_and_told(sweep: LocalStorage) -> No
     assert group["evidence"]["loss"]["params"]["inadmissible"] == [pytest.approx(8, rel=0.1)]
     assert "collapsed or diverged" in figure("loss-optimum")
     assert "left out" in figure("rank-laws")
-    assert f"left out {group['evidence']['laws_left_out']['collapsed']} collapsed" in page
+    assert f"{group['evidence']['laws_left_out']['collapsed']} collapsed" in page
     trials = pd.read_csv(io.BytesIO(sweep.get("report/tables/trials.csv")))
     assert (trials["state"] == "collapsed").sum() == 4
 

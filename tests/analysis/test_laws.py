@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from messages import mentions
 from scipy import stats
 
 from analysis.laws.power_law import (
@@ -258,7 +259,7 @@ def test_a_hundred_thousand_points_are_fitted_or_refused_in_words() -> None:
 def test_two_widths_are_refused_with_the_number_there_is() -> None:
     found = fit_power_law([64, 64, 128], [1.0, 2.0, 3.0], [0, 1, 0])
     assert isinstance(found, Refusal)
-    assert "at least 3 widths and there are 2" in found.reason
+    assert mentions(found.reason, "3 widths ... 2")
 
 
 def test_no_points_at_all_are_refused() -> None:

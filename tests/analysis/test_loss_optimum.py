@@ -277,4 +277,4 @@ def test_replicates_of_few_widths_are_not_said_to_be_enough() -> None:
     r = np.append(np.zeros(5), np.ones(2))
     found = find_optimum(m, bowl(2.0)(m) + 0.01 * r * m, r, tolerance=0.01)
     assert isinstance(found, Unfitted)
-    assert "share 1 degree of freedom" in found.reason
+    assert "1 degree of freedom" in found.reason

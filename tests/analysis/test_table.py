@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from messages import mentions
 
 from analysis.tables.aggregate import aggregate
 from analysis.tables.aggregation import Aggregation
@@ -162,18 +163,18 @@ def test_a_trial_that_is_a_cell_of_two_sizes_is_judged_in_both(build_sweep: Buil
 
 
 def test_a_directory_that_is_no_sweep_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is no sweep: it has no sweep\.yaml; give the directory"):
+    with pytest.raises(InputError, match=rf"{tmp_path}/nothing.*sweep\.yaml"):
         load_sweep(LocalStorage(tmp_path / "nothing"))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name: small\n", "does not list its trials"),
-        ("just words\n", "does not list its trials"),
-        ("resolved: {trials: []}\n", "does not list its trials"),
-        ("resolved: {trials: [{axes: {}}]}\n", "no id or axes"),
-        ("{", "is not YAML"),
+        ("name: small\n", "sweep.yaml"),
+        ("just words\n", "sweep.yaml"),
+        ("resolved: {trials: []}\n", "sweep.yaml"),
+        ("resolved: {trials: [{axes: {}}]}\n", "id.*axes"),
+        ("{", "YAML"),
     ],
 )
 def test_a_sweep_file_that_cannot_be_used_is_refused_by_name(
@@ -196,8 +197,8 @@ def test_a_trial_that_cannot_be_read_is_left_out_and_named(build_sweep: Build) -
         "gpt2-pre-64-128-0": "failed",
         "gpt2-pre-64-256-0": "completed",
     }
-    assert "result.json is not JSON" in trials.loc["gpt2-pre-64-128-0", "reason"]
-    assert "the records of spectra" in trials.loc["gpt2-pre-64-64-0", "reason"]
+    assert mentions(trials.loc["gpt2-pre-64-128-0", "reason"], "result.json ... JSON")
+    assert "spectra" in trials.loc["gpt2-pre-64-64-0", "reason"]
 
 
 def test_the_aggregation_is_the_files_unless_another_is_chosen_and_is_named(
@@ -229,7 +230,7 @@ def test_a_trial_that_is_listed_twice_is_one_trial_of_both_halves(
     trials = load_sweep(sweep).trials
     assert len(trials) == 3
     assert trials["holds"].tolist()[0] == ("none", "params")
-    assert "lists trial gpt2-pre-64-64-0 twice; it counts once" in caplog.text
+    assert mentions(caplog.text, "gpt2-pre-64-64-0 twice")
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -252,9 +253,7 @@ def test_of_two_trials_of_one_cell_a_completed_one_counts_and_the_other_says_so(
     counts, beside = ("again", first) if broken else (first, "again")
     assert trials["state"].value_counts().to_dict() == {"completed": 3, "duplicate": 1}
     assert trials.loc[beside, "state"] == "duplicate"
-    assert trials.loc[beside, "reason"] == (
-        f"the same cell as trial {counts}, which counts in its place"
-    )
+    assert f"trial {counts}" in trials.loc[beside, "reason"]
 
 
 def test_lists_of_widths_with_the_same_mean_are_different_cells(build_sweep: Build) -> None:
@@ -291,7 +290,7 @@ def test_ranks_that_no_spectrum_has_are_left_out_counted_and_said(
     trials = load_sweep(sweep).trials.set_index("id")
     assert trials["invalid_spectra"].tolist() == [0, 2, 0]
     assert 1 < trials.loc["gpt2-pre-64-128-0", "soft_rank"] < 128
-    assert "2 spectra have a rank that is missing, infinite or below 1" in caplog.text
+    assert "2 spectra " in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -334,7 +333,7 @@ def test_a_result_that_names_no_parts_is_a_failed_trial(build_sweep: Build) -> N
     sweep.put(key, encode_json(content))
     trial = load_sweep(sweep).trials.iloc[0]
     assert trial["state"] == "failed"
-    assert "names 5 for its spectra; it is no part" in trial["reason"]
+    assert mentions(trial["reason"], " 5 ... spectra")
 
 
 def test_mixed_layouts_are_told_apart_whatever_the_order_of_their_keys(build_sweep: Build) -> None:
@@ -403,7 +402,7 @@ def test_a_replicate_that_is_no_whole_number_is_refused_by_name(
     content = resolved(sweep)
     content["resolved"]["trials"][1]["axes"]["seed"] = seed
     sweep.put("sweep.yaml", yaml.safe_dump(content).encode())
-    with pytest.raises(InputError, match="gpt2-pre-64-128-0 has seed"):
+    with pytest.raises(InputError, match=r"gpt2-pre-64-128-0 .*seed"):
         load_sweep(sweep)
 
 
@@ -428,10 +427,10 @@ def test_a_number_too_large_for_a_float_is_no_loss_and_a_date_is_text(build_swee
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"holds": [None]}, r"has holds \[None\]"),
-        ({"holds": True}, "has holds True"),
-        ({"holds": "params"}, "has holds 'params'"),
-        ({"axes": {"width_multiplier": 0}}, "has width_multiplier 0; it is a number above 0"),
+        ({"holds": [None]}, r"holds \[None\]"),
+        ({"holds": True}, "holds True"),
+        ({"holds": "params"}, "holds 'params'"),
+        ({"axes": {"width_multiplier": 0}}, "width_multiplier 0"),
         ({"axes": {"width_multiplier": "wide"}}, "has width_multiplier 'wide'"),
     ],
 )

@@ -149,8 +149,9 @@ def test_a_node_that_does_not_see_the_storage_is_named_before_anything_is_traine
     finally:
         three.kill("blind")
     assert output == ""
-    assert "is not shared: node(s) " in errors
-    assert "cannot read what the driver wrote there" in errors
+
+    assert str(storage) in errors
+    assert "node(s) " in errors
     assert not list(storage.rglob("*"))
 
 

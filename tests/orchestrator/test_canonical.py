@@ -5,6 +5,7 @@ from math import floor
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import mentions
 from rich.console import Console
 
 from orchestrator.grid.expand import Grid, PlannedTrial, expand
@@ -81,7 +82,7 @@ def test_mix_without_a_post_layer_is_pre(order):
     assert trial.changes == ()
     (merged,) = found.merged
     assert merged.axes["norm"] == "mix"
-    assert merged.why == "mix with alpha 0.25 at depth 2 has no Post-LN layer: it is pre"
+    assert mentions(merged.why, "mix ... 0.25 ... depth 2 ... pre")
 
 
 def test_mix_without_a_post_layer_is_pre_even_alone():
@@ -94,7 +95,9 @@ def test_alpha_means_nothing_but_to_mix():
     found = grid("grid.norm=[pre, mix]", "grid.mix_alpha=[0.25, 0.5]", "depth=4")
     axes = {(t.axes["norm"], t.axes["mix_alpha"], t.spec.model.post_layers) for t in found.trials}
     assert axes == {("pre", None, 0), ("mix", 0.25, 1), ("mix", 0.5, 2)}
-    assert [merged.why for merged in found.merged] == ["mix_alpha is of norm mix"]
+
+    (merged,) = found.merged
+    assert mentions(merged.why, "mix_alpha ... mix")
 
 
 def test_two_alphas_of_as_many_layers_are_one_model():
@@ -112,7 +115,9 @@ def test_ngpt_has_its_own_placement_whatever_the_grid_says():
     found = grid("grid.architecture=[gpt2, ngpt]", "grid.norm=[pre, post]")
     cells = {(trial.axes["architecture"], trial.axes["norm"]) for trial in found.trials}
     assert cells == {("gpt2", "pre"), ("gpt2", "post"), ("ngpt", "ngpt")}
-    assert [merged.why for merged in found.merged] == ["nGPT has its own norm placement"]
+
+    (merged,) = found.merged
+    assert mentions(merged.why, "nGPT ... norm")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +136,7 @@ def test_what_ngpt_leaves_no_choice_of_is_one_trial(setting, named):
     axis = setting.partition("=")[0].removeprefix("grid.")
     assert {trial.axes[axis] for trial in found.trials} == named
     assert len(found.trials) == 1
-    assert all("nGPT has no" in merged.why for merged in found.merged if axis != "activation")
+    assert all("nGPT" in merged.why for merged in found.merged if axis != "activation")
 
 
 def test_what_is_changed_without_being_merged_is_told():
@@ -149,7 +154,7 @@ def test_what_is_changed_without_being_merged_is_told():
 def test_a_placement_of_ngpt_is_dropped_for_others():
     found = grid("grid.architecture=[gpt2, ngpt]", "norm=ngpt")
     assert [trial.axes["architecture"] for trial in found.trials] == ["ngpt"]
-    assert "norm ngpt does not go with architecture gpt2" in found.dropped[0].why
+    assert mentions(found.dropped[0].why, "norm ngpt ... gpt2")
 
 
 # --- the other spellings -------------------------------------------------------------------
@@ -167,8 +172,10 @@ def test_an_activation_that_is_the_architectures_own_is_no_other_trial():
 def test_as_many_kv_heads_as_heads_are_no_other_trial():
     found = grid("grid.kv_heads=[null, 4, 1, 3]")
     assert sorted(str(trial.axes["kv_heads"]) for trial in found.trials) == ["1", "None"]
-    assert [merged.why for merged in found.merged] == ["4 kv_heads are all the heads"]
-    assert "kv_heads 3 does not divide the 4 heads" in found.dropped[0].why
+
+    (merged,) = found.merged
+    assert "4 kv_heads" in merged.why
+    assert mentions(found.dropped[0].why, "kv_heads 3 ... 4")
 
 
 def test_a_budget_keeps_heads_and_so_kv_heads():
@@ -184,7 +191,9 @@ def test_muon_is_not_clipped_and_adamw_has_no_momentum():
     assert cells == {("adamw", None), ("muon", 0.9), ("muon", 0.95)}
     clipping = {t.spec.training.optimizer: t.spec.training.gradient_clipping for t in found.trials}
     assert clipping == {"adamw": 1, "muon": 0}
-    assert [merged.why for merged in found.merged] == ["momentum is of muon"]
+
+    (merged,) = found.merged
+    assert mentions(merged.why, "momentum ... muon")
 
 
 def test_a_value_that_nothing_asks_for_is_told():

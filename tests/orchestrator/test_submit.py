@@ -46,7 +46,7 @@ def prepared(
 
 @pytest.mark.parametrize("storage", ["widthlab-runs", "./runs", "file://runs", ""])
 def test_a_storage_relative_to_the_submitters_folder_is_refused(tmp_path: Path, storage: str):
-    with pytest.raises(InputError, match=r"relative to this folder.*--storage.*absolute"):
+    with pytest.raises(InputError, match="--storage"):
         prepared(tmp_path, storage=storage)
 
 
@@ -63,7 +63,7 @@ def test_an_object_store_needs_an_mlflow_server(tmp_path: Path):
 
 
 def test_a_database_of_the_submitters_folder_is_refused(tmp_path: Path):
-    with pytest.raises(InputError, match="file of this folder"):
+    with pytest.raises(InputError, match=r"sqlite:///mine\.db"):
         prepared(tmp_path, uri="sqlite:///mine.db")
     assert prepared(tmp_path, uri="sqlite:////shared/m.db").environment["MLFLOW_TRACKING_URI"]
 
@@ -89,7 +89,7 @@ def test_data_of_the_submitters_folder_are_refused(
     tmp_path: Path, changes: dict, place: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=f"{place}.*do not travel.*every node"):
+    with pytest.raises(InputError, match=place):
         prepared(tmp_path, changes)
 
 
@@ -251,7 +251,7 @@ def test_own_blocks_travel_a_file_or_the_source_of_a_package(tmp_path: Path):
 
 
 def test_a_block_that_is_nowhere_is_refused_and_an_installed_one_stays(tmp_path: Path):
-    with pytest.raises(InputError, match="no module absent_here"):
+    with pytest.raises(InputError, match="absent_here"):
         own_modules(load_sweep(with_blocks(tmp_path, "absent_here:Wide")), [tmp_path])
     installed = load_sweep(with_blocks(tmp_path, "torch.nn:Linear"))
     assert own_modules(installed, [tmp_path]) == []
@@ -261,7 +261,7 @@ def test_a_block_of_the_program_that_was_called_is_nowhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # as of a console script
-    with pytest.raises(InputError, match="no module __main__"):
+    with pytest.raises(InputError, match="__main__"):
         own_modules(load_sweep(with_blocks(tmp_path, "__main__:Wide")), [tmp_path])
 
 
@@ -277,5 +277,5 @@ def test_too_large_a_package_names_what_is_large(tmp_path: Path, monkeypatch: py
     here.mkdir()
     job.mkdir()
     (here / "table.py").write_bytes(b"#" * 5 * 2**20)
-    with pytest.raises(InputError, match=r"big/table\.py with 5\.0 MiB"):
+    with pytest.raises(InputError, match=r"big/table\.py.* 5\.0 MiB"):
         fill(job, TINY, [here], {})

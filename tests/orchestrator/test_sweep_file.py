@@ -1,8 +1,13 @@
 """What a sweep file may say, and how it is told that it may not."""
 
+import errno
+import os
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import mentions
 from mini_sweep import MINIMAL, parse, refused, replaced
 from repository import SWEEPS
 
@@ -46,7 +51,7 @@ def test_ngpt_needs_no_norm_for_it_has_its_own():
         "grid:", "grid:\n  architecture: [ngpt]"
     )
     assert parse(only).model.norm == "ngpt"
-    assert "model.norm: is missing" in refused(only.replace("[ngpt]", "[ngpt, llama]"))
+    assert "model.norm: " in refused(only.replace("[ngpt]", "[ngpt, llama]"))
 
 
 def test_what_fits_together_is_asked_of_the_cells_and_not_of_the_file():
@@ -118,136 +123,139 @@ def test_corpora_and_tokenizers_are_chosen_by_kind():
         (
             "steps: 100",
             "stepz: 100",
-            "mini.yaml, line 6: training.stepz: unknown key; did you mean steps?",
+            "mini.yaml, line 6: training.stepz ... steps?",
         ),
-        ("training:", "trainings:", "line 5: trainings: unknown key; did you mean training?"),
+        ("training:", "trainings:", "line 5: trainings ... training?"),
         (
             "name: mini",
             "name: mini\nsteps: 3",
-            "line 2: steps: unknown key; it belongs at training.steps",
+            "line 2: steps ... training.steps",
         ),
-        ("d_model: 64", "d_modle: 64", "line 2: model.d_modle: unknown key; did you mean d_model?"),
-        ("steps: 100", "steps: 100.0", "line 6: training.steps: 100.0 should be a valid integer"),
-        ("steps: 100", "steps: '100'", "training.steps: '100' should be a valid integer"),
-        ("steps: 100", "steps: true", "training.steps: True should be a valid integer"),
-        ("steps: 100", "steps:", "training.steps: nothing should be a valid integer"),
-        ("steps: 100", "steps: 0", "training.steps: 0 should be greater than or equal to 1"),
+        ("d_model: 64", "d_modle: 64", "line 2: model.d_modle ... d_model?"),
+        ("steps: 100", "steps: 100.0", "line 6: training.steps: 100.0 ... integer"),
+        ("steps: 100", "steps: '100'", "training.steps: '100' ... integer"),
+        ("steps: 100", "steps: true", "training.steps: True ... integer"),
+        ("steps: 100", "steps:", "training.steps: ... integer"),
+        ("steps: 100", "steps: 0", "training.steps: 0 ... 1"),
         (
             "1e-3",
             "[1e-3]",
-            "should be a valid number; for several values use grid.learning_rate",
+            "training.learning_rate ... grid.learning_rate",
         ),
-        ("1e-3", ".nan", "training.learning_rate: nan should be a finite number"),
-        ("gpt2", "gpt3", "model.architecture: 'gpt3' should be 'gpt2', 'llama' or 'ngpt'"),
+        ("1e-3", ".nan", "training.learning_rate: nan ... finite"),
+        ("gpt2", "gpt3", "model.architecture: 'gpt3' ... 'gpt2' ... 'llama' ... 'ngpt'"),
         (
             "norm: pre",
             "norm: pree",
-            "line 2: model.norm: 'pree' should be one of pre, post, mix, lns, sandwich,",
+            "line 2: model.norm: 'pree' ... pre ... post ... mix ... lns ... sandwich",
         ),
-        ("norm: pre", "norm: pre, mix_alpha: 2", "model.mix_alpha: 2 should be less than or equal"),
+        ("norm: pre", "norm: pre, mix_alpha: 2", "model.mix_alpha: 2 ... 1"),
         (
             "norm: pre",
             "norm: pre, kv_heads: 0",
-            "model.kv_heads: 0 should be greater than",
+            "model.kv_heads: 0 ... 1",
         ),
-        ("norm: pre, ", "", "line 2: model.norm: is missing; give it, or the axis grid.norm"),
-        ("architecture: gpt2, norm: pre", "architecture: gpt2", "model.norm: is missing"),
+        ("norm: pre, ", "", "line 2: model.norm: ... grid.norm"),
+        ("architecture: gpt2, norm: pre", "architecture: gpt2", "model.norm: ... grid.norm"),
         (
             "steps: 100",
             "steps: 100\n  warmup_steps: 10\n  warmup_fraction: 0.1",
-            "line 7: training.warmup_steps: warmup_fraction is also given, and says the same",
+            "line 7: training.warmup_steps: ... warmup_fraction",
         ),
         (
             "grid:\n",
             "grid:\n  warmup_steps: [10, 20]\n  warmup_fraction: [0.1]\n",
-            "line 4: grid.warmup_steps: warmup_fraction is also given",
+            "line 4: grid.warmup_steps: ... warmup_fraction",
         ),
         (
             "depth: 2, ",
             "",
-            "line 2: model.depth: is missing; give it, or the axis grid.depth",
+            "line 2: model.depth: ... grid.depth",
         ),
         (
             "name: mini",
             "name: a/b",
-            "line 1: name: 'a/b' should begin with a letter or a digit and hold only letters (A to "
-            "Z, a to z), digits, '.', '_' and '-'",
+            "line 1: name: 'a/b' ... '.' ... '_' ... '-'",
         ),
-        ("name: mini", "name: mini.yaml", "'mini.yaml' is the name of a file; the sweep's is with"),
-        ("name: mini", "name: mini.YML", "without the ending, such as mini"),
-        ("name: mini", "name: mlflow.db", "'mlflow.db' is MLflow's in the folder of the sweeps"),
-        ("name: mini", "name: mlartifacts", "'mlartifacts' is MLflow's in the folder"),
-        ("name: mini", f"name: {'a' * 101}", "101 characters are too many for a name"),
-        ("[1, 2.67, 4]", "[]", "line 4: grid.width_multiplier: has no values"),
-        ("[1, 2.67, 4]", "[1, 0]", "grid.width_multiplier.1: 0 should be greater than 0"),
-        ("[1, 2.67, 4]", "[1, -2]", "grid.width_multiplier.1: -2 should be greater than 0"),
-        ("[1, 2.67, 4]", "[1, .inf]", "grid.width_multiplier.1: inf should be a finite number"),
-        ("[1, 2.67, 4]", "[1, wide]", "grid.width_multiplier.1: 'wide' should be a valid number"),
-        ("[1, 2.67, 4]", "", "grid.width_multiplier: nothing should be a valid number"),
-        ("  width_mult", "  width_mul", "line 4: grid.width_muliplier: unknown axis; did you mean"),
+        ("name: mini", "name: mini.yaml", "name: 'mini.yaml' ... mini"),
+        ("name: mini", "name: mini.YML", "name: 'mini.YML' ... mini"),
+        ("name: mini", "name: mlflow.db", "name: 'mlflow.db' ... MLflow"),
+        ("name: mini", "name: mlartifacts", "name: 'mlartifacts' ... MLflow"),
+        ("name: mini", f"name: {'a' * 101}", "name: ... 101"),
+        ("[1, 2.67, 4]", "[]", "line 4: grid.width_multiplier: ... values"),
+        ("[1, 2.67, 4]", "[1, 0]", "grid.width_multiplier.1: 0 ... 0"),
+        ("[1, 2.67, 4]", "[1, -2]", "grid.width_multiplier.1: -2 ... 0"),
+        ("[1, 2.67, 4]", "[1, .inf]", "grid.width_multiplier.1: inf ... finite"),
+        ("[1, 2.67, 4]", "[1, wide]", "grid.width_multiplier.1: 'wide' ... number"),
+        ("[1, 2.67, 4]", "", "grid.width_multiplier: ... number"),
+        ("  width_mult", "  width_mul", "line 4: grid.width_muliplier: ... width_multiplier"),
         (
             "grid:\n",
             "grid:\n  steps: [1]\n",
-            "line 4: grid.steps: training.steps is also given, as 100; remove one",
+            "line 4: grid.steps: ... training.steps ... 100",
         ),
         (
             "grid:\n",
             "grid:\n  seed: [0]\n  ffn_width: 64\n",
-            "exactly one of width_multiplier (D = multiplier x d_model) and ffn_width (D itself): "
-            "both are given",
+            "grid: ... width_multiplier ... ffn_width ... both",
         ),
-        ("  width_multiplier: [1, 2.67, 4]", "  seed: [0]", "grid: needs exactly one of"),
-        ("grid:\n", "grid:\n  seed: [-1]\n", "grid.seed.0: -1 should be greater than or equal"),
-        ("grid:\n", "grid:\n  every: [1]\n", "is in several places; write evaluation.every or"),
-        ("grid:\n", "grid:\n  sites: [pre]\n", "grid.sites: is a list and cannot be an axis"),
+        (
+            "  width_multiplier: [1, 2.67, 4]",
+            "  seed: [0]",
+            "grid: ... width_multiplier ... ffn_width",
+        ),
+        ("grid:\n", "grid:\n  seed: [-1]\n", "grid.seed.0: -1 ... 0"),
+        ("grid:\n", "grid:\n  every: [1]\n", "every ... evaluation.every ... spectra.every"),
+        ("grid:\n", "grid:\n  sites: [pre]\n", "grid.sites: ... axis"),
         (
             "grid:\n",
             "grid:\n  vocab_size: [512]\n",
-            "tokenizer.vocab_size is one for the whole sweep and cannot be an axis",
+            "tokenizer.vocab_size ... axis",
         ),
         (
             "grid:\n",
             "grid:\n  weight_decay: [0]\n  training.weight_decay: [1]\n",
-            "the axis weight_decay stands on the grid twice",
+            "weight_decay ... twice",
         ),
     ],
 )
 def test_a_mistake_is_named_with_its_line_key_value_and_way_out(old, new, message):
-    assert message in refused(replaced(old, new))
+    assert mentions(refused(replaced(old, new)), message)
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("hold: [none, none]", "names a budget twice"),
-        ("hold: []", "hold: [] should have at least 1 item"),
-        ("hold: {none: params}", "hold: {'none': 'params'} should be a list"),
-        ("hold: memory", "hold.0: 'memory' should be 'none', 'params' or 'flops'"),
+        ("hold: [none, none]", "hold: ... twice"),
+        ("hold: []", "hold: [] ... 1"),
+        ("hold: {none: params}", "hold: {'none': 'params'} ... list"),
+        ("hold: memory", "hold.0: 'memory' ... 'none' ... 'params' ... 'flops'"),
         (
             "spectra: {memory: 2048}",
-            "spectra.memory: unknown key; did you mean memory_mb?",
+            "spectra.memory: ... memory_mb?",
         ),
-        ("spectra:", "spectra: nothing is not a mapping; its keys are every, tokens, sites"),
-        ("resources: [1]", "resources: [1] is not a mapping; its keys are workers, "),
-        ("corpus: python-source", "corpus: 'python-source' is not a mapping; its keys are kind"),
-        ("corpus: {kind: web}", "corpus.kind: 'web' should be one of python-source, text, hub"),
-        ("corpus: {paths: [a]}", "corpus.kind: nothing should be one of python-source, text, hub"),
-        ("corpus: {kind: text}", "corpus.paths: is missing"),
+        ("spectra:", "spectra: ... every ... tokens ... sites"),
+        ("resources: [1]", "resources: [1] ... workers"),
+        ("corpus: python-source", "corpus: 'python-source' ... kind"),
+        ("corpus: {kind: web}", "corpus.kind: 'web' ... python-source ... text ... hub"),
+        ("corpus: {paths: [a]}", "corpus.kind: ... python-source ... text ... hub"),
+        ("corpus: {kind: text}", "corpus.paths: "),
         (
             "tokenizer: {kind: bytes, vocab_size: 300}",
-            "tokenizer.vocab_size: kind bytes has no such key; known are kind",
+            "tokenizer.vocab_size: ... bytes ... kind",
         ),
-        ("7: 1", "7: unknown key"),
+        ("7: 1", ": 7: "),
     ],
 )
 def test_a_mistake_in_another_section_is_named_too(more, message):
-    assert message in refused(f"{MINIMAL}{more}\n")
+    assert mentions(refused(f"{MINIMAL}{more}\n"), message)
 
 
 @pytest.mark.parametrize("more", ["hold: parms", "hold: [parms]", "spectra: {sites: [mid]}"])
 def test_a_wrong_item_of_a_list_is_one_mistake_and_not_two(more):
     (line,) = refused(f"{MINIMAL}{more}\n").splitlines()
-    assert "should be 'none', 'params' or 'flops'" in line or "should be 'pre' or 'post'" in line
+
+    assert mentions(line, "hold ... 'none'") or mentions(line, "spectra.sites ... 'pre'")
 
 
 @pytest.mark.parametrize(
@@ -274,12 +282,13 @@ def test_a_wrong_item_of_a_list_is_one_mistake_and_not_two(more):
 def test_a_number_beyond_any_model_is_named_with_its_bound(override):
     message = refused(MINIMAL, override)
     assert message.startswith(f"mini.yaml, --set {override}: ")
-    assert "should be less than or equal to 1" in message or "to 99999999" in message
+
+    assert re.search(r" 1(0*|e\+?\d+)\b| 9{8}\b", message.partition(f"{override}: ")[2])
 
 
 def test_waiting_for_nodes_needs_a_device_that_is_known():
     message = refused(MINIMAL, "wait_for_nodes=true")
-    assert "wait_for_nodes true needs device: cpu or device: cuda" in message
+    assert mentions(message, "wait_for_nodes ... device: cpu ... device: cuda")
     assert parse(MINIMAL, "wait_for_nodes=true", "device=cpu").resources.wait_for_nodes
 
 
@@ -291,21 +300,23 @@ def test_every_mistake_is_named_at_once():
 
 def test_explicit_widths_leave_no_room_for_a_budget():
     text = replaced("width_multiplier: [1, 2.67, 4]", "ffn_width: [64]") + "hold: params\n"
-    assert "use grid.width_multiplier, or hold: none" in refused(text)
+    assert mentions(refused(text), "grid.width_multiplier ... hold: none")
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "just words", "3"])
 def test_a_file_that_is_no_mapping_is_refused(text):
-    assert "mini.yaml: a sweep file is a mapping of keys such as name" in refused(text)
+    assert refused(text).startswith("mini.yaml: ")
 
 
 def test_a_file_that_is_not_there_is_bad_input(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere.yaml' cannot be read: No such file"):
+
+    with pytest.raises(InputError, match=rf"nowhere\.yaml.*{os.strerror(errno.ENOENT)}"):
         load_sweep(tmp_path / "nowhere.yaml")
 
 
 def test_a_directory_is_bad_input(tmp_path):
-    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+
+    with pytest.raises(InputError, match=f"{tmp_path}.*{os.strerror(errno.EISDIR)}"):
         load_sweep(tmp_path)
 
 

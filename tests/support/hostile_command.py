@@ -103,8 +103,9 @@ def disarm(patched: pytest.MonkeyPatch, *, server: bool = False) -> None:
         patched.setattr(f"orchestrator.run.{name}", _stop)
     patched.setattr("trainers.train.train", _stop)
     patched.setattr("orchestrator.mlflow.ui.os.execve", _serve)
-    for module in ("exporter_sweep", "exporter_identity"):
-        patched.setattr(f"orchestrator.{module}.Tracking", SilentTracking if server else _away)
+    tracking = SilentTracking if server else _away
+    for module in ("export_sweep", "identity"):
+        patched.setattr(f"orchestrator.mlflow.{module}.Tracking", tracking)
     patched.setattr("orchestrator.mlflow.reader.client_of", _away)
     patched.setenv("HF_HUB_OFFLINE", "1")
     for variable in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "WIDTHLAB_STORAGE"):

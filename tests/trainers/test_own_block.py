@@ -189,7 +189,7 @@ def test_what_is_no_number_of_weights_is_refused(with_block, value) -> None:
 
 def test_a_count_that_fails_is_an_input_error(with_block) -> None:
     source = SAME + "\n    @staticmethod\n    def matrix_weights(*_):\n        return {}[24]\n"
-    with pytest.raises(InputError, match="matrix_weights fails for D 24: KeyError: 24"):
+    with pytest.raises(InputError, match=r"matrix_weights .*D 24: KeyError: 24"):
         accounting.training_flops_per_token(with_block("SwiGLU", source).model)
 
 
@@ -250,9 +250,7 @@ def test_a_trial_is_refused_once_its_source_has_changed(with_block, trial, diary
     spec = with_block("DoubleGated")
     planned = spec.model_dump()
     planned["model"]["block"]["source_hash"] = "0123456789abcdef"
-    with pytest.raises(
-        InputError, match=r"has changed: its hash is .*planned with 0123456789abcdef"
-    ):
+    with pytest.raises(InputError, match=r"hash .*0123456789abcdef"):
         train(TrialSpec.model_validate(planned), trial, diary())
     assert trial.list(records.METRICS) == []
 
@@ -260,19 +258,19 @@ def test_a_trial_is_refused_once_its_source_has_changed(with_block, trial, diary
 def test_an_edit_under_a_running_process_is_noticed(with_block, tmp_path) -> None:
     block = with_block("DoubleGated").model.block
     (tmp_path / f"{block.path.partition(':')[0]}.py").write_text(DOCUMENTED + "\n# later\n")
-    with pytest.raises(InputError, match="edited since this process imported it"):
+    with pytest.raises(InputError, match="edited since"):
         check_block.check(block)
 
 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("no_such_module:Class", "there is no module no_such_module. The folder that holds it"),
-        ("no_such.module:Class", "there is no module no_such. The folder"),
-        ("{}:Nothing", r"has no module class Nothing; it has SwiGLU"),
-        ("{}:F", r"has no module class F"),
-        ("{}", r"must be written package\.module:Class"),
-        ("a b:C", r"must be written package\.module:Class"),
+        ("no_such_module:Class", "no_such_module"),
+        ("no_such.module:Class", r"no_such\b"),
+        ("{}:Nothing", r"Nothing.* SwiGLU"),
+        ("{}:F", r"class F\b"),
+        ("{}", r"package\.module:Class"),
+        ("a b:C", r"package\.module:Class"),
     ],
 )
 def test_a_path_to_nothing_is_an_input_error(user_module, path, message) -> None:
@@ -283,18 +281,18 @@ def test_a_path_to_nothing_is_an_input_error(user_module, path, message) -> None
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("import no_such_dependency", "fails when it is imported: ModuleNotFoundError"),
-        ("def f(:", "fails when it is imported: SyntaxError"),
-        ("raise SystemExit(3)", "fails when it is imported: SystemExit: 3"),
-        ("1 / 0", "fails when it is imported: ZeroDivisionError: division by zero"),
+        ("import no_such_dependency", "ModuleNotFoundError"),
+        ("def f(:", "SyntaxError"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("1 / 0", "ZeroDivisionError"),
         (SAME.replace("width):\n", "width):\n        replaces\n"), "NameError"),
-        (SAME.replace("nonlinearity_input", "other"), "cannot be made .* no attribute 'nonlin"),
+        (SAME.replace("nonlinearity_input", "other"), "attribute 'nonlin"),
         (
             SAME.replace("self.gate =", "self.g = self.gate ="),
             r"g\.weight and .*gate\.weight are one",
         ),
-        (SAME.replace("self.width = width", "self.width = 7"), "its width is 7, and it was made"),
-        (SAME.replace("Module):\n", "Module):\n    replaces = 'all'\n"), "may be ffn or block"),
+        (SAME.replace("self.width = width", "self.width = 7"), "width .*7"),
+        (SAME.replace("Module):\n", "Module):\n    replaces = 'all'\n"), "ffn or block"),
     ],
 )
 def test_a_class_that_cannot_be_used_is_an_input_error(with_block, source, message) -> None:
@@ -310,11 +308,11 @@ def test_a_process_that_cannot_import_it_says_so_and_trains_nothing(
     path = tmp_path / "spec.json"
     path.write_bytes(make_spec(model__block=block).to_json())
     assert main([str(path), "--out", trial.url]) == 2
-    assert "If you know it and trust it, say --block" in capsys.readouterr().err
+    assert "--block" in capsys.readouterr().err
     assert trial.list() == []
     assert main([str(path), "--out", trial.url, "--block", "no_such_module:Class"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "or be on PYTHONPATH, on every machine that trains" in line
+    assert "PYTHONPATH" in line
     assert trial.list(records.METRICS) == []
 
 

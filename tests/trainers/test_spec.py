@@ -186,7 +186,7 @@ def test_a_spec_of_the_first_version_is_read_under_the_id_that_it_has():
 
 def test_an_old_spec_whose_content_was_changed_is_told_by_its_id():
     changed = written_before() | {"replicate": 7}
-    with pytest.raises(InputError, match="says id 5f98526a76da but its content is trial"):
+    with pytest.raises(InputError, match="id 5f98526a76da "):
         parse_spec(json.dumps(changed), "spec.json")
 
 
@@ -197,15 +197,13 @@ def test_a_spec_written_by_hand_is_of_the_current_version():
 
 def test_a_spec_of_a_later_version_is_refused_with_the_versions_that_are_known():
     later = json.loads(spec().to_json()) | {"semantics_version": 3}
-    with pytest.raises(InputError, match=r"spec.json: .*version 3 is of a later.* knows 1 to 2"):
+    with pytest.raises(InputError, match=r"spec\.json: .*version 3 .* 1 to 2"):
         parse_spec(json.dumps(later), "spec.json")
 
 
 def test_only_the_current_version_is_trained():
     refuse_other_semantics(spec(), "spec.json")
-    with pytest.raises(
-        InputError, match=r"spec\.json: trial 5f98526a76da is of semantics version 1"
-    ):
+    with pytest.raises(InputError, match=r"spec\.json: trial 5f98526a76da .*version 1"):
         refuse_other_semantics(spec(semantics_version=1), "spec.json")
 
 
@@ -359,18 +357,18 @@ def test_a_spec_is_read_back_as_it_was_written():
 def test_a_spec_that_was_edited_by_hand_is_refused():
     content = json.loads(spec().to_json())
     content["training"]["steps"] = 3
-    with pytest.raises(InputError, match=rf"spec.json: says id {spec().id} but its content is"):
+    with pytest.raises(InputError, match=rf"spec\.json: .*id {spec().id} "):
         parse_spec(json.dumps(content), "spec.json")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "spec.json: not JSON"),
-        ("[]", "spec.json: a spec is a JSON object, not list"),
-        (json.dumps(GPT2 | {"replicas": 1}), "replicas: Extra inputs"),
-        (json.dumps(GPT2 | {"replicate": "0"}), "replicate: Input should be a valid integer"),
-        (json.dumps({k: v for k, v in GPT2.items() if k != "data"}), "data: Field required"),
+        ("{", r"spec\.json: .*JSON"),
+        ("[]", r"spec\.json: .*list"),
+        (json.dumps(GPT2 | {"replicas": 1}), "replicas: "),
+        (json.dumps(GPT2 | {"replicate": "0"}), "replicate: .*integer"),
+        (json.dumps({k: v for k, v in GPT2.items() if k != "data"}), "data: "),
     ],
 )
 def test_a_broken_spec_is_refused_by_name_and_place(text, message):
@@ -381,60 +379,63 @@ def test_a_broken_spec_is_refused_by_name_and_place(text, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model__head_dim": 24}, "head_dim 24 does not divide d_model 64"),
-        ({"model__ffn_widths": [256, 0]}, "D = 0 must be at least 1"),
-        ({"model__ffn_widths": []}, "at least 1 item"),
+        ({"model__head_dim": 24}, "head_dim 24 .*d_model 64"),
+        ({"model__ffn_widths": [256, 0]}, "D = 0 .*1"),
+        ({"model__ffn_widths": []}, r"ffn_widths\n.* 1 item"),
         (
             {"model__architecture": "llama", "model__d_model": 9, "model__head_dim": 3},
-            "head_dim 3 must be even",
+            "head_dim 3 .*even",
         ),
-        ({"training__batch_tokens": 2000}, "not a multiple of the context 64; the nearest is 1984"),
-        ({"training__batch_tokens": 10}, "the nearest is 64"),
-        ({"training__learning_rate": 0}, "greater than 0"),
+        ({"training__batch_tokens": 2000}, "batch_tokens 2000 .* 64; .*1984"),
+        ({"training__batch_tokens": 10}, "batch_tokens 10 .*64"),
+        ({"training__learning_rate": 0}, r"learning_rate\n.* 0"),
         ({"training__learning_rate": float("nan")}, "finite"),
-        ({"layout": {"workers": 3}}, "32 sequences cannot be shared evenly by 3 workers"),
-        ({"layout": {"workers": 2, "micro_batch": 5}}, "micro_batch 5 does not divide the 16"),
-        ({"spectra__tokens": 32}, "spectra.tokens 32 is less than one context of 64"),
-        ({"evaluation__tokens": 32}, "evaluation.tokens 32 is less than one context of 64"),
-        ({"spectra__sites": ["post", "post"]}, "names a site twice"),
-        ({"data__tokenizer_hash": ""}, "at least 8 characters"),
+        ({"layout": {"workers": 3}}, "32 sequences .*3 workers"),
+        ({"layout": {"workers": 2, "micro_batch": 5}}, "micro_batch 5 .*16"),
+        ({"spectra__tokens": 32}, r"spectra\.tokens 32 .*64"),
+        ({"evaluation__tokens": 32}, r"evaluation\.tokens 32 .*64"),
+        ({"spectra__sites": ["post", "post"]}, "site twice"),
+        ({"data__tokenizer_hash": ""}, r"tokenizer_hash\n.* 8 "),
         # the model
-        ({"model__norm": "prenorm"}, "'prenorm' should be one of pre, post, mix, lns, sandwich"),
-        ({"model__kv_heads": 3}, "kv_heads 3 does not divide the 4 heads of d_model 64"),
-        ({"model__kv_heads": 8}, "kv_heads 8 does not divide the 4 heads"),
-        ({"model__kv_heads": 0}, "greater than or equal to 1"),
-        ({"model__norm": "mix"}, "post_layers 0 with norm mix and depth 2: .* here 1 to 2"),
+        ({"model__norm": "prenorm"}, "'prenorm' .*pre, post, mix, lns, sandwich"),
+        ({"model__kv_heads": 3}, "kv_heads 3 .*4 heads of d_model 64"),
+        ({"model__kv_heads": 8}, "kv_heads 8 .*4 heads"),
+        ({"model__kv_heads": 0}, r"kv_heads\n.* 1"),
+        ({"model__norm": "mix"}, "post_layers 0 .*norm mix .*depth 2: .* 1 to 2"),
         (
             {"model__norm": "mix", "model__post_layers": 3},
-            "post_layers 3 with norm mix and depth 2: .* here 1 to 2",
+            "post_layers 3 .*norm mix .*depth 2: .* 1 to 2",
         ),
-        ({"model__post_layers": 1}, "post_layers 1 with norm pre and depth 2: .* here 0 to 0"),
-        ({"model__activation": "silu"}, "'gelu', 'relu', 'relu2', 'swiglu' or 'geglu'"),
+        ({"model__post_layers": 1}, "post_layers 1 .*norm pre .*depth 2: .* 0 to 0"),
+        (
+            {"model__activation": "silu"},
+            r"activation\n.*'gelu', 'relu', 'relu2', 'swiglu' or 'geglu'",
+        ),
         (
             {
                 "model__block": {"path": "blocks:Mine", "source_hash": "01234567"},
                 "model__ffn_weight": "weight_norm",
             },
-            "ffn_weight weight_norm is of widthlab's own FFN, which model.block replaces",
+            r"ffn_weight weight_norm .*model\.block",
         ),
-        ({"model__block": {"path": "Mine", "source_hash": "01234567"}}, "should match pattern"),
+        ({"model__block": {"path": "Mine", "source_hash": "01234567"}}, r"path\n.*pattern"),
         # the training
-        ({"training__optimizer": "muon"}, "gradient_clipping 1.0 with muon: .*; use 0"),
-        ({"training__momentum": 0.9}, "momentum 0.9 is of muon; adamw has beta1"),
+        ({"training__optimizer": "muon"}, r"gradient_clipping 1\.0 .*muon: .*; use 0"),
+        ({"training__momentum": 0.9}, r"momentum 0\.9 .*muon; adamw .*beta1"),
         (
             {"training__decay_fraction": 0.3},
-            "decay_fraction 0.3 is of the schedule wsd; cosine decays from the end of the warm-up",
+            r"decay_fraction 0\.3 .*wsd; cosine ",
         ),
         (
             {"training__warmup_steps": 5, "training__warmup_fraction": 0.2},
-            "warmup_steps 5 and warmup_fraction 0.2 both say how long",
+            r"warmup_steps 5 and warmup_fraction 0\.2 ",
         ),
-        ({"training__warmup_steps": 251}, "warmup_steps 251 is more than the 250 steps"),
+        ({"training__warmup_steps": 251}, "warmup_steps 251 .*250"),
         (
             {"training__schedule": "wsd", "training__warmup_steps": 201},
-            "warm-up of 201 steps reaches into the decay, which begins after 200 of 250",
+            "201 steps .*200 of 250",
         ),
-        ({"training__schedule": "wsd", "training__decay_fraction": 0.0}, "greater than 0"),
+        ({"training__schedule": "wsd", "training__decay_fraction": 0.0}, r"decay_fraction\n.* 0"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(changes, message):
@@ -445,18 +446,18 @@ def test_what_cannot_be_trained_is_refused(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model__norm": "pre"}, "norm pre does not go with architecture ngpt"),
-        ({"model__ffn_weight": "hyperspherical"}, "ffn_weight hyperspherical does not go with"),
-        ({"model__kv_heads": 2}, "kv_heads 2 does not go with ngpt: its learned scale"),
-        ({"model__tie_embeddings": True}, "tie_embeddings True does not go with ngpt"),
-        ({"model__activation": "geglu"}, "activation geglu does not go with ngpt"),
-        ({"model__qk_norm": True}, "qk_norm True does not go with ngpt: it normalises"),
-        ({"model__initialisation": "depth_scaled"}, "initialisation depth_scaled does not go"),
+        ({"model__norm": "pre"}, "norm pre .*ngpt"),
+        ({"model__ffn_weight": "hyperspherical"}, "ffn_weight hyperspherical .*ngpt"),
+        ({"model__kv_heads": 2}, "kv_heads 2 .*ngpt: .*scale"),
+        ({"model__tie_embeddings": True}, "tie_embeddings True .*ngpt"),
+        ({"model__activation": "geglu"}, "activation geglu .*ngpt"),
+        ({"model__qk_norm": True}, "qk_norm True .*ngpt: .*normalises"),
+        ({"model__initialisation": "depth_scaled"}, "initialisation depth_scaled .*ngpt"),
         (
             {"model__block": {"path": "blocks:Mine", "source_hash": "01234567"}},
-            "block .* does not go with ngpt",
+            "block .*ngpt",
         ),
-        ({"training__weight_decay": 0.1}, "weight_decay 0.1 does not go with ngpt: .*; use 0"),
+        ({"training__weight_decay": 0.1}, r"weight_decay 0\.1 .*ngpt: .*; use 0"),
     ],
 )
 def test_what_ngpt_leaves_no_choice_of_is_refused_with_its_reason(changes, message):
@@ -472,7 +473,7 @@ def test_what_ngpt_leaves_no_choice_of_is_refused_with_its_reason(changes, messa
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_ngpts_placement_is_of_ngpt_alone(architecture):
-    with pytest.raises(ValidationError, match=f"norm ngpt does not go with .* {architecture}"):
+    with pytest.raises(ValidationError, match=f"norm ngpt .* {architecture}"):
         spec(model__architecture=architecture, model__norm="ngpt")
 
 

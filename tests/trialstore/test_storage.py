@@ -329,7 +329,7 @@ def test_no_key_leaves_the_root(storage: Storage, tmp_path: Path, key: str) -> N
         lambda: storage.child(key),
     ]
     for use in uses:
-        with pytest.raises(ValueError, match="must be relative and stay inside the root"):
+        with pytest.raises(ValueError, match=r"root"):
             use()
     assert (tmp_path / "outside").read_bytes() == b"secret"
 
@@ -374,7 +374,7 @@ def test_a_folder_whose_name_begins_like_a_home_folder_is_a_folder(
     monkeypatch.chdir(tmp_path)
     assert open_storage("./~nobody-is-called-so").url == str(tmp_path / "~nobody-is-called-so")
     assert open_storage("~/runs").url == str(Path.home() / "runs")
-    with pytest.raises(InputError, match="home directory"):
+    with pytest.raises(InputError, match="~nobody-is-called-so"):
         open_storage("~nobody-is-called-so")
 
 
@@ -415,9 +415,9 @@ def test_a_child_of_a_url_keeps_its_options() -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("nonsense://bucket", "'nonsense://bucket' cannot be opened.*use a local path or a URL"),
-        ("://", "'://' cannot be opened"),
-        ("mock:///", "'mock:///' names no bucket or folder"),
+        ("nonsense://bucket", "'nonsense://bucket'.*s3://"),
+        ("://", "'://'"),
+        ("mock:///", "'mock:///'.*bucket"),
     ],
 )
 def test_a_url_that_cannot_be_opened_is_bad_input(url: str, message: str) -> None:
@@ -540,6 +540,6 @@ def test_a_store_that_is_away_when_its_url_is_opened_is_no_bad_input(
 
 
 def test_a_url_that_cannot_be_read_is_told_as_it_was_given() -> None:
-    with pytest.raises(InputError, match="cannot be opened") as refused:
+    with pytest.raises(InputError, match="s3://buc ket/runs") as refused:
         open_storage("s3://buc ket/runs?region=eu")
     assert "allow_delayed_open" not in str(refused.value)
