@@ -19,7 +19,6 @@ from exporter_bench import (
 
 from orchestrator.mlflow.export_sweep import Exporter
 from orchestrator.mlflow.tracking import ServerAwayError, Tracking
-from orchestrator.mlflow.trial_run import FINISHED_TAG
 from trialstore import records
 from trialstore.records import encode_json
 
@@ -283,7 +282,7 @@ def test_files_that_could_not_be_stored_are_sent_at_the_end(
         patched.setattr(Tracking, "send_artifact", away)
         report = exporter.sync_once()
         assert (report.refused, report.fileless, report.complete) == (0, 3, False)
-        assert FINISHED_TAG in three.child(0).data.tags  # the numbers are complete
+        assert "widthlab.finished_ms" in three.child(0).data.tags  # the numbers are complete
     assert exporter.finish().complete
     assert_whole(three)
 
