@@ -149,12 +149,6 @@ def random_tokens() -> Callable[..., Tensor]:
     return make
 
 
-@pytest.fixture
-def trial(tmp_path: Path) -> LocalStorage:
-    """A trial's directory, which is not there yet."""
-    return LocalStorage(tmp_path / "trial")
-
-
 class Killed(Exception):  # noqa: N818 (an event, not a mistake)
     """What a `Diary` raises to cut a trial off."""
 
