@@ -33,9 +33,10 @@ faults: $(READY)  ## kill everything there is at random moments, and compare
 
 # What each dependency is used for, and Ray, MLflow and S3 once.
 FLOORS := $(addprefix tests/analysis/test_,fit_table.py laws.py loss_optimum.py report.py table.py) \
-  $(addprefix tests/trialstore/test_,records.py storage.py) \
+  $(addprefix tests/trialstore/test_,open_storage.py records.py storage.py storage_away.py) \
   $(addprefix tests/trainers/test_,checkpoint.py data_hub.py data_store.py data_text_files.py \
-    data_tokenizer.py engine.py export.py optimizer.py own_block.py spec.py train.py zero.py) \
+    data_tokenizer.py engine.py export.py optimizer.py own_block.py spec.py spec_refused.py \
+    train.py zero.py) \
   $(addprefix tests/orchestrator/test_,cli.py fit.py from_mlflow.py exporter.py odd_names.py plan.py \
     run.py sweep_file.py) \
   tests/faults/test_object_store.py

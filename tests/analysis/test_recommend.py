@@ -1,7 +1,6 @@
 """Claims about verdicts: what was planted is found, the rest is refused with a way on."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,24 +8,19 @@ import numpy as np
 import pytest
 import yaml
 from messages import mentions
+from verdicts import Build, verdicts
 
 from analysis.laws.power_law import PowerLaw
 from analysis.laws.spectral import SpectralStop
 from analysis.tables.sweep_tables import load_sweep
-from analysis.verdict.recommend import GroupVerdict, recommend
+from analysis.verdict.recommend import recommend
 from trialstore.errors import InputError
 from trialstore.records import encode_json
-from trialstore.storage import LocalStorage
 
-Build = Callable[..., LocalStorage]
 KEYS = {
     *("group", "verdict", "width_multiplier", "interval", "rule"),
     *("alternatives", "evidence", "caveats", "run_next"),
 }
-
-
-def verdicts(sweep: LocalStorage) -> list[GroupVerdict]:
-    return list(recommend(load_sweep(sweep)).groups)
 
 
 def planted(**truth: Any) -> dict[tuple[str, str], Any]:
@@ -292,38 +286,6 @@ def test_a_target_beyond_one_size_is_refused_with_what_it_needs(build_sweep: Bui
     assert recommendation.to_dict()["transfer"][0]["target"] == target
 
 
-def tunable(build_sweep: Build, rates: list[float], **options: Any) -> LocalStorage:
-    """A sweep with learning rates whose losses are made up to be alike."""
-    return build_sweep(seeds=[0, 1], rates=rates, **options)
-
-
-@pytest.mark.long
-def test_three_learning_rates_give_a_verdict_with_each_width_at_its_own(
-    build_sweep: Build,
-) -> None:
-    tuned, *each = verdicts(tunable(build_sweep, [2e-3, 4e-3, 8e-3]))
-    assert tuned.group["learning_rate"] == "tuned per width"
-    assert tuned.interval is not None
-    assert tuned.interval[0] < 2.8 < tuned.interval[1]
-    assert [verdict.group["learning_rate"] for verdict in each] == [2e-3, 4e-3, 8e-3]
-    assert any("its own learning rate" in caveat for caveat in tuned.caveats)
-    assert all("tuned per width" in " ".join(verdict.caveats) for verdict in each)
-    assert set(tuned.spectral.used["learning_rate"]) == {tuned.tuned.common_rate}
-    assert len(tuned.to_dict()["learning_rates"]) == 7
-    edges = tuned.tuned.edges
-    asked = [cells for cells in tuned.run_next if "learning rate" in cells.why]
-    assert bool(edges) == bool(asked)
-    for cells in asked:
-        assert cells.grid["learning_rate"][0] in (1e-3, 16e-3)
-
-
-@pytest.mark.long
-def test_two_learning_rates_are_not_tuned(build_sweep: Build) -> None:
-    found = verdicts(tunable(build_sweep, [2e-3, 4e-3]))
-    assert [verdict.group["learning_rate"] for verdict in found] == [2e-3, 4e-3]
-    assert all(verdict.tuned is None for verdict in found)
-
-
 @pytest.mark.long
 def test_a_loss_that_is_not_finite_is_left_out_and_counted(build_sweep: Build) -> None:
     tables = load_sweep(build_sweep(seeds=[0, 1, 2]))
@@ -358,49 +320,6 @@ def test_an_integer_axis_stays_one_beside_groups_that_leave_it_open(build_sweep:
     found = verdicts(sweep)
     assert {type(verdict.group["kv_heads"]) for verdict in found} == {int, type(None)}
     assert any("kv heads 2" in verdict.label.split(", ") for verdict in found)
-
-
-@pytest.mark.long
-def test_widths_that_broke_down_in_the_middle_part_those_that_are_equivalent(
-    build_sweep: Build,
-) -> None:
-    (verdict,) = verdicts(
-        build_sweep(
-            seeds=[0, 1, 2],
-            outcomes=lambda cell: (
-                "diverged" if cell.multiplier == 2.67 and cell.seed == 0 else "completed"
-            ),
-        )
-    )
-    assert verdict.width_multiplier == pytest.approx(2.0)
-    assert "2x and 4x are equivalent" in verdict.sentence
-
-
-@pytest.mark.long
-def test_a_headline_beyond_the_tolerance_says_why_no_other_is_within_it(
-    build_sweep: Build,
-) -> None:
-    (verdict,) = verdicts(
-        build_sweep(
-            seeds=[0, 1, 2],
-            outcomes=lambda cell: (
-                "diverged" if cell.multiplier in (2, 2.67, 4) and cell.seed == 0 else "completed"
-            ),
-        )
-    )
-    assert verdict.width_multiplier is not None
-    (caveat,) = (text for text in verdict.caveats if text.startswith("No width"))
-    assert "collapsed or diverged" in caveat
-    assert "noise" not in caveat
-    assert "that broke down nowhere" in verdict.rule
-
-
-@pytest.mark.long
-def test_where_every_width_broke_down_narrower_ones_are_asked_for(build_sweep: Build) -> None:
-    (verdict,) = verdicts(build_sweep(seeds=[0, 1, 2], outcomes=lambda cell: "diverged"))
-    (cells,) = verdict.run_next
-    assert "every width broke down" in cells.why
-    assert cells.grid["width_multiplier"] == [0.5, 0.75]
 
 
 @pytest.mark.long

@@ -4,31 +4,12 @@ import json
 import sys
 
 import pytest
+from own_ffn import CUBED
 from transformers import AutoModelForCausalLM
 
 from orchestrator.cli import __main__ as cli
 from trainers import check_block
 from trainers.train import train
-
-BLOCK = """
-import torch
-from torch import nn
-
-
-class Cubed(nn.Module):
-    def __init__(self, config, width):
-        super().__init__()
-        self.width = width
-        self.up = nn.Linear(config.d_model, width)
-        self.down = nn.Linear(width, config.d_model)
-
-    @property
-    def nonlinearity_input(self):
-        return self.up
-
-    def forward(self, x):
-        return self.down(torch.relu(self.up(x)) ** 3)
-"""
 
 
 @pytest.fixture
@@ -93,7 +74,7 @@ def test_a_block_is_found_in_the_working_directory_and_travels(
 ) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
-    (folder / "cubed_block.py").write_text(BLOCK)
+    (folder / "cubed_block.py").write_text(CUBED)
     with monkeypatch.context() as patch:
         patch.syspath_prepend(folder)
         block = check_block.resolve("cubed_block:Cubed")

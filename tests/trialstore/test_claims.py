@@ -6,6 +6,7 @@ from itertools import permutations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from owners import name_owners
 from storages import ScriptedStorage, meeting
 
 from trialstore import claims as fence_module
@@ -66,10 +67,7 @@ def test_of_many_that_take_a_trial_at_once_one_holds_it(tmp_path, takers) -> Non
 def test_wherever_two_takers_meet_no_two_hold_and_no_number_is_used_twice(
     tmp_path, monkeypatch, moment, names
 ) -> None:
-    owners = iter(names)
-    monkeypatch.setattr(
-        fence_module.uuid, "uuid4", lambda: type("Id", (), {"hex": next(owners) * 32})
-    )
+    name_owners(monkeypatch, fence_module, names)
     trial, taken = ScriptedStorage(tmp_path), []
 
     def attempt() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from owners import name_owners
 from storages import ScriptedStorage, meeting
 
 from trialstore import driver_lease
@@ -264,6 +265,15 @@ def test_it_beats(tmp_path: Path, fast_heartbeat: None):
 # --- at the same moment --------------------------------------------------------------------
 
 
+def begins(stack: ExitStack, sweep: LocalStorage) -> bool:
+    """Whether a driver that begins is not refused; it drives until the stack is closed."""
+    try:
+        stack.enter_context(driving(sweep))
+    except InputError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("parties", [2, 6])
 def test_of_many_that_begin_at_once_one_drives(tmp_path: Path, parties: int):
     sweep = ScriptedStorage(tmp_path)
@@ -274,11 +284,7 @@ def test_of_many_that_begin_at_once_one_drives(tmp_path: Path, parties: int):
 
     def drive(_: int) -> bool:
         with ExitStack() as stack:
-            try:
-                stack.enter_context(driving(sweep))
-                drives = True
-            except InputError:
-                drives = False
+            drives = begins(stack, sweep)
             ended.wait(30)  # it drives until all others have been refused
         return drives
 
@@ -294,21 +300,14 @@ def test_wherever_a_second_one_begins_there_are_never_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int, owners: str
 ):
     """The second runs as far as it gets at a moment of the first's beginning."""
-    names = iter(owners)
-    monkeypatch.setattr(
-        driver_lease.uuid, "uuid4", lambda: type("Id", (), {"hex": next(names) * 32})
-    )
+    name_owners(monkeypatch, driver_lease, owners)
     monkeypatch.setattr(driver_lease, "HEARTBEAT_S", 1e6)
     sweep = LocalStorage(tmp_path)
     second = Second(sweep)
     first = ScriptedStorage(tmp_path)
     first.after("put list", lambda _: second.begin(), skip=moment - 1, times=1)
     with ExitStack() as stack:
-        try:
-            stack.enter_context(driving(first))
-            drives = True
-        except InputError:
-            drives = False
+        drives = begins(stack, first)
         second.wait()
         assert drives + second.drives <= 1
         assert drives or second.drives

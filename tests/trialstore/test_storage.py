@@ -13,15 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import fs
-from s3_server import CREDENTIALS, S3Server
+from s3_server import S3Server
 
-from trialstore.errors import InputError
 from trialstore.storage import (
     ArrowStorage,
     LocalStorage,
     Storage,
-    StorageFullError,
-    is_away,
     open_storage,
 )
 
@@ -344,150 +341,6 @@ def test_a_key_that_is_taken_is_a_path_below_the_root(key: str) -> None:
     assert Path(os.path.normpath(path)).is_relative_to("/some/root")
 
 
-# --- opening -------------------------------------------------------------------------------
-
-
-def test_paths_and_file_urls_are_local(tmp_path: Path) -> None:
-    for location in (tmp_path, str(tmp_path), f"file://{tmp_path}"):
-        storage = open_storage(location)
-        assert isinstance(storage, LocalStorage)
-        assert storage.root == tmp_path
-
-
-def test_opening_creates_nothing(tmp_path: Path) -> None:
-    open_storage(tmp_path / "new").list()
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_relative_path_does_not_follow_a_change_of_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    storage = open_storage("sweeps")
-    monkeypatch.chdir("/")
-    assert storage.url == str(tmp_path / "sweeps")
-
-
-def test_a_folder_whose_name_begins_like_a_home_folder_is_a_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert open_storage("./~nobody-is-called-so").url == str(tmp_path / "~nobody-is-called-so")
-    assert open_storage("~/runs").url == str(Path.home() / "runs")
-    with pytest.raises(InputError, match="~nobody-is-called-so"):
-        open_storage("~nobody-is-called-so")
-
-
-def test_a_url_is_opened_by_pyarrow() -> None:
-    storage = open_storage("mock:///bucket/sweeps")
-    storage.put("a", b"1")
-    assert isinstance(storage, ArrowStorage)
-    assert (storage.url, storage.get("a")) == ("mock:///bucket/sweeps", b"1")
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "s3://key:s3cret@bucket/runs",
-        "s3://key:s3cret@bucket?region=eu",
-        "s3://key:/s3cret/@bucket/runs",
-        "s3://key:s3/cret@bucket/runs",
-        "hdfs://user:s3cret@host:8020/runs",
-    ],
-)
-def test_a_secret_in_a_url_is_refused_and_not_repeated(url: str) -> None:
-    with pytest.raises(InputError, match="AWS_SECRET_ACCESS_KEY") as refused:
-        open_storage(url)
-    assert "cret" not in str(refused.value).replace("names a secret", "")
-
-
-@pytest.mark.parametrize("url", ["mock:///a:b@c", "gs://anonymous@bucket/a", "/home/me:you@x"])
-def test_what_is_no_secret_is_not_taken_for_one(url: str) -> None:
-    assert open_storage(url).url == url
-
-
-def test_a_child_of_a_url_keeps_its_options() -> None:
-    """Workers open the child's URL again: an S3 endpoint must not be lost on the way."""
-    storage = ArrowStorage(fs._MockFileSystem(), "bucket", "s3://bucket/?endpoint_override=host")
-    assert storage.child("a").child("b").url == "s3://bucket/a/b?endpoint_override=host"
-
-
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("nonsense://bucket", "'nonsense://bucket'.*s3://"),
-        ("://", "'://'"),
-        ("mock:///", "'mock:///'.*bucket"),
-    ],
-)
-def test_a_url_that_cannot_be_opened_is_bad_input(url: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        open_storage(url)
-
-
-def test_an_object_of_a_url_is_named_before_the_options() -> None:
-    storage = ArrowStorage(fs._MockFileSystem(), "bucket/runs", "s3://bucket/runs?region=eu")
-    assert storage.url_of("report/report.html") == "s3://bucket/runs/report/report.html?region=eu"
-    assert storage.name == "runs"
-
-
-# --- a storage that does not answer --------------------------------------------------------
-
-
-S3_SAYS = "When listing objects under key 'x/' in bucket 'b': AWS Error {} operation: x"
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.EIO, "Input/output error"),
-        OSError(errno.ESTALE, "Stale file handle"),
-        TimeoutError(errno.ETIMEDOUT, "Connection timed out"),
-        OSError(S3_SAYS.format("SLOW_DOWN during ListObjectsV2")),
-        OSError(S3_SAYS.format("UNKNOWN (HTTP status 503) during HeadObject")),
-        OSError(S3_SAYS.format("UNKNOWN (HTTP status 429) during HeadObject")),
-        OSError("google::cloud::Status(UNAVAILABLE: Retry policy exhausted, with a last message"),
-    ],
-)
-def test_what_a_storage_says_that_does_not_answer(error: OSError) -> None:
-    assert is_away(error)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        FileNotFoundError(errno.ENOENT, "No such file"),
-        PermissionError(errno.EACCES, "Permission denied"),
-        StorageFullError(errno.ENOSPC, "No space left on device"),
-        OSError(S3_SAYS.format("ACCESS_DENIED during PutObject")),
-        OSError(S3_SAYS.format("NO_SUCH_BUCKET during PutObject")),
-        OSError(S3_SAYS.format("UNKNOWN (HTTP status 400) during HeadObject")),
-        OSError("INTERNAL is how the data are called"),
-        RuntimeError("AWS Error SLOW_DOWN"),
-    ],
-)
-def test_what_it_says_that_has_answered(error: Exception) -> None:
-    assert not is_away(error)
-
-
-@pytest.mark.parametrize("scheme", ["s3", "gs"])
-@pytest.mark.long
-def test_an_object_store_that_nobody_serves_is_away(
-    scheme: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-    who, options = {
-        "s3": ("", "region=us-east-1"),
-        "gs": ("anonymous@", "retry_limit_seconds=1"),
-    }[scheme]
-    url = f"{scheme}://{who}bucket/runs?scheme=http&endpoint_override=127.0.0.1:9&{options}"
-    storage = open_storage(url)
-    with pytest.raises(OSError, match="onnect to server") as caught:
-        storage.list()
-    assert is_away(caught.value)
-
-
 # --- S3 --------------------------------------------------------------------------------------
 
 
@@ -523,23 +376,3 @@ def test_more_objects_than_an_answer_names_are_all_listed(s3: S3Server) -> None:
     for key in keys:
         storage.put(key, b"")
     assert storage.list() == storage.list("parts") == keys
-
-
-def test_a_store_that_is_away_when_its_url_is_opened_is_no_bad_input(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """pyarrow asks for the region of a bucket whose URL does not tell it."""
-
-    def from_uri(url: str) -> None:
-        raise OSError(S3_SAYS.format("NETWORK_CONNECTION during HeadBucket"))
-
-    monkeypatch.setattr(fs, "FileSystem", type("FileSystem", (), {"from_uri": from_uri}))
-    with pytest.raises(OSError, match="NETWORK_CONNECTION") as caught:
-        open_storage("s3://bucket/runs")
-    assert is_away(caught.value)
-
-
-def test_a_url_that_cannot_be_read_is_told_as_it_was_given() -> None:
-    with pytest.raises(InputError, match="s3://buc ket/runs") as refused:
-        open_storage("s3://buc ket/runs?region=eu")
-    assert "allow_delayed_open" not in str(refused.value)
