@@ -1,7 +1,10 @@
-"""What a sweep survives: every fault at random moments, compared with an undisturbed run.
+"""Faults: processes are killed, nodes are lost, disks fill up, and the sweep ends the same.
+
+The tests beside this file kill some of it. The matrix takes every fault at random moments and
+compares with an undisturbed run:
 
     python -m tests.faults [--moments 3] [--only NAME ...] [--keep DIR]
 
-Real processes throughout: the command itself, Ray nodes, MLflow servers; signals and damaged files
-are the faults. See `faults` for what is done and `checks` for what must hold afterwards.
+Everything is real: the command itself, Ray nodes, MLflow servers; signals and damaged files are the
+faults. `faults.py` lists them, `checks.py` says what must hold afterwards.
 """

@@ -13,7 +13,6 @@ from orchestrator.mlflow.tracking import embedded_uri
 from trialstore.records import get_json
 from trialstore.storage import LocalStorage
 
-from . import __doc__ as description
 from .checks import differences, lost, wrong_points
 from .faults import Fault, faults
 from .mlflow_server import MlflowServer
@@ -29,7 +28,9 @@ Undisturbed = dict[str, dict[str, dict[str, Any]]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(description).splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description="Take a sweep through every fault at random moments and compare the results."
+    )
     parser.add_argument("--moments", type=int, default=3, help="random moments of each fault")
     parser.add_argument("--only", nargs="*", default=[], help="words in the names of the faults")
     parser.add_argument("--seed", type=int, default=0)
