@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from messages import mentions
 
 from trainers.data.corpus import open_corpus
 from trainers.data.documents import Split
@@ -81,10 +82,10 @@ def test_splits_of_its_own_that_are_not_read_are_said(tmp_path: Path) -> None:
     assert opened(path).remarks == ()
     shutil.copy(path / "train.jsonl", path / "validation.jsonl")
     (said,) = opened(path).remarks
-    assert said == (
-        "split 'validation' of the data set is not read; heldout: validation holds out that one"
-    )
-    assert "is not read" not in " ".join(opened(path, heldout="validation").remarks)
+
+    assert mentions(said, "'validation' ... heldout: validation")
+    remarks = " ".join(opened(path, heldout="validation").remarks)
+    assert "heldout: validation" not in remarks
 
 
 def test_the_split_that_the_user_names_is_held_out(tmp_path: Path) -> None:
@@ -94,11 +95,11 @@ def test_the_split_that_the_user_names_is_held_out(tmp_path: Path) -> None:
     corpus = opened(path, heldout={"split": "validation"})
     assert texts(corpus, "train") == TEXTS
     assert texts(corpus, "heldout") == ["document  7", "another", "a third"]
-    assert corpus.split_rule == "split 'validation' of the data set is held out"
-    assert corpus.remarks == (
-        "1 documents that are trained on stand among the 3 held-out ones too, but for white space "
-        "or Unicode form: on those the held-out loss is that of known text",
-    )
+
+    assert "'validation'" in corpus.split_rule
+
+    (remark,) = corpus.remarks
+    assert mentions(remark, "1 documents ... 3 held-out")
     assert opened(path, heldout="validation").fingerprint == corpus.fingerprint
     two = opened(path, heldout={"split": "validation", "documents": 2})
     assert texts(two, "heldout") == ["document  7", "another"]
