@@ -170,9 +170,9 @@ def test_a_directory_that_is_no_sweep_is_refused_with_the_way_out(tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name: small\n", "sweep.yaml"),
-        ("just words\n", "sweep.yaml"),
-        ("resolved: {trials: []}\n", "sweep.yaml"),
+        ("name: small\n", r"resolved\.trials"),
+        ("just words\n", r"resolved\.trials"),
+        ("resolved: {trials: []}\n", r"resolved\.trials"),
         ("resolved: {trials: [{axes: {}}]}\n", "id.*axes"),
         ("{", "YAML"),
     ],

@@ -226,7 +226,7 @@ def test_a_mistake_is_named_with_its_line_key_value_and_way_out(old, new, messag
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("hold: [none, none]", "hold: ... twice"),
+        ("hold: [none, none]", "hold ... twice"),
         ("hold: []", "hold: [] ... 1"),
         ("hold: {none: params}", "hold: {'none': 'params'} ... list"),
         ("hold: memory", "hold.0: 'memory' ... 'none' ... 'params' ... 'flops'"),
