@@ -178,7 +178,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert said.out == ""
     (line,) = said.err.splitlines()
     assert line.startswith("error: ")
-    assert message in line
+    assert mentions(line, message)
 
 
 @pytest.mark.processes
