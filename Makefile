@@ -32,15 +32,17 @@ wheel-check: $(READY)  ## build a wheel, and use it in a clean environment from 
 	$(BIN)/python -m pytest -m slow --timeout 3000 tests/widthlab/test_wheel.py
 
 faults: $(READY)  ## kill everything there is at random moments, and compare
-	$(BIN)/python -m benchmarks.fault_matrix
+	$(BIN)/python -m tests.faults
 
 # What each dependency is used for, and Ray, MLflow and S3 once.
 FLOORS := $(addprefix tests/analysis/test_,fit_table.py laws.py loss_optimum.py report.py table.py) \
-  $(addprefix tests/trialstore/test_,records.py storage.py) \
+  $(addprefix tests/trialstore/test_,open_storage.py records.py storage.py storage_away.py) \
   $(addprefix tests/trainers/test_,checkpoint.py data_hub.py data_store.py data_text_files.py \
-    data_tokenizer.py engine.py export.py optimizer.py own_block.py spec.py train.py zero.py) \
-  $(addprefix tests/orchestrator/test_,cli.py fit.py from_mlflow.py exporter.py object_store.py \
-    odd_names.py plan.py run.py sweep_file.py)
+    data_tokenizer.py engine.py export.py optimizer.py own_block.py spec.py spec_refused.py \
+    train.py zero.py) \
+  $(addprefix tests/orchestrator/test_,cli.py fit.py from_mlflow.py exporter.py odd_names.py plan.py \
+    run.py sweep_file.py) \
+  tests/faults/test_object_store.py
 
 floors:  ## try the lowest versions that the ranges of pyproject.toml admit
 	rm -rf build/floors

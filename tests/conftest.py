@@ -16,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 from s3_server import CREDENTIALS, S3Server
 
+from trialstore.storage import LocalStorage
+
 # Ray makes its workers wait for all else, by fifteen steps of niceness: beside two processes that
 # compute they would hardly come to run.
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -38,6 +40,12 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     return s3_server
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> LocalStorage:
+    """A trial's directory, which is not there yet."""
+    return LocalStorage(tmp_path / "trial")
 
 
 # --- without processes ---------------------------------------------------------------------

@@ -266,13 +266,13 @@ def test_whoever_is_accused_as_pre_ln_is_accused_as_post_ln_no_later(record):
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"steps": [0, 10]}, r"steps of shape \(2,\) and hard_rank of shape \(3, 1\)"),
+        ({"steps": [0, 10]}, r"steps .*\(2,\).* hard_rank .*\(3, 1\)"),
         ({"hard_rank": [1.0, 1.0, 1.0]}, r"expected \[n\] and \[n, layers\]"),
-        ({"losses": [6.0]}, r"loss_steps of shape \(3,\) and losses of shape \(1,\)"),
-        ({"steps": [0, 20, 10]}, "steps must rise"),
-        ({"loss_steps": [0, 10, 10]}, "loss_steps must rise"),
-        ({"hard_rank": [[60.0], [np.nan], [1.0]]}, "hard_rank holds values that are not finite"),
-        ({"unigram_loss": 0.0}, "unigram_loss 0.0 must be positive"),
+        ({"losses": [6.0]}, r"loss_steps .*\(3,\).* losses .*\(1,\)"),
+        ({"steps": [0, 20, 10]}, "^steps "),
+        ({"loss_steps": [0, 10, 10]}, "^loss_steps "),
+        ({"hard_rank": [[60.0], [np.nan], [1.0]]}, "^hard_rank .*finite"),
+        ({"unigram_loss": 0.0}, r"unigram_loss 0\.0"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused_by_name(changed, says):

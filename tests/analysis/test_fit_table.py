@@ -187,7 +187,7 @@ def test_a_hundred_thousand_rows_are_fitted() -> None:
 @pytest.mark.parametrize("law", ["power", "saturating"])
 def test_fifty_thousand_widths_with_repeats_are_too_many(law: str) -> None:
     frame = pd.DataFrame({"D": np.repeat(np.arange(1.0, 50_001), 2), "rank": 1.0})
-    with pytest.raises(InputError, match="100000 points at 50000 widths"):
+    with pytest.raises(InputError, match=r"100000.* 50000"):
         fit_table(frame, Request(law, {"x": "D", "y": "rank"}))
 
 
@@ -220,12 +220,12 @@ def test_a_group_whose_column_is_empty_is_named_so() -> None:
 
 def test_a_span_of_time_is_no_number() -> None:
     table = ranks(D=pd.Timedelta(1, "s"))
-    with pytest.raises(InputError, match=r"column D .* not numbers"):
+    with pytest.raises(InputError, match=r"column D .*numbers"):
         fit_table(table, power())
 
 
 def test_one_loss_in_every_row_carries_no_loss_law() -> None:
-    with pytest.raises(InputError, match="the loss is the same in every row"):
+    with pytest.raises(InputError, match=r"loss .*every row"):
         fit_table(losses().assign(loss=3.0), kaplan())
 
 

@@ -141,7 +141,7 @@ def test_trials_without_a_snapshot_still_make_a_report(build_sweep: Build) -> No
 @pytest.mark.usefixtures("undrawn")
 def test_a_sweep_without_any_result_is_refused(build_sweep: Build) -> None:
     sweep = build_sweep(outcomes=lambda c: "failed" if c.multiplier == 1 else "waiting")
-    with pytest.raises(InputError, match=r"none of 13 trials has a result yet .*2 failed"):
+    with pytest.raises(InputError, match=r"13 trials.* 2 failed"):
         analyse(sweep)
     assert not sweep.list("report")
 

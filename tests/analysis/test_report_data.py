@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from messages import mentions
 
 from analysis.pipeline import analyse
 from trialstore.storage import LocalStorage
@@ -67,7 +68,7 @@ def page(sweep: LocalStorage) -> str:
 
 def test_splits_are_shown_with_their_sizes_and_shares(report) -> None:
     text = report(corpus=CORPUS)
-    assert "About 10 % of the tokens, by a hash of the document." in text
+    assert "10 % of the tokens" in text
     assert "training 105 420,000 105,000 99.3 %" in text  # 105,000 of 105,750
     assert "held out 3 4,000 750 0.7 %" in text
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from messages import mentions
 from scipy import optimize, special, stats
 
 from analysis.fit.batched_minimise import huber, minimise, objective_of
@@ -315,7 +316,7 @@ def test_a_loss_without_a_floor_says_so() -> None:
     columns = design(["width", "depth"])
     loss = 60 / columns["width"] ** 0.8 + 3 / columns["depth"] ** 0.5
     found = fitted(fit_scaling_law("width-depth", columns, loss, resamples=0))
-    assert any("E is at zero" in text for text in found.warnings)
+    assert any(mentions(text, " E ... floor") for text in found.warnings)
 
 
 @pytest.mark.long
@@ -328,7 +329,7 @@ def test_a_flat_valley_is_named_with_its_range() -> None:
     loss *= np.exp(0.01 * rng.standard_normal(12))
     found = fitted(fit_scaling_law("width-depth", columns, loss, resamples=0))
     assert any("flat valley" in text for text in found.warnings)
-    assert any("width spans only a factor of 1.6" in text for text in found.warnings)
+    assert any(mentions(text, "width ... 1.6") for text in found.warnings)
     assert found.flat_ranges
     for name, (low, high) in found.flat_ranges.items():
         assert low <= found.parameters[name] <= high
@@ -355,7 +356,7 @@ def test_one_value_of_a_variable_is_refused() -> None:
     columns = {"params": np.full(9, 1e8), "tokens": np.geomspace(1e9, 1e10, 9)}
     found = fit_scaling_law("chinchilla", columns, np.linspace(3, 2, 9))
     assert isinstance(found, Refusal)
-    assert "params has 1 distinct value" in found.reason
+    assert mentions(found.reason, "params ... 1 ")
 
 
 @pytest.mark.parametrize("unit", [1e-6, 1e3])

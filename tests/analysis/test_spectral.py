@@ -98,15 +98,17 @@ def test_a_plateau_of_the_ranks_is_found_and_the_loss_has_none() -> None:
         ({"state": "diverged"}, "diverged"),
         ({"state": "waiting"}, "waiting"),
         ({"snapshots": 0, "soft_rank": np.nan, "hard_rank": np.nan}, "no spectra"),
-        ({"uniform_width": False}, "layers of different width"),
-        ({"d_model": 96.0}, "d_model is not 64"),
+        ({"uniform_width": False}, "different width"),
+        ({"d_model": 96.0}, "d_model"),
     ],
 )
 def test_a_cell_that_cannot_enter_is_counted_with_its_reason(
     values: dict[str, Any], why: str
 ) -> None:
     found = judge_spectra(change(trials(), 3, **values))
-    assert found.excluded == {why: 1}
+    ((reason, count),) = found.excluded.items()
+    assert why in reason
+    assert count == 1
     assert len(found.used) == 20
     assert law(found.laws["soft_rank"]).beta == pytest.approx(0.9, abs=0.03)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from messages import mentions
 
 from analysis.tables.aggregate import aggregate
 from analysis.tables.aggregation import Aggregation
@@ -204,8 +205,8 @@ def test_a_trial_that_cannot_be_read_is_left_out_and_named(build_sweep: Build) -
         "gpt2-pre-64-128-0": "failed",
         "gpt2-pre-64-256-0": "completed",
     }
-    assert "result.json is not JSON" in trials.loc["gpt2-pre-64-128-0", "reason"]
-    assert "the records of spectra" in trials.loc["gpt2-pre-64-64-0", "reason"]
+    assert mentions(trials.loc["gpt2-pre-64-128-0", "reason"], "result.json ... JSON")
+    assert "spectra" in trials.loc["gpt2-pre-64-64-0", "reason"]
 
 
 def test_the_aggregation_is_the_files_unless_another_is_chosen_and_is_named(
@@ -237,7 +238,7 @@ def test_a_trial_that_is_listed_twice_is_one_trial_of_both_halves(
     trials = load_sweep(sweep).trials
     assert len(trials) == 3
     assert trials["holds"].tolist()[0] == ("none", "params")
-    assert "lists trial gpt2-pre-64-64-0 twice; it counts once" in caplog.text
+    assert mentions(caplog.text, "gpt2-pre-64-64-0 twice")
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -260,9 +261,7 @@ def test_of_two_trials_of_one_cell_a_completed_one_counts_and_the_other_says_so(
     counts, beside = ("again", first) if broken else (first, "again")
     assert trials["state"].value_counts().to_dict() == {"completed": 3, "duplicate": 1}
     assert trials.loc[beside, "state"] == "duplicate"
-    assert trials.loc[beside, "reason"] == (
-        f"the same cell as trial {counts}, which counts in its place"
-    )
+    assert f"trial {counts}" in trials.loc[beside, "reason"]
 
 
 def test_lists_of_widths_with_the_same_mean_are_different_cells(build_sweep: Build) -> None:
@@ -299,7 +298,7 @@ def test_ranks_that_no_spectrum_has_are_left_out_counted_and_said(
     trials = load_sweep(sweep).trials.set_index("id")
     assert trials["invalid_spectra"].tolist() == [0, 2, 0]
     assert 1 < trials.loc["gpt2-pre-64-128-0", "soft_rank"] < 128
-    assert "2 spectra have a rank that is missing, infinite or below 1" in caplog.text
+    assert "2 spectra " in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -411,7 +410,7 @@ def test_a_replicate_that_is_no_whole_number_is_refused_by_name(
     content = resolved(sweep)
     content["resolved"]["trials"][1]["axes"]["seed"] = seed
     sweep.put("sweep.yaml", yaml.safe_dump(content).encode())
-    with pytest.raises(InputError, match="gpt2-pre-64-128-0 has seed"):
+    with pytest.raises(InputError, match=r"gpt2-pre-64-128-0 .*seed"):
         load_sweep(sweep)
 
 

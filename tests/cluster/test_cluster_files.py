@@ -2,12 +2,11 @@
 
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 import yaml
+from repository import ROOT
 
-ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from repository import ROOT
 
 from trialstore.records import committed_steps, get_json
 from trialstore.storage import LocalStorage
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 PATIENCE_S = 600
 SWEEP = """\
 name: slurm

@@ -1,15 +1,10 @@
 """What the tests of the exporter share; its builders are importable as `exporter_bench`."""
 
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-# Tests are no package: without this a test file could not import what lies beside it.
-sys.path.insert(0, str(Path(__file__).parent))
-
 from exporter_bench import Bench
 
 

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from messages import mentions
 from small_spec import small_spec
+from storages import ScriptedStorage
 
 from orchestrator.tune import attempt as attempt_module
 from orchestrator.tune.attempt import FAILED, UNFINISHED, attempt
@@ -155,7 +157,7 @@ def test_one_failure_more_and_it_is_given_up_with_its_own_words(sweep) -> None:
     assert trial.ends == ["never"]
     failure = get_json(trial.directory, FAILURE)
     assert failure["gave_up"]
-    assert failure["message"] == "error it was"
+    assert "it was" in failure["message"]
 
 
 def test_preemptions_have_a_budget_of_their_own(sweep) -> None:
@@ -179,7 +181,7 @@ def test_one_preemption_more_and_it_is_given_up_and_says_why(sweep) -> None:
     trial = Trial(sweep, *[Died() for _ in range(4)], "never")
     assert trial.until_it_ends() == FAILED
     message = get_json(trial.directory, FAILURE)["message"]
-    assert message == "preempted 4 times, and resources.preemptions is 3"
+    assert mentions(message, "4 ... resources.preemptions ... 3")
 
 
 def test_a_trial_that_dies_with_its_driver_is_not_charged(sweep) -> None:
@@ -227,7 +229,8 @@ def test_whoever_is_killed_at_a_write_does_not_have_it_halved_twice(sweep, write
     with pytest.raises(Failed) as raised:
         trial.once()
     raised.value.leave(trial.directory)
-    trial.sweep = CutOff(sweep.root, write)
+    trial.sweep = ScriptedStorage(sweep.root)
+    trial.sweep.before("put", Cut(), skip=write - 1)
     with pytest.raises(Cut):
         trial.once()
     trial.sweep, trial.ends = sweep, ["completed"]
@@ -237,25 +240,6 @@ def test_whoever_is_killed_at_a_write_does_not_have_it_halved_twice(sweep, write
 
 class Cut(Exception):  # noqa: N818
     """The process is gone."""
-
-
-class CutOff(LocalStorage):
-    """As a process sees it that is killed before its n-th write."""
-
-    def __init__(self, root: Path, left: int) -> None:
-        super().__init__(root)
-        self._left = [left]
-
-    def child(self, folder: str) -> "CutOff":
-        inside = CutOff(self.path(folder), 0)
-        inside._left = self._left
-        return inside
-
-    def put(self, key: str, data: bytes) -> None:
-        self._left[0] -= 1
-        if self._left[0] <= 0:
-            raise Cut
-        super().put(key, data)
 
 
 def test_the_next_driver_begins_with_what_fitted(sweep) -> None:
@@ -369,7 +353,7 @@ def test_a_spec_that_was_tampered_with_is_not_taken(sweep) -> None:
     forged = other.to_json().replace(other.id.encode(), trial.spec.id.encode())
     trial.directory.put(records.SPEC, forged)
     assert trial.once() == FAILED
-    assert "says id" in get_json(trial.directory, FAILURE)["message"]
+    assert " id " in get_json(trial.directory, FAILURE)["message"]
 
 
 def test_the_fence_knows_the_attempts_that_were_counted(sweep) -> None:

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_node_room import trial as make_trial
+from small_spec import trial_laid_out as make_trial
 
 from trainers.durable import begun_layout
 from trainers.spec import Layout, TrialSpec

@@ -5,6 +5,7 @@ from math import floor
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import mentions
 from rich.console import Console
 
 from orchestrator.grid.expand import Grid, PlannedTrial, expand
@@ -113,7 +114,9 @@ def test_ngpt_has_its_own_placement_whatever_the_grid_says():
     found = grid("grid.architecture=[gpt2, ngpt]", "grid.norm=[pre, post]")
     cells = {(trial.axes["architecture"], trial.axes["norm"]) for trial in found.trials}
     assert cells == {("gpt2", "pre"), ("gpt2", "post"), ("ngpt", "ngpt")}
-    assert [merged.why for merged in found.merged] == ["nGPT has its own norm placement"]
+
+    (merged,) = found.merged
+    assert mentions(merged.why, "nGPT ... norm")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +135,7 @@ def test_what_ngpt_leaves_no_choice_of_is_one_trial(setting, named):
     axis = setting.partition("=")[0].removeprefix("grid.")
     assert {trial.axes[axis] for trial in found.trials} == named
     assert len(found.trials) == 1
-    assert all("nGPT has no" in merged.why for merged in found.merged if axis != "activation")
+    assert all("nGPT" in merged.why for merged in found.merged if axis != "activation")
 
 
 def test_what_is_changed_without_being_merged_is_told():
@@ -150,7 +153,7 @@ def test_what_is_changed_without_being_merged_is_told():
 def test_a_placement_of_ngpt_is_dropped_for_others():
     found = grid("grid.architecture=[gpt2, ngpt]", "norm=ngpt")
     assert [trial.axes["architecture"] for trial in found.trials] == ["ngpt"]
-    assert "norm ngpt does not go with architecture gpt2" in found.dropped[0].why
+    assert mentions(found.dropped[0].why, "norm ngpt ... gpt2")
 
 
 # --- the other spellings -------------------------------------------------------------------
@@ -222,6 +225,8 @@ def test_a_grid_of_three_architectures_and_four_placements_is_told_in_a_few_line
         "adjusted: weight_decay is 0, not 0.1, in 9 trials: nGPT has no weight decay: its "
         "matrices are normalised after every update",
     ]
+    for line, parts in zip(lines[first:], expected, strict=False):
+        assert mentions(line, parts)
 
 
 def test_cells_of_one_group_have_equal_axes():

@@ -19,7 +19,6 @@ from exporter_bench import (
 
 from orchestrator.mlflow.export_sweep import Exporter
 from orchestrator.mlflow.tracking import ServerAwayError, Tracking
-from orchestrator.mlflow.trial_run import FINISHED_TAG
 from trialstore import records
 from trialstore.records import encode_json
 
@@ -84,28 +83,44 @@ def three(make_bench: Callable[[int], Bench]) -> Bench:
 # --- the exporter dies -----------------------------------------------------------------------
 
 
-def dying_at(monkeypatch: pytest.MonkeyPatch, call: int, done: bool) -> Callable[[], int]:
-    """Have the `call`-th call be the last, done by the server or not; returns a counter."""
+def intercept(
+    patched: pytest.MonkeyPatch,
+    before: Callable[[int], object],
+    after: Callable[[int], object],
+) -> Callable[[], int]:
+    """Do something before and after the n-th call of a server; returns a counter."""
     made = 0
 
-    def dies(name: str) -> Callable[..., Any]:
+    def watched(name: str) -> Callable[..., Any]:
         plain = getattr(Tracking, name)
 
         def wrapped(self: Tracking, *arguments: Any) -> Any:
             nonlocal made
             made += 1
-            if made == call and not done:
-                raise Killed
+            number = made
+            before(number)
             answer = plain(self, *arguments)
-            if made == call:
-                raise Killed
+            after(number)
             return answer
 
         return wrapped
 
     for name in CALLS:
-        monkeypatch.setattr(Tracking, name, dies(name))
+        patched.setattr(Tracking, name, watched(name))
     return lambda: made
+
+
+def dying_at(monkeypatch: pytest.MonkeyPatch, call: int, done: bool) -> Callable[[], int]:
+    """Have the `call`-th call be the last, done by the server or not; returns a counter."""
+
+    def die(number: int) -> None:
+        if number == call:
+            raise Killed
+
+    def live(_: int) -> None:
+        pass
+
+    return intercept(monkeypatch, live if done else die, die)
 
 
 def killed(bench: Bench, monkeypatch: pytest.MonkeyPatch, call: int, done: bool) -> bool:
@@ -228,27 +243,17 @@ def test_a_sweeps_run_deleted_on_the_server_is_made_again_with_all_trials_below_
 def test_a_server_that_dies_at_any_call_and_comes_back_has_everything_in_the_end(
     three: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = 0
+    def refuse(number: int) -> None:
+        if number % 7 == 0:
+            raise ServerAwayError("refused")
 
-    def dies(name: str) -> Callable[..., Any]:
-        plain = getattr(Tracking, name)
-
-        def wrapped(self: Tracking, *arguments: Any) -> Any:
-            nonlocal made
-            made += 1
-            if made % 7 == 0:
-                raise ServerAwayError("refused")
-            answer = plain(self, *arguments)
-            if made % 11 == 0:
-                raise ServerAwayError("timed out")
-            return answer
-
-        return wrapped
+    def time_out(number: int) -> None:
+        if number % 11 == 0:
+            raise ServerAwayError("timed out")
 
     exporter = three.exporter()
     with monkeypatch.context() as patched:
-        for name in CALLS:
-            patched.setattr(Tracking, name, dies(name))
+        intercept(patched, refuse, time_out)
         reports = [exporter.sync_once() for _ in range(12)]
     assert any(report.away for report in reports)
     assert exporter.finish().complete
@@ -283,7 +288,7 @@ def test_files_that_could_not_be_stored_are_sent_at_the_end(
         patched.setattr(Tracking, "send_artifact", away)
         report = exporter.sync_once()
         assert (report.refused, report.fileless, report.complete) == (0, 3, False)
-        assert FINISHED_TAG in three.child(0).data.tags  # the numbers are complete
+        assert "widthlab.finished_ms" in three.child(0).data.tags  # the numbers are complete
     assert exporter.finish().complete
     assert_whole(three)
 

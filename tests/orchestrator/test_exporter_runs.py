@@ -47,6 +47,31 @@ def test_a_run_is_found_by_its_cell(bench: Bench) -> None:
     assert json.loads((artifacts / "spec.json").read_bytes())["id"] == bench.ids[0]
 
 
+def test_tags_and_params_keep_the_names_that_people_search_for(bench: Bench) -> None:
+    trial = bench.begin()
+    put_rows(trial, 1, 0, 40)
+    finish_trial(trial)
+    bench.exporter().sync_once()
+    run, parent = bench.child().data, bench.parent().data
+    cell = {"D", "architecture", "d_model", "depth", "hold", "norm", "seed", "width_multiplier"}
+    mlflows = {"mlflow.runName", "mlflow.source.name", "mlflow.user"}
+    assert set(run.tags) == cell | mlflows | {
+        "mlflow.parentRunId", "outcome", "sweep", "trial_id", "widthlab.files",
+        "widthlab.finished_ms", "widthlab.sweep", "widthlab.watermark",
+    }  # fmt: skip
+    assert set(run.params) == cell | {
+        "data.corpus_fingerprint", "data.tokenizer_hash", "evaluation.every", "evaluation.tokens",
+        "layout.device", "layout.workers", "model.architecture", "model.context", "model.d_model",
+        "model.ffn_widths", "model.head_dim", "model.norm", "model.vocab_size", "parameters.total",
+        "semantics_version", "source.corpus", "source.tokenizer", "spectra.every", "spectra.sites",
+        "spectra.tokens", "training.batch_tokens", "training.learning_rate", "training.steps",
+    }  # fmt: skip
+    assert set(parent.tags) == mlflows | {
+        "mlflow.note.content", "sweep", "trials", "widthlab.sweep", "widthlab.sweep_file",
+    }  # fmt: skip
+    assert set(parent.params) == {"corpus_fingerprint"}
+
+
 @pytest.mark.parametrize(
     ("outcome", "status"),
     [

@@ -5,6 +5,7 @@ from math import floor
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import mentions
 
 from orchestrator.grid.expand import Grid, expand, on_device
 from orchestrator.sweep.load import parse_sweep
@@ -257,7 +258,7 @@ def test_two_widths_that_come_to_one_model_are_merged_and_told():
     (merged,) = found.merged
     assert merged.into == trial.id
     assert merged.axes["width_multiplier"] == 2.0
-    assert merged.why == "the same trial as width_multiplier 1.5: d_model 80, D 144"
+    assert mentions(merged.why, "width_multiplier 1.5 ... d_model 80 ... D 144")
 
 
 def test_a_value_that_is_listed_twice_is_merged_and_told():
@@ -269,7 +270,7 @@ def test_a_value_that_is_listed_twice_is_merged_and_told():
 def test_widths_that_round_to_one_d_are_merged():
     found = grid("architecture=gpt2", "norm=pre", "width_multiplier=[2.66, 2.67]")
     assert [trial.axes["D"] for trial in found.trials] == [168]
-    assert found.merged[0].why == "the same trial as width_multiplier 2.66: d_model 64, D 168"
+    assert mentions(found.merged[0].why, "width_multiplier 2.66 ... d_model 64 ... D 168")
 
 
 def test_a_width_without_a_model_of_the_budget_is_dropped_with_the_reason():
@@ -289,25 +290,25 @@ def test_a_combination_that_cannot_be_is_dropped_with_the_reason():
     found = grid("grid.head_dim=[16, 24]")
     assert len(found.trials) == len(found.dropped) == 12
     assert {cell.axes["head_dim"] for cell in found.dropped} == {24}
-    assert {cell.why for cell in found.dropped} == {
-        "head_dim 24 does not divide d_model 64; choose a head_dim that does"
-    }
+
+    (why,) = {cell.why for cell in found.dropped}
+    assert mentions(why, "head_dim 24 ... d_model 64")
 
 
 def test_widths_for_another_depth_are_dropped():
     found = grid("ffn_width=[[64, 96]]", "grid.depth=[2, 3]", "architecture=gpt2", "norm=pre")
-    assert [cell.why for cell in found.dropped] == [
-        "ffn_width [64, 96] is for 2 layers, depth is 3"
-    ]
+
+    (cell,) = found.dropped
+    assert mentions(cell.why, "ffn_width [64, 96] ... 2 ... depth ... 3")
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("head_dim=24", "head_dim 24 does not divide d_model 64"),
-        ("batch_tokens=2000", "batch_tokens 2000 is not a multiple of the context 64"),
-        ("workers=5", "a batch of 32 sequences cannot be shared evenly by 5 workers"),
-        ("spectra.tokens=32", "spectra.tokens 32 is less than one context of 64"),
+        ("head_dim=24", "head_dim 24.*d_model 64"),
+        ("batch_tokens=2000", "batch_tokens 2000.*64"),
+        ("workers=5", "32 sequences.*5 workers"),
+        ("spectra.tokens=32", r"spectra\.tokens 32.*64"),
     ],
 )
 def test_a_grid_without_a_single_trial_is_bad_input(override, message):
@@ -353,5 +354,5 @@ def test_the_device_changes_neither_ids_nor_order():
 
 
 def test_a_block_of_no_name_is_not_no_block():
-    with pytest.raises(InputError, match=r"block: '' must be written package\.module:Class"):
+    with pytest.raises(InputError, match=r"block: ''.*package\.module:Class"):
         grid("block=''")

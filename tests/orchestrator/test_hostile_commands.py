@@ -4,16 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import repository
 from exporter_bench import spec
 from hostile import SCALARS, mutated_json, mutated_text
 from hostile_command import disarm, trainers, widthlab
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.cli import __main__ as cli
 from trialstore.records import encode_json
 
-TINY = str(Path(cli.__file__).parents[1] / "sweeps" / "tiny.yaml")
+TINY = str(repository.TINY)
 TABLE = b"x,y,n,d,l,g\n" + b"".join(
     b"%d,%f,%d,%d,%f,%d\n" % (i, i**0.5 + 0.01 * (i % 3), 10 * i, 100 * i * i, 3 + 1 / i, i % 2)
     for i in range(1, 13)

@@ -8,13 +8,10 @@ from hostile import alias_bomb, mutated_yaml
 from hostile_command import STOPPED, disarm, widthlab
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from repository import SWEEPS, TINY
 
-from orchestrator.cli import __main__ as cli
-
-SHIPPED = [
-    path.read_bytes() for path in sorted((Path(cli.__file__).parents[1] / "sweeps").glob("*.yaml"))
-]
-TINY = (Path(cli.__file__).parents[1] / "sweeps" / "tiny.yaml").read_bytes()
+SHIPPED = [path.read_bytes() for path in sorted(SWEEPS.glob("*.yaml"))]
+SOUND = TINY.read_bytes()
 #: Of a sweep file, with what each needs beside it.
 COMMANDS = {"plan": [], "run": [], "status": [], "stop": [], "rerun": ["0a1b"], "gc": []}
 
@@ -61,8 +58,8 @@ def test_thousands_of_spoilt_sweep_files_are_bad_input_or_other_sweeps(
 
 
 def edited(old: bytes, new: bytes) -> bytes:
-    assert old in TINY
-    return TINY.replace(old, new)
+    assert old in SOUND
+    return SOUND.replace(old, new)
 
 
 def long_list(length: int) -> bytes:
@@ -74,19 +71,19 @@ BOMB = b"resolved:\n" + b"".join(b"  " + line + b"\n" for line in alias_bomb(9).
 WORST = {
     "empty": b"",
     "binary": bytes(range(256)),
-    "utf-16 that does not say so": TINY.decode().encode("utf-16-le"),
+    "utf-16 that does not say so": SOUND.decode().encode("utf-16-le"),
     "a list": b"- 1",
-    "brackets without end": TINY + b"x: " + b"[" * 100_000,
-    "brackets": TINY + b"x: " + b"[" * 3000 + b"]" * 3000,
-    "an indentation without end": TINY
+    "brackets without end": SOUND + b"x: " + b"[" * 100_000,
+    "brackets": SOUND + b"x: " + b"[" * 3000 + b"]" * 3000,
+    "an indentation without end": SOUND
     + b"x:\n"
     + b"".join(b" " * n + b"a:\n" for n in range(1, 2000)),
     "nested axis": edited(GRID, b"[" * 300 + b"1" + b"]" * 300),
-    "billion laughs": BOMB + TINY,
+    "billion laughs": BOMB + SOUND,
     "billion laughs on the grid": BOMB + edited(GRID, b"*a8"),
     "billion laughs as a target": BOMB + edited(b"{aggregate_last: 2}", b"{target: *a8}"),
     "billion laughs as a name": BOMB + edited(b"name: tiny", b"name: *a8"),
-    "an anchor within itself": TINY + b"x: &x [*x]",
+    "an anchor within itself": SOUND + b"x: &x [*x]",
     "a number of ten thousand digits": edited(b"steps: 20", b"steps: " + b"9" * 10_000),
     "a grid of 1e12 cells": edited(
         GRID,

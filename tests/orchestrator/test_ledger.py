@@ -4,9 +4,9 @@ import re
 import threading
 import time
 from pathlib import Path
-from typing import IO
 
 import pytest
+from storages import ScriptedStorage
 
 from orchestrator.ledger import ledger
 from orchestrator.ledger.measured_rate import measured_rate
@@ -154,17 +154,11 @@ def test_trials_are_asked_for_side_by_side_and_come_in_their_order(tmp_path: Pat
     """A thousand trials of an object store, one after the other, would take minutes."""
     both = threading.Barrier(2, timeout=30)
 
-    class Meeting(LocalStorage):
-        def open(self, key: str) -> IO[bytes]:
-            if key == RESULT:
-                both.wait()  # for ever, were one trial read before the next
-            return super().open(key)
-
-        def child(self, folder: str) -> "Meeting":
-            return Meeting(self.path(folder))
-
+    sweep = ScriptedStorage(tmp_path)
+    # For ever, were one trial read before the next.
+    sweep.before("open", lambda _: both.wait(), keys=RESULT)
     cells = [(name, {}, 9) for name in ("b", "a", "d", "c")]
-    found = ledger.trial_statuses(Meeting(tmp_path), cells)
+    found = ledger.trial_statuses(sweep, cells)
     assert [status.id for status in found] == ["b", "a", "d", "c"]
 
 
@@ -181,16 +175,8 @@ OF_THREE_ATTEMPTS = [
 
 @pytest.mark.parametrize("deleted", range(len(OF_THREE_ATTEMPTS)))
 def test_a_trial_that_is_half_discarded_begins_anew(tmp_path: Path, deleted: int):
-    class Killed(LocalStorage):
-        left = deleted
-
-        def delete(self, key: str) -> None:
-            if self.left == 0:
-                raise KeyboardInterrupt
-            self.left -= 1
-            super().delete(key)
-
-    trial = Killed(tmp_path)
+    trial = ScriptedStorage(tmp_path)
+    trial.before("delete", KeyboardInterrupt(), skip=deleted)
     for key in OF_THREE_ATTEMPTS:
         trial.put(key, encode_json({"attempt": 3}))
     with pytest.raises(KeyboardInterrupt):

@@ -48,7 +48,7 @@ def test_a_note_is_cut_between_its_lines():
     shown = fitted(note, 500)
     *lines, last = shown.split("\n")
     assert lines == note.split("\n")[: len(lines)]
-    assert last == f"... ({400 - len(lines)} more lines are left out)"
+    assert f"{400 - len(lines)} more lines" in last
 
 
 def test_a_text_without_elements_says_how_long_it_is():

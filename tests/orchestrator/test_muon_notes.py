@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from messages import mentions
 from mini_sweep import MINIMAL
 
 from orchestrator.grid.expand import expand

@@ -3,15 +3,11 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_spec import small_spec
+from small_spec import trial_laid_out as trial
 
 from orchestrator.tune.node_room import Need, Node, Room, need_of, room, trials_at_once
-from trainers.spec import Layout, TrialSpec
+from trainers.spec import Layout
 from trialstore.errors import InputError
-
-
-def trial(**layout: object) -> TrialSpec:
-    return small_spec(32, **layout)
 
 
 def cpus(*numbers: float) -> list[Node]:
@@ -63,9 +59,9 @@ def test_a_mixture_is_counted_as_it_fits_and_not_by_its_smallest_trial():
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
-        ({"workers": 4}, "needs 4 workers of 1 CPU each.* 2 CPU in all, has room for 2"),
-        ({"cpus_per_worker": 3}, "needs 1 workers of 3 CPU .* has room for 0"),
-        ({"workers": 2, "device": "cuda"}, "1 CPU, 1 GPU .* has room for 1"),
+        ({"workers": 4}, "4 workers.* 1 CPU.* 2 CPU.* 2"),
+        ({"cpus_per_worker": 3}, "1 worker.* 3 CPU.* 0"),
+        ({"workers": 2, "device": "cuda"}, "2 workers.* 1 CPU.* 1 GPU.* 1"),
     ],
 )
 def test_a_trial_that_can_never_fit_is_refused_with_the_numbers(layout: dict, message: str):

@@ -14,6 +14,7 @@ from uuid import uuid4
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from repository import TINY
 from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 
@@ -65,7 +66,7 @@ def test_two_storages_have_two_databases():
 
 
 def test_a_name_that_is_no_text_is_refused_with_the_way_out():
-    with pytest.raises(InputError, match=r"not UTF-8.*rename.*--tracking-uri"):
+    with pytest.raises(InputError, match=r"UTF-8.*--tracking-uri"):
         embedded_uri(LocalStorage(Path("/storages/\udcff")))
 
 
@@ -114,7 +115,7 @@ def test_a_sweep_of_such_a_storage_is_whole_and_its_relative_cache_is_one(tmp_pa
     cache = f"cache-{uuid4().hex}"
     environment = {**os.environ, "WIDTHLAB_CACHE": cache}
     environment.pop("MLFLOW_TRACKING_URI", None)
-    sweep = Path(cli.__file__).parents[1] / "sweeps" / "tiny.yaml"
+    sweep = TINY
     command = [sys.executable, "-m", "orchestrator.cli", "run", str(sweep), "--storage", ALL]
     command += ["--json", "--set", "grid.width_multiplier=[2, 4]", "--set", "training.steps=10"]
     done = subprocess.run(

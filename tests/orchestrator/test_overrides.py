@@ -1,6 +1,7 @@
 """Overrides: for some cells of the grid, other values of the base."""
 
 import pytest
+from messages import mentions
 
 from orchestrator.grid.expand import Grid, expand
 from orchestrator.grid.plan import make_plan
@@ -112,11 +113,11 @@ def test_an_override_applies_over_what_is_set_on_the_command_line():
         ("[{if: {norm: pre}, set: {steps: 3}}]", "overrides.0.if: unknown key; known are when"),
         (
             "[{when: {nrom: pre}, set: {steps: 3}}]",
-            "overrides.0.when.nrom: unknown axis; did you mean norm?",
+            "overrides.0.when.nrom: ... norm?",
         ),
         (
             "[{when: {depth: 2}, set: {steps: 3}}]",
-            "overrides.0.when.depth: is not an axis of this grid, whose axes are architecture,",
+            "overrides.0.when.depth: ... architecture",
         ),
         (
             "[{when: {seed: 0}, set: {steps: 3}}]",
@@ -126,10 +127,10 @@ def test_an_override_applies_over_what_is_set_on_the_command_line():
             "[{when: {norm: lns}, set: {steps: 3}}]",
             "when.norm: 'lns' is not one of the grid's values ('pre', 'post')",
         ),
-        ("[{when: {norm: []}, set: {steps: 3}}]", "when.norm: has no values"),
+        ("[{when: {norm: []}, set: {steps: 3}}]", "when.norm: ... values"),
         (
             "[{when: {width_multiplier: wide}, set: {steps: 3}}]",
-            "when.width_multiplier: 'wide' should be a valid number",
+            "when.width_multiplier: 'wide' ... number",
         ),
         (
             "[{when: {norm: pre}, set: {stepz: 3}}]",
@@ -143,8 +144,8 @@ def test_an_override_applies_over_what_is_set_on_the_command_line():
             "[{when: {norm: pre}, set: {width_multiplier: 3}}]",
             "set.width_multiplier: is an axis of the grid",
         ),
-        ("[{when: {norm: pre}, set: {norm: post}}]", "set.norm: is an axis of the grid"),
-        ("[{when: {norm: pre}, set: {steps: 0}}]", "set.steps: 0 should be greater than or equal"),
+        ("[{when: {norm: pre}, set: {norm: post}}]", "set.norm: ... axis"),
+        ("[{when: {norm: pre}, set: {steps: 0}}]", "set.steps: 0 ... 1"),
         (
             "[{when: {norm: pre}, set: {steps: 3, training.steps: 4}}]",
             "set.training.steps: steps is given twice",
@@ -160,7 +161,8 @@ def test_an_override_applies_over_what_is_set_on_the_command_line():
 def test_a_mistaken_override_is_named_with_its_line(override, message):
     found = refused(f"{BASE}overrides: {override}\n")
     assert found.startswith("mini.yaml, line 8: ")
-    assert message in found
+
+    assert mentions(found, message)
 
 
 def test_two_overrides_of_cells_that_never_meet_may_set_one_key():

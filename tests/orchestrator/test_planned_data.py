@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from messages import mentions
 
 from orchestrator.cli import __main__ as cli
 from orchestrator.grid.expand import expand
@@ -51,7 +52,7 @@ def test_a_corpus_that_was_never_fetched_is_planned_with_the_stated_vocabulary(s
 
 
 def test_without_a_vocabulary_the_way_out_is_named(sweep):
-    with pytest.raises(InputError, match=r"'owner/model' is not on this machine.*vocab_size"):
+    with pytest.raises(InputError, match=r"'owner/model'.*vocab_size"):
         planned_data(parse_sweep(BASE.replace(", vocab_size: 512", ""), "mini.yaml"), sweep)
 
 
@@ -127,4 +128,4 @@ def test_the_command_says_what_to_state(monkeypatch, tmp_path, capsys):
     assert command(monkeypatch, text, tmp_path) == 2
     output = capsys.readouterr()
     assert output.out == ""
-    assert "state tokenizer.vocab_size" in output.err
+    assert "tokenizer.vocab_size" in output.err

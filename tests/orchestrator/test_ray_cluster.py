@@ -1,6 +1,7 @@
 """Joining a cluster: what is told of addresses that lead to none, and of where a driver is."""
 
 import logging
+import re
 import socket
 
 import pytest
@@ -15,7 +16,7 @@ from trialstore.errors import InputError
 def test_an_address_where_nobody_listens_is_told_at_once():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with pytest.raises(InputError, match="no Ray cluster answers"), cluster(f"127.0.0.1:{port}"):
+    with pytest.raises(InputError, match=str(port)), cluster(f"127.0.0.1:{port}"):
         pass
 
 
@@ -31,19 +32,19 @@ def test_an_address_where_somebody_listens_is_knocked_at(family: int, host: str,
     with listener:
         address = f"{written}:{listener.getsockname()[1]}"
         knock(address)
-    with pytest.raises(InputError, match="no Ray cluster answers"):
+    with pytest.raises(InputError, match=re.escape(address)):
         knock(address)
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265"])
 def test_a_driver_outside_of_the_cluster_is_sent_inside(address: str):
-    with pytest.raises(InputError, match="a driver belongs inside"), cluster(address):
+    with pytest.raises(InputError, match=re.escape(address)), cluster(address):
         pass
 
 
 @pytest.mark.parametrize("address", ["", "head", "head:", ":6379", "6379", "a b", "head:six"])
 def test_what_is_no_address_is_refused_before_anything_is_tried(address: str):
-    with pytest.raises(InputError, match="not the address of a Ray head"):
+    with pytest.raises(InputError, match=re.escape(repr(address))):
         knock(address)
 
 
@@ -68,7 +69,7 @@ def test_ray_finds_its_own_for_itself(address: str):
 
 
 def test_a_name_that_no_resolver_takes_is_told(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(InputError, match="no Ray cluster answers at"):
+    with pytest.raises(InputError, match=r"aaa\.\.b:6379"):
         knock(f"{'a' * 70}..b:6379")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from storages import ScriptedStorage
 
 from orchestrator import run as run_module
 from orchestrator.grid.expand import Grid, expand
@@ -39,24 +40,10 @@ def grid() -> Grid:
 
 
 @pytest.fixture
-def sweep(tmp_path: Path, grid: Grid) -> LocalStorage:
-    sweep = Fragile(tmp_path)
+def sweep(tmp_path: Path, grid: Grid) -> ScriptedStorage:
+    sweep = ScriptedStorage(tmp_path)
     sweep.put(SWEEP_FILE, resolved_yaml(CONFIG, grid, DATA, 512, {}).encode())
     return sweep
-
-
-class Fragile(LocalStorage):
-    """Of a driver that is killed when it has removed one object, where that is asked for."""
-
-    killed_after_one = False
-
-    def delete(self, key: str) -> None:
-        super().delete(key)
-        if Fragile.killed_after_one:
-            raise KeyboardInterrupt
-
-    def child(self, folder: str) -> "Fragile":
-        return Fragile(self.path(folder))
 
 
 def train(sweep: LocalStorage, grid: Grid, held: Driving, retry_failed: bool = False) -> None:
@@ -101,7 +88,7 @@ def test_nor_where_another_drives_by_now(sweep, grid, monkeypatch) -> None:
 
 
 def test_a_driver_that_is_killed_while_it_begins_failed_trials_anew_has_lost_none(
-    sweep, grid, monkeypatch
+    sweep, grid
 ) -> None:
     """A trial without its failure is none that failed, and would be refused for its count."""
     counts = {"failures": 3, "preemptions": 0, "out_of_memory": 0, "in_a_row": 0, "open": None}
@@ -109,7 +96,7 @@ def test_a_driver_that_is_killed_while_it_begins_failed_trials_anew_has_lost_non
         directory = trial_storage(sweep, trial.id)
         directory.put(FAILURE, encode_json({"message": "no", "attempt": 1, "gave_up": True}))
         directory.put(RETRIES, encode_json(counts))
-    monkeypatch.setattr(Fragile, "killed_after_one", True)
+    sweep.after("delete", KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         train(sweep, grid, Driving("a"), retry_failed=True)
     assert states(sweep, grid) == {"failed"}

@@ -1,6 +1,7 @@
 """`--set` replaces values of a sweep file."""
 
 import pytest
+from messages import mentions
 from mini_sweep import MINIMAL, parse, refused, replaced
 
 from trainers.data.sources import TextFiles
@@ -69,13 +70,15 @@ def test_setting_one_way_of_saying_the_warm_up_takes_the_other_away():
     assert (config.training.warmup_steps, config.training.warmup_fraction) == (10, 0.1)
     again = parse(text, "grid.warmup_steps=[10, 20]")
     assert again.grid["warmup_steps"] == (10, 20)
-    assert "is also given" in refused(text, "warmup_steps=10", "warmup_fraction=0.3")
+    message = refused(text, "warmup_steps=10", "warmup_fraction=0.3")
+    assert "warmup_steps" in message
+    assert "warmup_fraction" in message
 
 
 @pytest.mark.parametrize("again", ["steps=7", "training.steps=7", "grid.steps=[7]"])
 def test_one_key_cannot_be_set_twice(again):
     message = refused(MINIMAL, "steps=5", again)
-    assert message == f"--set {again}: the same key as --set steps=5; remove one"
+    assert mentions(message, f"--set {again}: ... --set steps=5")
 
 
 @pytest.mark.parametrize(
@@ -97,12 +100,12 @@ def test_one_key_cannot_be_set_twice(again):
         ("training.wd=1", "unknown key training.wd; did you mean training.weight_decay?"),
         (
             "zzz=1",
-            "unknown key zzz; write SECTION.KEY, such as training.steps; sections are corpus, "
-            "tokenizer, model, training, evaluation, spectra, resources, analysis and grid",
+            "zzz ... SECTION.KEY ... corpus ... tokenizer ... model ... training ... "
+            "evaluation ... spectra ... resources ... analysis ... grid",
         ),
-        ("grid=3", "mini.yaml, --set grid=3: grid: 3 is not a mapping"),
-        ("grid.seed=[]", "mini.yaml, --set grid.seed=[]: grid.seed: has no values"),
+        ("grid=3", "mini.yaml, --set grid=3: grid: 3"),
+        ("grid.seed=[]", "mini.yaml, --set grid.seed=[]: grid.seed: "),
     ],
 )
 def test_a_mistaken_override_is_named_as_it_was_typed(override, message):
-    assert message in refused(MINIMAL, override)
+    assert mentions(refused(MINIMAL, override), message)

@@ -1,11 +1,11 @@
 """The sweeps that come with widthlab: planned without a network, at the published sizes."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
+from messages import mentions
+from repository import SWEEPS
 
-from orchestrator.cli import __main__ as cli
 from orchestrator.grid.expand import expand
 from orchestrator.grid.plan import make_plan
 from orchestrator.grid.plan_records import plan_json
@@ -14,7 +14,6 @@ from orchestrator.sweep.config import SweepConfig
 from orchestrator.sweep.load import load_sweep
 from trainers.data.store import stated_vocabulary
 
-SWEEPS = Path(cli.__file__).parents[1] / "sweeps"
 HUB = ["llama-71m", "llama-130m", "llama-250m", "llama-350m", "llama-1b", "gpt2-125m", "ngpt-125m"]
 
 

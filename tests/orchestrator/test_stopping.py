@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from storages import ScriptedStorage
 
 from orchestrator.tune import stopping
 from orchestrator.tune.stopping import (
@@ -119,16 +120,8 @@ def test_the_first_signal_is_a_request_and_the_second_what_it_always_was(
 def test_a_storage_that_fails_when_a_signal_comes_interrupts_nothing_and_is_asked_again(
     tmp_path: Path, own_signals: list[int]
 ):
-    class Failing(LocalStorage):
-        left = 3
-
-        def put(self, key: str, data: bytes) -> None:
-            self.left -= 1
-            if self.left >= 0:
-                raise OSError("curl: timeout")
-            super().put(key, data)
-
-    sweep, said = Failing(tmp_path), []
+    sweep, said = ScriptedStorage(tmp_path), []
+    sweep.before("put", OSError("curl: timeout"), times=3)
     with stopping_on_signals(sweep, said.append):
         os.kill(os.getpid(), signal.SIGTERM)
         until(lambda: bool(said))

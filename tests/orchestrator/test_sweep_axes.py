@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from own_ffn import CUBED
 
 from trialstore.records import METRICS, get_result, read_records
 from trialstore.storage import LocalStorage
@@ -31,33 +32,12 @@ spectra: {every: 5, tokens: 1024}
 resources: {checkpoint_every: 5}
 """
 
-OWN = '''
-from torch import nn
-
-
-class Cubed(nn.Module):
-    """An FFN with x^3 for its non-linearity."""
-
-    def __init__(self, config, width):
-        super().__init__()
-        self.width = width
-        self.up = nn.Linear(config.d_model, width)
-        self.down = nn.Linear(width, config.d_model)
-
-    @property
-    def nonlinearity_input(self):
-        return self.up
-
-    def forward(self, x):
-        return self.down(self.up(x) ** 3)
-'''
-
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalStorage, dict]:
     folder = tmp_path_factory.mktemp("axes")
     (folder / "axes.yaml").write_text(SWEEP)
-    (folder / "own_ffn.py").write_text(OWN)
+    (folder / "own_ffn.py").write_text(CUBED)
     done = subprocess.run(
         [
             *[sys.executable, "-m", "orchestrator.cli", "run", folder / "axes.yaml"],

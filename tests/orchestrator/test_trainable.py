@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("ray")
-from test_node_room import trial as make_trial
+from small_spec import trial_laid_out as make_trial
 
 from orchestrator.tune import preemption, trainable, worker_group
 from orchestrator.tune.trial_request import REQUEST, TrialRequest
@@ -111,7 +111,7 @@ def test_but_not_for_ever_for_another_node_may_reach_it(
     clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ):
     answering(100_000, errno.ESTALE, monkeypatch)
-    with pytest.raises(OSError, match="Stale file handle"):
+    with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
         trainable._wait_for_storage(WHERE)
     assert sum(clock.slept) == pytest.approx(trainable.AWAY_S, abs=2 * trainable.AWAY_LOOK_S)
 

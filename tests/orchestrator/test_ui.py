@@ -32,7 +32,7 @@ def test_what_is_no_port_is_refused(port: int) -> None:
 
 
 def test_a_storage_without_a_database_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="widthlab sync"):
+    with pytest.raises(InputError, match="`widthlab sync"):
         server_command(LocalStorage(tmp_path), 0)
 
 

@@ -77,5 +77,5 @@ def test_a_worker_that_dies_is_the_cause_whoever_notices_first(ray_here: Any):
             os.kill(os.getpid(), signal.SIGKILL)
         raise RuntimeError("connection closed by peer")
 
-    with pytest.raises(AssertionError, match=r"^WorkerLostError: a worker of the trial was lost"):
+    with pytest.raises(AssertionError, match=r"^WorkerLostError: "):
         run(ray_here, die)

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
+from gpt2_spec import with_fields
 from torch import Tensor
 
 from trainers.data.sources import BytesTokenizer, DataSource, TextFiles
@@ -88,13 +89,7 @@ def make_spec(text_source: DataSource, token_cache: Path) -> MakeSpec:
             "source": text_source.model_dump(),
             "layout": {"checkpoint_every": 4},
         }
-        for path, value in changes.items():
-            *sections, key = path.split("__")
-            target = content
-            for section in sections:
-                target = target[section]
-            target[key] = value
-        return TrialSpec.model_validate(content)
+        return TrialSpec.model_validate(with_fields(content, changes))
 
     return make
 
@@ -147,12 +142,6 @@ def random_tokens() -> Callable[..., Tensor]:
         return torch.randint(spec.vocab_size, shape, generator=generator)
 
     return make
-
-
-@pytest.fixture
-def trial(tmp_path: Path) -> LocalStorage:
-    """A trial's directory, which is not there yet."""
-    return LocalStorage(tmp_path / "trial")
 
 
 class Killed(Exception):  # noqa: N818 (an event, not a mistake)

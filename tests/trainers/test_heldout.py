@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from trainers.data.sources import BPETokenizer, DataSource, TextFiles
 from trainers.data.store import TokenStore, open_store
 from trainers.export.weights import trained_model
 from trainers.heldout import standard_error, unigram_loss
+from trainers.spec import TrialSpec
 from trainers.train import train
 from trialstore import records
 
@@ -41,6 +44,19 @@ def store(two_sources: DataSource, token_cache: Path) -> TokenStore:
     return open_store(two_sources, token_cache)
 
 
+@pytest.fixture
+def on_two_sources(
+    make_spec: Callable[..., TrialSpec], store: TokenStore, two_sources: DataSource
+) -> Callable[..., TrialSpec]:
+    """A trial on both sources, with fields replaced."""
+    return partial(
+        make_spec,
+        model__vocab_size=300,
+        data=store.data_spec.model_dump(),
+        source=two_sources.model_dump(),
+    )
+
+
 def losses_of_every_window(trial, store: TokenStore) -> np.ndarray:
     """Of a finished trial's model, in float64, [windows, context]: all that can be measured."""
     model = trained_model(trial).model.double()
@@ -60,21 +76,13 @@ def losses_of_every_window(trial, store: TokenStore) -> np.ndarray:
 
 @pytest.mark.long
 def test_loss_and_bits_per_byte_are_those_of_the_whole_split(
-    make_spec, trial, diary, store, two_sources
+    on_two_sources, trial, diary, store
 ) -> None:
     tokens = 2048
-    train(
-        make_spec(
-            training__steps=60,
-            training__batch_tokens=256,
-            model__vocab_size=300,
-            data=store.data_spec.model_dump(),
-            source=two_sources.model_dump(),
-            evaluation={"every": 60, "tokens": tokens},
-        ),
-        trial,
-        diary(),
+    spec = on_two_sources(
+        training__steps=60, training__batch_tokens=256, evaluation={"every": 60, "tokens": tokens}
     )
+    train(spec, trial, diary())
     final = records.get_result(trial)["final"]
     losses = losses_of_every_window(trial, store)
     whole = losses.mean()
@@ -90,19 +98,10 @@ def test_loss_and_bits_per_byte_are_those_of_the_whole_split(
 
 
 @pytest.mark.long
-def test_the_whole_split_has_no_sampling_error(make_spec, trial, diary, store, two_sources) -> None:
+def test_the_whole_split_has_no_sampling_error(on_two_sources, trial, diary, store) -> None:
     tokens = windows_in(len(store.heldout), CONTEXT) * CONTEXT
-    train(
-        make_spec(
-            training__steps=1,
-            model__vocab_size=300,
-            data=store.data_spec.model_dump(),
-            source=two_sources.model_dump(),
-            evaluation={"every": 1, "tokens": tokens},
-        ),
-        trial,
-        diary(),
-    )
+    spec = on_two_sources(training__steps=1, evaluation={"every": 1, "tokens": tokens})
+    train(spec, trial, diary())
     final = records.get_result(trial)["final"]
     assert final["val_loss_se"] == 0
     assert final["val_loss"] == pytest.approx(losses_of_every_window(trial, store).mean(), rel=1e-6)

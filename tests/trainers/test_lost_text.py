@@ -51,9 +51,7 @@ TEXTS.append(" ".join([*(WORDS[k % 8] for k in range(49)), "xylo"]))
 def test_where_nearly_all_text_is_unknown_plan_and_run_refuse(tmp_path: Path) -> None:
     source = corpus(tmp_path, TEXTS, words(tmp_path / "t", ["xylo"]))
     for ask in (open_store, resolve):
-        with pytest.raises(
-            InputError, match=r"the tokenizer loses 100 %.*50.5 % of the ids.*No more than 1 %"
-        ):
+        with pytest.raises(InputError, match=r" 100 %.*50\.5 % of the ids.* 1 %"):
             ask(source, tmp_path / "cache")
     assert [p.suffix for p in (tmp_path / "cache" / "tokens").iterdir()] == [".lock"]
 
@@ -67,7 +65,7 @@ def test_a_held_out_split_of_unknown_words_is_refused_however_small_it_is(tmp_pa
     source = source.model_copy(update={"corpus": given})
     for ask in (open_store, resolve):
         with pytest.raises(
-            InputError, match=r"loses 100 % of the characters of the held-out split, such as 'x'"
+            InputError, match=r" 100 % of the characters of the held-out split.*'x'"
         ):
             ask(source, tmp_path / "cache")
 
@@ -145,4 +143,4 @@ def test_a_separator_within_documents_is_said(tmp_path: Path) -> None:
     encoding = store.meta.contents.encoding
     assert encoding is not None
     assert encoding.separators_in_text == 2
-    assert any("separator of 2 places" in said for said in store.meta.contents.remarks)
+    assert any("2 places" in said for said in store.meta.contents.remarks)

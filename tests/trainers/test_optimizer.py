@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from messages import mentions
 from torch import Tensor, nn
 
 from trainers.engine.engine import start_ranks
@@ -202,4 +203,4 @@ def test_a_stack_of_matrices_is_adamws_and_that_is_said(caplog: pytest.LogCaptur
         f"layers.{layer}.weight" for layer in range(3)
     }
     (message,) = caplog.messages
-    assert "1 weights with three dimensions or more, such as one of [12, 1, 3]" in message
+    assert mentions(message, "1 weights ... [12, 1, 3]")

@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 
 import pytest
+from repository import ROOT
+from storages import WRITES, Call, ScriptedStorage
 
 from trainers.durable import writer
 from trainers.durable.checkpoint import damage
@@ -25,43 +27,6 @@ from trialstore.records import committed_steps, get_json, get_result, read_manif
 from trialstore.storage import LocalStorage
 
 pytestmark = pytest.mark.long
-
-REPOSITORY = Path(__file__).parents[2]
-
-
-class Halting(LocalStorage):
-    """Does something once, at the n-th of the calls that count: before it, or in the middle of
-    it, when the bytes are written and not yet in their place."""
-
-    def __init__(self, root: Path, at: int, then, inside: bool) -> None:
-        super().__init__(root)
-        self.calls: list[str] = []
-        self._at, self._then, self._inside = at, then, inside
-
-    def _call(self, verb: str, key: str, do):
-        self.calls.append(f"{verb} {key}")
-        if len(self.calls) == self._at and not self._inside:
-            self._then()
-        return do()
-
-    def put(self, key: str, data: bytes) -> None:
-        self._call("put", key, lambda: super(Halting, self).put(key, data))
-
-    def put_new(self, key: str, data: bytes) -> None:
-        self._call("put_new", key, lambda: super(Halting, self).put_new(key, data))
-
-    def put_file(self, key: str, path: Path) -> None:
-        self._call("put_file", key, lambda: super(Halting, self).put_file(key, path))
-
-    def delete(self, key: str) -> None:
-        self._call("delete", key, lambda: super(Halting, self).delete(key))
-
-    def list(self, prefix: str = "") -> list[str]:
-        found = super().list(prefix)
-        self.calls.append(f"list {prefix}")
-        if len(self.calls) == self._at and self._inside:
-            self._then()
-        return found
 
 
 @pytest.fixture
@@ -76,12 +41,6 @@ SMALL = {
 }  # fmt: skip
 
 
-def moments_of(trial: Halting, inside: bool) -> list[int]:
-    """Which of the calls that a trial has made, in order, it may be halted at."""
-    looks = [call.startswith("list ") for call in trial.calls]
-    return [number for number, look in enumerate(looks, 1) if look == inside]
-
-
 def contents(trial: LocalStorage) -> dict[str, bytes]:
     return {key: trial.get(key) for key in trial.list()}
 
@@ -91,36 +50,48 @@ def contents(trial: LocalStorage) -> dict[str, bytes]:
 def test_wherever_it_was_halted_its_successors_trial_stays_as_it_is(
     make_spec, tmp_path, diary, bits, plain, inside, every
 ) -> None:
-    alone = Halting(tmp_path / "alone", -1, None, inside)  # never halted
+    alone = ScriptedStorage(tmp_path / "alone")  # never halted
     spec = make_spec(**SMALL)
     train(spec, alone, diary())
-    moments = moments_of(alone, inside)
+    moments = range(len(alone.done(*(["list"] if inside else WRITES))))
     took_over = 0
     for moment in moments[every // 2 :: every]:
         root = tmp_path / f"at-{moment}"
         left: dict[str, bytes] = {}
 
-        def successor(root: Path = root, left: dict[str, bytes] = left) -> None:
+        halted: list[Call] = []
+
+        def successor(
+            call: Call,
+            root: Path = root,
+            left: dict[str, bytes] = left,
+            halted: list[Call] = halted,
+        ) -> None:
+            halted.append(call)
             trial = LocalStorage(root)
             train(spec, trial, diary())
             left.update(contents(trial))
 
-        orphan = Halting(root, moment, successor, inside)
+        orphan = ScriptedStorage(root)
+        if inside:
+            orphan.after("list", successor, skip=moment, times=1)
+        else:
+            orphan.before(" ".join(WRITES), successor, skip=moment, times=1)
         # It finds out, one way or another.
         with contextlib.suppress(LeaseLostError, FileNotFoundError, FileExistsError):
             train(spec, orphan, diary())
         trial = LocalStorage(root)
-        assert bits(trial) == bits(alone), orphan.calls[moment - 1]
+        assert bits(trial) == bits(alone), halted
         assert get_result(trial)["outcome"] == "completed"
         (step,) = committed_steps(trial.list("checkpoints"))[-1:]
-        assert damage(trial, read_manifest(trial, step)) is None, orphan.calls[moment - 1]
+        assert damage(trial, read_manifest(trial, step)) is None, halted
         if sum(key.startswith("attempts/") for key in left) == 2:  # it had something to take over
             took_over += 1
             now = contents(trial)
             harmed = [key for key in left if now.get(key) != left[key] and key != records.LEASE]
-            halted_at = orphan.calls[moment - 1]
-            allowed = {halted_at.split(" ", 1)[1]} if halted_at.startswith("put ") else set()
-            assert set(harmed) <= allowed & {records.SPEC}, (halted_at, harmed)
+            (at,) = halted
+            allowed = {at.key} if at.method == "put" else set()
+            assert set(harmed) <= allowed & {records.SPEC}, (at, harmed)
         assert get_json(trial, records.FAILURE) is None
     assert took_over > 10 / every
 
@@ -131,7 +102,7 @@ def test_wherever_it_was_halted_its_successors_trial_stays_as_it_is(
 def started(spec_path: Path, trial: LocalStorage, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "trainers", str(spec_path), "--out", str(trial.root), *options],
-        stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+        stderr=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
 
 
@@ -157,7 +128,7 @@ def test_stopped_replaced_and_continued_by_the_system_it_writes_nothing_more(
         os.kill(first.pid, signal.SIGCONT)
         _, said = first.communicate(timeout=240)
     assert first.returncode == 1
-    assert "was replaced by a newer one" in said
+    assert "attempt 1 " in said
     now = contents(trial)
     changed = {key for key in now if now[key] != left.get(key)}
     # A write that was under way when it was halted is finished, under its own attempt's name.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from repository import ROOT
 
 from trainers import accounting, check_block
 from trainers.__main__ import main
@@ -24,9 +25,8 @@ from trialstore.errors import InputError
 from trialstore.records import SPECTRA, read_records
 from trialstore.storage import LocalStorage
 
-REPOSITORY = Path(__file__).parents[2]
 DOCUMENTED = "\n\n".join(
-    re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "own-block.md").read_text(), re.S)
+    re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own-block.md").read_text(), re.S)
 )
 #: The FFN of a llama, written again.
 SAME = """
@@ -189,7 +189,7 @@ def test_what_is_no_number_of_weights_is_refused(with_block, value) -> None:
 
 def test_a_count_that_fails_is_an_input_error(with_block) -> None:
     source = SAME + "\n    @staticmethod\n    def matrix_weights(*_):\n        return {}[24]\n"
-    with pytest.raises(InputError, match="matrix_weights fails for D 24: KeyError: 24"):
+    with pytest.raises(InputError, match=r"matrix_weights .*D 24: KeyError: 24"):
         accounting.training_flops_per_token(with_block("SwiGLU", source).model)
 
 
@@ -250,9 +250,7 @@ def test_a_trial_is_refused_once_its_source_has_changed(with_block, trial, diary
     spec = with_block("DoubleGated")
     planned = spec.model_dump()
     planned["model"]["block"]["source_hash"] = "0123456789abcdef"
-    with pytest.raises(
-        InputError, match=r"has changed: its hash is .*planned with 0123456789abcdef"
-    ):
+    with pytest.raises(InputError, match=r"hash .*0123456789abcdef"):
         train(TrialSpec.model_validate(planned), trial, diary())
     assert trial.list(records.METRICS) == []
 
@@ -260,7 +258,7 @@ def test_a_trial_is_refused_once_its_source_has_changed(with_block, trial, diary
 def test_an_edit_under_a_running_process_is_noticed(with_block, tmp_path) -> None:
     block = with_block("DoubleGated").model.block
     (tmp_path / f"{block.path.partition(':')[0]}.py").write_text(DOCUMENTED + "\n# later\n")
-    with pytest.raises(InputError, match="edited since this process imported it"):
+    with pytest.raises(InputError, match="edited since"):
         check_block.check(block)
 
 
@@ -283,10 +281,10 @@ def test_a_path_to_nothing_is_an_input_error(user_module, path, message) -> None
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("import no_such_dependency", "fails when it is imported: ModuleNotFoundError"),
-        ("def f(:", "fails when it is imported: SyntaxError"),
-        ("raise SystemExit(3)", "fails when it is imported: SystemExit: 3"),
-        ("1 / 0", "fails when it is imported: ZeroDivisionError: division by zero"),
+        ("import no_such_dependency", "ModuleNotFoundError"),
+        ("def f(:", "SyntaxError"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("1 / 0", "ZeroDivisionError"),
         (SAME.replace("width):\n", "width):\n        replaces\n"), "NameError"),
         (SAME.replace("nonlinearity_input", "other"), "cannot be built .* no attribute 'nonlin"),
         (

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import huggingface_hub
@@ -73,7 +74,7 @@ def test_merges_left_out_by_chance_are_refused(tmp_path: Path) -> None:
     backend = byte_level_split()
     backend.model.dropout = 0.25
     folder = publish(backend, tmp_path)
-    with pytest.raises(InputError, match=r"leaves out merges by chance \(dropout 0.25\)"):
+    with pytest.raises(InputError, match=r"dropout 0\.25"):
         opened(folder)
 
 
@@ -83,7 +84,7 @@ def test_a_library_that_writes_another_tokenizer_than_it_read_is_caught(
     folder = publish(byte_level_split(), tmp_path)
     answers = iter([[1], [2]])
     monkeypatch.setattr(module, "probe_ids", lambda backend: next(answers))
-    with pytest.raises(InputError, match="does not survive being written again"):
+    with pytest.raises(InputError, match=re.escape(str(folder))):
         opened(folder)
 
 
@@ -97,20 +98,20 @@ def test_a_folder_without_a_usable_tokenizer_is_named(tmp_path: Path, content: s
         (tmp_path / "tokenizer_config.json").write_text(
             '{"tokenizer_class": "PreTrainedTokenizerFast"}'
         )
-    with pytest.raises(InputError, match=f"pretrained: '{tmp_path}' cannot be opened"):
+    with pytest.raises(InputError, match=f"pretrained: '{tmp_path}'"):
         opened(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["GPT2Tokenizer", "PreTrainedTokenizerFast"])
 def test_a_folder_without_a_vocabulary_is_named(tmp_path: Path, kind: str) -> None:
     (tmp_path / "tokenizer_config.json").write_text(f'{{"tokenizer_class": "{kind}"}}')
-    with pytest.raises(InputError, match=f"'{tmp_path}' (holds no vocabulary|cannot be opened)"):
+    with pytest.raises(InputError, match=f"'{tmp_path}'"):
         opened(tmp_path)
 
 
 def test_a_file_without_a_vocabulary_is_named(tmp_path: Path) -> None:
     folder = publish(tokenizers.Tokenizer(models.BPE()), tmp_path)
-    with pytest.raises(InputError, match=f"'{tmp_path}' holds no vocabulary"):
+    with pytest.raises(InputError, match=f"'{tmp_path}' .*vocabulary"):
         opened(folder)
 
 
@@ -159,16 +160,16 @@ def test_the_separator_is_read_from_the_files_beside(folder: Path, said: dict, t
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("tokenizer_config.json", {}, "has no eos, sep or bos token"),
-        ("tokenizer_config.json", {"pad_token": "<pad>"}, "has no eos, sep or bos token"),
+        ("tokenizer_config.json", {}, "eos, sep or bos"),
+        ("tokenizer_config.json", {"pad_token": "<pad>"}, "eos, sep or bos"),
         ("tokenizer_config.json", {"eos_token": "<end>"},
          "tokenizer_config.json names '<end>' as eos_token, and tokenizer.json has no such token"),
         ("tokenizer_config.json", {"eos_token": 7}, "eos_token is 7, not a token's text"),
         ("special_tokens_map.json", {"bos_token": "<begin>"}, "special_tokens_map.json names"),
-        ("config.json", {"eos_token_id": [1, 12]}, r"several tokens as eos \(1, 12\)"),
+        ("config.json", {"eos_token_id": [1, 12]}, r"eos \(1, 12\)"),
         ("config.json", {"eos_token_id": 99}, "config.json names 99 as eos_token_id"),
-        ("config.json", {"eos_token_id": "1"}, "eos_token_id is '1', no id"),
-        ("config.json", {"eos_token_id": True}, "eos_token_id is True, no id"),
+        ("config.json", {"eos_token_id": "1"}, "eos_token_id .*'1'"),
+        ("config.json", {"eos_token_id": True}, "eos_token_id .*True"),
     ],
 )  # fmt: skip
 def test_a_separator_that_is_missing_or_doubtful_is_refused(
@@ -182,7 +183,7 @@ def test_a_separator_that_is_missing_or_doubtful_is_refused(
 @pytest.mark.parametrize("content", ["[1]", "{ cut", "7"])
 def test_a_file_that_is_no_object_is_named(folder: Path, content: str) -> None:
     (folder / "special_tokens_map.json").write_text(content)
-    with pytest.raises(InputError, match=r"special_tokens_map\.json (cannot be read|holds no)"):
+    with pytest.raises(InputError, match=r"special_tokens_map\.json "):
         opened(folder)
 
 
@@ -241,7 +242,7 @@ def test_a_hub_that_does_not_answer_is_an_input_error(
         raise OSError("no route to host")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(InputError, match=r"'owner/model' cannot be opened.*no route to host"):
+    with pytest.raises(InputError, match=r"'owner/model'.*no route to host"):
         open_tokenizer(PretrainedTokenizer(path="owner/model"), None, tmp_path)
 
 

@@ -2,17 +2,17 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from repository import ROOT
 from torch import Tensor, nn
 
 from trainers.spectra.covariance import Covariance
 from trainers.spectra.probe import IGNORED, NothingSeenError, Probe, Tap
 
-DOCUMENTED = Path(__file__).parents[2] / "docs" / "spectra.md"
+DOCUMENTED = ROOT / "docs" / "spectra.md"
 
 
 class Ffn(nn.Module):
@@ -111,9 +111,7 @@ def test_groups_are_told_apart_and_are_the_whole_together(ffn: Ffn, tokens: Tens
 def test_labels_of_other_tokens_are_refused(ffn: Ffn, tokens: Tensor) -> None:
     with Probe({"up": Tap(ffn.up, "output")}) as probe:
         probe.label(torch.zeros(3, 6, dtype=torch.long))
-        with pytest.raises(
-            ValueError, match=r"labels \[3, 6\] .* do not fit .* \[3, 7, 10\] of up"
-        ):
+        with pytest.raises(ValueError, match=r"labels \[3, 6\] .*\[3, 7, 10\] of up"):
             ffn(tokens)
 
 
@@ -169,7 +167,7 @@ def test_what_passes_is_the_first_tensor_of_whatever_is_taken_or_given(tokens, w
 
 def test_a_module_that_passes_no_activations_is_named() -> None:
     module = Named(lambda x: None)
-    with Probe({"ffn 3": Tap(module, "output")}), pytest.raises(TypeError, match="passes ffn 3"):
+    with Probe({"ffn 3": Tap(module, "output")}), pytest.raises(TypeError, match="ffn 3"):
         module(hidden=torch.ones(2, 3))
 
 
@@ -199,7 +197,7 @@ def test_what_was_collected_in_inference_mode_can_be_used_outside(ffn: Ffn, toke
 
 def test_a_probe_is_not_entered_twice(ffn: Ffn, tokens: Tensor) -> None:
     probe = Probe({0: Tap(ffn.up, "output")})
-    with probe, pytest.raises(RuntimeError, match="watching already"):
+    with probe, pytest.raises(RuntimeError, match="already"):
         probe.__enter__()
     assert hooks_of(ffn) == 0
     with probe:  # again, but not at the same time

@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from trainers.durable import scratch
 from trainers.durable.scratch import scratch_folder
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +48,7 @@ with scratch_folder() as folder:
 @pytest.mark.processes
 def test_what_a_killed_process_left_goes_when_the_next_one_needs_room(temporary: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", KILLED], check=False, cwd=REPOSITORY, timeout=60,
+        [sys.executable, "-c", KILLED], check=False, cwd=ROOT, timeout=60,
         env={**os.environ, "TMPDIR": str(temporary)},
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL

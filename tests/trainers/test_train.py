@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import asdict
 
 import numpy as np
@@ -48,13 +49,13 @@ def test_its_spec_is_read_back(make_spec, trial, diary) -> None:
 def test_a_spec_of_an_earlier_semantics_version_is_refused_before_anything_is_written(
     make_spec, trial, diary
 ) -> None:
-    with pytest.raises(InputError, match="is of semantics version 1"):
+    with pytest.raises(InputError, match="version 1"):
         train(make_spec(semantics_version=1), trial, diary())
     assert trial.list() == []
 
 
 def test_a_directory_without_a_spec_is_no_trial(trial) -> None:
-    with pytest.raises(InputError, match="is no trial directory"):
+    with pytest.raises(InputError, match=re.escape(trial.url)):
         read_spec(trial)
 
 
@@ -161,12 +162,10 @@ def test_a_directory_holds_one_trial(make_spec, trial, diary) -> None:
     first = make_spec(training__steps=2)
     train(first, trial, diary())
     other = make_spec(training__steps=2, training__learning_rate=1e-3)
-    with pytest.raises(
-        InputError, match=f"holds trial {first.id} and the spec is trial {other.id}"
-    ):
+    with pytest.raises(InputError, match=f"trial {first.id} .*trial {other.id}"):
         train(other, trial, diary())
     trial.delete(records.RESULT)
-    with pytest.raises(InputError, match="give each trial a directory of its own"):
+    with pytest.raises(InputError, match=f"trial {first.id} .*trial {other.id}"):
         train(other, trial, diary())
     assert records.get_json(trial, records.FAILURE) is None
 
@@ -207,7 +206,7 @@ def test_replicates_differ_and_equal_replicates_do_not(make_spec, tmp_path, diar
 
 def test_a_layout_for_more_workers_than_there_are_is_refused(make_spec, trial, diary) -> None:
     spec = make_spec(layout__workers=2)
-    with pytest.raises(InputError, match="laid out for 2 workers and was started with 1"):
+    with pytest.raises(InputError, match=r"2 workers .*1"):
         train(spec, trial, diary())
 
 
@@ -216,7 +215,5 @@ def test_held_out_tokens_that_the_workers_cannot_share_are_refused(make_spec) ->
     make_spec(
         layout__workers=3, training__batch_tokens=96, evaluation__tokens=96, spectra__tokens=48
     )
-    with pytest.raises(
-        ValueError, match=r"spectra\.tokens 128 are 8 windows of 16 tokens, which 3"
-    ):
+    with pytest.raises(ValueError, match=r"spectra\.tokens 128 .*8 windows of 16 tokens.* 3"):
         make_spec(layout__workers=3, training__batch_tokens=96, evaluation__tokens=96)

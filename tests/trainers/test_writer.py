@@ -4,6 +4,7 @@ import concurrent.futures
 import threading
 
 import pytest
+from storages import Call, ScriptedStorage
 
 from trainers.durable import writer as writer_module
 from trainers.durable.writer import TrialWriter
@@ -14,43 +15,31 @@ from trialstore.records import METRICS, SPECTRA, read_records
 from trialstore.storage import LocalStorage
 
 
-class Journal(LocalStorage):
-    """Remembers the order of what is done to it."""
-
-    def __init__(self, root) -> None:
-        super().__init__(root)
-        self.done: list[str] = []
-
-    def put(self, key: str, data: bytes) -> None:
-        super().put(key, data)
-        if key != records.LEASE:
-            self.done.append(f"put {key}")
-
-    def put_new(self, key: str, data: bytes) -> None:
-        super().put_new(key, data)
-        self.done.append(f"put {key}")
-
-    def delete(self, key: str) -> None:
-        super().delete(key)
-        self.done.append(f"delete {key}")
-
-
 @pytest.fixture
-def trial(tmp_path) -> Journal:
-    return Journal(tmp_path / "trial")
+def trial(tmp_path) -> ScriptedStorage:
+    return ScriptedStorage(tmp_path / "trial")
 
 
 @pytest.fixture
 def lease(trial, monkeypatch):
     monkeypatch.setattr("trialstore.lease.HEARTBEAT_S", 1e6)
     with Lease(trial, steps=10) as held:
-        trial.done.clear()
+        trial.forget_calls()
         yield held
 
 
 @pytest.fixture
 def writer(trial, lease) -> TrialWriter:
     return TrialWriter(trial, "0a1b", lease)
+
+
+def done(trial: ScriptedStorage) -> list[str]:
+    """The order of what is done to a trial, but for the lease."""
+    return [
+        f"{'delete' if call.method == 'delete' else 'put'} {call.key}"
+        for call in trial.done("put", "put_new", "delete")
+        if (call.method, call.key) != ("put", records.LEASE)
+    ]
 
 
 def metric(step: int) -> records.Row:
@@ -81,7 +70,7 @@ def test_rows_are_durable_after_a_flush_and_not_before(trial, writer) -> None:
 def test_a_flush_of_nothing_writes_nothing(trial, writer) -> None:
     writer.flush()
     writer.flush()
-    assert trial.done == []
+    assert done(trial) == []
 
 
 def test_rows_are_flushed_when_they_have_waited_long_enough(trial, writer, monkeypatch) -> None:
@@ -101,52 +90,50 @@ def test_rows_are_flushed_when_they_have_waited_long_enough(trial, writer, monke
     assert steps(trial) == [1]  # the clock has begun anew
 
 
-class Slow(Journal):
-    """Parts are put when it is let go, and then as it is told."""
+class SlowPut:
+    """A put that takes place when it is let go, and then ends as it is told."""
 
-    def __init__(self, root) -> None:
-        super().__init__(root)
+    def __init__(self) -> None:
         self.reached, self.let_go = threading.Event(), threading.Event()
         self.error: Exception | None = None
         self.thread = 0
 
-    def put(self, key: str, data: bytes) -> None:
-        if key.startswith(METRICS):
-            self.thread = threading.get_ident()
-            self.reached.set()
-            assert self.let_go.wait(60)
-            if self.error is not None:
-                raise self.error
-        super().put(key, data)
+    def __call__(self, call: Call) -> None:
+        self.thread = threading.get_ident()
+        self.reached.set()
+        assert self.let_go.wait(60)
+        if self.error is not None:
+            raise self.error
 
 
 @pytest.fixture
 def slow(tmp_path, monkeypatch):
-    """A trial whose storage is slow, and its writer."""
+    """A trial, its writer, and how parts are put."""
     monkeypatch.setattr("trialstore.lease.HEARTBEAT_S", 1e6)
     monkeypatch.setattr(writer_module, "FLUSH_S", 0.0)
-    trial = Slow(tmp_path / "slow")
+    trial, part = ScriptedStorage(tmp_path / "slow"), SlowPut()
+    trial.before("put", part, keys=f"{METRICS}/*")
     with Lease(trial, steps=10) as lease:
-        trial.done.clear()
+        trial.forget_calls()
         writer = TrialWriter(trial, "0a1b", lease)
-        yield trial, writer
-        trial.let_go.set()
+        yield trial, writer, part
+        part.let_go.set()
         writer.close()
 
 
 def test_training_does_not_wait_for_a_slow_storage_and_no_row_is_lost(slow) -> None:
-    trial, writer = slow
+    trial, writer, part = slow
     writer.add(METRICS, [metric(1)])
     writer.flush_if_due()
-    assert trial.reached.wait(60)
-    assert trial.thread != threading.get_ident()
+    assert part.reached.wait(60)
+    assert part.thread != threading.get_ident()
     for step in (2, 3):  # the storage is still at the first part
         writer.add(METRICS, [metric(step)])
         writer.flush_if_due()
-    assert trial.done == []
-    trial.let_go.set()
+    assert done(trial) == []
+    part.let_go.set()
     writer.commit(3, {}, {})
-    assert trial.done == [
+    assert done(trial) == [
         "put metrics/part-1-1-1.parquet",
         "put metrics/part-1-2-3.parquet",
         "put checkpoints/step-00000003/manifest.json",
@@ -156,27 +143,27 @@ def test_training_does_not_wait_for_a_slow_storage_and_no_row_is_lost(slow) -> N
 @pytest.mark.parametrize("then", ["flush_if_due", "flush", "commit", "finish", "read"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), LeaseLostError("replaced")])
 def test_what_fails_beside_training_is_raised_by_whatever_writes_next(slow, then, error) -> None:
-    trial, writer = slow
-    trial.error = error
+    trial, writer, part = slow
+    part.error = error
     writer.add(METRICS, [metric(1)])
     writer.flush_if_due()
-    trial.let_go.set()
+    part.let_go.set()
     concurrent.futures.wait([writer._writing])
     arguments = {"commit": (1, {}, {}), "finish": ({},), "read": (METRICS, ["step"])}
     with pytest.raises(type(error)) as raised:
         getattr(writer, then)(*arguments.get(then, ()))
     assert raised.value is error
-    assert trial.done == []
+    assert done(trial) == []
 
 
 def test_a_writer_that_is_closed_has_ended_what_it_began(slow) -> None:
-    trial, writer = slow
+    trial, writer, part = slow
     writer.add(METRICS, [metric(1)])
     writer.flush_if_due()
-    assert trial.reached.wait(60)
-    threading.Timer(0.1, trial.let_go.set).start()
+    assert part.reached.wait(60)
+    threading.Timer(0.1, part.let_go.set).start()
     writer.close()
-    assert trial.done == ["put metrics/part-1-1-1.parquet"]
+    assert done(trial) == ["put metrics/part-1-1-1.parquet"]
 
 
 def test_a_checkpoint_is_committed_after_every_row_it_rests_on(trial, writer) -> None:
@@ -185,7 +172,7 @@ def test_a_checkpoint_is_committed_after_every_row_it_rests_on(trial, writer) ->
     writer.add(METRICS, [metric(2)])
     writer.add(SPECTRA, [spectrum(2)])
     writer.commit(2, {"weights": {"sha256": "00", "bytes": 1}}, {"workers": 1})
-    assert trial.done == [
+    assert done(trial) == [
         "put metrics/part-1-1-1.parquet",
         "put metrics/part-1-2-2.parquet",
         "put spectra/part-1-2-2.parquet",
@@ -230,9 +217,9 @@ def test_only_the_newest_checkpoints_are_kept_and_manifests_go_first(trial, writ
         trial.put(f"{records.attempt_folder(step, 1)}/weights", b"")
         writer.commit(step, {}, {})
     trial.put("checkpoints/step-00000009/weights", b"of an attempt that was killed")
-    trial.done.clear()
+    trial.forget_calls()
     writer.prune_checkpoints(keep=2)
-    assert trial.done == [
+    assert done(trial) == [
         "delete checkpoints/step-00000001/manifest.json",
         "delete checkpoints/step-00000001/attempt-1/weights",
         "delete checkpoints/step-00000009/weights",
@@ -267,9 +254,9 @@ def test_the_result_comes_after_its_tables_and_the_parts_go_after_it(trial, writ
     writer.add(METRICS, [metric(2)])
     trial.put(records.FAILURE, b"{}")
     trial.put(STOP_REQUEST, b"{}")
-    trial.done.clear()
+    trial.forget_calls()
     result = writer.finish({"outcome": "completed"})
-    assert trial.done == [
+    assert done(trial) == [
         "put metrics/part-1-2-2.parquet",
         "put metrics/part-1-1-2.parquet",
         "put result.json",
@@ -335,7 +322,7 @@ def test_parts_that_are_large_are_not_written_again(trial, writer, monkeypatch) 
     for step in range(1, 9):
         writer.add(METRICS, [metric(step)])
         writer.commit(step, {}, {})
-    put = [one for one in trial.done if one.startswith("put metrics/")]
+    put = [one for one in done(trial) if one.startswith("put metrics/")]
     assert len(put) == 8 + 4
     assert steps(trial) == list(range(1, 9))
 
@@ -366,9 +353,9 @@ def test_nothing_is_written_once_a_newer_attempt_has_taken_over(trial, writer, v
     writer.add(METRICS, [metric(1)])
     take(trial)
     left = trial.list()
-    trial.done.clear()
+    trial.forget_calls()
     arguments = {"flush": (), "commit": (1, {}, {}), "finish": ({},)}[verb]
     with pytest.raises(LeaseLostError):
         getattr(writer, verb)(*arguments)
     assert trial.list() == left
-    assert trial.done == []
+    assert done(trial) == []

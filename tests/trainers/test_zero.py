@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from repository import SUPPORT
 
 from trainers.spec import TrialSpec
 
@@ -127,7 +128,7 @@ def run_ranks(content: list[dict[str, Any]], number: int, folder: Path) -> list[
     folder.mkdir()
     jobs, results, store = (folder / name for name in ("jobs.json", "results.json", "store"))
     jobs.write_text(json.dumps(content))
-    script = Path(__file__).with_name("zero_rank.py")
+    script = SUPPORT / "zero_rank.py"
     ranks, logs = [], [folder / f"rank-{rank}.log" for rank in range(number)]
     try:
         for rank, log in enumerate(logs):

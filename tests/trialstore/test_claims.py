@@ -1,12 +1,13 @@
 """Claims: of any number that take a trial at once, one may write, and knows it."""
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from owners import name_owners
+from storages import ScriptedStorage, meeting
 
 from trialstore import claims as fence_module
 from trialstore.claims import Claim, Fence, LeaseLostError, claims, newest_attempt, take
@@ -18,7 +19,7 @@ def test_every_claim_is_one_higher_and_only_the_newest_holds(trial) -> None:
     fences = [Fence(trial, take(trial)) for _ in range(3)]
     assert [fence.claim.attempt for fence in fences] == [1, 2, 3]
     assert [fence.holds() for fence in fences] == [False, False, True]
-    with pytest.raises(LeaseLostError, match="attempt 2 was replaced"):
+    with pytest.raises(LeaseLostError, match="attempt 2 "):
         fences[1].check()
 
 
@@ -43,24 +44,10 @@ def test_other_objects_are_no_claims(trial, key) -> None:
     assert Claim.parse(key) is None
 
 
-class Meeting(LocalStorage):
-    """Lets takers see nobody until all have claimed: the worst of moments."""
-
-    def __init__(self, root, takers: int) -> None:
-        super().__init__(root)
-        self.all_here = threading.Barrier(takers)
-        self.met = threading.local()
-
-    def put(self, key: str, data: bytes) -> None:
-        if not getattr(self.met, "once", False):
-            self.met.once = True
-            self.all_here.wait(30)
-        super().put(key, data)
-
-
 @pytest.mark.parametrize("takers", [2, 8])
 def test_of_many_that_take_a_trial_at_once_one_holds_it(tmp_path, takers) -> None:
-    trial = Meeting(tmp_path, takers)
+    trial = ScriptedStorage(tmp_path)
+    trial.before("put", meeting(takers))  # none sees another before all have claimed
 
     def attempt(_: int) -> Fence | None:
         try:
@@ -75,38 +62,13 @@ def test_of_many_that_take_a_trial_at_once_one_holds_it(tmp_path, takers) -> Non
     assert len(set(numbers)) == len(numbers)  # or their parts would have the same names
 
 
-class Interleaved(LocalStorage):
-    """Runs another taker to its end right after this one's n-th call."""
-
-    def __init__(self, root) -> None:
-        super().__init__(root)
-        self.calls, self.other_at, self.other = 0, -1, lambda: None
-
-    def _called(self) -> None:
-        self.calls += 1
-        if self.calls == self.other_at:
-            self.other()
-
-    def put(self, key: str, data: bytes) -> None:
-        super().put(key, data)
-        self._called()
-
-    def list(self, prefix: str = "") -> list[str]:
-        found = super().list(prefix)
-        self._called()
-        return found
-
-
 @pytest.mark.parametrize("moment", [1, 2, 3])
 @pytest.mark.parametrize("names", list(permutations("ab")))
 def test_wherever_two_takers_meet_no_two_hold_and_no_number_is_used_twice(
     tmp_path, monkeypatch, moment, names
 ) -> None:
-    owners = iter(names)
-    monkeypatch.setattr(
-        fence_module.uuid, "uuid4", lambda: type("Id", (), {"hex": next(owners) * 32})
-    )
-    trial, taken = Interleaved(tmp_path), []
+    name_owners(monkeypatch, fence_module, names)
+    trial, taken = ScriptedStorage(tmp_path), []
 
     def attempt() -> None:
         try:
@@ -114,7 +76,8 @@ def test_wherever_two_takers_meet_no_two_hold_and_no_number_is_used_twice(
         except LeaseLostError:
             return
 
-    trial.other_at, trial.other = moment, attempt
+    # Another taker runs to its end right after a call of this one.
+    trial.after("put list", lambda _: attempt(), skip=moment - 1, times=1)
     attempt()
     holding = [fence for fence in taken if fence.holds()]
     assert len(holding) == 1

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from owners import name_owners
+from storages import ScriptedStorage, meeting
 
 from trialstore import driver_lease
 from trialstore.driver_lease import current_driver, driving, is_driven
@@ -39,7 +41,7 @@ def test_one_driver_has_a_sweep_at_a_time(tmp_path: Path):
     with driving(sweep) as held:
         assert is_driven(sweep)
         assert current_driver(sweep) == held.owner
-        with pytest.raises(InputError, match="is being run by process"), driving(sweep):
+        with pytest.raises(InputError, match=f"process {os.getpid()} on "), driving(sweep):
             pass
         assert not held.replaced
         sweep.put("sweep.yaml", b"")
@@ -85,7 +87,7 @@ def test_a_silent_driver_of_another_machine_is_waited_for_a_minute(
     sweep = LocalStorage(tmp_path)
     claim(sweep)
     assert is_driven(sweep)
-    with pytest.raises(InputError, match="by process 1 on elsewhere"), driving(sweep):
+    with pytest.raises(InputError, match="process 1 on elsewhere"), driving(sweep):
         pass
     claim(sweep, heartbeat_ms=now_ms(120))
     assert not is_driven(sweep)
@@ -128,7 +130,7 @@ def test_one_whose_clock_is_wrong_is_heard_by_its_next_heartbeat(
 
     monkeypatch.setattr(driver_lease.time, "sleep", beat)
     assert is_driven(sweep)
-    with pytest.raises(InputError, match="by process 1 on elsewhere"), driving(sweep):
+    with pytest.raises(InputError, match="process 1 on elsewhere"), driving(sweep):
         pass
     assert min(listened) > driver_lease.HEARTBEAT_S
 
@@ -175,15 +177,7 @@ def test_one_that_may_not_be_looked_at_is_known_by_its_heartbeat(
 
 
 def test_a_storage_that_fails_at_the_end_undoes_nothing(tmp_path: Path, caplog):
-    class Full(LocalStorage):
-        full = False
-
-        def put(self, key: str, data: bytes) -> None:
-            if self.full:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            super().put(key, data)
-
-    sweep = Full(tmp_path)
+    sweep = ScriptedStorage(tmp_path)
     sweep.put("sweep.yaml", b"")
     with driving(sweep):
         sweep.full = True
@@ -269,42 +263,26 @@ def test_it_beats(tmp_path: Path, fast_heartbeat: None):
 # --- at the same moment --------------------------------------------------------------------
 
 
-class Meeting(LocalStorage):
-    """Lets nobody write before all have looked, and nobody look again before all have written."""
-
-    def __init__(self, root: Path, parties: int) -> None:
-        super().__init__(root)
-        self._barriers = {verb: threading.Barrier(parties) for verb in ("list", "put")}
-        self._mine = threading.local()
-
-    def _meet(self, verb: str) -> None:
-        met = getattr(self._mine, "met", ())
-        self._mine.met = (*met, verb)
-        if verb not in met:
-            self._barriers[verb].wait(30)
-
-    def put(self, key: str, data: bytes) -> None:
-        super().put(key, data)
-        self._meet("put")
-
-    def list(self, prefix: str = "") -> list[str]:
-        found = super().list(prefix)
-        self._meet("list")
-        return found
+def begins(stack: ExitStack, sweep: LocalStorage) -> bool:
+    """Whether a driver that begins is not refused; it drives until the stack is closed."""
+    try:
+        stack.enter_context(driving(sweep))
+    except InputError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("parties", [2, 6])
 def test_of_many_that_begin_at_once_one_drives(tmp_path: Path, parties: int):
-    sweep = Meeting(tmp_path, parties)
+    sweep = ScriptedStorage(tmp_path)
+    # None writes before all have looked, and none looks again before all have written.
+    sweep.after("list", meeting(parties))
+    sweep.after("put", meeting(parties))
     ended = threading.Barrier(parties)
 
     def drive(_: int) -> bool:
         with ExitStack() as stack:
-            try:
-                stack.enter_context(driving(sweep))
-                drives = True
-            except InputError:
-                drives = False
+            drives = begins(stack, sweep)
             ended.wait(30)  # it drives until all others have been refused
         return drives
 
@@ -320,46 +298,18 @@ def test_wherever_a_second_one_begins_there_are_never_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int, owners: str
 ):
     """The second runs as far as it gets at a moment of the first's beginning."""
-    names = iter(owners)
-    monkeypatch.setattr(
-        driver_lease.uuid, "uuid4", lambda: type("Id", (), {"hex": next(names) * 32})
-    )
+    name_owners(monkeypatch, driver_lease, owners)
     monkeypatch.setattr(driver_lease, "HEARTBEAT_S", 1e6)
     sweep = LocalStorage(tmp_path)
     second = Second(sweep)
-    first = Halting(tmp_path, moment, second.begin)
+    first = ScriptedStorage(tmp_path)
+    first.after("put list", lambda _: second.begin(), skip=moment - 1, times=1)
     with ExitStack() as stack:
-        try:
-            stack.enter_context(driving(first))
-            drives = True
-        except InputError:
-            drives = False
+        drives = begins(stack, first)
         second.wait()
         assert drives + second.drives <= 1
         assert drives or second.drives
     second.end()
-
-
-class Halting(LocalStorage):
-    """Does something at the n-th call."""
-
-    def __init__(self, root: Path, moment: int, then) -> None:
-        super().__init__(root)
-        self._left, self._then = moment, then
-
-    def _called(self) -> None:
-        self._left -= 1
-        if self._left == 0:
-            self._then()
-
-    def put(self, key: str, data: bytes) -> None:
-        super().put(key, data)
-        self._called()
-
-    def list(self, prefix: str = "") -> list[str]:
-        found = super().list(prefix)
-        self._called()
-        return found
 
 
 class Second:

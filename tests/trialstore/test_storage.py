@@ -14,15 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import fs
-from s3_server import CREDENTIALS, S3Server
+from s3_server import S3Server
 
-from trialstore.errors import InputError
 from trialstore.storage import (
     ArrowStorage,
     LocalStorage,
     Storage,
-    StorageFullError,
-    is_away,
     open_storage,
 )
 
@@ -330,7 +327,7 @@ def test_no_key_leaves_the_root(storage: Storage, tmp_path: Path, key: str) -> N
         lambda: storage.child(key),
     ]
     for use in uses:
-        with pytest.raises(ValueError, match="must be relative and stay inside the root"):
+        with pytest.raises(ValueError, match=re.escape(repr(key))):
             use()
     assert (tmp_path / "outside").read_bytes() == b"secret"
 
@@ -524,23 +521,3 @@ def test_more_objects_than_an_answer_names_are_all_listed(s3: S3Server) -> None:
     for key in keys:
         storage.put(key, b"")
     assert storage.list() == storage.list("parts") == keys
-
-
-def test_a_store_that_is_away_when_its_url_is_opened_is_no_bad_input(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """pyarrow asks for the region of a bucket whose URL does not tell it."""
-
-    def from_uri(url: str) -> None:
-        raise OSError(S3_SAYS.format("NETWORK_CONNECTION during HeadBucket"))
-
-    monkeypatch.setattr(fs, "FileSystem", type("FileSystem", (), {"from_uri": from_uri}))
-    with pytest.raises(OSError, match="NETWORK_CONNECTION") as caught:
-        open_storage("s3://bucket/runs")
-    assert is_away(caught.value)
-
-
-def test_a_url_that_cannot_be_read_is_told_as_it_was_given() -> None:
-    with pytest.raises(InputError, match="cannot be opened") as refused:
-        open_storage("s3://buc ket/runs?region=eu")
-    assert "allow_delayed_open" not in str(refused.value)

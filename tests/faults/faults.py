@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 import psutil
 
-from benchmarks.fault_matrix.nodes import node_of, resume, suspend
-from benchmarks.fault_matrix.scene import Scene
 from trialstore.records import checkpoint_folder
+
+from .nodes import node_of, resume, suspend
+from .scene import Scene
 
 Where = Literal["this machine", "nodes"]
 

@@ -22,7 +22,11 @@ from trialstore.records import committed_steps, get_json
 from trialstore.storage import LocalStorage
 from trialstore.sweep_file import read_sweep_file
 
-SWEEPS = Path(__file__).parents[2] / "orchestrator" / "sweeps"
+from .fault_sweep import SWEEP
+from .mlflow_server import MlflowServer
+from .nodes import Nodes
+from .updates import counting
+
 STEPS = 1000
 CHECKPOINT_EVERY = 40
 #: Wide enough that an update takes about 10 ms: a fault hits in the midst of something.
@@ -79,7 +83,7 @@ class Scene:
     # --- the command ---------------------------------------------------------------------------
 
     def command(self) -> list[str]:
-        words = [sys.executable, "-P", "-m", "orchestrator.cli", "run", str(SWEEPS / "tiny.yaml")]
+        words = [sys.executable, "-P", "-m", "orchestrator.cli", "run", str(SWEEP)]
         words += ["--storage", str(self.storage), "--json"]
         if self.tracking is not None:
             words += ["--tracking-uri", self.tracking]

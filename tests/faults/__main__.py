@@ -9,16 +9,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fault_matrix import __doc__ as description
-from benchmarks.fault_matrix.checks import content, differences, lost, wrong_points
-from benchmarks.fault_matrix.faults import Fault, faults
-from benchmarks.fault_matrix.mlflow_server import MlflowServer
-from benchmarks.fault_matrix.nodes import Nodes, free_port
-from benchmarks.fault_matrix.scene import CHECKPOINT_EVERY, Scene
-from benchmarks.fault_matrix.updates import counting
 from orchestrator.mlflow.tracking import embedded_uri
 from trialstore.storage import LocalStorage
 from trialstore.trial_state import read_state
+
+from .checks import differences, lost, wrong_points
+from .faults import Fault, faults
+from .mlflow_server import MlflowServer
+from .nodes import Nodes, free_port
+from .scene import CHECKPOINT_EVERY, Scene
+from .trial_content import content
+from .updates import counting
 
 #: Bytes of the file system that fills up.
 SMALL_DISK = "24m"
@@ -27,7 +28,9 @@ Undisturbed = dict[str, dict[str, dict[str, Any]]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(description).splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description="Take a sweep through every fault at random moments and compare the results."
+    )
     parser.add_argument("--moments", type=int, default=3, help="random moments of each fault")
     parser.add_argument("--only", nargs="*", default=[], help="words in the names of the faults")
     parser.add_argument("--seed", type=int, default=0)

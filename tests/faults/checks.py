@@ -3,25 +3,14 @@
 from collections import Counter
 from typing import Any
 
-from benchmarks.fault_matrix.scene import STEPS, Scene
-from benchmarks.fault_matrix.updates import read_updates, updates_lost
 from trialstore.records import METRICS, SPECTRA, get_json, read_records
-from trialstore.storage import LocalStorage
 
-#: Columns that no two runs share.
-CLOCK = {METRICS: ["time_ms", "tokens_per_s", "mfu"], SPECTRA: ["time_ms"]}
+from .scene import STEPS, Scene
+from .trial_content import content
+from .updates import read_updates, updates_lost
+
 #: Points of one key in MLflow, and the kind of row that they come from.
 KEYS = {"train/loss": "train", "val/loss": "evaluation"}
-
-
-def content(trial: LocalStorage) -> dict[str, Any]:
-    """Everything that a trial found out, without the clock."""
-    result = get_json(trial, "result.json") or {}
-    tables = {
-        table: read_records(trial, table).drop_columns(clock).to_pylist()
-        for table, clock in CLOCK.items()
-    }
-    return {**tables, "final": result.get("final"), "outcome": result.get("outcome")}
 
 
 def differences(

@@ -9,8 +9,9 @@ import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.fault_matrix.nodes import free_port
 from orchestrator.mlflow.sqlite_uri import sqlite_uri
+
+from .nodes import free_port
 
 
 @dataclass

@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 
 from orchestrator.mlflow.export_sweep import Exporter
-from orchestrator.mlflow.points import LAYER_METRICS, MEDIAN_METRICS, METRIC_NAMES
 from trialstore import records
 from trialstore.records import METRICS, SPECTRA, Manifest, encode_json, put_part
 from trialstore.storage import LocalStorage
@@ -20,6 +19,29 @@ from trialstore.storage import LocalStorage
 START_MS = 1_760_000_000_000
 WIDTH, D_MODEL, DEPTH = 256, 64, 2
 WIDTHS = {"D": WIDTH, "d_model": D_MODEL}
+
+#: Names of metrics in MLflow by the columns of the records that they come from. People's charts
+#: and queries name them: they are written here once more, so that none is renamed unnoticed.
+METRIC_NAMES = {
+    "train": {
+        "train_loss": "train/loss",
+        "learning_rate": "train/learning_rate",
+        "grad_norm": "train/grad_norm",
+        "tokens_per_s": "throughput/tokens_per_s",
+        "mfu": "throughput/mfu",
+    },
+    "evaluation": {
+        "val_loss": "val/loss",
+        "val_loss_se": "val/loss_se",
+        "val_perplexity": "val/perplexity",
+        "val_bits_per_byte": "val/bits_per_byte",
+    },
+}
+LAYER_METRICS = (
+    "hard_rank", "soft_rank", "edim", "hard_utilisation", "soft_utilisation", "concentration",
+    "top1_share", "js_divergence",
+)  # fmt: skip
+MEDIAN_METRICS = (*LAYER_METRICS, "sui", "n_over_d")
 
 TrialId = str
 

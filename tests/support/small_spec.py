@@ -19,3 +19,8 @@ def small_spec(sequences: int, replicate: int = 0, **layout: object) -> TrialSpe
         replicate=replicate,
         layout=Layout.model_validate(layout),
     )  # fmt: skip
+
+
+def trial_laid_out(**layout: object) -> TrialSpec:
+    """A trial of 32 sequences and this layout: `trial_laid_out(workers=2)`."""
+    return small_spec(32, **layout)

@@ -8,15 +8,15 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from trialstore.records import METRICS, SPECTRA, committed_steps, get_json, read_records
+from trialstore.records import METRICS, SPECTRA, committed_steps, get_json
 from trialstore.storage import LocalStorage, Storage
+
+from .trial_content import content
 
 ROOT = Path(__file__).parents[2]
 SWEEP = ROOT / "orchestrator" / "sweeps" / "tiny.yaml"
 STEPS = 300
 EVERY = 50
-#: Wall-clock columns: no two runs share them.
-CLOCK = ["time_ms", "tokens_per_s", "mfu"]
 PATIENCE_S = 200
 #: Between two looks, so that looking does not take the core that the driver needs.
 LOOK_S = 0.05
@@ -67,28 +67,12 @@ def wait_for_a_running_trial(
     raise AssertionError("no trial got as far as a checkpoint")
 
 
-def content(trial: Storage) -> dict:
-    """Everything a trial found out, without the clock."""
-    tables = {
-        table: read_records(trial, table).drop_columns(
-            [column for column in CLOCK if table == METRICS or column == "time_ms"]
-        )
-        for table in (METRICS, SPECTRA)
-    }
-    result = get_json(trial, "result.json")
-    return {
-        **{table: rows.to_pylist() for table, rows in tables.items()},
-        "final": result["final"],
-        "step": result["step"],
-    }
-
-
 def train_undisturbed(sweep: Storage, trials: list[str], folder: Path) -> None:
     """The same trials below `folder`, one after the other in one process: without Ray, and
     without anything that is done to them."""
     for trial_id in trials:
         (folder / f"{trial_id}.json").write_bytes(sweep.get(f"trials/{trial_id}/spec.json"))
-    each = ROOT / "tests" / "trainers" / "train_each.py"
+    each = ROOT / "tests" / "support" / "train_each.py"
     subprocess.run([sys.executable, each, folder], check=True, capture_output=True, timeout=240)
 
 

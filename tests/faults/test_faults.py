@@ -7,18 +7,19 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from fault_sweep import (
+
+from trialstore.records import METRICS, get_json
+from trialstore.storage import LocalStorage
+
+from .fault_sweep import (
     assert_same_bits,
     command,
-    content,
     pid_of,
     run,
     train_undisturbed,
     wait_for_a_running_trial,
 )
-
-from trialstore.records import METRICS, get_json
-from trialstore.storage import LocalStorage
+from .trial_content import content
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 

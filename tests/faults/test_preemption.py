@@ -18,11 +18,8 @@ from orchestrator.tune.preemption import preemption_notice
 from trialstore.records import committed_steps, get_json
 from trialstore.storage import LocalStorage
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from ray_nodes import Nodes, nodes, wait_for
-
-TINY = Path(__file__).parents[2] / "orchestrator" / "sweeps" / "tiny.yaml"
+from .fault_sweep import SWEEP
+from .ray_nodes import Nodes, nodes, wait_for
 
 
 @pytest.fixture
@@ -105,7 +102,7 @@ def test_a_sigterm_costs_an_update_and_no_checkpoint_interval(two_nodes, tmp_pat
     """There are no checkpoints but the last, and the one that the SIGTERM is answered with."""
     sets = {"grid.width_multiplier": "2", "training.steps": "3000",
             "resources.checkpoint_every": "100000"}  # fmt: skip
-    command = [sys.executable, "-m", "orchestrator.cli", "run", str(TINY), "--json"]
+    command = [sys.executable, "-m", "orchestrator.cli", "run", str(SWEEP), "--json"]
     command += ["--storage", str(tmp_path), "--address", two_nodes.address]
     for name, value in sets.items():
         command += ["--set", f"{name}={value}"]

@@ -8,17 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_sweep import (
+from s3_server import Relay, S3Server
+
+from trialstore.records import get_json
+from trialstore.storage import open_storage
+
+from .fault_sweep import (
     PATIENCE_S,
     assert_same_bits,
     command,
     train_undisturbed,
     wait_for_a_running_trial,
 )
-from s3_server import Relay, S3Server
-
-from trialstore.records import get_json
-from trialstore.storage import open_storage
 
 #: pyarrow asks a store that refuses for some six seconds; a trial that has to write fails then.
 AWAY_S = 45

@@ -7,7 +7,6 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,9 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).parents[2]
+from .fault_sweep import ROOT
+from .nodes import free_port
+
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 PATIENCE_S = 900
 #: Between two looks, so that looking does not take the cores that the nodes need.
@@ -42,7 +43,7 @@ class Nodes:
         self.processes: dict[str, subprocess.Popen] = {}
         self._start(
             "head",
-            *["--head", "--port=0", f"--ray-client-server-port={_free_port()}"],
+            *["--head", "--port=0", f"--ray-client-server-port={free_port()}"],
             *["--include-dashboard=false", "--num-cpus=0"],
         )
         self.address = (folder / "ray_current_cluster").read_text().strip()
@@ -156,9 +157,3 @@ def _family(pid: int) -> list[psutil.Process]:
         parent = psutil.Process(pid)
         return [*parent.children(recursive=True), parent]
     return []
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port

@@ -1,6 +1,6 @@
 """Sweeps over several real Ray nodes: a raylet each, on this machine.
 
-pytest -m slow -s tests/orchestrator/test_nodes.py      # prints what ran where
+pytest -m slow -s tests/faults/test_nodes.py      # prints what ran where
 """
 
 import json
@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("ray")
-from ray_nodes import Nodes, Seen, nodes, wait_for
-
-from trialstore.records import METRICS, SPECTRA, committed_steps, get_json, read_records
+from trialstore.records import committed_steps, get_json
 from trialstore.storage import LocalStorage
+
+from .ray_nodes import Nodes, Seen, nodes, wait_for
+from .trial_content import content
 
 pytestmark = pytest.mark.slow
 
@@ -36,8 +37,6 @@ resources: {checkpoint_every: 5}
 ALL_OF_TWO = ("overrides=[]", "workers=2", "zero_stage=2", "width_multiplier=[2, 4, 8]")
 LONG = ("overrides=[]", "workers=2", "zero_stage=2", "width_multiplier=4", "steps=400",
         "checkpoint_every=20")  # fmt: skip
-#: Wall-clock columns: no two runs share them.
-CLOCK = {METRICS: ["time_ms", "tokens_per_s", "mfu"], SPECTRA: ["time_ms"]}
 
 
 @pytest.fixture(scope="module")
@@ -82,18 +81,6 @@ def follow(driver: subprocess.Popen, cluster: Nodes, seen: Seen) -> dict:
     print(f"\n{seen.table()}")
     assert driver.returncode == 0, errors
     return json.loads(output)
-
-
-def content(trial: LocalStorage) -> dict:
-    """Everything a trial found out, without the clock."""
-    result = get_json(trial, "result.json")
-    return {
-        **{
-            table: read_records(trial, table).drop_columns(clock).to_pylist()
-            for table, clock in CLOCK.items()
-        },
-        "final": result["final"],
-    }
 
 
 def undisturbed(trial: LocalStorage, out: Path) -> dict:
@@ -162,8 +149,9 @@ def test_a_node_that_does_not_see_the_storage_is_named_before_anything_is_traine
     finally:
         three.kill("blind")
     assert output == ""
-    assert "is not shared: node(s) " in errors
-    assert "cannot read what the driver wrote there" in errors
+
+    assert str(storage) in errors
+    assert "node(s) " in errors
     assert not list(storage.rglob("*"))
 
 

@@ -4,7 +4,7 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
-from benchmarks.fault_matrix.in_every_process.sitecustomize import LOG
+from .in_every_process.sitecustomize import LOG
 
 FOLDER = Path(__file__).parent / "in_every_process"
 
