@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from messages import mentions
 from scipy import stats
 
 from analysis.laws.power_law import (

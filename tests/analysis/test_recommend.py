@@ -14,7 +14,6 @@ from analysis.laws.power_law import PowerLaw
 from analysis.laws.spectral import SpectralStop
 from analysis.refusal import Refusal
 from analysis.tables.sweep_tables import load_sweep
-from analysis.verdict.group_verdict import GroupVerdict
 from analysis.verdict.recommend import recommend
 from trialstore.errors import InputError
 from trialstore.records import encode_json

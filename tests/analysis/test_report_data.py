@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from messages import mentions
 
 from analysis.pipeline import analyse
 from trialstore.storage import LocalStorage

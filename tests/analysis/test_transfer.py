@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from messages import mentions
 
 from analysis.verdict.transfer import SizeOptimum, Target, Transfer, transfer
 

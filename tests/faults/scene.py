@@ -14,9 +14,6 @@ from typing import Any
 
 import psutil
 
-from benchmarks.fault_matrix.mlflow_server import MlflowServer
-from benchmarks.fault_matrix.nodes import Nodes
-from benchmarks.fault_matrix.updates import counting
 from trialstore.errors import InputError
 from trialstore.records import committed_steps, get_json
 from trialstore.storage import LocalStorage

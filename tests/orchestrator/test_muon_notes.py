@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from messages import mentions
 from mini_sweep import MINIMAL
 
 from orchestrator.grid.expand import expand

@@ -18,7 +18,6 @@ from repository import TINY
 from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 
-from orchestrator.cli import __main__ as cli
 from orchestrator.mlflow.reader import MlflowReader
 from orchestrator.mlflow.sqlite_uri import sqlite_path, sqlite_uri
 from orchestrator.mlflow.tracking import Tracking, embedded_uri, given_uri, tracking_uri

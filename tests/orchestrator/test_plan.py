@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import yaml
-from messages import mentions
 from rich.console import Console
 
 from analysis.wording import duration

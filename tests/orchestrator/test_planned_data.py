@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from messages import mentions
 
 from orchestrator.cli import __main__ as cli
 from orchestrator.grid.expand import expand

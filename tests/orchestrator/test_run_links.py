@@ -8,8 +8,6 @@ import pytest
 
 from orchestrator.mlflow.from_mlflow import run_links
 from orchestrator.mlflow.identity import IDENTITY_FILE
-from orchestrator.mlflow.parent_run import SWEEP_FILE_TAG
-from orchestrator.mlflow.trial_run import SWEEP_TAG, TRIAL_TAG
 from trialstore.records import encode_json
 from trialstore.storage import LocalStorage
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-from messages import mentions
 from repository import SWEEPS
 
 from orchestrator.grid.expand import expand

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from repository import TINY
 
 import _widthlab
-from orchestrator.cli import __main__ as cli
 from orchestrator.jobs import package as job_package
 from orchestrator.jobs.package import fill, own_modules
 from orchestrator.jobs.submit import MLFLOW_VARIABLES, Prepared, Submission, entrypoint, prepare

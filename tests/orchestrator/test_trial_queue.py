@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 
 import pytest
+from messages import mentions
 from small_spec import small_spec
 
 from orchestrator.grid.branches import Branch

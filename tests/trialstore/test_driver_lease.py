@@ -1,6 +1,5 @@
 """One driver per sweep: the first to be there, whoever else begins, and at whatever moment."""
 
-import errno
 import json
 import os
 import socket
