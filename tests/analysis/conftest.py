@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,10 @@ class Cell:
 
     @property
     def id(self) -> str:
-        return self.name.replace(".", "_")  # a rate has a point, an id may not
+        plain = re.sub(r"[^0-9A-Za-z_-]+", "_", self.name)
+        if plain == self.name and len(plain) <= 64:
+            return plain
+        return f"{plain[:40]}-{abs(hash_of(self.name)):x}"  # an odd name cannot be an id
 
     @property
     def name(self) -> str:
