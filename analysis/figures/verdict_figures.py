@@ -82,7 +82,7 @@ def loss_optimum(verdict: GroupVerdict) -> Figure | None:
             floor = float(curve.curve(curve.optimum)) + curve.tolerance
             axes.axhline(floor, color=FAINT, linewidth=0.9, linestyle=DASHES)
             end_labels(axes, [(floor, f"optimum\n+ {curve.tolerance:g} nats", FAINT)])
-        title(axes, f"Loss at equal {BUDGETS[evidence.hold][1]}")
+        title(axes, f"Loss at equal {BUDGETS[evidence.matching][1]}")
         widths_axis(axes, list(multipliers), "D / d_model", "x")
         axes.set_ylabel("held-out loss (nats per token)")
     return figure
@@ -234,6 +234,6 @@ def training_curves(verdict: GroupVerdict, tables: SweepTables) -> Figure | None
     axes.set_ylabel("held-out loss (nats per token)")
     labels = [(float(np.median(ends[m])), multiple(m), colours[m]) for m in sorted(ends)]
     end_labels(axes, [labels[i] for i in evenly(range(len(labels)), MOST_LABELS)])
-    budget = "all cells" if deciding is None else f"equal {BUDGETS[deciding.hold][1]}"
+    budget = "all cells" if deciding is None else f"equal {BUDGETS[deciding.matching][1]}"
     title(axes, f"Training, {budget}")
     return figure

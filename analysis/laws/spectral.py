@@ -25,7 +25,7 @@ from analysis.laws.power_law import (
 )
 from analysis.laws.saturation import Saturation, judge_saturation
 from analysis.refusal import Refusal
-from analysis.tables.sweep_tables import holding
+from analysis.tables.sweep_tables import matched
 from analysis.wording import bracketed, multiple
 
 #: Columns of `SweepTables.trials` that get a rank law.
@@ -94,7 +94,7 @@ def judge_spectra(trials: pd.DataFrame) -> SpectralEvidence:
     Returns:
         The laws, each of them a refusal where the cells are too few.
     """
-    fixed = holding(trials, "none")
+    fixed = matched(trials, "none")
     d_model = _d_model(fixed)
     fixed = fixed.assign(why=[_why_not(trial, d_model) for _, trial in fixed.iterrows()])
     used, left_out = fixed[fixed["why"] == ""], fixed[fixed["why"] != ""]

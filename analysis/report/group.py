@@ -70,7 +70,7 @@ def group_section(
         width=None if verdict.width_multiplier is None else multiple(verdict.width_multiplier),
         drawn=drawn,
         widths=_widths(verdict),
-        budget="" if verdict.deciding is None else BUDGETS[verdict.deciding.hold][1],
+        budget="" if verdict.deciding is None else BUDGETS[verdict.deciding.matching][1],
         runs=sorted({width["runs"] for width in verdict.alternatives}),
         plural=plural,
         best_losses=None if verdict.on_best is None else _best_losses(verdict),
@@ -153,7 +153,7 @@ def _budgets(verdict: GroupVerdict) -> list[str]:
     """The optimum at each other budget held equal; budgets with the same answer share a line."""
     alike: dict[str, list[str]] = {}
     for found in verdict.at_budgets:
-        if verdict.deciding is None or found.currency != verdict.deciding.hold:
+        if verdict.deciding is None or found.currency != verdict.deciding.matching:
             answer = found.sentence.partition(": ")[2]
             alike.setdefault(answer, []).append(CURRENCIES[found.currency][1])
     return [

@@ -43,8 +43,8 @@ logger = logging.getLogger(__name__)
 __all__ = [
     "LAW_SITE",
     "SweepTables",
-    "holding",
     "load_sweep",
+    "matched",
     "reference_multiplier",
 ]
 
@@ -265,9 +265,9 @@ def reference_multiplier(config: Mapping[str, Any]) -> float:
     return float(typed) if typed else REFERENCE_MULTIPLIER
 
 
-def holding(trials: pd.DataFrame, hold: str) -> pd.DataFrame:
+def matched(trials: pd.DataFrame, matching: str) -> pd.DataFrame:
     """Return the trials of one matching: "none", "params" or "flops"."""
-    return trials[np.array([hold in holds for holds in trials["holds"]], dtype=bool)]
+    return trials[np.array([matching in holds for holds in trials["holds"]], dtype=bool)]
 
 
 def _axes(cells: Sequence[ResolvedCell]) -> dict[str, str]:
@@ -285,7 +285,7 @@ def _by_size(
     d_model of the axis that it comes nearest to at the `reference` multiplier. A trial that is a
     cell of one size at a fixed d_model, and of another at an equal budget, gets a row in each.
     """
-    free = holding(trials, "none")
+    free = matched(trials, "none")
     sizes = np.unique(typed if isinstance(typed, list) else free["d_model"].dropna())
     if len(sizes) <= 1:
         only = sizes[0] if len(sizes) else trials["d_model"].median()
@@ -293,8 +293,8 @@ def _by_size(
     base_of: dict[tuple[Any, float], list[str]] = {}  # (row, base_d_model) -> holds
     for label, d_model in free["d_model"].items():
         base_of[label, float(d_model)] = ["none"]
-    for hold, budget in (("params", "parameters_non_embedding"), ("flops", "flops")):
-        held = holding(trials, hold)
+    for matching, budget in (("params", "parameters_non_embedding"), ("flops", "flops")):
+        held = matched(trials, matching)
         alike = held.groupby(list(group_axes), dropna=False) if group_axes else [((), held)]
         for _, cells in alike:
             for members in _clusters(cells[budget]):
@@ -302,7 +302,7 @@ def _by_size(
                 at = np.interp(np.log(reference), np.log(own["width_multiplier"]), own["d_model"])
                 nearest = float(sizes[np.argmin(np.abs(np.log(sizes / at)))])
                 for label in members:
-                    base_of.setdefault((label, nearest), []).append(hold)
+                    base_of.setdefault((label, nearest), []).append(matching)
     labels = sorted(base_of)
     split = trials.loc[[label for label, _ in labels]].reset_index(drop=True)
     split["base_d_model"] = [base for _, base in labels]

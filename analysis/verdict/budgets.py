@@ -97,7 +97,7 @@ def at_equal_budgets(
     Returns:
         One answer per budget, in the order of CURRENCIES.
     """
-    answered = {evidence.hold: evidence for evidence in held}
+    answered = {evidence.matching: evidence for evidence in held}
     found = []
     for currency, kind in CURRENCIES.items():
         if currency in answered:

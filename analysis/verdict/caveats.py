@@ -78,7 +78,7 @@ def _of_loss(evidence: BudgetEvidence, multiplier: float | None) -> Iterator[str
     spread = large(low) if large(low) == large(high) else f"{large(low)} to {large(high)}"
     if np.isfinite(tokens):
         yield (
-            f"The result holds at equal {BUDGETS[evidence.hold].name} ({spread}) and "
+            f"The result holds at equal {BUDGETS[evidence.matching].name} ({spread}) and "
             f"{large(tokens)} training tokens; another size or duration may have another optimum."
         )
     if low > 0 and high / low - 1 > BUDGET_SPREAD:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.refusal import Refusal
-from analysis.tables.sweep_tables import holding
+from analysis.tables.sweep_tables import matched
 from analysis.verdict.loss_optimum import LossCurve, find_optimum, usable
 
 
@@ -31,7 +31,7 @@ BUDGETS = {
 class BudgetEvidence:
     """The cells at one equal budget, and the optimum found in them."""
 
-    hold: str  # a key of BUDGETS
+    matching: str  # a key of BUDGETS
     planned: pd.DataFrame  # rows of `SweepTables.trials` with one width for all layers
     used: pd.DataFrame  # of these, completed runs with a final loss
     inadmissible: tuple[float, ...]  # multipliers with a collapsed or diverged replicate
@@ -41,7 +41,7 @@ class BudgetEvidence:
     @property
     def budget(self) -> tuple[float, float]:
         """The smallest and the largest budget of the planned cells."""
-        column = self.planned[BUDGETS[self.hold].column]
+        column = self.planned[BUDGETS[self.matching].column]
         return float(column.min()), float(column.max())
 
     def cell(self, multiplier: float) -> pd.Series:
@@ -61,8 +61,8 @@ def judge_losses(trials: pd.DataFrame, tolerance: float) -> tuple[BudgetEvidence
         One judgement per budget, the deciding one first; empty without cells of equal budget.
     """
     judged = []
-    for hold in BUDGETS:
-        planned = holding(trials, hold).drop_duplicates("id")
+    for matching in BUDGETS:
+        planned = matched(trials, matching).drop_duplicates("id")
         if planned.empty:
             continue
         why = planned.apply(_why_not, axis="columns")
@@ -77,7 +77,7 @@ def judge_losses(trials: pd.DataFrame, tolerance: float) -> tuple[BudgetEvidence
             tolerance=tolerance,
             inadmissible=inadmissible,
         )
-        judged.append(BudgetEvidence(hold, planned, used, inadmissible, left_out, optimum))
+        judged.append(BudgetEvidence(matching, planned, used, inadmissible, left_out, optimum))
     return tuple(judged)
 
 

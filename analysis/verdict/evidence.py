@@ -98,7 +98,7 @@ def evidence_of(
 
 def losses_of(losses: Sequence[BudgetEvidence]) -> dict[str, Any]:
     """Return budget -> loss optimum, as in recommendation.json."""
-    return {evidence.hold: _loss(evidence) for evidence in losses}
+    return {evidence.matching: _loss(evidence) for evidence in losses}
 
 
 def _holds_for(trials: pd.DataFrame, deciding: BudgetEvidence | None) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _holds_for(trials: pd.DataFrame, deciding: BudgetEvidence | None) -> dict[st
         return None if values.empty else [float(values.min()), float(values.max())]
 
     return {
-        "budget": None if deciding is None else BUDGETS[deciding.hold].name,
+        "budget": None if deciding is None else BUDGETS[deciding.matching].name,
         "non_embedding_parameters": span("parameters_non_embedding"),
         "parameters": span("parameters_total"),
         "flops": span("flops"),
@@ -142,7 +142,7 @@ def _elasticity(found: LocalElasticity | Refusal) -> dict[str, Any]:
 
 def _loss(evidence: BudgetEvidence) -> dict[str, Any]:
     found = evidence.optimum
-    shared = {"budget": BUDGETS[evidence.hold].name, "span": list(evidence.budget)}
+    shared = {"budget": BUDGETS[evidence.matching].name, "span": list(evidence.budget)}
     if isinstance(found, Refusal):
         return {
             **shared,

@@ -28,7 +28,7 @@ class NextCells:
     """A grid to add to a sweep file, or that is in it already, and the cost of its new cells."""
 
     why: str  # a clause without a final full stop
-    hold: tuple[str, ...]
+    match: tuple[str, ...]
     grid: Mapping[str, list[Any]]  # axis -> values
     trials: int  # to be trained
     flops: float  # of all these trials
@@ -39,7 +39,7 @@ class NextCells:
         """Return the cells as a piece of a sweep file; empty if the sweep file has them already."""
         if self.planned:
             return ""
-        content = {"match": list(self.hold), "grid": dict(self.grid)}
+        content = {"match": list(self.match), "grid": dict(self.grid)}
         return str(yaml.safe_dump(content, default_flow_style=None, sort_keys=False, width=80))
 
     @property
@@ -52,7 +52,7 @@ class NextCells:
         """Return an entry of `run_next` in recommendation.json."""
         return {
             "why": self.why,
-            "hold": list(self.hold),
+            "hold": list(self.match),
             "grid": dict(self.grid),
             "trials": self.trials,
             "flops": self.flops,
@@ -76,7 +76,7 @@ def missing_cells(trials: pd.DataFrame, group: Mapping[str, Any], rate: float) -
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
     failed = " with --retry-failed" if "failed" in counts.index else ""
     total = float(missing["flops"].sum(skipna=False))
-    holds = tuple(dict.fromkeys(hold for holds in missing["holds"] for hold in holds))
+    holds = tuple(dict.fromkeys(own for held in missing["holds"] for own in held))
     return [
         NextCells(
             f"{plural(len(missing), 'planned cell')} without a result ({states}): repeat "
@@ -131,7 +131,7 @@ def for_refusal(evidence: BudgetEvidence, group: Mapping[str, Any], rate: float)
     more_seeds = _next_seeds(seeds)
 
     def add(why: str, at: Sequence[float], replicates: Sequence[int]) -> NextCells:
-        return _priced(why, (evidence.hold,), group, at, replicates, cells, rate)
+        return _priced(why, (evidence.matching,), group, at, replicates, cells, rate)
 
     narrower = _scaled(widths[0], (0.5, 0.75)) if widths else []
     if isinstance(optimum, Refusal):
@@ -251,7 +251,7 @@ def _next_seeds(seeds: Sequence[int]) -> list[int]:
 
 def _priced(
     why: str,
-    hold: tuple[str, ...],
+    match: tuple[str, ...],
     group: Mapping[str, Any],
     widths: Sequence[float],
     seeds: Sequence[int],
@@ -264,7 +264,7 @@ def _priced(
     each = np.interp(np.log(widths), np.log(known.index), known) if len(known) else [np.nan]
     trials = prod(len(values) for values in grid.values())
     total = float(np.mean(each)) * trials
-    return NextCells(why, hold, grid, trials, total, total * rate)
+    return NextCells(why, match, grid, trials, total, total * rate)
 
 
 def _typed(trials: pd.DataFrame) -> list[float]:

@@ -93,7 +93,7 @@ def _verdict(verdict: GroupVerdict, common: list[str]) -> Iterator[str]:
     for choice in verdict.choices:
         yield from _wrapped(f"{choice.sentence}.", "  ")
     for found in verdict.at_budgets:
-        deciding = verdict.deciding is not None and found.currency == verdict.deciding.hold
+        deciding = verdict.deciding is not None and found.currency == verdict.deciding.matching
         if found.source is not None and not deciding:
             yield from _wrapped(f"{found.sentence}.", "  ")
     yield from _wrapped(f"spectra: {verdict.spectral_sentence}.", "  ")

@@ -65,7 +65,7 @@ def tune(trials: pd.DataFrame) -> TunedTrials:
     Args:
         trials: rows of `SweepTables.trials` of the group, with several learning rates.
     """
-    held = trials[[any(hold in BUDGETS for hold in holds) for holds in trials["holds"]]]
+    held = trials[[any(own in BUDGETS for own in holds) for holds in trials["holds"]]]
     rows: list[pd.DataFrame] = []
     widths: list[TunedWidth] = []
     for _, cells in held.groupby(_CELL, sort=True):

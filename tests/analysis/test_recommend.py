@@ -108,7 +108,7 @@ def test_a_falling_loss_is_refused_with_wider_layers_to_run_next(build_sweep: Bu
     assert verdict.losses[0].optimum.obstacle == "upper edge"
     (wider,) = verdict.run_next
     assert wider.grid["width_multiplier"] == [12.0, 16.0]
-    assert wider.hold == ("params",)
+    assert wider.match == ("params",)
 
 
 def test_the_cost_of_what_to_run_next_follows_from_what_has_run(build_sweep: Build) -> None:
@@ -128,7 +128,7 @@ def test_without_equal_budgets_the_missing_cells_are_named_and_priced(build_swee
     assert "add `params` or `flops` to `match`" in verdict.rule
     assert any("add `params` or `flops` to `match`" in caveat for caveat in verdict.caveats)
     (asked,) = verdict.run_next
-    assert asked.hold == ("params",)
+    assert asked.match == ("params",)
     reference = verdict.trials.set_index("D").loc[256.0, "flops"]  # the budget of the 4x model
     assert asked.flops == pytest.approx(7 * reference)
     assert isinstance(verdict.spectral.laws["soft_rank"], PowerLaw)

@@ -51,7 +51,7 @@ def test_a_finished_trial_is_a_row_with_its_axes_numbers_and_spectral_summary(
     assert trial["snapshots"] == 5
 
 
-def test_cells_that_coincide_are_one_row_in_both_halves(build_sweep: Build) -> None:
+def test_cells_that_coincide_are_one_row_of_both_matchings(build_sweep: Build) -> None:
     trials = load_sweep(build_sweep(multipliers=[1, 4])).trials
     assert trials.set_index("id").loc["gpt2-pre-64-256-0", "holds"] == ("none", "params")
     assert len(trials) == 3
@@ -227,7 +227,7 @@ def test_the_aggregation_is_the_files_unless_another_is_chosen_and_is_named(
     )
 
 
-def test_a_trial_that_is_listed_twice_is_one_trial_of_both_halves(
+def test_a_trial_that_is_listed_twice_is_one_trial_of_both_matchings(
     build_sweep: Build, caplog: pytest.LogCaptureFixture
 ) -> None:
     sweep = build_sweep(multipliers=[1, 2, 4], holds=("none",))
