@@ -316,7 +316,7 @@ def test_a_loss_without_a_floor_says_so() -> None:
     columns = design(["width", "depth"])
     loss = 60 / columns["width"] ** 0.8 + 3 / columns["depth"] ** 0.5
     found = fitted(fit_scaling_law("width-depth", columns, loss, resamples=0))
-    assert any(mentions(text, " E ... floor") for text in found.warnings)
+    assert any(mentions(text, " E ... zero") for text in found.warnings)
 
 
 @pytest.mark.long

@@ -246,7 +246,8 @@ def test_own_blocks_travel_a_file_or_the_source_of_a_package(tmp_path: Path):
     fill(job, path, own_modules(load_sweep(path), [here]), {})
     sent = {name for name in files_of(job) if "/" not in name or name.startswith("mine")}
     assert sent == {
-        "sweep.yaml", "job.env", "wide.py", "mine/__init__.py", "mine/deep/block.py",
+        "sweep.yaml", "job.env", "_widthlab.py", "wide.py", "mine/__init__.py",
+        "mine/deep/block.py",
     }  # fmt: skip
 
 

@@ -276,7 +276,7 @@ def test_a_mistake_in_another_section_is_named_too(more, message):
 def test_a_wrong_item_of_a_list_is_one_mistake_and_not_two(more):
     (line,) = refused(f"{MINIMAL}{more}\n").splitlines()
 
-    assert mentions(line, "hold ... 'none'") or mentions(line, "spectra.sites ... 'pre'")
+    assert mentions(line, "match ... 'none'") or mentions(line, "spectra.sites ... 'pre'")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """One driver per sweep: the first to be there, whoever else begins, and at whatever moment."""
 
+import errno
 import json
 import os
 import socket
@@ -179,7 +180,8 @@ def test_a_storage_that_fails_at_the_end_undoes_nothing(tmp_path: Path, caplog):
     sweep = ScriptedStorage(tmp_path)
     sweep.put("sweep.yaml", b"")
     with driving(sweep):
-        sweep.full = True
+        sweep.before("put", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
     assert sweep.url in caplog.text
 
 

@@ -270,7 +270,7 @@ def test_a_reader_overtaken_by_a_compaction_looks_again(tmp_path: Path, checkpoi
 def test_a_part_that_is_lost_is_not_passed_over(tmp_path: Path) -> None:
     trial = ScriptedStorage(tmp_path)
     put_part(trial, METRICS, 1, [metric(1)])
-    trial.times = 100
+    trial.before("get", vanish, keys=lambda key: key != RESULT)
     with pytest.raises(FileNotFoundError, match="metrics"):
         read_records(trial, METRICS)
 
