@@ -335,49 +335,6 @@ def test_an_integer_axis_stays_one_beside_groups_that_leave_it_open(build_sweep:
 
 
 @pytest.mark.long
-def test_widths_that_broke_down_in_the_middle_part_those_that_are_equivalent(
-    build_sweep: Build,
-) -> None:
-    (verdict,) = verdicts(
-        build_sweep(
-            seeds=[0, 1, 2],
-            outcomes=lambda cell: (
-                "diverged" if cell.multiplier == 2.67 and cell.seed == 0 else "completed"
-            ),
-        )
-    )
-    assert verdict.width_multiplier == pytest.approx(2.0)
-    assert "2x and 4x are equivalent" in verdict.sentence
-
-
-@pytest.mark.long
-def test_a_headline_beyond_the_tolerance_says_why_no_other_is_within_it(
-    build_sweep: Build,
-) -> None:
-    (verdict,) = verdicts(
-        build_sweep(
-            seeds=[0, 1, 2],
-            outcomes=lambda cell: (
-                "diverged" if cell.multiplier in (2, 2.67, 4) and cell.seed == 0 else "completed"
-            ),
-        )
-    )
-    assert verdict.width_multiplier is not None
-    (caveat,) = (text for text in verdict.caveats if text.startswith("No width"))
-    assert "collapsed or diverged" in caveat
-    assert "noise" not in caveat
-    assert "without a collapsed or diverged replicate" in verdict.rule
-
-
-@pytest.mark.long
-def test_where_every_width_broke_down_narrower_ones_are_asked_for(build_sweep: Build) -> None:
-    (verdict,) = verdicts(build_sweep(seeds=[0, 1, 2], outcomes=lambda cell: "diverged"))
-    (cells,) = verdict.run_next
-    assert "narrower" in cells.why
-    assert cells.grid["width_multiplier"] == [0.5, 0.75]
-
-
-@pytest.mark.long
 def test_losses_that_never_differ_call_for_no_cure_of_noise(build_sweep: Build) -> None:
     (verdict,) = verdicts(build_sweep(planted(noise=0.0, curvature=0.0), seeds=[0, 1, 2]))
     assert verdict.losses[0].optimum.obstacle == "all within tolerance"
