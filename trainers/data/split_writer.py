@@ -53,7 +53,7 @@ class Lost:
     examples: tuple[str, ...] = ()  # some of the lost characters
 
     def note(self, one: Encoded, unknown_id: int | None, is_document: bool = True) -> None:
-        """Add a text; an excerpt never counts as altered, because cutting may alter its decoding."""
+        """Add a text; an excerpt never counts as altered, because cutting alters decoding."""
         self.characters += one.characters
         self.lost += one.lost_characters
         self.altered_documents += is_document and one.altered
