@@ -60,7 +60,13 @@ def _explained_one(file: File, item: dict[str, Any]) -> InputError:
     if item["type"] in ("union_tag_not_found", "union_tag_invalid"):
         kinds = [str(model.model_fields["kind"].default) for model in SECTIONS[section]]
         given = file.content[section].get("kind")
-        return file.error((section, "kind"), f"{short(given)} should be one of {', '.join(kinds)}")
+        allowed = f"one of {', '.join(kinds)}"
+        return file.error(
+            (section, "kind"),
+            f"is missing; give {allowed}"
+            if given is None
+            else f"{short(given)} should be {allowed}",
+        )
     several = isinstance(item["input"], list) and axis
     hint = f"; for several values use grid.{axis}" if several else ""
     return file.error(path, wrong(item) + hint)

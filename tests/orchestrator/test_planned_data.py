@@ -127,4 +127,4 @@ def test_the_command_says_what_to_state(monkeypatch, tmp_path, capsys):
     assert command(monkeypatch, text, tmp_path) == 2
     output = capsys.readouterr()
     assert output.out == ""
-    assert "state tokenizer.vocab_size" in output.err
+    assert "tokenizer.vocab_size" in output.err

@@ -232,7 +232,7 @@ def test_a_mistake_is_named_with_its_line_key_value_and_way_out(old, new, messag
         ("resources: [1]", "resources: [1] is not a mapping; its keys are workers, "),
         ("corpus: python-source", "corpus: 'python-source' is not a mapping; its keys are kind"),
         ("corpus: {kind: web}", "corpus.kind: 'web' should be one of python-source, text, hub"),
-        ("corpus: {paths: [a]}", "corpus.kind: nothing should be one of python-source, text, hub"),
+        ("corpus: {paths: [a]}", "corpus.kind: is missing; give one of python-source, text, hub"),
         ("corpus: {kind: text}", "corpus.paths: is missing"),
         (
             "tokenizer: {kind: bytes, vocab_size: 300}",

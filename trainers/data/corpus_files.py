@@ -43,8 +43,8 @@ def kind_of(name: str) -> tuple[str, str]:
     """Return the kind and the compression of a file name, in lower case; each may be empty.
 
     Example:
-        |    >>> kind_of("a.JSONL.gz")
-        |    ('.jsonl', '.gz')
+        >>> kind_of("a.JSONL.gz")
+        ('.jsonl', '.gz')
     """
     suffixes = [suffix.lower() for suffix in PurePosixPath(name).suffixes]
     if not suffixes:

@@ -132,7 +132,7 @@ class Corpus(ABC):
 
     @property
     def split_is_given(self) -> bool:
-        """Whether the user or the data set defines the held-out split, not a rule."""
+        """Whether the user or the data set, rather than a rule, defines the held-out split."""
         return False
 
     @property

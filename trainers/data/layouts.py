@@ -34,8 +34,8 @@ def part_of(name: str) -> Part | None:
     """Return the part that a file name states, or None; the outermost folder takes precedence.
 
     Example:
-        |    >>> part_of("validation/a.jsonl"), part_of("wiki.test.txt"), part_of("a.txt")
-        |    ('validation', 'test', None)
+        >>> part_of("validation/a.jsonl"), part_of("wiki.test.txt"), part_of("a.txt")
+        ('validation', 'test', None)
     """
     *folders, last = PurePosixPath(name).parts
     stem = last.removesuffix(PurePosixPath(last).suffix)
