@@ -136,5 +136,5 @@ def test_each_window_is_measured_equally_often() -> None:
 def test_a_held_out_split_too_short_says_by_how_much() -> None:
     with pytest.raises(InputError, match=r"held-out split .* has 64 tokens, .* need 65"):
         heldout_starts(64, 64, 16, CORPUS)
-    with pytest.raises(InputError, match=r"15 held-out tokens.* 16"):
+    with pytest.raises(InputError, match=r"15 held-out tokens.* context of 16"):
         heldout_starts(5000, 15, 16, CORPUS)

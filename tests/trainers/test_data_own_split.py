@@ -172,16 +172,16 @@ def test_another_split_of_a_layout_can_be_asked_for(tmp_path: Path) -> None:
     named = opened(folder, heldout={"split": "validation"})
     assert side(named, "heldout") == side(opened(folder, heldout={"split": "dev"}), "heldout")
     assert corpus.fingerprint != named.fingerprint
-    with pytest.raises(InputError, match=r"split 'extra'"):
+    with pytest.raises(InputError, match=r"split 'extra'.* test, train, validation"):
         opened(folder, heldout={"split": "extra"})
     (folder / "other.txt").write_text("something else")
-    with pytest.raises(InputError, match=r"train .*other\.txt"):
+    with pytest.raises(InputError, match=r"split 'test'.*other\.txt"):
         opened(folder, heldout={"split": "test"})
 
 
 def test_the_training_split_cannot_be_held_out(tmp_path: Path) -> None:
     write(tmp_path, "train.txt", "valid.txt")
-    with pytest.raises(InputError, match=r"'training'"):
+    with pytest.raises(InputError, match=r"split 'training'.* name one of validation"):
         opened(tmp_path, heldout={"split": "training"})
 
 
@@ -214,7 +214,7 @@ def test_a_file_on_both_sides_is_held_out_and_said_to_be(tmp_path: Path) -> None
     assert side(corpus, "heldout") == ["text of two.txt"]
     assert len(side(corpus, "train")) == 3
     assert "1 of them lie below paths too, and are not trained on" in corpus.split_rule
-    with pytest.raises(InputError, match="every file"):
+    with pytest.raises(InputError, match=f"heldout .*{tmp_path}"):
         opened(tmp_path, heldout=str(tmp_path))
 
 
@@ -250,9 +250,9 @@ def test_a_held_out_path_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_held_out_file_of_no_text_is_an_input_error(tmp_path: Path) -> None:
     write(tmp_path, "one.txt")
     (tmp_path / "empty.txt").write_text("\n")
-    with pytest.raises(InputError, match=r"held-out files .*no text"):
+    with pytest.raises(InputError, match="the held-out files"):
         opened(tmp_path / "one.txt", heldout=str(tmp_path / "empty.txt"))
-    with pytest.raises(InputError, match=r"training files .*no text"):
+    with pytest.raises(InputError, match="the training files"):
         opened(tmp_path / "empty.txt", heldout=str(tmp_path / "one.txt"))
 
 
@@ -260,7 +260,7 @@ def test_a_held_out_file_of_no_text_is_an_input_error(tmp_path: Path) -> None:
 def test_what_is_neither_paths_nor_a_split_is_refused_with_what_is_allowed(
     heldout: object,
 ) -> None:
-    with pytest.raises(ValidationError, match=r"heldout"):
+    with pytest.raises(ValidationError, match=r"split: validation"):
         TextFiles.model_validate({"paths": ["a"], "heldout": heldout})
 
 

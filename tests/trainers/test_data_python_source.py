@@ -141,11 +141,11 @@ def test_the_rule_does_not_see_the_order_of_files() -> None:
 
 
 def test_a_folder_without_sources_is_an_input_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=str(tmp_path)):
+    with pytest.raises(InputError, match="corpus python-source: "):
         PythonSourceCorpus(tmp_path)
 
 
 def test_a_source_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     (tmp_path / "latin.py").write_bytes(b"# caf\xe9\n")
-    with pytest.raises(InputError, match=r"latin\.py: byte 5 .*UTF-8"):
+    with pytest.raises(InputError, match=r"latin\.py: byte 5 "):
         PythonSourceCorpus(tmp_path)

@@ -1,6 +1,5 @@
 """The token store: what is in it, and that whoever opens it finds it whole."""
 
-import errno
 import json
 import os
 import shutil
@@ -360,17 +359,17 @@ def test_a_relative_cache_does_not_follow_a_change_of_directory(
 
 def test_a_cache_that_cannot_be_a_folder_is_named(source: DataSource, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match=r"cache folder .*/file .*WIDTHLAB_CACHE"):
+    with pytest.raises(InputError, match=r"cache folder .*file .*WIDTHLAB_CACHE"):
         open_store(source, tmp_path / "file")
 
 
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("/dev/null/cache", "cache folder /dev/null/cache .*WIDTHLAB_CACHE"),
+        ("/dev/null/cache", "cache folder /dev/null/cache cannot be used.*WIDTHLAB_CACHE"),
         ("/proc/no-such/cache", "cache folder /proc/no-such/cache "),
-        ("~no-such-user/cache", "WIDTHLAB_CACHE: .*'~no-such-user/cache'"),
-        ("a" * 5000, f"WIDTHLAB_CACHE: .*{os.strerror(errno.ENAMETOOLONG)}"),
+        ("~no-such-user/cache", "WIDTHLAB_CACHE: path '~no-such-user/cache'"),
+        ("a" * 5000, "WIDTHLAB_CACHE: path .*: File name too long"),
     ],
 )
 def test_a_cache_in_an_impossible_place_is_named(
@@ -406,10 +405,10 @@ def test_the_expected_store_opens_without_its_corpus(source: DataSource, cache: 
 def test_a_changed_corpus_or_tokenizer_is_refused(source: DataSource, cache: Path) -> None:
     store = open_store(source, cache)
     planned = DataSpec(corpus_fingerprint="0" * 16, tokenizer_hash=store.data_spec.tokenizer_hash)
-    with pytest.raises(InputError, match=r"corpus .*changed.* Python"):
+    with pytest.raises(InputError, match=r"corpus .*0{16}.*build of Python"):
         open_store(source, cache, planned)
-    with pytest.raises(InputError, match=r"corpus .*changed"):
+    with pytest.raises(InputError, match=r"corpus .*0{16}"):
         expect(store, planned)
     other = store.data_spec.model_copy(update={"tokenizer_hash": "0" * 16})
-    with pytest.raises(InputError, match=r"tokenizer .*changed"):
+    with pytest.raises(InputError, match=r"tokenizer .*0{16}"):
         open_store(source, cache, other)

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -173,22 +172,22 @@ def test_a_lone_text_without_line_ends_is_cut_between_words(tmp_path: Path) -> N
 
 def test_text_that_is_not_utf8_is_named_with_its_offset(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(InputError, match=r"latin\.txt: byte 3 \(0xe9\) .*UTF-8"):
+    with pytest.raises(InputError, match=r"latin\.txt: byte 3 \(0xe9\)"):
         opened(tmp_path / "latin.txt")
     (tmp_path / "latin.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xe9"}\n')
-    with pytest.raises(InputError, match=r"latin\.jsonl: byte 24 \(0xe9\) .*UTF-8"):
+    with pytest.raises(InputError, match=r"latin\.jsonl: byte 24 \(0xe9\)"):
         opened(tmp_path / "latin.jsonl")
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"text": "cut o', r"bad\.jsonl:2: .*JSON"),
+        ('{"text": "cut o', r"bad\.jsonl:2: not JSON"),
         ('["a"]', r"bad\.jsonl:2: .*list"),
-        ('{"content": "a"}', r"bad\.jsonl:2: .*'text'.* content"),
-        ('{"text": null}', r"bad\.jsonl:2: column 'text' .*NoneType"),
-        ('{"text": 5}', r"bad\.jsonl:2: column 'text' .*int"),
-        ('{"text": "\\ud800"}', r"bad\.jsonl:2: .*surrogate"),
+        ('{"content": "a"}', r"bad\.jsonl:2: no column 'text'.* content"),
+        ('{"text": null}', r"bad\.jsonl:2: column 'text'.* NoneType"),
+        ('{"text": 5}', r"bad\.jsonl:2: column 'text'.* int"),
+        ('{"text": "\\ud800"}', r"bad\.jsonl:2: .* half a surrogate pair"),
     ],
 )
 def test_a_bad_json_line_is_named(tmp_path: Path, line: str, message: str) -> None:
@@ -198,17 +197,17 @@ def test_a_bad_json_line_is_named(tmp_path: Path, line: str, message: str) -> No
 
 
 def test_a_missing_or_wrong_column_of_a_table_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"'body'.* id, text"):
+    with pytest.raises(InputError, match=r"no column 'body'.* id, text"):
         opened(write(tmp_path, "parquet"), column="body")
-    with pytest.raises(InputError, match=r"row 0: column 'id' .*int"):
+    with pytest.raises(InputError, match=r"row 0: column 'id'.* int"):
         opened(tmp_path / "corpus.parquet", column="id")
-    with pytest.raises(InputError, match=r"'body'.* id, text"):
+    with pytest.raises(InputError, match=r"no column 'body'.* id, text"):
         opened(write(tmp_path, "csv"), column="body")
 
 
 def test_a_short_csv_row_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id,text\n1,one\n2\n")
-    with pytest.raises(InputError, match=r"a\.csv:3: column 'text' .*NoneType"):
+    with pytest.raises(InputError, match=r"a\.csv:3: column 'text'.* NoneType"):
         opened(tmp_path)
 
 
@@ -240,7 +239,7 @@ def test_a_folder_that_cannot_be_listed_is_named_and_not_passed_over(
         return look(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(InputError, match=rf"closed .*{os.strerror(errno.EACCES)}"):
+    with pytest.raises(InputError, match=r"closed .*: Permission denied"):
         opened(tmp_path)
 
 
@@ -248,9 +247,9 @@ def test_an_unknown_kind_of_file_is_an_error_when_named_and_left_out_of_a_folder
     tmp_path: Path,
 ) -> None:
     (tmp_path / "a.docx").write_bytes(b"PK")
-    with pytest.raises(InputError, match=r"'\.docx'.* \.txt"):
+    with pytest.raises(InputError, match=r"kind '\.docx'.* \(\.txt "):
         opened(tmp_path / "a.docx")
-    with pytest.raises(InputError, match=re.escape(str(tmp_path))):
+    with pytest.raises(InputError, match=r"1 \.docx \(another kind of file"):
         opened(tmp_path)
     folder = write(tmp_path, "txt")
     (folder / "README").write_text("left out")
@@ -259,10 +258,10 @@ def test_an_unknown_kind_of_file_is_an_error_when_named_and_left_out_of_a_folder
 
 def test_a_corpus_of_nothing_or_of_one_document_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": ""}\n')
-    with pytest.raises(InputError, match="no text"):
+    with pytest.raises(InputError, match="1 empty document"):
         opened(tmp_path)
     (tmp_path / "a.jsonl").write_text('{"text": "same"}\n' * 5)
-    with pytest.raises(InputError, match="one distinct document"):
+    with pytest.raises(InputError, match="one distinct"):
         opened(tmp_path)
     (tmp_path / "a.jsonl").unlink()
     (tmp_path / "only.py").write_text("print()\n" * 100)
@@ -290,7 +289,7 @@ def damaged(root: Path, how: str) -> Path:
 
 @pytest.mark.parametrize("how", ["deflate", "compression", "patched", "version"])
 def test_a_zip_that_cannot_be_unpacked_is_named(tmp_path: Path, how: str) -> None:
-    with pytest.raises(InputError, match=r"a\.zip: "):
+    with pytest.raises(InputError, match=r"a\.zip: (member a\.txt|cannot be read)"):
         opened(damaged(tmp_path, how))
 
 
@@ -299,13 +298,13 @@ def test_an_encrypted_member_is_named(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[content.index(b"PK\1\2") + 8] |= 0x1
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"a\.txt .*encrypted"):
+    with pytest.raises(InputError, match=r"member a\.txt is encrypted"):
         opened(path)
 
 
 def test_json_nested_too_deeply_is_named(tmp_path: Path) -> None:
     (tmp_path / "deep.jsonl").write_text('{"text": "a"}\n' + "[" * 100_000 + "\n")
-    with pytest.raises(InputError, match=r"deep\.jsonl:2: .*nested"):
+    with pytest.raises(InputError, match=r"deep\.jsonl:2: "):
         opened(tmp_path)
 
 
@@ -320,10 +319,10 @@ def test_links_that_form_a_loop_are_named(tmp_path: Path, pattern: str) -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("", "corpus text: .*empty"),
-        (" ", "corpus text: .*empty"),
-        ("~no-such-user/x.txt", "'~no-such-user/x.txt'"),
-        ("a" * 5000, r"5000.*" + os.strerror(errno.ENAMETOOLONG)),
+        ("", "corpus text: a path is empty"),
+        (" ", "corpus text: a path is empty"),
+        ("~no-such-user/x.txt", "path '~no-such-user/x.txt'"),
+        ("a" * 5000, r"\(5000 characters\).*: File name too long"),
     ],
 )
 def test_a_path_that_cannot_be_one_is_named(path: str, message: str) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -156,7 +155,7 @@ def test_a_damaged_kept_tokenizer_is_trained_anew(tmp_path: Path, damage: str) -
 
 
 def test_too_little_text_for_the_vocabulary_is_an_input_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r" 26\d, .*5000.* vocab_size"):
+    with pytest.raises(InputError, match=r"vocabulary of 26\d, .*5000; lower vocab_size"):
         open_tokenizer(BPETokenizer(vocab_size=5000), Texts("some words", "#"), tmp_path)
 
 
@@ -206,20 +205,20 @@ def test_a_tokenizer_never_brings_its_own_code(tmp_path: Path) -> None:
         '{"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", null]}}'
     )
     (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    with pytest.raises(InputError, match=re.escape(str(tmp_path))):
+    with pytest.raises(InputError, match=f"'{tmp_path}'"):
         open_tokenizer(PretrainedTokenizer(path=str(tmp_path)), Texts(), tmp_path)
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./nowhere", "a/b/c"])
 def test_a_folder_that_is_not_there_is_named(path: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"tokenizer pretrained: .*'{path}'"):
+    with pytest.raises(InputError, match=f"tokenizer pretrained: .*'{path}'.*OWNER/NAME"):
         open_tokenizer(PretrainedTokenizer(path=path), Texts(), tmp_path)
 
 
 def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
     path = ByteTokenizer().save(tmp_path)
-    with pytest.raises(InputError, match=re.escape(str(path))):
+    with pytest.raises(InputError, match=f"'{path}' is a file"):
         open_tokenizer(PretrainedTokenizer(path=str(path)), Texts(), tmp_path)
 
 

@@ -275,7 +275,7 @@ def test_the_separator_within_a_text_is_counted() -> None:
 def test_text_that_has_no_id_is_named() -> None:
     backend = tokenizers.Tokenizer(models.WordLevel({"a": 0, END: 1}))
     for encode in (Tokenizer(backend, 1).encode_batch, Tokenizer(backend, 1).measure_batch):
-        with pytest.raises(InputError, match="without an id"):
+        with pytest.raises(InputError, match=r"tokenizer: .*kind bpe"):
             encode(["b"])
 
 
@@ -292,7 +292,7 @@ def test_what_is_lost_is_said_with_its_share_and_the_way_out() -> None:
     much = lost_text_problem(980, 1000, unknown_share=0.98)
     assert much is not None
     assert "loses 98 % of the text's characters; 98 % of the ids are its unknown id" in much
-    assert "No more than 1 % may be lost" in much
+    assert "1 % may be lost" in much
     assert "bpe or bytes" in much
 
 

@@ -51,7 +51,7 @@ TEXTS.append(" ".join([*(WORDS[k % 8] for k in range(49)), "xylo"]))
 def test_where_nearly_all_text_is_unknown_plan_and_run_refuse(tmp_path: Path) -> None:
     source = corpus(tmp_path, TEXTS, words(tmp_path / "t", ["xylo"]))
     for ask in (open_store, resolve):
-        with pytest.raises(InputError, match=r" 100 %.*50\.5 % of the ids.* 1 %"):
+        with pytest.raises(InputError, match=r"loses 100 %.*50\.5 % of the ids.* 1 % may be lost"):
             ask(source, tmp_path / "cache")
     assert [p.suffix for p in (tmp_path / "cache" / "tokens").iterdir()] == [".lock"]
 
@@ -64,9 +64,7 @@ def test_a_held_out_split_of_unknown_words_is_refused_however_small_it_is(tmp_pa
     given = source.corpus.model_copy(update={"heldout": [str(tmp_path / "valid.jsonl")]})
     source = source.model_copy(update={"corpus": given})
     for ask in (open_store, resolve):
-        with pytest.raises(
-            InputError, match=r" 100 % of the characters of the held-out split.*'x'"
-        ):
+        with pytest.raises(InputError, match=r"100 % .* held-out split, such as 'x'"):
             ask(source, tmp_path / "cache")
 
 

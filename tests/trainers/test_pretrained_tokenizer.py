@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 from pathlib import Path
 
 import huggingface_hub
@@ -74,7 +73,7 @@ def test_merges_left_out_by_chance_are_refused(tmp_path: Path) -> None:
     backend = byte_level_split()
     backend.model.dropout = 0.25
     folder = publish(backend, tmp_path)
-    with pytest.raises(InputError, match=r"dropout 0\.25"):
+    with pytest.raises(InputError, match=r"dropout 0\.25.*tokenizer\.json"):
         opened(folder)
 
 
@@ -84,7 +83,7 @@ def test_a_library_that_writes_another_tokenizer_than_it_read_is_caught(
     folder = publish(byte_level_split(), tmp_path)
     answers = iter([[1], [2]])
     monkeypatch.setattr(module, "probe_ids", lambda backend: next(answers))
-    with pytest.raises(InputError, match=re.escape(str(folder))):
+    with pytest.raises(InputError, match=f"{folder / 'tokenizer.json'}: tokenizers "):
         opened(folder)
 
 
@@ -163,13 +162,13 @@ def test_the_separator_is_read_from_the_files_beside(folder: Path, said: dict, t
         ("tokenizer_config.json", {}, "eos, sep or bos"),
         ("tokenizer_config.json", {"pad_token": "<pad>"}, "eos, sep or bos"),
         ("tokenizer_config.json", {"eos_token": "<end>"},
-         "tokenizer_config.json names '<end>' as eos_token, and tokenizer.json has no such token"),
-        ("tokenizer_config.json", {"eos_token": 7}, "eos_token is 7, not a token's text"),
+         "tokenizer_config.json names '<end>' as eos_token, .*tokenizer.json"),
+        ("tokenizer_config.json", {"eos_token": 7}, "eos_token is 7"),
         ("special_tokens_map.json", {"bos_token": "<begin>"}, "special_tokens_map.json names"),
         ("config.json", {"eos_token_id": [1, 12]}, r"eos \(1, 12\)"),
         ("config.json", {"eos_token_id": 99}, "config.json names 99 as eos_token_id"),
-        ("config.json", {"eos_token_id": "1"}, "eos_token_id .*'1'"),
-        ("config.json", {"eos_token_id": True}, "eos_token_id .*True"),
+        ("config.json", {"eos_token_id": "1"}, "eos_token_id is '1'"),
+        ("config.json", {"eos_token_id": True}, "eos_token_id is True"),
     ],
 )  # fmt: skip
 def test_a_separator_that_is_missing_or_doubtful_is_refused(

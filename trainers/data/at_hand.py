@@ -1,4 +1,4 @@
-"""Which tokens a source gives, as far as this machine can tell: a plan asks no hub."""
+"""Resolve a data source for a plan, using only local data: no request goes to the hub."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +30,15 @@ from trialstore.errors import InputError
 
 @dataclass(frozen=True)
 class AtHand:
-    """`data` is None where the corpus or the tokenizer is on the hub and not here; `contents` is
-    None there too, and where the documents would have to be streamed."""
+    """The tokens of a data source, as far as they are known without the hub.
+
+    Attributes:
+        data: fingerprints of corpus and tokenizer; None if either is on the hub and not on this
+            machine.
+        vocab_size: rows of the embedding.
+        contents: documents, bytes and tokens of each split; None if `data` is None, or if the
+            documents would have to be streamed from the hub.
+    """
 
     data: DataSpec | None
     vocab_size: int  # rows of the embedding
@@ -39,11 +46,18 @@ class AtHand:
 
 
 def resolve(source: DataSource, cache: Path | None = None) -> AtHand:
-    """Which tokens a source gives, as far as this machine can tell: asks no hub and builds no
-    store. How many tokens there are is known of a store that is there already, and estimated
-    from a sample of local documents otherwise.
+    """Resolve a data source without asking the hub or building a token store.
 
-    Raises InputError where not even the vocabulary is known, or a local source cannot be used.
+    Token counts come from the cached token store if there is one. Otherwise they are estimated from
+    a sample of the local documents.
+
+    Args:
+        source: the corpus and tokenizer sections of a sweep.
+        cache: the cache folder; `cache_root()` by default.
+
+    Raises:
+        InputError: the vocabulary size is unknown on this machine, or a local corpus or tokenizer
+            cannot be used.
     """
     root = cache or cache_root()
     stated = stated_vocabulary(source.tokenizer)
@@ -60,8 +74,8 @@ def resolve(source: DataSource, cache: Path | None = None) -> AtHand:
         assert isinstance(source.tokenizer, PretrainedTokenizer)
         raise InputError(
             f"tokenizer pretrained: {source.tokenizer.path!r} is not on this machine, and a plan "
-            "asks no hub: state tokenizer.vocab_size, the rows of the embedding, or give a folder "
-            "that holds the tokenizer"
+            "makes no request to the hub; set tokenizer.vocab_size (rows of the embedding), or "
+            "give a folder that holds the tokenizer"
         )
     if corpus is None or tokenizer is None:
         return AtHand(None, vocab_size)
@@ -75,19 +89,19 @@ def resolve(source: DataSource, cache: Path | None = None) -> AtHand:
 
 
 def _is_streamed(corpus: sources.Corpus) -> bool:
-    """Whether documents come from the hub, and not from this machine."""
+    """Return whether the documents come from the hub rather than from this machine."""
     return isinstance(corpus, HubDataset) and local_folder("corpus hub", corpus.dataset) is None
 
 
 def _corpus_at_hand(config: sources.Corpus) -> Corpus | None:
-    """The corpus, where the hub need not be asked for its fingerprint."""
+    """Open the corpus, or return None if its fingerprint needs a request to the hub."""
     if isinstance(config, HubDataset) and _is_streamed(config) and not is_commit(config.revision):
         return None
     return open_corpus(config)
 
 
 def _tokenizer_at_hand(source: DataSource, corpus: Corpus | None, root: Path) -> Tokenizer | None:
-    """The tokenizer, where neither it nor what it is trained on must come from the hub."""
+    """Open the tokenizer, or return None if it, or its training text, must come from the hub."""
     match source.tokenizer:
         case PretrainedTokenizer() as config:
             return pretrained_at_hand(config)
@@ -96,5 +110,5 @@ def _tokenizer_at_hand(source: DataSource, corpus: Corpus | None, root: Path) ->
         case BytesTokenizer():
             return ByteTokenizer()
         case config:
-            assert corpus is not None  # a BPE states its vocabulary
+            assert corpus is not None  # `resolve` has returned: a BPE states its vocabulary
             return open_tokenizer(config, corpus, root)

@@ -1,25 +1,26 @@
-"""The text that a BPE is trained on: a little from all over the training split."""
+"""Sample the text that a BPE is trained on from the whole training split."""
 
 import hashlib
 from collections.abc import Iterator
 
 from trainers.data.documents import Corpus
-from trainers.data.tokenizer_parts import pieces
+from trainers.data.tokenizer_parts import batches, pieces
 
-#: Text that a BPE is trained on, at most and at least half of it where there is so much: about a
-#: second's work, and merges for a vocabulary of thousands do not change with more.
+#: UTF-8 bytes of training text at most; at least half as much if the corpus has it. Training takes
+#: about a second, and more text does not change the merges of a vocabulary of thousands.
 BPE_TRAINING_BYTES = 4_000_000
-#: About how many places of the training split that text is taken from, at most.
+#: Number of pieces in a full sample, about.
 _PLACES = 1000
 
 
 def sample(corpus: Corpus) -> Iterator[str]:
-    """At most `BPE_TRAINING_BYTES` of the training split, taken from all over it.
+    """Yield at most `BPE_TRAINING_BYTES` of the training split, spread over all of it.
 
-    The split is read as one run of short pieces. Of each k that follow one another one is taken,
-    by its place alone: so every part and every source has its share, and a corpus in which
-    sources take turns cannot fall into step. k is doubled whenever too much has been taken, by
-    dropping one of each two: the length of the corpus need not be known. All of a small split.
+    The split is read as a sequence of short pieces. One of every k consecutive pieces is kept; a
+    hash of its position chooses it. Every part and every source is thus represented in proportion,
+    and a corpus that alternates between sources cannot align with the sampling. When the sample
+    grows too large, k doubles and one of each two kept pieces is dropped, so the length of the
+    corpus need not be known. A small split is used whole.
     """
     taken: list[list[str]] = []
     size = 0
@@ -43,32 +44,27 @@ def sample(corpus: Corpus) -> Iterator[str]:
 
 
 def _short_pieces(corpus: Corpus) -> Iterator[list[str]]:
-    """The training split in short runs of about equal length, which may span documents; each is
-    the texts in it."""
-    enough = max(BPE_TRAINING_BYTES // _PLACES, 1)
-    run: list[str] = []
-    length = 0
-    for document in corpus.documents("train"):
-        for text in _short(document.text, enough):
-            run.append(text)
-            length += len(text)
-            if length >= enough:
-                yield run
-                run, length = [], 0
-    if run:
-        yield run
+    """Yield the training split as short runs of texts; a run may span documents."""
+    size = max(BPE_TRAINING_BYTES // _PLACES, 1)
+    return batches(
+        (text for document in corpus.documents("train") for text in _short(document.text, size)),
+        size,
+    )
 
 
 def _short(text: str, size: int) -> Iterator[str]:
-    """The text in pieces of about `size` characters, cut in mid-word only where no word ends for
-    as long again: for training, that matters little."""
+    """Cut a text into pieces of about `size` characters.
+
+    A piece ends at the end of a word, unless no word ends within another `size` characters. Cutting
+    inside a word matters little for training.
+    """
     for piece in pieces(text, size):
         for start in range(0, len(piece), 2 * size):
             yield piece[start : start + 2 * size]
 
 
 def _drawn(below: int, key: str) -> int:
-    """A number from 0 to `below` - 1, the same for the same key on every machine."""
+    """Return a number from 0 to `below` - 1 that depends only on the key."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) % below
 
 

@@ -1,7 +1,7 @@
-"""Reading compressed files: .gz, .bz2, .xz and .zst, several members one after the other.
+"""Read compressed files (.gz, .bz2, .xz, .zst), including files of several concatenated members.
 
-Everything is streamed, and a file that ends too early, or goes on with something else, is an
-error: what follows damage would be missing from a corpus without a word.
+Decompression streams. A truncated file, or one with foreign bytes after a member, is an error: the
+text after the damage would otherwise be missing from the corpus without notice.
 """
 
 import bz2
@@ -23,10 +23,17 @@ _DAMAGE = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
 
 
 def decompressed(stream: io.BufferedReader, compression: str, place: str) -> BinaryIO:
-    """The content of a compressed stream, itself a stream; closing it closes both.
+    """Return the decompressed content of a stream, as a stream.
 
-    `compression` is one of `COMPRESSIONS`, and `place` names the file in messages.
-    Reading raises InputError where the file is damaged or cut short.
+    Closing the returned stream closes both.
+
+    Args:
+        stream: the compressed file.
+        compression: one of `COMPRESSIONS`.
+        place: the name of the file in messages.
+
+    Raises:
+        InputError: while reading, if the file is damaged or truncated.
     """
     content: Any
     match compression:
@@ -40,26 +47,33 @@ def decompressed(stream: io.BufferedReader, compression: str, place: str) -> Bin
     def damaged(error: Exception) -> InputError:
         return InputError(
             f"{place}: cannot be decompressed as {compression}: {error}; "
-            "the file is damaged or cut short: fetch or pack it anew"
+            "the file is damaged or truncated; download or compress it again"
         )
 
-    return told(_NotEmpty(content, stream), _DAMAGE, damaged, stream)
+    return explained(_NotEmpty(content, stream), _DAMAGE, damaged, stream)
 
 
-def told(
+def explained(
     stream: Any,
     errors: tuple[type[Exception], ...],
     explain: Callable[[Exception], InputError],
     below: BinaryIO | None = None,
 ) -> io.BufferedReader:
-    """A stream whose reading raises what `explain` makes of `errors`; closing it closes `below`.
+    """Wrap a stream so that decoding errors become messages for the user.
 
-    Errors of the system, which have a number, are no fault of the file and pass.
+    Operating-system errors, which carry an errno, are not caused by the file's content and pass
+    through unchanged.
+
+    Args:
+        stream: an object with `read` and `close`.
+        errors: exception types to translate.
+        explain: turns such an exception into the InputError to raise.
+        below: another stream to close together with this one.
     """
-    return io.BufferedReader(_Told(stream, errors, explain, below), _BUFFER)
+    return io.BufferedReader(_Explained(stream, errors, explain, below), _BUFFER)
 
 
-class _Told(io.RawIOBase):
+class _Explained(io.RawIOBase):
     def __init__(
         self,
         stream: Any,
@@ -75,7 +89,7 @@ class _Told(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         try:
             content: bytes = self._stream.read(len(buffer))
-        except InputError:  # of a stream below
+        except InputError:  # already explained by the stream below
             raise
         except self._errors as error:
             if isinstance(error, OSError) and error.errno is not None:
@@ -93,8 +107,10 @@ class _Told(io.RawIOBase):
 
 
 class _NotEmpty:
-    """A decompressor that takes no bytes at all for a file that was cut short: even a
-    compressed nothing has a header."""
+    """A decompressor that treats a file of zero bytes as truncated.
+
+    Even the compressed form of nothing has a header.
+    """
 
     def __init__(self, content: Any, compressed: io.BufferedReader) -> None:
         self._content, self._compressed = content, compressed
@@ -103,14 +119,14 @@ class _NotEmpty:
 
     def read(self, size: int) -> bytes:
         if not self._begun and not self._compressed.peek(1):
-            raise EOFError("the file is empty")
+            raise EOFError("the file has 0 bytes")
         self._begun = True
         content: bytes = self._content.read(size)
         return content
 
 
 class _Decoder(Protocol):
-    """What `bz2` and `lzma` have in common."""
+    """The interface that the decompressors of `bz2` and `lzma` share."""
 
     @property
     def eof(self) -> bool: ...
@@ -122,8 +138,11 @@ class _Decoder(Protocol):
 
 
 class _Members:
-    """The members of an .xz or .bz2 file. The modules' own readers take what follows the first
-    member for padding, whatever it is."""
+    """The concatenated members of an .xz or .bz2 file.
+
+    The readers of the standard library ignore any bytes after the first member that are not a
+    member.
+    """
 
     def __init__(self, stream: BinaryIO, compression: str) -> None:
         self._stream = stream
@@ -133,7 +152,7 @@ class _Members:
         self._rest = b""
 
     def read(self, size: int) -> bytes:
-        """At least one byte and at most `size`, or none at the end."""
+        """Return 1 to `size` bytes, or no bytes at the end."""
         while True:
             if self._decoder.eof:
                 self._rest = self._decoder.unused_data
@@ -161,7 +180,7 @@ class _Members:
         return cast(_Decoder, bz2.BZ2Decompressor())
 
     def _skip_padding(self) -> None:
-        """Members of an .xz file may stand apart by zero bytes, in fours."""
+        """Skip the zero bytes, in multiples of four, that the .xz format allows between members."""
         while True:
             bare = self._rest.lstrip(b"\0")
             self._rest = self._rest[(len(self._rest) - len(bare)) // 4 * 4 :]

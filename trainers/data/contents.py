@@ -1,5 +1,7 @@
-"""What a corpus holds, what was left out of it, and what encoding did to it: for people and
-records. The same for a plan, which knows tokens from a sample, and for a token store."""
+"""Summarise a corpus for people and records: sources, omissions, and text lost in encoding.
+
+A plan, which estimates tokens from a sample, and a token store use the same classes.
+"""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -14,8 +16,10 @@ SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 @dataclass(frozen=True)
 class SourcePart:
-    """What one source gives to one split. `bytes` are UTF-8 bytes of text; `tokens` include the
-    separator after each document."""
+    """The share of one source in one split.
+
+    `bytes` are UTF-8 bytes of text. `tokens` include the separator after each document.
+    """
 
     source: str
     split: Split
@@ -26,11 +30,15 @@ class SourcePart:
 
 @dataclass(frozen=True)
 class Encoding:
-    """What the tokenizer does to the text.
+    """The effect of the tokenizer on the text of a corpus.
 
-    `lossless`: every document decodes back to itself; `proven` says that this follows from the
-    tokenizer's parts for any text, and otherwise the documents were tried. Characters are those
-    that are no white space; lost are those that no id stands for, or the unknown id alone.
+    Characters are counted without white space. A character is lost if no id stands for it, or only
+    the unknown id does.
+
+    Attributes:
+        lossless: every document decodes back to itself.
+        proven: this follows from the tokenizer's definition for any text; otherwise the documents
+            were tested.
     """
 
     lossless: bool
@@ -38,15 +46,18 @@ class Encoding:
     unknown_share: float  # of all ids
     lost_share: float  # of all characters
     lost_characters: int
-    characters: int  # of the documents that were measured
+    characters: int  # of all measured documents
     altered_documents: int
-    separators_in_text: int  # ids within documents that are the one between documents
-    examples: tuple[str, ...] = ()  # of lost characters
+    separators_in_text: int  # ids within documents that equal the separator
+    examples: tuple[str, ...] = ()  # some of the lost characters
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What a user must know of it, a sentence each. Raises InputError where more text is lost
-        than a loss can bear that is compared at a hundredth of a nat."""
+        """Sentences that a user must read.
+
+        Raises:
+            InputError: more text is lost than `REFUSED_LOST_SHARE` allows.
+        """
         said = []
         if problem := lost_text_problem(
             self.lost_characters, self.characters, self.unknown_share, self.examples
@@ -70,8 +81,16 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Contents:
-    """`encoding` is None where nothing has been encoded; `estimated` says that tokens are
-    extrapolated from a sample spread over each source."""
+    """The documents, bytes and tokens of a corpus by source and split.
+
+    Attributes:
+        split_rule: one sentence that says how the held-out split is made.
+        sources: one entry per source and split.
+        left_out: documents and files in neither split, counted by reason.
+        remarks: sentences for the user.
+        encoding: None if nothing has been encoded.
+        estimated: tokens are extrapolated from a sample spread over each source.
+    """
 
     split_rule: str
     sources: tuple[SourcePart, ...]
@@ -81,7 +100,7 @@ class Contents:
     estimated: bool = False
 
     def total(self, split: Split) -> SourcePart:
-        """The sum over the sources of one split, under an empty name."""
+        """Return the sum over all sources of one split; its `source` is empty."""
         parts = [part for part in self.sources if part.split == split]
         return SourcePart(
             source="",
@@ -92,7 +111,7 @@ class Contents:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As `resolved.corpus` of sweep.yaml and `widthlab plan --json` have it."""
+        """Return the form of `resolved.corpus` in sweep.yaml and in `widthlab plan --json`."""
         splits = {}
         for split in SPLITS:
             total = self.total(split)
@@ -111,13 +130,14 @@ class Contents:
 
 
 def ordered(parts: Iterable[SourcePart]) -> tuple[SourcePart, ...]:
-    """The parts by source, as sources were met; of each the training split first."""
+    """Sort parts by the first appearance of their source; the training split comes first."""
     found = list(parts)
     met = list(dict.fromkeys(part.source for part in found))
     return tuple(sorted(found, key=lambda part: (met.index(part.source), SPLITS.index(part.split))))
 
 
 def added(part: SourcePart, documents: int = 0, text_bytes: int = 0, tokens: int = 0) -> SourcePart:
+    """Return the part with these numbers of documents, UTF-8 bytes and tokens added."""
     return replace(
         part,
         documents=part.documents + documents,

@@ -1,4 +1,4 @@
-"""From the corpus a user named to its documents."""
+"""Open the corpus that a configuration names."""
 
 from trainers.data import sources
 from trainers.data.documents import Corpus, Document, Split
@@ -7,8 +7,12 @@ __all__ = ["Corpus", "Document", "Split", "open_corpus"]
 
 
 def open_corpus(config: sources.Corpus) -> Corpus:
-    """The corpus, its contents fingerprinted. Raises InputError for one that cannot be read."""
-    # A kind's reader and its libraries are loaded only where that kind is used.
+    """Open and fingerprint a corpus of any kind.
+
+    Raises:
+        InputError: the corpus cannot be found, read or split.
+    """
+    # Import a kind's reader and its libraries only if that kind is used.
     match config:
         case sources.PythonSource():
             from trainers.data.python_source import PythonSourceCorpus

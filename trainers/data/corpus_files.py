@@ -1,4 +1,4 @@
-"""The files of a corpus: what paths, folders, globs and zips hold, and what of it is left out."""
+"""Find the files of a text corpus in paths, folders, globs and zips; count the files left out."""
 
 import glob
 import lzma
@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 
-from trainers.data.compressed import COMPRESSIONS, told
+from trainers.data.compressed import COMPRESSIONS, explained
 from trainers.data.documents import LeftOut, Omissions
 from trainers.data.file_sources import FileLocation, source_names
 from trainers.data.paths import user_path
@@ -24,7 +24,7 @@ KNOWN = f"{' '.join((*READ, '.zip'))}, and {' '.join(COMPRESSIONS)} of each but 
 
 HIDDEN, OTHER_KIND, CARD, TWICE = "hidden", "another kind of file", "data card", "met twice"
 
-#: What `zipfile` raises for archives that are damaged, encrypted or packed in an unknown way.
+#: Exceptions of `zipfile` for archives that are damaged, encrypted or use an unknown method.
 UNREADABLE_ZIP = (
     OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError,
 )  # fmt: skip
@@ -32,7 +32,7 @@ UNREADABLE_ZIP = (
 
 @dataclass(frozen=True)
 class Found:
-    """A file on disk: `root` is the folder that names are relative to, `name` the rest."""
+    """A file on disk: its path, and its `name` relative to the folder `root`."""
 
     root: Path
     name: str
@@ -40,7 +40,12 @@ class Found:
 
 
 def kind_of(name: str) -> tuple[str, str]:
-    """(".jsonl", ".gz") of "a.jsonl.gz", in lower case; both may be empty."""
+    """Return the kind and the compression of a file name, in lower case; each may be empty.
+
+    Example:
+        >>> kind_of("a.JSONL.gz")
+        ('.jsonl', '.gz')
+    """
     suffixes = [suffix.lower() for suffix in PurePosixPath(name).suffixes]
     if not suffixes:
         return "", ""
@@ -50,21 +55,29 @@ def kind_of(name: str) -> tuple[str, str]:
 
 
 def shown_suffix(name: str) -> str:
-    """The ending by which a file of any kind is told of: ".jsonl.lz4", ".pdf"."""
+    """Return the suffix that reports a file of any kind, known or not: ".jsonl.lz4", ".pdf"."""
     suffixes = [suffix.lower() for suffix in PurePosixPath(name).suffixes[-2:]]
     kept = suffixes if suffixes and suffixes[0] in (*READ, ".json", ".tar") else suffixes[-1:]
     return "".join(kept)
 
 
 def bare_name(name: str) -> str:
-    """The name without the ending of a compression, which does not change what a file holds."""
+    """Return the name without its compression suffix, which does not change the file's content."""
     return name[: -len(compression)] if (compression := kind_of(name)[1]) else name
 
 
 def find_files(paths: list[str], omissions: Omissions) -> list[SourceFile]:
-    """The files that paths, folders and globs name, each once, those of one source together.
+    """List the files that paths, folders and globs name, each once, grouped by source.
 
-    In the order of the paths, and of names within each. Raises InputError.
+    Args:
+        paths: as the user wrote them; `~` is expanded, and zips are opened.
+        omissions: receives the files that are not read, with the reason.
+
+    Returns:
+        The files in the order of the paths; within a path in the order of their names.
+
+    Raises:
+        InputError: a path does not exist, names no readable kind of file, or cannot be read.
     """
     seen: set[Path] = set()
     members: list[tuple[FileLocation, SourceFile]] = []
@@ -76,7 +89,7 @@ def find_files(paths: list[str], omissions: Omissions) -> list[SourceFile]:
         if not found:
             raise InputError(
                 f"corpus text: path {path!r} names no file of a known kind ({KNOWN})"
-                f"{_what_there_is(here.listed())}"
+                f"{_found_instead(here.listed())}"
             )
         for file in found:
             if (resolved := _resolved(file.path)) in seen:
@@ -91,29 +104,34 @@ def find_files(paths: list[str], omissions: Omissions) -> list[SourceFile]:
     return source_names(members)
 
 
-def _what_there_is(rows: tuple[LeftOut, ...]) -> str:
-    told_of = [
+def _found_instead(rows: tuple[LeftOut, ...]) -> str:
+    found = [
         f"{row.count} {row.suffix or row.unit} ({row.reason}, such as {row.example})"
         for row in rows
     ]
-    if not told_of:
+    if not found:
         return ""
-    return f"; it holds {', '.join(told_of)}; a data card or a hidden file must be named itself"
+    return (
+        f"; it holds {', '.join(found)}. Data cards and hidden files are read only if paths names "
+        "them"
+    )
 
 
 def _resolved(file: Path) -> Path:
     try:
         return file.resolve()
     except (OSError, RuntimeError) as error:  # RuntimeError: symbolic links that form a loop
-        raise InputError(f"{file}: cannot be read: {error}; remove it") from error
+        raise InputError(f"{file}: cannot be read: {error}; remove the file or link") from error
 
 
 # --- paths, folders and globs --------------------------------------------------------------
 
 
 def _expand(path: str, omissions: Omissions) -> Iterator[Found]:
-    """Files of one configured path, with names relative to what the user pointed at, so that a
-    corpus may be moved."""
+    """Yield the files of one configured path.
+
+    Names are relative to the path that the user gave, so a corpus may be moved.
+    """
     given = user_path("corpus text", path)
     if given.is_dir():
         yield from _walk(given, omissions)
@@ -125,23 +143,26 @@ def _expand(path: str, omissions: Omissions) -> Iterator[Found]:
         for name in sorted(glob.glob(pattern, root_dir=root, recursive=True)):
             match = root / name
             if match.is_dir():
-                continue  # data/** matches folders and then what is in them
+                continue  # data/** matches a folder and also each file in it
             if is_card(name) and not names_cards:
                 omissions.add(CARD, shown_suffix(name), "files", name)
             else:
                 yield _known(Found(root, name, match))
     else:
         raise InputError(
-            f"corpus text: path {path!r} does not exist (looked for {given.absolute()})"
+            f"corpus text: path {path!r} does not exist (looked for {given.absolute()}); correct "
+            "it in the corpus section"
         )
 
 
 def _fixed_part(path: Path) -> tuple[Path, str]:
-    """The leading folders of a glob that hold no wildcard, or are there as they are written; and
-    the rest, which is the pattern."""
+    """Split a glob into its leading folders and the pattern after them.
+
+    A leading folder contains no wildcard, or exists under exactly that name.
+    """
     root, parts = Path(path.anchor), list(path.relative_to(path.anchor).parts)
     while len(parts) > 1:
-        plain = re.sub(r"\[([*?[])\]", r"\1", parts[0])  # a folder's own brackets, escaped
+        plain = re.sub(r"\[([*?[])\]", r"\1", parts[0])  # undo glob.escape
         if parts[0] == glob.escape(plain):
             root /= plain
         elif (root / parts[0]).is_dir():
@@ -156,7 +177,8 @@ def _known(file: Found) -> Found:
     if not _is_read(file.path.name) and file.path.suffix.lower() != ".zip":
         raise InputError(
             f"corpus text: {file.path}: files of kind "
-            f"{shown_suffix(file.path.name) or '(no suffix)'!r} cannot be read; known are {KNOWN}"
+            f"{shown_suffix(file.path.name) or '(no suffix)'!r} cannot be read; convert the file "
+            f"to a known kind ({KNOWN})"
         )
     return file
 
@@ -166,19 +188,19 @@ def _is_read(name: str) -> bool:
 
 
 def is_card(name: str) -> bool:
-    """Whether a file at the root of a data set describes it: README, README.md, README.txt."""
+    """Return whether a file name is that of a data card: README, README.md or README.txt."""
     bare = bare_name(name).lower()
     return bare in ("readme", "readme.md", "readme.txt")
 
 
 def _walk(folder: Path, omissions: Omissions) -> Iterator[Found]:
-    """Files of known kind below a folder. The rest is counted: a picture must not be an error."""
+    """Yield the files of known kinds below a folder; count the others, so a picture is no error."""
 
     def refuse(error: OSError) -> None:
-        # Passed over, its files would be missing from the corpus without a word.
+        # Skipping the folder would silently drop its files from the corpus.
         raise InputError(
-            f"corpus text: {error.filename} cannot be listed: {error.strerror}; make it readable, "
-            "or name the files beside it"
+            f"corpus text: folder {error.filename} cannot be listed: {error.strerror}; make it "
+            "readable, or name the other files in paths"
         ) from error
 
     found = []
@@ -187,7 +209,7 @@ def _walk(folder: Path, omissions: Omissions) -> Iterator[Found]:
         for name in sorted(folders):
             if name.startswith("."):
                 omissions.add(HIDDEN, "", "folders", (below / name).as_posix())
-            elif Path(parent, name).is_symlink():  # it might lead back to where it stands
+            elif Path(parent, name).is_symlink():  # it could form a loop
                 omissions.add("behind a link", "", "folders", (below / name).as_posix())
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in sorted(names):
@@ -200,7 +222,7 @@ def _walk(folder: Path, omissions: Omissions) -> Iterator[Found]:
 
 
 def _why_left_out(name: str, also_read: tuple[str, ...] = ()) -> str | None:
-    """Why a file that nobody named is no part of a corpus, or None where it is."""
+    """Return why a file found in a folder is not read, or None if it is."""
     last = PurePosixPath(name).name
     if last.startswith("."):
         return HIDDEN
@@ -215,7 +237,7 @@ def _why_left_out(name: str, also_read: tuple[str, ...] = ()) -> str | None:
 
 
 def _members(file: Found, omissions: Omissions) -> Iterator[SourceFile]:
-    """The file itself, or the members of a zip in the order of their names."""
+    """Yield the file itself, or the members of a zip in the order of their names."""
     if file.path.suffix.lower() != ".zip":
         kind, compression = kind_of(file.name)
         yield SourceFile(
@@ -227,7 +249,10 @@ def _members(file: Found, omissions: Omissions) -> Iterator[SourceFile]:
         with zipfile.ZipFile(file.path) as archive:
             infos = [info for info in archive.infolist() if not info.is_dir()]
     except UNREADABLE_ZIP as error:
-        raise InputError(f"{file.path}: cannot be read as a zip: {error}") from error
+        raise InputError(
+            f"{file.path}: cannot be read as a zip: {error}; pack the zip again, or give the "
+            "unpacked files"
+        ) from error
     here = Omissions()
     kept = []
     common = _common_folder([info.filename for info in infos])
@@ -240,13 +265,15 @@ def _members(file: Found, omissions: Omissions) -> Iterator[SourceFile]:
     if not kept:
         raise InputError(
             f"{file.path}: the zip holds no file of a known kind ({' '.join(READ)})"
-            f"{_what_there_is(here.listed())}"
+            f"{_found_instead(here.listed())}"
         )
     for row in here.listed():
         omissions.take(row)
     for info in kept:
         if info.flag_bits & 0x1:
-            raise InputError(f"{file.path}: member {info.filename} is encrypted; unpack it first")
+            raise InputError(
+                f"{file.path}: member {info.filename} is encrypted; give the unpacked files"
+            )
         kind, compression = kind_of(info.filename)
         yield SourceFile(
             bare_name(f"{file.name}/{info.filename}"), f"{file.path}:{info.filename}", file.path,
@@ -255,8 +282,10 @@ def _members(file: Found, omissions: Omissions) -> Iterator[SourceFile]:
 
 
 def _common_folder(names: list[str]) -> str:
-    """The folder, with its slash, that everything in a zip lies in, or nothing; what is hidden,
-    such as the notes that macOS puts beside the folder, does not count."""
+    """Return the folder that contains everything in a zip, with its slash, or "".
+
+    Hidden files do not count, such as the notes that macOS writes beside the folder.
+    """
     names = [name for name in names if not PurePosixPath(name).name.startswith(".")]
     firsts = {name.partition("/")[0] for name in names}
     inside = all("/" in name for name in names)
@@ -271,7 +300,7 @@ def _open_member(path: Path, info: zipfile.ZipInfo) -> BufferedReader:
     def damaged(error: Exception) -> InputError:
         return InputError(
             f"{path}: member {info.filename} cannot be unpacked: {error}; "
-            "pack the zip anew, or give the unpacked files"
+            "pack the zip again, or give the unpacked files"
         )
 
     try:
@@ -279,10 +308,10 @@ def _open_member(path: Path, info: zipfile.ZipInfo) -> BufferedReader:
         stream = _archive(path, stat.st_mtime_ns, stat.st_size).open(info)
     except UNREADABLE_ZIP as error:
         raise damaged(error) from error
-    return told(stream, UNREADABLE_ZIP, damaged)
+    return explained(stream, UNREADABLE_ZIP, damaged)
 
 
 @lru_cache(maxsize=1)
 def _archive(path: Path, modified_ns: int, size: int) -> zipfile.ZipFile:
-    # Opening a zip reads the names of all its members, which may be many thousands.
+    # Opening a zip reads its whole directory, which may list many thousands of members.
     return zipfile.ZipFile(path)

@@ -1,7 +1,7 @@
-"""Where one text is cut in two, so that its last tenth can be held out.
+"""Cut one text in two, so that its last tenth can be held out.
 
-A cut is said in bytes of the normalised text, so that copies which differ in line ends, white
-space or Unicode form are cut at the same place.
+The position of a cut is counted in bytes of the normalised text. Copies that differ in line ends,
+white space or Unicode form are therefore cut at the same position.
 """
 
 import re
@@ -9,7 +9,7 @@ import unicodedata
 
 from trainers.data.documents import HELD_OUT_SHARE, normalised
 
-#: How far from a tenth a cut may be for the sake of a better place, as a share of the bytes.
+#: How far from nine tenths a cut may be, as a share of the bytes.
 _LEEWAY = 0.05
 _CHUNK = 2**20  # characters
 
@@ -22,11 +22,14 @@ _PLACES = (
 
 
 def place_of_cut(text: str) -> int:
-    """The bytes of the normalised text that come before its last tenth.
+    """Return how many bytes of the normalised text precede its last tenth.
 
-    The tenth begins after a blank line, else at a line, else after white space, else at any
-    character: the first such place from nine tenths on, or the last before, within a twentieth.
-    The text holds at least two characters that are not white space.
+    The cut follows a blank line if there is one near, else a line end, else white space, else any
+    character. It is the first such position at or after nine tenths of the bytes, or else the last
+    one before, at most a twentieth of the bytes away.
+
+    Args:
+        text: holds at least two characters that are not white space.
     """
     first = re.search(r"[^\s\ufeff]", text)
     last = len(text.rstrip()) - 1
@@ -49,10 +52,17 @@ def place_of_cut(text: str) -> int:
 
 
 def halves(text: str, place: int) -> tuple[str, str]:
-    """The text before a place, with the white space that follows it, and the text after. Where
-    the second begins with a line, it begins with the line's indentation."""
+    """Cut a text after `place` bytes of its normalised form.
+
+    White space after the cut goes to the first part, except the indentation of the line that the
+    second part starts with.
+
+    Args:
+        text: the text, or a copy that differs in white space or Unicode form.
+        place: as `place_of_cut` returns it.
+    """
     start = 0
-    while True:  # the chunk in which the place lies
+    while True:  # find the chunk that contains the cut
         end = min(start + _CHUNK, len(text))
         while end < len(text) and not _separable(text, end):
             end += 1
@@ -76,7 +86,7 @@ def halves(text: str, place: int) -> tuple[str, str]:
 
 
 def _index(text: str, share: float) -> int:
-    """The character at which a share of the UTF-8 bytes has gone by."""
+    """Return the index of the character at which this share of the UTF-8 bytes is reached."""
     if text.isascii():
         return int(len(text) * share)
     encoded = text.encode()
@@ -84,7 +94,7 @@ def _index(text: str, share: float) -> int:
 
 
 def _separable(text: str, at: int) -> bool:
-    """Whether normalising leaves what comes before a character apart from what comes after."""
+    """Return whether the parts of a text before and after an index normalise independently."""
     before, after = text[at - 1], text[at]
     if unicodedata.combining(after):
         return False

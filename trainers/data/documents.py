@@ -1,8 +1,8 @@
-"""What a corpus is: named documents, each with the split it belongs to, and what was left out.
+"""Define a corpus: named documents, the split of each, and what was left out.
 
-Held-out text must not stand in training too: the digest that splits documents is of their text
-without white space, line ends, byte order marks and in one Unicode form, so that copies which
-differ only in these are one document for the split.
+Held-out text must not occur in training. The digest that assigns documents to splits therefore
+ignores white space, line ends, byte order marks and Unicode form: copies that differ only in these
+count as one document.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ Unit = Literal["files", "folders", "documents", "rows"]
 HELD_OUT_SHARE = 0.1
 
 _DIGEST_RANGE = 2**64
-#: What `str.split` takes for white space, of ASCII.
+#: The ASCII characters that `str.split` treats as white space.
 _ASCII_SPACE = b"\t\n\v\f\r\x1c\x1d\x1e\x1f "
 _MARK = "\ufeff"  # the byte order mark
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -29,8 +29,14 @@ _OTHER_SPACE = re.compile(rf"[^\S\x00-\x7f]|{_MARK}")
 
 @dataclass(frozen=True)
 class Document:
-    """One text, the name that error messages and the fingerprint know it by, and the source it
-    is counted under: a file, a folder, shards of one set, or a split of a data set."""
+    """One text with its name and its source.
+
+    Attributes:
+        name: identifies the document in messages and in the fingerprint.
+        text: the whole text, not empty.
+        source: the group it is counted under: a file, a folder, the shards of one set, or a split
+            of a data set.
+    """
 
     name: str
     text: str
@@ -39,9 +45,14 @@ class Document:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What a corpus holds and its splits do not, of one reason and one kind of file.
+    """A count of what is in neither split, for one reason and one kind of file.
 
-    `suffix` is such as ".jsonl.gz", and empty where it means nothing; `example` is one name.
+    Attributes:
+        reason: a few words, such as "empty document".
+        suffix: such as ".jsonl.gz"; empty if it does not apply.
+        count: how many of `unit`.
+        unit: what is counted.
+        example: the name of one of them.
     """
 
     reason: str
@@ -52,8 +63,10 @@ class LeftOut:
 
 
 def shown(name: str) -> str:
-    """A name of a file, or a sentence that holds one, as records and terminals can hold it: bytes
-    that are not UTF-8 are written as `\\xe9`, and a line end as `\\n`."""
+    """Escape a file name, or a sentence that contains one, for records and terminals.
+
+    Bytes that are not UTF-8 become `\\xe9`, and control characters become escapes such as `\\n`.
+    """
     text = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
     return _CONTROL.sub(lambda match: repr(match.group())[1:-1], text)
 
@@ -67,23 +80,23 @@ class Omissions:
 
     @property
     def total(self) -> int:
-        """How much has been left out, of all kinds."""
+        """The count over all reasons and kinds."""
         return sum(self._counts.values())
 
     def add(self, reason: str, suffix: str, unit: Unit, example: str) -> None:
-        """One more; the first of a kind is its example."""
+        """Count one more; the first of each reason, suffix and unit is kept as the example."""
         kind = (reason, shown(suffix), unit)
         self._counts[kind] = self._counts.get(kind, 0) + 1
         self._examples.setdefault(kind, shown(example))
 
     def take(self, row: LeftOut) -> None:
-        """As many more as a row of another count holds."""
+        """Add the count of a row from another `Omissions`."""
         kind = (row.reason, row.suffix, row.unit)
         self._counts[kind] = self._counts.get(kind, 0) + row.count
         self._examples.setdefault(kind, row.example)
 
     def listed(self) -> tuple[LeftOut, ...]:
-        """By reason, the most frequent suffix first."""
+        """Return the counts by reason; within a reason the most frequent suffix comes first."""
         rows = [
             LeftOut(reason, suffix, count, unit, self._examples[reason, suffix, unit])
             for (reason, suffix, unit), count in self._counts.items()
@@ -92,54 +105,54 @@ class Omissions:
 
 
 class Corpus(ABC):
-    """Documents in an order that depends on names and contents alone."""
+    """Documents in an order that depends only on their names and contents."""
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits; equal for equal documents, order and rule of splitting."""
+        """Sixteen hexadecimal digits; equal for equal documents, order and split rule."""
 
     @property
     @abstractmethod
     def total_bytes(self) -> int | None:
-        """UTF-8 bytes of both splits, or None where only reading everything would tell."""
+        """UTF-8 bytes of both splits, or None if that needs reading a whole stream."""
 
     @abstractmethod
     def assigned(self) -> Iterator[tuple[Split, Document]]:
-        """Every document with its split, read once. Empty documents are left out."""
+        """Yield every document that is not empty, with its split, in one pass."""
 
     def documents(self, split: Split) -> Iterator[Document]:
-        """The documents of one split."""
+        """Yield the documents of one split, in order."""
         return (document for part, document in self.assigned() if part == split)
 
     @property
     def split_rule(self) -> str:
-        """One sentence for people: how the held-out split is made."""
+        """One sentence for people that says how the held-out split is made."""
         return ""
 
     @property
     def split_is_given(self) -> bool:
-        """Whether the held-out part is the user's or the data set's own, and no rule's."""
+        """Whether the user or the data set, rather than a rule, defines the held-out split."""
         return False
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
-        """What neither split holds; of a stream, complete once it has been read to its end."""
+        """Counts of what is in neither split; complete for a stream only after a full pass."""
         return ()
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What a user should know of the corpus, a sentence each; complete when `left_out` is."""
+        """Sentences for the user; complete for a stream only after a full pass."""
         return ()
 
 
 def is_empty(text: str) -> bool:
-    """Whether a text is no document: it holds nothing but white space and byte order marks."""
+    """Return whether a text holds only white space and byte order marks."""
     return not text or text.isspace() or not text.replace(_MARK, "").strip()
 
 
 def normalised(text: str) -> bytes:
-    """The UTF-8 bytes by which copies of a text are known: NFC, without white space."""
+    """Return the UTF-8 bytes that identify copies of a text: NFC, without white space."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
         if _OTHER_SPACE.search(text):
@@ -148,22 +161,31 @@ def normalised(text: str) -> bytes:
 
 
 def digest_of(content: bytes) -> int:
-    """A uniform 64-bit number that is a function of normalised bytes alone."""
+    """Return a uniformly distributed 64-bit digest of normalised bytes."""
     return int.from_bytes(hashlib.sha256(content).digest()[:8])
 
 
 def content_digest(text: str) -> int:
-    """A uniform 64-bit number, equal for texts that differ only in white space, line ends,
-    Unicode form or byte order marks."""
+    """Return a uniformly distributed 64-bit digest of a text.
+
+    It is equal for texts that differ only in white space, line ends, Unicode form or byte order
+    marks.
+    """
     return digest_of(normalised(text))
 
 
 def held_out_cut(lowest: int, highest: int) -> int:
-    """The digest up to which a document of a stream is held out, given the range of digests.
+    """Return the largest digest that is held out from a stream.
 
-    About `HELD_OUT_SHARE` of all documents, but at least one and never all of them. The rule
-    sees only contents, so copies of one document never end up on both sides.
-    Raises ValueError where all documents are copies of one.
+    About `HELD_OUT_SHARE` of all documents are held out, at least one and never all of them. The
+    rule depends only on contents, so copies of a document are always in the same split.
+
+    Args:
+        lowest: the lowest digest among the first documents.
+        highest: the highest digest among the first documents.
+
+    Raises:
+        ValueError: `lowest` equals `highest`; all documents are copies of one.
     """
     if lowest == highest:
         raise ValueError("a corpus of one distinct document cannot be split")
@@ -171,18 +193,21 @@ def held_out_cut(lowest: int, highest: int) -> int:
 
 
 def split_of(text: str, cut: int) -> Split:
-    """The split that the rule for streams puts a text in."""
+    """Return the split of a text from a stream; `cut` comes from `held_out_cut`."""
     return "heldout" if content_digest(text) <= cut else "train"
 
 
 def fingerprint_of(rule: str, documents: Iterable[Document]) -> str:
-    """Sixteen hexadecimal digits over names, contents and order.
+    """Return sixteen hexadecimal digits over the names, contents and order of documents.
 
-    `rule` names the way of splitting and its version, which with the documents gives the split.
+    Args:
+        rule: the name and version of the split rule. Rule and documents together determine the
+            split.
+        documents: all of them, in order.
     """
     whole = hashlib.sha256(rule.encode())
     for document in documents:
         content = hashlib.sha256(document.text.encode()).digest()
-        name = document.name.encode(errors="surrogateescape")  # of a file, which may be any bytes
+        name = document.name.encode(errors="surrogateescape")  # file names may be any bytes
         whole.update(b"\0" + name + b"\0" + content)
     return whole.hexdigest()[:16]

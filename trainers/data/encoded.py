@@ -1,8 +1,8 @@
-"""What the ids of a text stand for: how many of its bytes each accounts for, and what was lost.
+"""Account for the text behind token ids: the bytes that each id covers, and the characters lost.
 
-Bits per byte means something only where the ids that a model predicts stand for the text, all of
-it. A tokenizer may drop what it does not know, write one unknown id for it, or change the text
-before it looks at it; here that is counted, so that it can be refused, or said.
+Bits per byte are valid only if the predicted ids represent the whole text. A tokenizer may drop
+characters that it does not know, replace them by one unknown id, or normalise the text first. The
+functions here count such losses, so that the caller can refuse or report them.
 """
 
 import unicodedata
@@ -14,46 +14,50 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.uint32]
 
-#: The largest share of a corpus' characters, white space apart, that its ids may lose. One in a
-#: hundred moves bits per byte by about 1 %, the least difference between widths that matters.
+#: The largest share of a corpus's characters, white space excepted, that may be lost. Losing 1 %
+#: changes bits per byte by about 1 %, the smallest difference between widths that matters.
 REFUSED_LOST_SHARE = 0.01
 
-_SLICE = 2**20  # characters looked at at a time
+_SLICE = 2**20  # characters per step
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The ids of one text, without a separator, and what they stand for."""
+    """The ids of one text, without a separator, and the text that they represent."""
 
     ids: Ids  # [n]
-    text_bytes: NDArray[np.uint32]  # [n] UTF-8 bytes of the text; together all of it if n > 0
-    lost_characters: int  # not white space, and no id, or only the unknown id, stands for them
+    text_bytes: NDArray[np.uint32]  # [n] UTF-8 bytes behind each id; they add up to the text's
+    lost_characters: int  # not white space; represented by no id or only by the unknown id
     altered: bool  # the ids decode to another text
-    characters: int  # of the text that are not white space
+    characters: int  # of the text, white space excepted
     separators: int = 0  # ids within the text that equal the separator between documents
-    lost_example: str = ""  # one lost character, "" where none is
+    lost_example: str = ""  # one lost character, or ""
 
 
 def visible_characters(text: str) -> int:
-    """How many characters of a text are not white space."""
-    # In slices: the words of a text weigh ten times what it does.
+    """Return how many characters of a text are not white space."""
+    # In slices: the list of a text's words takes ten times the memory of the text.
     starts = range(0, len(text), _SLICE)
     return sum(len("".join(text[start : start + _SLICE].split())) for start in starts)
 
 
 def bytes_before(text: str) -> NDArray[np.int64]:
-    """[characters + 1] UTF-8 bytes before each character of a text, and of all of it."""
+    """Return the UTF-8 bytes before each character and before the end, [characters + 1]."""
     points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    # UTF-8 writes a character in 1 byte, and one more from each of these code points on.
+    # A character takes 1 byte of UTF-8, plus one for each of these code points that it reaches.
     widths = 1 + sum((points >= first).astype(np.int64) for first in (0x80, 0x800, 0x10000))
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(widths)])
 
 
 def bytes_by_offsets(text: str, offsets: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """[n] bytes that each id accounts for, from `offsets` [n, 2], its characters in the text.
+    """Return the UTF-8 bytes that each id accounts for, [n].
 
-    An id accounts for all bytes from the end of the one before it to its own end, and the last
-    for the rest: what no id stands for is counted with the id that comes after.
+    An id accounts for all bytes from the end of the previous id to its own end; the last id also
+    accounts for the rest. Text that no id represents is thus counted with the next id.
+
+    Args:
+        text: the text that was encoded.
+        offsets: first character and end of each id, [n, 2].
     """
     if not len(offsets):
         return np.zeros(0, np.uint32)
@@ -64,10 +68,14 @@ def bytes_by_offsets(text: str, offsets: NDArray[np.int64]) -> NDArray[np.uint32
 
 
 def lost_places(text: str, offsets: NDArray[np.int64]) -> list[int]:
-    """The characters of a text, white space apart, outside all `offsets` [n, 2], by index.
+    """Return the indices of the characters outside all offsets, white space excepted.
 
-    A mark that composes with the letter before it is lost only where that letter is: a tokenizer
-    that normalises to NFC has one id for the two, and the offsets of the letter.
+    A combining mark is lost only if its base letter is lost: a tokenizer that normalises to NFC has
+    one id for both, with the offsets of the letter.
+
+    Args:
+        text: the text that was encoded.
+        offsets: first character and end of each id that represents text, [n, 2].
     """
     change = np.zeros(len(text) + 1, np.int64)
     np.add.at(change, offsets[:, 0], 1)
@@ -83,13 +91,12 @@ def lost_places(text: str, offsets: NDArray[np.int64]) -> list[int]:
     return lost
 
 
-#: How far before a mark its letter is looked for: none has so many marks.
+#: How far before a mark to search for its letter; real text has fewer marks on one letter.
 _MOST_MARKS = 16
 
 
 def _letter_of_mark(text: str, place: int) -> int | None:
-    """Where the letter stands that NFC composes with the character at a place; None where it
-    composes with none."""
+    """Return the index of the letter that NFC composes with the mark at `place`, or None."""
     is_jamo = "\u1160" <= text[place] <= "\u11ff"  # the vowel or final of a Hangul syllable
     if not is_jamo and not unicodedata.category(text[place]).startswith("M"):
         return None
@@ -103,7 +110,7 @@ def _letter_of_mark(text: str, place: int) -> int | None:
 
 
 def is_refused(lost: int, characters: int) -> bool:
-    """Whether a corpus loses more of its `characters` (white space apart) than may be lost."""
+    """Return whether more than `REFUSED_LOST_SHARE` of the characters are lost."""
     return lost > REFUSED_LOST_SHARE * characters
 
 
@@ -114,9 +121,15 @@ def lost_text_problem(
     examples: Sequence[str] = (),
     of: str = "the text's characters",
 ) -> str | None:
-    """What to say of text of which `lost` of its `characters` (white space apart) have no id of
-    their own; `unknown_share` of its ids are the unknown id, and `of` names it. None where
-    nothing is lost."""
+    """Describe lost text in one or two sentences, or return None if nothing is lost.
+
+    Args:
+        lost: characters without an id of their own, white space excepted.
+        characters: all characters, white space excepted.
+        unknown_share: share of the ids that are the unknown id.
+        examples: some of the lost characters.
+        of: names the characters in the sentence.
+    """
     if not lost:
         return None
     shown = ", ".join(f"{one!r} (U+{ord(one):04X})" for one in examples if one)
@@ -127,8 +140,8 @@ def lost_text_problem(
         message += f"; {_percent(unknown_share)} of the ids are its unknown id"
     if is_refused(lost, characters):
         return (
-            f"{message}. No more than {_percent(REFUSED_LOST_SHARE)} may be lost, for a loss over "
-            "ids that stand for nothing is not one of this text: use a tokenizer made for it, or "
+            f"{message}. At most {_percent(REFUSED_LOST_SHARE)} may be lost, because the loss over "
+            "the remaining ids would not measure this text; use a tokenizer made for it, or "
             "tokenizer.kind bpe or bytes, which lose nothing"
         )
     return (

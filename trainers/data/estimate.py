@@ -1,4 +1,4 @@
-"""How many tokens a corpus has, from excerpts spread over it: what a plan can know in a second."""
+"""Estimate the tokens of a corpus from excerpts spread over it, in about a second."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,27 +10,33 @@ from trainers.data.documents import Corpus, Document, Split
 from trainers.data.split_writer import Lost, encoding_of, refuse_lost, with_remarks
 from trainers.data.tokenizer import Tokenizer
 
-#: A corpus up to this size is encoded whole; of a larger one about as much, spread evenly.
+#: A corpus up to this size, in UTF-8 bytes, is encoded whole. From a larger one, about this much
+#: is encoded, in excerpts spread evenly.
 SAMPLE_BYTES = 4_000_000
-#: Characters of an excerpt, at most.
+#: Largest number of characters in an excerpt.
 EXCERPT = 4096
 
 
 @dataclass
 class _Sampled:
-    """The excerpts of one source and split, as the documents go by."""
+    """The excerpts of one source and split taken so far."""
 
     part: SourcePart
-    next_mark: float  # bytes of this source and split before the next excerpt
-    ratios: list[float] = field(default_factory=list)  # tokens a byte
-    fallback: str = ""
+    next_mark: float  # bytes of this source and split before the middle of the next excerpt
+    ratios: list[float] = field(default_factory=list)  # tokens per byte
+    fallback: str = ""  # an excerpt for a source too small to contain a mark
 
 
 def estimated_contents(corpus: Corpus, tokenizer: Tokenizer) -> Contents:
-    """What a corpus holds, its documents read once, its tokens estimated unless it is small.
+    """Count the documents and bytes of a corpus, and estimate its tokens, in one pass.
 
-    An excerpt lies at every k-th byte of a source. The mean of their tokens a byte, times the
-    bytes, is an unbiased estimate, for a byte is drawn as often as any other.
+    A corpus of at most `SAMPLE_BYTES` is encoded whole, and its token counts are exact. From a
+    larger one, an excerpt is taken at every k-th byte of each source. The mean of their tokens per
+    byte, times the bytes, is an unbiased estimate, because every byte is sampled with the same
+    probability.
+
+    Raises:
+        InputError: the tokenizer loses more text than allowed, or has no id for a part of it.
     """
     total = corpus.total_bytes or 0
     whole = total <= SAMPLE_BYTES
@@ -76,7 +82,7 @@ def estimated_contents(corpus: Corpus, tokenizer: Tokenizer) -> Contents:
 
 
 def _excerpts(at: _Sampled, document: Document, apart: float) -> list[tuple[str, bool]]:
-    """The text at each mark that lies in a document, and whether it is the whole document."""
+    """Return the text at each sampling mark in a document, and whether it is the whole document."""
     text = document.text
     length = len(text.encode())
     found = []

@@ -1,4 +1,4 @@
-"""What files are counted under: each file, folder, or set of shards a source of its own."""
+"""Group the files of a corpus into sources: a file, a folder, or a set of numbered shards."""
 
 import re
 from collections.abc import Iterable
@@ -8,15 +8,21 @@ from pathlib import Path, PurePosixPath
 from trainers.data.documents import shown
 from trainers.data.readers import SourceFile
 
-#: A folder of more names than this, each a source, would fill a table without telling anything:
-#: its files are then counted by their kind.
+#: Most sources of one root. More would make the table of sources unreadable, so the files are then
+#: grouped by suffix.
 MOST_NAMES = 50
 
 
 @dataclass(frozen=True)
 class FileLocation:
-    """Where a file stands: `first` is its name, or that of the folder that it lies in, directly
-    below `root`; a file's is without the ending of its compression."""
+    """The position of a file below the path that the user gave.
+
+    Attributes:
+        root: the folder that names are relative to.
+        first: the name directly below `root`: the file's own, without its compression suffix, or
+            that of the folder that contains it.
+        compression: the compression suffix of a file directly below `root`, or "".
+    """
 
     root: Path
     first: str
@@ -24,15 +30,16 @@ class FileLocation:
 
     @property
     def pattern(self) -> str:
-        """The name with `*` for runs of digits, which number shards."""
+        """The name with `*` for each run of digits, so the numbered shards of a set share it."""
         return re.sub(r"\d+", "*", self.first)
 
 
 def source_names(files: Iterable[tuple[FileLocation, SourceFile]]) -> list[SourceFile]:
-    """The files with the names of their sources, those of one source together.
+    """Return the files with their `source` set, the files of one source together.
 
-    A source is a first-level name below its root; names that differ only in runs of digits are
-    one, such as `shard-*.jsonl.zst`.
+    A source is a first-level name below its root. Names that differ only in runs of digits form one
+    source, such as `shard-*.jsonl.zst`. If a root has more than `MOST_NAMES` names, its files are
+    grouped by suffix.
     """
     members = list(files)
     patterns: dict[Path, set[str]] = {}
@@ -61,7 +68,7 @@ def _label(name: str, places: list[FileLocation]) -> str:
 
 
 def _told_apart(labels: list[tuple[Path, str]]) -> list[str]:
-    """Labels that stand in several places, with as many folders before them as it takes."""
+    """Prefix labels that occur more than once with enough parent folders to make them differ."""
     depth = 0
     named = [label for _, label in labels]
     while len(set(named)) < len(named) and depth < max(len(root.parts) for root, _ in labels):

@@ -1,19 +1,25 @@
-"""Pinning: a name on the Hugging Face hub means what its commit held, not what it holds today."""
+"""Pin names on the Hugging Face hub to commits, so that a sweep keeps its data."""
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from trainers.data import sources
 from trainers.data.paths import user_path
 from trialstore.errors import InputError
 
+_Pinnable = TypeVar("_Pinnable", sources.HubDataset, sources.PretrainedTokenizer)
+
 
 def pin(source: sources.DataSource) -> sources.DataSource:
-    """The same source with hub revisions resolved to commits and local paths made absolute.
+    """Return the source with hub revisions resolved to commits and local paths made absolute.
 
-    A sweep pins once and stores the result, so that its trials need no network to agree.
-    Raises InputError where the hub does not know the name or cannot be reached.
+    A sweep pins its source once and stores the result, so all its trials use the same data and need
+    no network to agree.
+
+    Raises:
+        InputError: the hub does not know a name or cannot be reached, or a local path cannot be
+            used.
     """
     corpus, tokenizer = source.corpus, source.tokenizer
     if isinstance(corpus, sources.TextFiles):
@@ -22,18 +28,21 @@ def pin(source: sources.DataSource) -> sources.DataSource:
             absolute["heldout"] = _absolute(corpus.heldout)
         corpus = corpus.model_copy(update=absolute)
     elif isinstance(corpus, sources.HubDataset):
-        if folder := local_folder("corpus hub", corpus.dataset):
-            corpus = corpus.model_copy(update={"dataset": str(folder)})
-        else:
-            revision = resolve_revision("dataset", corpus.dataset, corpus.revision)
-            corpus = corpus.model_copy(update={"revision": revision})
+        corpus = _pinned(corpus, "dataset", "corpus hub", "dataset")
     if isinstance(tokenizer, sources.PretrainedTokenizer):
-        if folder := local_folder("tokenizer pretrained", tokenizer.path):
-            tokenizer = tokenizer.model_copy(update={"path": str(folder)})
-        else:
-            revision = resolve_revision("model", tokenizer.path, tokenizer.revision)
-            tokenizer = tokenizer.model_copy(update={"revision": revision})
+        tokenizer = _pinned(tokenizer, "path", "tokenizer pretrained", "model")
     return sources.DataSource(corpus=corpus, tokenizer=tokenizer)
+
+
+def _pinned(
+    section: _Pinnable, key: str, what: str, kind: Literal["dataset", "model"]
+) -> _Pinnable:
+    """Replace a local folder in `key` by its absolute path, or the revision by its commit."""
+    name = getattr(section, key)
+    if folder := local_folder(what, name):
+        return section.model_copy(update={key: str(folder)})
+    revision = resolve_revision(kind, name, section.revision)
+    return section.model_copy(update={"revision": revision})
 
 
 def _absolute(paths: list[str]) -> list[str]:
@@ -41,37 +50,55 @@ def _absolute(paths: list[str]) -> list[str]:
 
 
 def local_folder(what: str, name: str) -> Path | None:
-    """The folder that a name stands for, or None where it must be a hub id.
+    """Return the absolute local folder that a name stands for, or None if it is a hub id.
 
-    `what` is the thing that is named, for messages. Raises InputError for a name of neither kind.
+    Args:
+        what: the setting that holds the name, for messages.
+        name: a folder, or OWNER/NAME.
+
+    Raises:
+        InputError: the name is a file, or neither an existing folder nor a possible hub id.
     """
     path = user_path(what, name)
     if path.is_dir():
         return path.absolute()
     if path.exists():
-        raise InputError(f"{what}: {name!r} is a file; give the folder that holds it, or a hub id")
+        raise InputError(
+            f"{what}: {name!r} is a file; give the folder that holds it, or a hub id OWNER/NAME"
+        )
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(
-            f"{what}: no folder {name!r} (looked for {path.absolute()}), and it cannot be a "
-            "hub id, which is written OWNER/NAME"
+            f"{what}: no folder {name!r} (looked for {path.absolute()}), and the name is no hub "
+            "id; give an existing folder, or a hub id OWNER/NAME"
         )
     return None
 
 
 def is_commit(revision: str | None) -> bool:
-    """Whether a revision says what it holds by itself: a whole commit hash."""
+    """Return whether a revision is a full commit hash, which always means the same content."""
     return revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision) is not None
 
 
 def resolve_revision(kind: Literal["dataset", "model"], name: str, revision: str | None) -> str:
-    """The commit hash of a branch or tag of a hub repository; a commit stays as it is."""
+    """Return the commit hash of a branch or tag of a hub repository.
+
+    A full commit hash is returned as it is, without a request.
+
+    Args:
+        kind: the kind of repository.
+        name: OWNER/NAME.
+        revision: branch, tag or commit; None for the default branch.
+
+    Raises:
+        InputError: the hub does not know the name or the revision, or cannot be reached.
+    """
     if revision is not None and is_commit(revision):
         return revision
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    # The hub's client does not wrap what its HTTP library raises where no server answers, and
-    # has changed that library twice; the bases of its own error are what it has in common.
+    # If no server answers, the hub's client lets the exceptions of its HTTP library through. It
+    # has changed that library twice; the bases of its own error cover all of them.
     unreachable: tuple[Any, ...] = (*HfHubHTTPError.__bases__, OSError, ValueError)
     api = HfApi()
     try:
@@ -83,12 +110,14 @@ def resolve_revision(kind: Literal["dataset", "model"], name: str, revision: str
     except unreachable as error:
         at = f" at revision {revision!r}" if revision else ""
         raise InputError(
-            f"{kind} {name!r}{at}: no folder of that name, and the Hugging Face hub does not "
-            f"answer for it ({type(error).__name__}: {_first_line(error)}); check the name, the "
+            f"{kind} {name!r}{at}: no local folder has that name, and the Hugging Face hub gave "
+            f"no answer ({type(error).__name__}: {_first_line(error)}); check the name, the "
             "network and HF_TOKEN, or give a local folder or a full commit hash as revision"
         ) from error
     if info.sha is None:
-        raise InputError(f"{kind} {name!r}: the hub gives no commit; set revision to a commit hash")
+        raise InputError(
+            f"{kind} {name!r}: the hub returned no commit; set revision to a commit hash"
+        )
     return str(info.sha)
 
 

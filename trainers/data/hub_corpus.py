@@ -1,8 +1,8 @@
-"""A corpus through the `datasets` library: streamed from the hub, or read from a local folder.
+"""Read a corpus through the `datasets` library: streamed from the hub, or from a local folder.
 
-Nothing is downloaded ahead and nothing held whole: C4 is larger than a disk. The fingerprint of
-a hub data set is therefore its commit, and its documents are held out one by one, by their digest
-alone; a folder is read through first, and split by size as files are.
+A hub data set is streamed, neither downloaded first nor held in memory: C4 is larger than a disk.
+Its fingerprint is therefore its commit, and each document is assigned to a split by its digest
+alone. A local folder is read once to measure it, and split by size as files are.
 """
 
 import hashlib
@@ -35,17 +35,21 @@ from trainers.data.size_split import SizeSplit, changed, measured, stamps
 from trainers.data.tables import BadRowError, checked_text, no_column
 from trialstore.errors import InputError
 
-#: The content rule learns its cut from the first documents: in a set of this many, one is held
-#: out by the plain rule anyway (the odds against are 1e-12); smaller sets get at least one.
+#: The first documents of a stream set the digest below which documents are held out. Among this
+#: many, a tenth by digest includes at least one, except with a probability of 1e-12; a smaller
+#: set gets at least one as well.
 FIRST_DOCUMENTS = 256
 
 
 class HubCorpus(Corpus):
-    """The first `documents` of one split of a data set, in the order in which they come."""
+    """The first `documents` documents of one split of a data set, in the data set's order."""
 
     def __init__(self, config: sources.HubDataset) -> None:
-        """Resolves the revision, or reads a local folder once. Raises InputError where the data
-        set cannot be found, read or split."""
+        """Resolve the revision on the hub, or measure a local folder.
+
+        Raises:
+            InputError: the data set cannot be found, read or split.
+        """
         self._folder = local_folder("corpus hub", config.dataset)
         if self._folder is None:
             revision = resolve_revision("dataset", config.dataset, config.revision)
@@ -112,7 +116,7 @@ class HubCorpus(Corpus):
             yield from self._as_asked(self._config.heldout, seen)
         else:
             yield from self._by_digest(seen)
-        self._seen = seen  # complete only now, and of this pass alone
+        self._seen = seen  # now complete, and from this pass alone
 
     def _measure(self) -> None:
         """Read the whole of a local folder."""
@@ -134,7 +138,7 @@ class HubCorpus(Corpus):
             self._others = self._other_splits()
 
     def _other_splits(self) -> tuple[str, ...]:
-        """The splits of a local folder that are not read."""
+        """Return the names of the splits of a local folder that are not read."""
         from datasets import get_dataset_split_names
 
         config = self._config
@@ -156,8 +160,8 @@ class HubCorpus(Corpus):
     ) -> Iterator[tuple[Split, Document]]:
         if heldout.split == self._config.split:
             raise InputError(
-                f"corpus hub: {self._named()}: heldout: split {heldout.split!r} is the one that "
-                "is trained on; name another"
+                f"corpus hub: {self._named()}: heldout: split {heldout.split!r} is also the "
+                "training split; name another split in heldout"
             )
         digests: set[int] = set()
         for document in self._stream(seen, heldout.split, heldout.documents):
@@ -167,7 +171,8 @@ class HubCorpus(Corpus):
         if not seen.heldout:
             raise InputError(
                 f"corpus hub: data set {self._config.dataset!r}: the held-out split "
-                f"{heldout.split!r} holds no text in column {self._config.column!r}"
+                f"{heldout.split!r} holds no text in column {self._config.column!r}; name another "
+                "split or column"
             )
         for document in self._stream(seen):
             seen.twins += content_digest(document.text) in digests
@@ -179,14 +184,14 @@ class HubCorpus(Corpus):
     def _one_text(self, digests: list[int]) -> InputError:
         return InputError(
             f"corpus hub: {self._named()}: the first {len(digests)} documents that are not empty "
-            f"hold {len(set(digests))} distinct texts in column {self._config.column!r}; "
-            "at least two are needed, for whole documents are held out"
+            f"hold {len(set(digests))} distinct texts in column {self._config.column!r}, but "
+            "holding out whole documents needs at least two; give more documents or another column"
         )
 
     def _stream(
         self, seen: "_Seen", split: str | None = None, documents: int | None = None
     ) -> Iterator[Document]:
-        """The documents of a split that are not empty; without one, of that which is trained on."""
+        """Yield the documents of a split that are not empty; of the training split by default."""
         config = self._config
         if split is None:
             split, documents = config.split, config.documents
@@ -227,7 +232,7 @@ class HubCorpus(Corpus):
         from datasets import load_dataset
 
         config = self._config
-        # OSError: not found or not reachable; ValueError: no such split, name or kind of file.
+        # OSError: not found or not reachable. ValueError: unknown split, name or kind of file.
         problems: tuple[type[Exception], ...] = (OSError, *self._damage)
         try:
             return load_dataset(
@@ -245,18 +250,20 @@ class HubCorpus(Corpus):
 
     @property
     def _damage(self) -> tuple[type[Exception], ...]:
-        """What broken or mismatched files raise; a network that fails midway is not the user's
-        input."""
+        """The exceptions that damaged or unsuitable files raise.
+
+        A network that fails while streaming is not an error of the user's input.
+        """
         local = (OSError, EOFError, zlib.error, lzma.LZMAError) if self._folder else ()
         return (ValueError, *local)
 
     @property
     def _other_way(self) -> str:
-        return "; corpus kind text reads files without `datasets`" if self._folder else ""
+        return "; use corpus kind text to read files without `datasets`" if self._folder else ""
 
 
 class _Seen:
-    """What one pass over a data set came by."""
+    """Counts of one pass over a data set."""
 
     def __init__(self) -> None:
         self.omissions = Omissions()
@@ -277,7 +284,7 @@ class _Seen:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The files of a folder that are not hidden, in the order of their names."""
+    """Yield the files of a folder that are not hidden, in the order of their names."""
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         if path.is_file() and not any(part.startswith(".") for part in parts):
@@ -285,13 +292,13 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _folder_digest(folder: Path) -> str:
-    """SHA-256 over names and contents of a folder's files that are not hidden."""
+    """Return the SHA-256 over names and contents of a folder's files that are not hidden."""
     whole = hashlib.sha256()
     for path in _files(folder):
         try:
             with path.open("rb") as stream:
                 content = hashlib.file_digest(stream, "sha256").digest()
         except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error}") from error
+            raise InputError(f"{path}: cannot be read: {error}; make it readable") from error
         whole.update(path.relative_to(folder).as_posix().encode() + b"\0" + content)
     return whole.hexdigest()

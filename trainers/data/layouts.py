@@ -1,8 +1,7 @@
-"""Files laid out as train, validation and test: the split that their author meant.
+"""Recognise files laid out as train, validation and test, and split by that layout.
 
-Recognised only where every file of a corpus belongs to one of the names, by a folder or by its
-own name, and where both training and held-out files are there: `train-00000-of-00010.parquet`,
-`validation/`, `wiki.test.txt`.
+A layout is recognised only if the folder or name of every file states its part, and if both
+training and held-out files exist: `train-00000-of-00010.parquet`, `validation/`, `wiki.test.txt`.
 """
 
 import re
@@ -24,7 +23,7 @@ WORDS: dict[str, Part] = {
     "testing": "test",
 }
 
-#: Files that tell of a data set, by their names without an ending: they hide no layout.
+#: Names, without suffix, of files that describe a data set. They do not prevent a layout.
 TELLING = frozenset({"license", "licence", "notice", "readme", "citation", "copying", "changelog"})
 
 #: Words of a name that number its shards.
@@ -32,40 +31,45 @@ _SHARD_WORDS = frozenset({"of", "part", "shard", "split"})
 
 
 def part_of(name: str) -> Part | None:
-    """The part that a file belongs to, by the outermost folder or else its own name that says."""
+    """Return the part that a file name states, or None; the outermost folder takes precedence.
+
+    Example:
+        >>> part_of("validation/a.jsonl"), part_of("wiki.test.txt"), part_of("a.txt")
+        ('validation', 'test', None)
+    """
     *folders, last = PurePosixPath(name).parts
     stem = last.removesuffix(PurePosixPath(last).suffix)
     return next((part for part in map(_part_of_words, [*folders, stem]) if part), None)
 
 
 def _part_of_words(name: str) -> Part | None:
-    """Of `train`, `train-00000-of-00010`, `wiki.train` and `train.zip`; not of `train-stations`."""
+    """Return the part that a name ends with: `wiki.train` yes, `train-stations` no."""
     words = _words(name)
     return WORDS.get(words[-1]) if words else None
 
 
 def _words(name: str) -> list[str]:
-    """The words of a name, in lower case, without those that number shards or versions."""
+    """Return the words of a name in lower case, without shard numbers and versions."""
     plain = re.sub(r"held[-_. ]out", "heldout", name.lower().removesuffix(".zip"))
     words = [word for word in re.split(r"[-_. ]+", plain) if not re.fullmatch(r"v?\d*", word)]
     return [word for word in words if word not in _SHARD_WORDS]
 
 
 def tells_of_data(file: SourceFile) -> bool:
-    """Whether a file is a licence or the like, whose name says nothing of a split."""
+    """Return whether a file, such as a licence, describes the data set; its name states no part."""
     return PurePosixPath(file.name).name.partition(".")[0].lower() in TELLING
 
 
 def laid_out(files: Sequence[SourceFile]) -> list[Part] | None:
-    """The part of every file, or None where they are not laid out so.
+    """Return the part of every file, or None if the files are not laid out by parts.
 
-    The folder that the user pointed at counts where nothing below it says a part: a folder that is
-    called `test` for reasons of its own may hold `train.txt` and other files.
+    The name of the user's folder counts only if no file below it states a part: a folder may be
+    called `test` for other reasons and hold `train.txt`.
     """
     own = [part_of(file.name) for file in files]
-    said_below = {file.root for file, part in zip(files, own, strict=True) if part is not None}
+    roots_of_parts = {file.root for file, part in zip(files, own, strict=True) if part is not None}
     parts = [
-        part or (None if file.root in said_below else _part_of_words(file.root.name))
+        part or (None if file.root in roots_of_parts else _part_of_words(file.root.name))
         for file, part in zip(files, own, strict=True)
     ]
     known = [part for part in parts if part is not None]
@@ -74,8 +78,10 @@ def laid_out(files: Sequence[SourceFile]) -> list[Part] | None:
 
 
 def nearly_laid_out(files: Sequence[SourceFile]) -> str | None:
-    """A sentence where names speak of a training and a held-out part, and the layout is not
-    recognised: others are beside them, or they say more than the part."""
+    """Return a remark if file names mention parts without forming a layout.
+
+    Either other files are beside them, or their names say more than the part.
+    """
     parts = [part_of(file.name) for file in files]
     if None not in parts or "train" not in parts or len(set(parts)) < 3:
         return _speak_of_parts(files)
@@ -93,7 +99,7 @@ def _others(count: int) -> str:
 
 
 def _speak_of_parts(files: Sequence[SourceFile]) -> str | None:
-    """Of `train_data.jsonl` and `valid_data.jsonl`, which may be parts or may not."""
+    """Return a remark for names such as `train_data.jsonl` and `valid_data.jsonl`."""
     names: dict[Part, str] = {}
     for file in files:
         for part in {WORDS[word] for word in _words(file.name) if word in WORDS}:
@@ -108,8 +114,10 @@ def _speak_of_parts(files: Sequence[SourceFile]) -> str | None:
 
 
 def trained_on_though_called(files: Sequence[SourceFile]) -> str | None:
-    """A sentence where training files are called after a validation or test part: the user named
-    others to be held out."""
+    """Return a remark if files named after a held-out part are trained on.
+
+    This happens if the user named other files to be held out.
+    """
     called = [file.name for file in files if part_of(file.name) in ("validation", "test")]
     if not called:
         return None
@@ -124,23 +132,35 @@ def trained_on_though_called(files: Sequence[SourceFile]) -> str | None:
 def split_by_layout(
     files: Sequence[SourceFile], parts: Sequence[Part], asked: str | None, omissions: Omissions
 ) -> tuple[list[tuple[Split, SourceFile]], Part]:
-    """The files with their splits, and which part is held out: `asked`, else the validation
-    files, else the test files. The third part is left out, and counted.
+    """Assign files to splits by their parts.
 
-    Raises InputError where there are no files of the part that is asked for.
+    The third part, neither trained on nor held out, is counted in `omissions`.
+
+    Args:
+        files: all files of the corpus.
+        parts: the part of each file, from `laid_out`.
+        asked: the part that the user wants held out; None for validation if there is one, else
+            test.
+        omissions: receives the files of the third part.
+
+    Returns:
+        The files with their splits, and the part that is held out.
+
+    Raises:
+        InputError: there are no files of the part asked for, or it is the training part.
     """
     both: tuple[Part, Part] = ("validation", "test")
-    there = [part for part in both if part in parts]
-    chosen = WORDS.get(asked.lower()) if asked is not None else there[0]
+    held_out_parts = [part for part in both if part in parts]
+    chosen = WORDS.get(asked.lower()) if asked is not None else held_out_parts[0]
     if chosen == "train":
         raise InputError(
-            f"corpus text: heldout: split {asked!r} is the one that is trained on; name one of "
-            f"{', '.join(there)}"
+            f"corpus text: heldout: split {asked!r} is the training split; name one of "
+            f"{', '.join(held_out_parts)}"
         )
-    if chosen is None or chosen not in there:
+    if chosen is None or chosen not in held_out_parts:
         raise InputError(
-            f"corpus text: heldout: split {asked!r} is not there; the files are laid out as "
-            f"{', '.join(sorted(set(parts)))}"
+            f"corpus text: heldout: split {asked!r} does not exist; the files are laid out as "
+            f"{', '.join(sorted(set(parts)))}; name one of {', '.join(held_out_parts)}"
         )
     kept: list[tuple[Split, SourceFile]] = []
     for file, part in zip(files, parts, strict=True):

@@ -1,39 +1,45 @@
-"""What looks like a mark between documents, in text that was not split at it."""
+"""Find text that looks like a mark between documents in text that was not split at it."""
 
 import re
 from collections.abc import Iterator
 
 _LETTERS = "[A-Za-z][A-Za-z0-9_ ]{0,30}"
 _NAMES = "(?i:eos|eot|eod|eop|bos|sep|endoftext|end_of_[a-z]{1,20})"
-#: Marks that stand for the end or the beginning of a text, wherever they stand.
+#: Marks for the end or the beginning of a text, at any position.
 _ANYWHERE = re.compile(
     rf"<\|{_LETTERS}\|>|<\|>|<\uff5c[^\n<>]{{1,40}}\uff5c>|</s>|<{_NAMES}>|\[{_NAMES}\]"
 )
-#: Tags of documents, at the beginning of a line.
+#: Document tags at the beginning of a line.
 _TAG = re.compile(r"^<(/?)(doc|document|article|text|page)\b[^>\n]{0,300}>", re.MULTILINE)
-#: A line of nothing but one sign, three times or more, or of a word in brackets.
+#: A line that consists of one sign, three times or more, or of a word in brackets.
 _LINE = re.compile(
     r"^[ \t]*(?P<rule>([=*#~%@_+-])\2{2,}|<{1,3}[A-Z_ ]{3,20}>{1,3}|\[[A-Z_ ]{3,20}\]|%|\f)"
     r"[ \t]*\r?$",
     re.MULTILINE,
 )
-#: Stands for the attributes of a tag, which differ from document to document.
+#: Replaces the attributes of a tag, which differ from document to document.
 _ATTRIBUTES = " ..."
-#: A line of signs is taken for a mark from so many on: two may frame a heading.
+#: Fewest equal lines of signs in a text that count as marks; two may frame a heading.
 _FEWEST_LINES = 3
-#: Marks of one corpus that are told of; more are shown as a number.
+#: Most marks of one corpus that are reported one by one; the rest are reported as a number.
 MOST_MARKS = 5
 
 
 class Marks:
-    """Counts what looks like marks, by mark and file, while a corpus is read."""
+    """Counts possible document marks, by mark and file, while a corpus is read."""
 
     def __init__(self) -> None:
         self._counts: dict[str, dict[str, int]] = {}
 
     def look(self, text: str, file: str, lines: bool) -> None:
-        """`lines` is whether a line of signs counts too: in a `.txt` it does, elsewhere such
-        lines are headings and rules."""
+        """Count the possible marks in a text.
+
+        Args:
+            text: one document.
+            file: the name to report.
+            lines: whether lines of repeated signs count. They do in a `.txt`; elsewhere they are
+                headings and rules.
+        """
         if "<" in text or "[" in text:
             for match in _ANYWHERE.finditer(text):
                 self._add(match.group(), file)
@@ -55,7 +61,11 @@ class Marks:
         files[file] = files.get(file, 0) + count
 
     def remarks(self, way_out: str) -> Iterator[str]:
-        """A sentence for each mark; `way_out` ends it, with `{mark}` where the mark goes."""
+        """Yield a sentence for each of the most frequent marks.
+
+        Args:
+            way_out: ends each sentence; `{mark}` in it is replaced by the mark as a YAML scalar.
+        """
         often = sorted(self._counts.items(), key=lambda item: (-sum(item[1].values()), item[0]))
         for mark, files in often[:MOST_MARKS]:
             file, count = max(files.items(), key=lambda item: item[1])
@@ -73,5 +83,5 @@ class Marks:
 
 
 def _yaml(mark: str) -> str:
-    """As a double-quoted scalar of YAML."""
+    """Return the mark as a double-quoted YAML scalar."""
     return '"' + mark.replace("\\", "\\\\").replace('"', '\\"').replace("\f", "\\f") + '"'

@@ -1,46 +1,51 @@
-"""Local paths as users write them: `~` expanded, and what cannot be a path refused by name."""
+"""Turn paths that a user wrote into local paths: expand `~` and refuse impossible paths."""
 
 import glob
 from pathlib import Path
 
 from trialstore.errors import InputError
 
-#: Longer paths are shown shortened in messages, this many characters of either end.
+#: Characters shown of each end of a long path in messages.
 SHOWN = 60
 
 
 def user_path(what: str, text: str) -> Path:
-    """The path with `~` expanded; it need not exist.
+    """Return a user's path with `~` expanded; it need not exist.
 
-    `what` says what the path is for, in messages. Raises InputError for a path that is empty, of
-    a home folder of nobody, or that the file system refuses to look up.
+    Args:
+        what: the setting that holds the path, for messages.
+        text: the path as written.
+
+    Raises:
+        InputError: the path is empty, names the home of an unknown user, or the file system refuses
+            to look it up.
     """
     if not text.strip():
-        raise InputError(f"{what}: a path is empty; give one, or . for the folder you are in")
+        raise InputError(f"{what}: a path is empty; give a path, or . for the working directory")
     try:
-        # `./~x` is a folder here, and a Path of it has lost the `./`.
+        # `./~x` is a folder in the working directory, but Path drops the `./`.
         path = Path(text).expanduser() if text.startswith("~") else Path(text)
         path.exists()
     except (RuntimeError, OSError) as error:  # RuntimeError: no such user
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InputError(
-            f"{what}: path {_shortened(text)} cannot be looked up: {reason}; "
-            "give another path, such as an absolute one"
+            f"{what}: path {_shortened(text)} cannot be looked up: {reason}; give an absolute path"
         ) from error
     return path
 
 
 def seen_from(folder: Path, text: str) -> str:
-    """A path or glob that a user wrote in `folder`, an absolute one, for who stands elsewhere.
+    """Return a path or glob, written relative to `folder`, as an absolute one.
 
-    One that begins with `~` is left as it is. A folder's own brackets are no wildcards.
+    A path that begins with `~` is returned as it is. Brackets in the name of `folder` are escaped,
+    so a glob does not read them as wildcards.
     """
     if text.startswith("~"):
         return text
     path = folder / text
     try:
         literal = not glob.has_magic(text) or path.exists()
-    except (OSError, ValueError):  # no name that a file can have: told when it is opened
+    except (OSError, ValueError):  # no valid file name; opening it raises the error
         literal = True
     return str(path if literal else Path(glob.escape(str(folder)), text))
 

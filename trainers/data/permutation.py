@@ -1,9 +1,9 @@
-"""A keyed permutation of 0..size-1 of which any place can be asked for without the others.
+"""A keyed permutation of 0..size-1 with random access.
 
-A Feistel network permutes the numbers of 2b bits, whatever its round function is; what lands
-beyond `size` is permuted again until it does not, which leaves a permutation of the rest (cycle
-walking: Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002). Integers only:
-every machine and every version of NumPy gives the same places.
+A Feistel network permutes the numbers of 2b bits, whatever its round function. Values at or above
+`size` are permuted again until they fall below it; the result is a permutation of 0..size-1 (cycle
+walking: Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002). It uses integers
+only, so results are the same on every machine and with every version of NumPy.
 """
 
 import hashlib
@@ -15,7 +15,13 @@ ROUNDS = 8
 
 
 def permuted(places: NDArray[np.integer], size: int, key: str) -> NDArray[np.int64]:
-    """Where a permutation sends `places` [n] of 0..size-1. `key` chooses the permutation."""
+    """Return the images of `places` under a permutation of 0..size-1.
+
+    Args:
+        places: [n] numbers from 0 to size - 1.
+        size: how many numbers are permuted.
+        key: chooses the permutation.
+    """
     half = max(1, ((size - 1).bit_length() + 1) // 2)  # bits
     keys = np.frombuffer(hashlib.shake_256(key.encode()).digest(8 * ROUNDS), "<u8")
     found = _network(places.astype(np.uint64), half, keys)
@@ -35,7 +41,7 @@ def _network(values: NDArray[np.uint64], half: int, keys: NDArray[np.uint64]) ->
 
 
 def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of splitmix64: every bit of the input reaches every bit of the output."""
+    """Apply the finaliser of splitmix64: every bit of the input affects every bit of the output."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

@@ -1,9 +1,9 @@
-"""A published tokenizer, from a folder or the Hugging Face hub: it is its tokenizer.json.
+"""Open a published tokenizer, from a folder or the Hugging Face hub, by its tokenizer.json.
 
-The classes of `transformers` build a tokenizer by their own rules from the vocabulary of that
-file, and leave out splits and normalisers that it has: other ids than those the file gives. They
-are asked only where there is no tokenizer.json. The separator between documents stands in other
-files of the folder, which are read as data.
+The classes of `transformers` rebuild a tokenizer from the vocabulary of that file by their own
+rules and omit its splits and normalisers, which changes the ids. They are used only if there is no
+tokenizer.json. The separator between documents is named in other files of the folder, which are
+read as data.
 """
 
 import json
@@ -23,14 +23,14 @@ from trialstore.errors import InputError
 log = logging.getLogger(__name__)
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
-#: Files that name special tokens by their text, and files that name them by their id.
+#: Files that name special tokens by text, and files that name them by id.
 _NAMING_TEXT = (CONFIG, "special_tokens_map.json")
 _NAMING_ID = ("config.json", "generation_config.json")
-#: Special tokens that can separate documents: the end of a text, else of a part, else a beginning.
+#: Special tokens that can separate documents, in order of preference.
 _ROLES = ("eos", "sep", "bos")
 
-#: Text on which two tokenizers that divide or normalise in other ways part: scripts, accents in
-#: both forms, case, digits, white space in runs, line ends, quotes, code, emoji, control codes.
+#: A text whose ids differ between tokenizers that divide or normalise differently: scripts, accents
+#: in both forms, case, digits, runs of white space, line ends, quotes, code, emoji, control codes.
 PROBE = (
     "The quick brown fox can't jump; it's 12345678 times 3.14159, e.g. 1,000,000!\n\n"
     "  def f(x, *args):\r\n\t\treturn x[0] ** 2  # naïve café nai\u0308ve \ufb01 "
@@ -45,7 +45,13 @@ PROBE = (
 
 @dataclass(frozen=True)
 class Published:
-    """A tokenizer as it was found. `remarks` are sentences for its user."""
+    """A published tokenizer.
+
+    Attributes:
+        backend: the tokenizer as its file defines it.
+        separator: the id between documents.
+        remarks: sentences for the user.
+    """
 
     backend: tokenizers.Tokenizer
     separator: int
@@ -53,7 +59,11 @@ class Published:
 
 
 def open_published(config: sources.PretrainedTokenizer) -> Published:
-    """A tokenizer from its folder, or from the hub. Raises InputError where it cannot be used."""
+    """Open a tokenizer from its folder or from the hub.
+
+    Raises:
+        InputError: the tokenizer cannot be found, opened or used.
+    """
     folder = local_folder("tokenizer pretrained", config.path) or _fetched(config)
     if (folder / TOKENIZER).exists():
         return _from_file(folder, config.path)
@@ -61,8 +71,14 @@ def open_published(config: sources.PretrainedTokenizer) -> Published:
 
 
 def published_at_hand(config: sources.PretrainedTokenizer) -> Published | None:
-    """A published tokenizer from its folder or from what the hub's client keeps on this machine;
-    None where that would have to ask the hub. Raises InputError for one that cannot be used."""
+    """Open a tokenizer from its folder or from the local cache of the hub's client.
+
+    Returns:
+        None if opening it needs a request to the hub.
+
+    Raises:
+        InputError: the tokenizer cannot be used.
+    """
     if local_folder("tokenizer pretrained", config.path):
         return open_published(config)
     from huggingface_hub import snapshot_download
@@ -75,16 +91,17 @@ def published_at_hand(config: sources.PretrainedTokenizer) -> Published | None:
     except LocalEntryNotFoundError:
         return None
     if not (folder / TOKENIZER).exists():
-        return None  # whether the repository has that file is not known here
+        return None  # the cache does not show whether the repository has that file
     return _from_file(folder, config.path)
 
 
 def _fetched(config: sources.PretrainedTokenizer) -> Path:
-    """The folder into which the hub's client has put the files of a repository."""
+    """Download the tokenizer's files of a repository and return their folder."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    # The bases, too: the client does not wrap what its HTTP library raises where no server answers.
+    # If no server answers, the client lets the exceptions of its HTTP library through; the bases of
+    # its own error cover them.
     unreachable: tuple[Any, ...] = (*HfHubHTTPError.__bases__, OSError, ValueError)
     try:
         return Path(
@@ -112,33 +129,41 @@ def _from_file(folder: Path, shown: str) -> Published:
     kept = tokenizers.Tokenizer.from_str(backend.to_str())
     if probe_ids(kept) != probe_ids(backend):
         raise InputError(
-            f"tokenizer pretrained: {path} does not survive being written again: tokenizers "
-            f"{tokenizers.__version__} then gives other ids for a probe text. Save the file with "
-            "this version of the library, or use another tokenizer"
+            f"tokenizer pretrained: {path}: tokenizers {tokenizers.__version__} gives other ids "
+            "for a probe text after writing and reading this tokenizer; save the file with this "
+            "version of the library, or use another tokenizer"
         )
     separator, remarks = _separator(folder, backend, shown)
     return Published(backend, separator, remarks)
 
 
 def from_file(path: Path, shown: str) -> tokenizers.Tokenizer:
-    """The tokenizer of a tokenizer.json; `shown` is what the user called it. Raises InputError."""
+    """Open a tokenizer.json.
+
+    Args:
+        path: the file.
+        shown: the tokenizer's name in messages, as the user wrote it.
+
+    Raises:
+        InputError: the file is missing or is no tokenizer.
+    """
     try:
         return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower, of a missing file either
+    except Exception as error:  # the library raises nothing narrower, even for a missing file
         raise _unusable(shown, f"{path.name}: {error}") from error
 
 
 def probe_ids(backend: tokenizers.Tokenizer) -> list[int] | str:
-    """The ids of the probe text, special tokens left out; the error where it has none."""
+    """Return the ids of the probe text without special tokens, or the error's message."""
     try:
         return list(backend.encode(PROBE, add_special_tokens=False).ids)
-    except Exception as error:  # the library raises nothing narrower: no token for unknown text
+    except Exception as error:  # the library raises nothing narrower if text has no token
         return str(error)
 
 
 def _check(backend: tokenizers.Tokenizer, shown: str) -> None:
-    """Raises InputError where a tokenizer cannot give a text its ids, the same each time."""
-    if backend.get_vocab_size(with_added_tokens=False) < 2:  # made of the configuration alone
+    """Refuse a tokenizer without a vocabulary, or with random merges (dropout)."""
+    if backend.get_vocab_size(with_added_tokens=False) < 2:  # built from the configuration alone
         raise InputError(
             f"tokenizer pretrained: {shown!r} holds no vocabulary; give a folder with a "
             "tokenizer.json, such as save_pretrained of transformers writes"
@@ -146,13 +171,13 @@ def _check(backend: tokenizers.Tokenizer, shown: str) -> None:
     dropout = TokenizerParts(json.loads(backend.to_str())).dropout
     if dropout:
         raise InputError(
-            f"tokenizer pretrained: {shown!r} leaves out merges by chance (dropout {dropout}), so "
-            f"that a text has other ids each time; set dropout to null in a copy of its {TOKENIZER}"
+            f"tokenizer pretrained: {shown!r} leaves out merges at random (dropout {dropout}), so "
+            f"the ids of a text vary; set dropout to null in a copy of its {TOKENIZER}"
         )
 
 
 def _from_transformers(config: sources.PretrainedTokenizer) -> Published:
-    """Where there is no tokenizer.json: what `transformers` builds of the files there are."""
+    """Open a tokenizer without a tokenizer.json through `transformers`."""
     folder = local_folder("tokenizer pretrained", config.path)
     import transformers
 
@@ -160,14 +185,15 @@ def _from_transformers(config: sources.PretrainedTokenizer) -> Published:
         loaded = transformers.AutoTokenizer.from_pretrained(
             str(folder or config.path), revision=config.revision, trust_remote_code=False
         )
-    # OSError: not found or not reachable; ValueError, KeyError: files of no known tokenizer.
+    # OSError: not found or not reachable. ValueError, KeyError: files of no known tokenizer.
     except (OSError, ValueError, KeyError) as error:
         raise _unusable(config.path, repr(error)) from error
     backend = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(backend, tokenizers.Tokenizer):
         raise InputError(
             f"tokenizer pretrained: {config.path!r} ({type(loaded).__name__}) has no "
-            "tokenizer.json form; convert it with transformers' save_pretrained, or use another"
+            "tokenizer.json form; convert it with transformers' save_pretrained, or use another "
+            "tokenizer"
         )
     _check(backend, config.path)
     remark = (
@@ -187,7 +213,7 @@ def _from_transformers(config: sources.PretrainedTokenizer) -> Published:
 def _separator(
     folder: Path, backend: tokenizers.Tokenizer, shown: str
 ) -> tuple[int, tuple[str, ...]]:
-    """The id of the token between documents, and what is to be said of it. Raises InputError."""
+    """Return the id of the token between documents, and remarks about it."""
     named = {name: _object(folder / name) for name in _NAMING_TEXT}
     for role in _ROLES:
         found = {
@@ -201,8 +227,8 @@ def _separator(
             if separator is None:
                 raise InputError(
                     f"tokenizer pretrained: {shown!r}: {next(iter(found))} names {text!r} as "
-                    f"{role}_token, and {TOKENIZER} has no such token; name one of its tokens "
-                    f"there, in a copy of the folder if it is not yours"
+                    f"{role}_token, but {TOKENIZER} has no such token; name one of its tokens as "
+                    f"{role}_token, in a copy of the folder if it is not yours"
                 )
             return int(separator), _disagreement(found, named[CONFIG], role, shown)
     for name in _NAMING_ID:
@@ -212,15 +238,15 @@ def _separator(
             if len(ids) > 1:
                 raise InputError(
                     f"tokenizer pretrained: {shown!r}: {name} names several tokens as {role} "
-                    f"({', '.join(map(str, ids))}); say which one stands between documents: set "
+                    f"({', '.join(map(str, ids))}), but documents need one separator; set "
                     f"eos_token in {CONFIG}, in a copy of the folder if it is not yours"
                 )
             if ids:
                 if backend.id_to_token(ids[0]) is None:
                     raise InputError(
                         f"tokenizer pretrained: {shown!r}: {name} names {ids[0]} as "
-                        f"{role}_token_id, and {TOKENIZER} has no such id; set eos_token in "
-                        f"{CONFIG}"
+                        f"{role}_token_id, but {TOKENIZER} has no such id; set eos_token in "
+                        f"{CONFIG}, in a copy of the folder if it is not yours"
                     )
                 return ids[0], ()
     raise _no_separator(shown)
@@ -228,54 +254,64 @@ def _separator(
 
 def _no_separator(shown: str) -> InputError:
     return InputError(
-        f"tokenizer pretrained: {shown!r} has no eos, sep or bos token to put between "
-        f"documents; set eos_token in its {CONFIG}"
+        f"tokenizer pretrained: {shown!r} has no eos, sep or bos token to separate documents; set "
+        f"eos_token in its {CONFIG}"
     )
 
 
 def _disagreement(
     found: dict[str, str], config: dict[str, Any], role: str, shown: str
 ) -> tuple[str, ...]:
-    """Two files that name two tokens: `transformers` lets tokenizer_config.json prevail where it
-    describes its added tokens, and the other one where it does not."""
+    """Return a remark, or raise InputError, if two files name different tokens.
+
+    `transformers` prefers tokenizer_config.json if that file describes its added tokens, and the
+    other file if it does not.
+    """
     if len(set(found.values())) < 2:
         return ()
     said = " and ".join(f"{text!r} in {name}" for name, text in found.items())
     if "added_tokens_decoder" in config:
         return (f"tokenizer {shown!r}: {role}_token is {said}; the first separates documents",)
     raise InputError(
-        f"tokenizer pretrained: {shown!r}: {role}_token is {said}; make the two agree, in a copy "
-        "of the folder if it is not yours: that token stands between documents"
+        f"tokenizer pretrained: {shown!r}: {role}_token is {said}, but documents need one "
+        "separator; name the same token in both, in a copy of the folder if it is not yours"
     )
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """The object of a JSON file; an empty one where there is no file. Raises InputError."""
+    """Return the object in a JSON file, empty if there is no file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (ValueError, OSError, RecursionError) as error:
-        raise InputError(f"tokenizer pretrained: {path} cannot be read: {error}") from error
+        raise InputError(
+            f"tokenizer pretrained: {path} cannot be read: {error}; repair or remove it"
+        ) from error
     if not isinstance(content, dict):
-        raise InputError(f"tokenizer pretrained: {path} holds no JSON object")
+        raise InputError(f"tokenizer pretrained: {path} holds no JSON object; repair or remove it")
     return content
 
 
 def _token_text(value: object, path: Path, role: str) -> str | None:
-    """The text of a token that a file names: by itself, or with how it is matched."""
+    """Return the text of a token, given as a string or as an object with its matching options."""
     if isinstance(value, dict):
         value = value.get("content")
     if value is None or isinstance(value, str):
         return value
-    raise InputError(f"tokenizer pretrained: {path}: {role}_token is {value!r}, not a token's text")
+    raise InputError(
+        f"tokenizer pretrained: {path}: {role}_token is {value!r}; it must be a text or null"
+    )
 
 
 def _ids(value: object, path: Path, role: str) -> Iterator[int]:
-    """The different ids that a file names."""
+    """Yield the distinct ids that a file names."""
     if value is None:
         return
     for one in dict.fromkeys(value) if isinstance(value, list) else (value,):
         if not isinstance(one, int) or isinstance(one, bool):
-            raise InputError(f"tokenizer pretrained: {path}: {role}_token_id is {value!r}, no id")
+            raise InputError(
+                f"tokenizer pretrained: {path}: {role}_token_id is {value!r}; it must be an id, a "
+                "list of ids or null"
+            )
         yield one

@@ -1,6 +1,7 @@
-"""The corpus that is always there: the source of the interpreter's own standard library.
+"""The built-in corpus: the source of the interpreter's standard library.
 
-About 11 MB without tests. It differs between Python versions, and so does its fingerprint.
+It has about 11 MB without tests. Its text, and so its fingerprint, differs between versions of
+Python.
 """
 
 import hashlib
@@ -21,10 +22,10 @@ from trainers.data.documents import (
 )
 from trialstore.errors import InputError
 
-#: Folders of tests, whose inputs are data rather than prose of a kind with the rest, and
-#: `pydoc_data`, one generated string literal of 0.75 MB.
+#: Test folders, whose inputs are data rather than code, and `pydoc_data`, a generated string
+#: literal of 0.75 MB.
 SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "pydoc_data", "__pycache__"})
-#: Written when Python is built or installed: they hold the paths of one machine.
+#: Files written when Python is built or installed; they hold paths of one machine.
 SKIPPED_PREFIXES = ("_sysconfigdata", "sitecustomize", "usercustomize")
 
 SOURCE = "python-source"
@@ -35,16 +36,21 @@ LARGEST_HELD_OUT = 0.01
 
 
 class PythonSourceCorpus(Corpus):
-    """Documents are files; what is held out are whole top-level modules and packages."""
+    """The files of the standard library; whole top-level modules and packages are held out."""
 
     def __init__(self, root: Path | None = None) -> None:
-        """`root` is for another library folder than that of the running interpreter."""
+        """Read the library at `root`; by default that of the running interpreter.
+
+        Raises:
+            InputError: the folder holds no Python files, or one that is not UTF-8.
+        """
         self._root = root or Path(sysconfig.get_path("stdlib"))
         self._documents = tuple(_read(self._root))
         if not self._documents:
             raise InputError(
-                f"corpus python-source: {self._root} holds no Python files (a frozen or zipped "
-                "standard library?); use a Python with its source, or corpus kind text"
+                f"corpus python-source: {self._root} holds no Python files, perhaps because the "
+                "standard library is frozen or zipped; use a Python with source files, or corpus "
+                "kind text"
             )
         self._held_out = held_out_modules(self._documents)
 
@@ -77,12 +83,16 @@ class PythonSourceCorpus(Corpus):
 
 
 def module_of(document: Document) -> str:
-    """The top-level module or package that a file belongs to: `json` of `json/decoder.py`."""
+    """Return the top-level module or package of a file: `json` for `json/decoder.py`."""
     return document.name.partition("/")[0].removesuffix(".py")
 
 
 def held_out_modules(documents: tuple[Document, ...]) -> frozenset[str]:
-    """Modules in the order of their names' hashes until they make up `HELD_OUT_BYTES` of all."""
+    """Return the modules to hold out, which make up `HELD_OUT_BYTES` of all bytes.
+
+    They are taken in the order of their names' hashes, without modules above `LARGEST_HELD_OUT` of
+    all bytes.
+    """
     sizes: Counter[str] = Counter()
     for document in documents:
         sizes[module_of(document)] += len(document.text.encode())
@@ -99,15 +109,15 @@ def held_out_modules(documents: tuple[Document, ...]) -> frozenset[str]:
 
 
 def _read(root: Path) -> Iterator[Document]:
-    """Every importable source file below `root`, in the order of its path."""
+    """Yield every importable source file below `root`, in the order of its path."""
     for name in sorted(_names(root)):
         content = (root / name).read_bytes()
         try:
             text = content.decode()
         except UnicodeDecodeError as error:
             raise InputError(
-                f"corpus python-source: {root / name}: byte {error.start} is not UTF-8; "
-                "the standard library of this Python has been altered"
+                f"corpus python-source: {root / name}: byte {error.start} is not UTF-8, so the "
+                "standard library has been altered; reinstall Python"
             ) from error
         if text:
             yield Document(name, text, SOURCE)
@@ -115,7 +125,7 @@ def _read(root: Path) -> Iterator[Document]:
 
 def _names(root: Path) -> Iterator[str]:
     for folder, folders, files in os.walk(root):
-        # site-packages, lib-dynload, config-3.11-...: what cannot be imported is no package.
+        # Folders that cannot be imported: site-packages, lib-dynload, config-3.11-...
         folders[:] = [
             name for name in folders if name.isidentifier() and name not in SKIPPED_FOLDERS
         ]
@@ -125,7 +135,7 @@ def _names(root: Path) -> Iterator[str]:
 
 
 def _left_out_folders(root: Path) -> Iterator[str]:
-    """Folders of Python files that are no part of the corpus, in the order of their paths."""
+    """Yield the folders of Python files outside the corpus, in the order of their paths."""
     for folder, folders, _ in os.walk(root):
         here = Path(folder)
         for name in sorted(set(folders) & (SKIPPED_FOLDERS - {"__pycache__"})):

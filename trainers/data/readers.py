@@ -1,9 +1,9 @@
-"""Reading one file of text, whatever its kind.
+"""Read the documents of one file of any kind.
 
-A `.txt`, `.md` or `.py` file is one document, or several where it holds the separator; a line of
-`.jsonl` and a row of `.csv` or `.parquet` is one, its text in a named column. Tables are
-streamed, and so are the documents between separators; a file of one document, and a Parquet file
-that is compressed as a whole or lies in a zip, must fit in memory.
+A `.txt`, `.md` or `.py` file is one document, or several if it holds the separator. A line of
+`.jsonl` and a row of `.csv` or `.parquet` is one document, with its text in a named column. Tables,
+and documents between separators, are streamed. A file of one document must fit in memory, and so
+must a Parquet file that is compressed as a whole or is in a zip.
 """
 
 import io
@@ -29,9 +29,15 @@ _CHUNK = 2**20  # bytes
 class SourceFile:
     """A file, or a member of a zip.
 
-    `name` is as in the fingerprint, where a compressed file has the name of its content; `place`
-    as in messages; `path` is the file that it lies in, and `root` the folder that the user
-    pointed at.
+    Attributes:
+        name: the name in the fingerprint, without a compression suffix.
+        place: the name in messages.
+        path: the file on disk: the zip for a member.
+        root: the folder that the user gave.
+        kind: the suffix of the decompressed content, such as ".jsonl".
+        compression: such as ".gz", or "".
+        source: the group that its documents are counted under.
+        open: opens the file for reading, still compressed.
     """
 
     name: str
@@ -45,10 +51,11 @@ class SourceFile:
 
     @property
     def suffix(self) -> str:
+        """Kind and compression: ".jsonl.gz"."""
         return self.kind + self.compression
 
     def content(self) -> BinaryIO:
-        """What the file holds, decompressed. Raises OSError."""
+        """Open the decompressed content. Raises OSError."""
         stream = self.open()
         if self.compression:
             return decompressed(stream, self.compression, self.place)
@@ -56,13 +63,25 @@ class SourceFile:
 
 
 class Reader:
-    """Reads the files of one corpus, and knows what was left out and what was seen on the way."""
+    """Reads the files of one corpus, and counts what it leaves out.
+
+    Attributes:
+        omissions: rows, documents and files left out so far.
+        separated: text files that hold the separator.
+        whole: text files that do not, when a separator is set.
+    """
 
     def __init__(
         self, column: str, separator: str | None, skip: bool, marks: Marks | None = None
     ) -> None:
-        """`skip` is whether bad rows are left out instead of refused; `marks`, where given, takes
-        what looks like a mark between documents."""
+        """Configure the reader.
+
+        Args:
+            column: the text column of tables.
+            separator: the mark between documents in text files; None if a file is one document.
+            skip: leave out bad rows instead of refusing them.
+            marks: collects possible document marks, if given.
+        """
         self.omissions = Omissions()
         self._marks = marks
         self._column, self._skip = column, skip
@@ -71,7 +90,11 @@ class Reader:
         self.whole = 0  # files that do not
 
     def documents(self, file: SourceFile) -> Iterator[Document]:
-        """Those that are not empty, in order. Raises InputError naming file and place."""
+        """Yield the documents of a file that are not empty, in order.
+
+        Raises:
+            InputError: the file cannot be read, or holds a bad row; the message names file and row.
+        """
         left_out, met = self.omissions.total, False
         try:
             for name, text in self._texts(file):
@@ -83,8 +106,10 @@ class Reader:
                         self._marks.look(text, file.name, lines=file.kind == ".txt")
                     yield Document(name, text, file.source)
         except OSError as error:
-            raise InputError(f"{file.place}: cannot be read: {error}") from error
-        if not met and self.omissions.total == left_out:  # nor a bad row
+            raise InputError(
+                f"{file.place}: cannot be read: {error}; make it readable, or take it out of paths"
+            ) from error
+        if not met and self.omissions.total == left_out:  # no bad row either
             self.omissions.add("no rows", file.suffix, "files", file.name)
 
     def _texts(self, file: SourceFile) -> Iterator[tuple[str, str]]:
@@ -98,7 +123,7 @@ class Reader:
         rows = Rows(file.name, file.place, file.suffix, self._column, self._skip, self.omissions)
         if file.kind == ".parquet":
             with file.content() as stream:
-                yield from read_parquet(rows, stream if stream.seekable() else _held(stream))
+                yield from read_parquet(rows, stream if stream.seekable() else _in_memory(stream))
             return
         with file.content() as stream:
             yield from (read_csv if file.kind == ".csv" else read_jsonl)(rows, stream)
@@ -106,7 +131,7 @@ class Reader:
     def _parts(
         self, file: SourceFile, stream: BinaryIO, separator: str
     ) -> Iterator[tuple[str, str]]:
-        """The documents between separators, without the line end beside one."""
+        """Yield the documents between separators, without the line ends next to a separator."""
         offset = 0
         mark = separator.encode()
         for number, (part, at_end) in enumerate(_split(stream, mark)):
@@ -119,7 +144,7 @@ class Reader:
                 text = text.removeprefix("\r\n" if text.startswith("\r\n") else "\n")
             if not at_end:
                 text = text.removesuffix("\r\n" if text.endswith("\r\n") else "\n")
-            # What follows the last separator is no document that somebody left empty.
+            # Nothing after the last separator is the end of the file, not an empty document.
             if not (at_end and is_empty(text)):
                 yield f"{file.name}:{number}", text
             offset += len(part) + len(mark)
@@ -127,7 +152,7 @@ class Reader:
 
 
 def _split(stream: BinaryIO, mark: bytes) -> Iterator[tuple[bytes, bool]]:
-    """The bytes between marks, and whether they are the last."""
+    """Yield the bytes between marks, and whether they are the last."""
     pending, searched = bytearray(), 0
     while chunk := stream.read(_CHUNK):
         pending += chunk
@@ -142,6 +167,6 @@ def _split(stream: BinaryIO, mark: bytes) -> Iterator[tuple[bytes, bool]]:
     yield bytes(pending), True
 
 
-def _held(stream: BinaryIO) -> BinaryIO:
-    # Parquet is read from its end, and what is compressed cannot be read backwards.
+def _in_memory(stream: BinaryIO) -> BinaryIO:
+    # Parquet is read from its end, but a decompressed stream is not seekable.
     return io.BytesIO(stream.read())

@@ -1,9 +1,8 @@
-"""One split of a token store: a list of Arrow shards, each one record batch of `token` ids.
+"""Read and write one split of a token store: Arrow shards, each one record batch of `token` ids.
 
-A shard of the held-out split also has `text_bytes`: how many UTF-8 bytes of text each id stands
-for, so that bits per byte can be taken over the very tokens that were measured. Which documents
-lie in which shard depends on the corpus alone (`shard_number`): whoever writes them, one process
-or many, writes the same files.
+A shard of the held-out split also has the column `text_bytes`: the UTF-8 bytes of text behind each
+id, so that bits per byte can be computed over exactly the measured tokens. The shard of a document
+depends on the corpus alone (`shard_number`), so one writer or many produce the same files.
 """
 
 import hashlib
@@ -25,16 +24,22 @@ Ids = NDArray[np.unsignedinteger[Any]]
 TOKEN = "token"
 TEXT_BYTES = "text_bytes"
 
-#: Bytes of text behind a shard: some 120 MB of two-byte ids.
+#: Bytes of text per shard: about 120 MB of two-byte ids.
 SHARD_TEXT_BYTES = 2**28
-#: Tokens read at a time where a whole split is read: what was read of a map is not kept.
+#: Tokens per step when a whole split is read.
 CHUNK = 2**24
 
 
 @dataclass(frozen=True)
 class ShardMeta:
-    """One file below the store's folder: its tokens, its size in bytes, and the hash of its
-    columns' values, however Arrow frames them."""
+    """One shard.
+
+    Attributes:
+        file: the path below the store's folder.
+        tokens: ids in the file.
+        file_bytes: the size of the file.
+        sha256: the hash of the columns' values, independent of Arrow's framing.
+    """
 
     file: str
     tokens: int
@@ -43,19 +48,20 @@ class ShardMeta:
 
 
 def shard_number(bytes_before: int) -> int:
-    """The shard that a document lies in, by the bytes of its split's documents before it."""
+    """Return the shard of a document, given the text bytes of its split before it."""
     return bytes_before // SHARD_TEXT_BYTES
 
 
 def shard_file(split: Split, number: int) -> str:
+    """Return the path of a shard below the store's folder."""
     return f"{split}/{number:05d}.arrow"
 
 
 class ShardWriter:
-    """Takes ids of one shard in order; `finish` leaves the Arrow file.
+    """Writes the ids of one shard in order; `finish` produces the Arrow file.
 
-    Values go to plain files first: a memory map is one array only where the Arrow file is one
-    record batch, and the length of that must be known before it is begun.
+    The values go to plain files first. Memory-mapping a column as one array needs a single record
+    batch, and Arrow needs the length of a batch before its first value.
     """
 
     def __init__(self, folder: Path, file: str, columns: Sequence[tuple[str, np.dtype[Any]]]):
@@ -67,7 +73,7 @@ class ShardWriter:
         self._tokens = 0
 
     def add(self, values: dict[str, NDArray[np.unsignedinteger[Any]]]) -> None:
-        """The next values of every column, equally many."""
+        """Append values to every column; all columns get equally many."""
         for name, stream in self._streams.items():
             stream.write(values[name].astype(self._columns[name]).tobytes())
         self._tokens += len(values[TOKEN])
@@ -98,14 +104,16 @@ class ShardWriter:
         return ShardMeta(self._file, self._tokens, self._path.stat().st_size, digest)
 
     def close(self) -> None:
-        """Close the files; more than once is no error."""
+        """Close the files; may be called again."""
         for stream in self._streams.values():
             stream.close()
 
 
 class ShardedTokens:
-    """The tokens of one split, as if its shards were one array. A shard is mapped read-only when
-    it is first touched; nothing is copied but what is asked for."""
+    """The tokens of one split as one array over its shards.
+
+    A shard is memory-mapped read-only at first use. Only requested values are copied.
+    """
 
     def __init__(self, folder: Path, shards: Sequence[ShardMeta]) -> None:
         self._paths = [folder / shard.file for shard in shards]
@@ -117,31 +125,41 @@ class ShardedTokens:
         return int(self._ends[-1])
 
     def windows(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-        """Ids of windows that begin at `starts` [n], as [n, length]; they may cross shards."""
+        """Return the ids of the windows that begin at `starts` [n], as [n, length].
+
+        A window may cross shards.
+        """
         return self._gather(TOKEN, starts, length)
 
     def text_bytes(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-        """UTF-8 bytes of text that each id of these windows stands for, [n, length]; of the
-        held-out split only. A separator stands for none."""
+        """Return the UTF-8 bytes of text behind each id of these windows, [n, length].
+
+        Only the held-out split has them. A separator stands for 0 bytes.
+        """
         return self._gather(TEXT_BYTES, starts, length)
 
     def chunks(self) -> Iterator[Ids]:
-        """All ids in order, at most `CHUNK` at a time."""
+        """Yield all ids in order, at most `CHUNK` at a time."""
         for number in range(len(self._shards)):
             ids = self._column(number, TOKEN)
             for start in range(0, len(ids), CHUNK):
                 yield ids[start : start + CHUNK]
 
     def check(self, is_verified: Callable[[Path, str, Callable[[], str]], bool]) -> None:
-        """Compare every shard with its description.
+        """Compare the size and hash of every shard with its description.
 
-        `is_verified` is given path, hash and a function that reads the file's own hash. Raises
-        ValueError for a file that is not as described, and what pyarrow and the system raise.
+        Args:
+            is_verified: gets the path, the expected hash, and a function that computes the file's
+                hash; returns whether the content matches.
+
+        Raises:
+            ValueError: a file differs from its description.
+            OSError, pyarrow.ArrowException: a file cannot be read.
         """
         for number, (path, shard) in enumerate(zip(self._paths, self._shards, strict=True)):
             if path.stat().st_size != shard.file_bytes:
                 raise ValueError(
-                    f"{shard.file} has {path.stat().st_size} bytes, not {shard.file_bytes}"
+                    f"{shard.file} has {path.stat().st_size} bytes instead of {shard.file_bytes}"
                 )
             if not is_verified(path, shard.sha256, lambda n=number: self._digest(n)):  # type: ignore[misc]
                 raise ValueError(f"the ids in {shard.file} do not match their hash")
@@ -181,7 +199,7 @@ class ShardedTokens:
         return found
 
     def _across(self, name: str, start: int, length: int) -> NDArray[np.int64]:
-        """One window that begins in one shard and ends in another."""
+        """Return one window that begins in one shard and ends in another."""
         parts: list[NDArray[Any]] = []
         at, left = start, length
         while left:
@@ -206,6 +224,6 @@ def _sha256(columns: Sequence[NDArray[Any]]) -> str:
 
 
 def sync(stream: IO[Any]) -> None:
-    """Push a file to the disk, so that no rename is durable before what it names."""
+    """Flush a file to disk, so that a later rename cannot become durable before the content."""
     stream.flush()
     os.fsync(stream.fileno())

@@ -1,4 +1,4 @@
-"""A corpus that is measured in one pass, and split by size in those that follow."""
+"""Split a corpus by size: measure it in one pass, assign its documents in later ones."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +14,7 @@ from trialstore.errors import InputError
 
 
 def measured(documents: Iterator[Document], sizes: Sizes) -> Iterator[Document]:
-    """The same documents, each measured on its way."""
+    """Yield the documents unchanged, and add the size of each to `sizes`."""
     for document in documents:
         bare = normalised(document.text)
         sizes.add(digest_of(bare), len(document.text.encode()), len(bare))
@@ -22,26 +22,38 @@ def measured(documents: Iterator[Document], sizes: Sizes) -> Iterator[Document]:
 
 
 class SizeSplit:
-    """Which documents are held out, and where those that are cut are cut."""
+    """The held-out documents of a corpus, and the positions at which heavy texts are cut.
+
+    Attributes:
+        remarks: a sentence for each text that is cut.
+    """
 
     def __init__(self, sizes: Sizes, read: Callable[[], Iterator[Document]], what: str) -> None:
-        """`read` gives the documents that `sizes` were measured of, once more; `what` names the
-        corpus in messages. Raises InputError where nothing can be held out."""
+        """Choose the held-out documents.
+
+        Args:
+            sizes: all documents, measured.
+            read: yields the same documents again.
+            what: the corpus, in messages.
+
+        Raises:
+            InputError: the corpus holds one distinct document, too short to be cut.
+        """
         self._what = what
         heavy = heavy_texts(sizes)
         self._places = _Places(sizes, heavy, read)
         codes = held_out_codes(sizes, heavy, self._places.tail_bytes)
         if codes is None:
             raise InputError(
-                f"{what} hold one distinct document, and it is too short to hold out its end; "
-                "give more text"
+                f"{what} hold one distinct document, which is too short to be cut in two; give "
+                "more text"
             )
         self._codes = codes
         self.remarks = tuple(self._places.remarks(sizes.total))
 
     @property
     def rule(self) -> str:
-        """One sentence for people."""
+        """One sentence for people that states the rule."""
         cut = len(self._places.of)
         texts = "a text that alone makes" if cut == 1 else f"{cut} texts that each alone make"
         rest = (
@@ -55,8 +67,11 @@ class SizeSplit:
         )
 
     def assigned(self, documents: Iterator[Document]) -> Iterator[tuple[Split, Document]]:
-        """The documents in another pass, with their splits. Raises InputError where they are not
-        as many as were measured."""
+        """Yield the documents of a later pass with their splits.
+
+        Raises:
+            InputError: the documents differ from those measured.
+        """
         number = -1
         for number, document in enumerate(documents):
             if number >= len(self._codes):
@@ -79,28 +94,34 @@ class SizeSplit:
 
 
 def changed(what: str) -> InputError:
-    """That a corpus is another in a later pass."""
+    """Return the error for a corpus that changed between two passes."""
     return InputError(
-        f"{what}: what is there changed while it was read; run again when nothing writes to it"
+        f"{what}: the content changed while it was being read; run again when no process writes "
+        "to it"
     )
 
 
 def stamps(paths: Iterable[Path]) -> dict[Path, tuple[int, int]]:
-    """Bytes and time of change of files: what is read a second time must be the same."""
+    """Return size in bytes and modification time of files, to detect changes between passes."""
     found = {}
     for path in set(paths):
         try:
             stat = path.stat()
         except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error}") from error
+            raise InputError(f"{path}: cannot be read: {error}; make it readable") from error
         found[path] = (stat.st_size, stat.st_mtime_ns)
     return found
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """Where a heavy text is cut: `raw` is the hash of the copy that decided, `tail_share` the
-    part of its bytes that is held out."""
+    """The position at which a heavy text is cut.
+
+    Attributes:
+        raw: the hash of the copy that determines the cut.
+        place: bytes of the normalised text before the cut.
+        tail_share: the share of the text's bytes that is held out.
+    """
 
     raw: bytes
     place: int
@@ -108,10 +129,10 @@ class _Cut:
 
 
 class _Places:
-    """Where the heavy texts are cut: `of` has the place for the digest of each.
+    """The positions at which heavy texts are cut; `of` maps the digest of a text to its position.
 
-    Copies may have their lines at other places. The one that decides is the first by a hash of
-    its bytes, so that neither names nor the order of files do.
+    Copies may break their lines differently. The copy with the lowest hash determines the cut, so
+    the choice depends neither on names nor on the order of files.
     """
 
     def __init__(
@@ -140,7 +161,7 @@ class _Places:
         self.tail_bytes = sum(self._tails.values())
 
     def remarks(self, total: int) -> Iterator[str]:
-        """A sentence for each text that is cut."""
+        """Yield a sentence for each text that is cut."""
         for digest, names in self._names.items():
             copies = f" and its {len(names) - 1} copies make" if len(names) > 1 else " makes"
             yield (

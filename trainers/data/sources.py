@@ -1,4 +1,6 @@
-"""Where tokens come from, and which tokens they are. Nothing here imports torch."""
+"""Configuration of corpus and tokenizer, and the fingerprints they resolve to. Does not import
+torch.
+"""
 
 from typing import Annotated, Any, Literal
 
@@ -17,25 +19,25 @@ BadRow = Literal["refuse", "skip"]
 
 
 class LaidOutSplit(Frozen):
-    """The held-out split of files that are laid out as train, validation and test."""
+    """The held-out part of files that are laid out as train, validation and test."""
 
     split: str = Field(min_length=1)
 
 
 class HubSplit(Frozen):
-    """The held-out split of a data set, or its first `documents`."""
+    """The held-out split of a data set, or its first `documents` documents."""
 
     split: str = Field(min_length=1)
     documents: int | None = Field(default=None, ge=1)
 
 
 def _as_hub_split(value: Any) -> Any:
-    """The name of a split as a section of its own."""
+    """Turn the name of a split into a section."""
     return {"split": value} if isinstance(value, str) else value
 
 
 def _as_paths(value: Any) -> Any:
-    """One path as a list. Raises ValueError for what names neither paths nor a split."""
+    """Turn one path into a list of one; refuse values that are neither paths nor a split."""
     if isinstance(value, str):
         value = [value]
     if value is None or isinstance(value, LaidOutSplit):
@@ -45,31 +47,47 @@ def _as_paths(value: Any) -> Any:
     if isinstance(value, dict) and value.keys() == {"split"} and isinstance(value["split"], str):
         return value
     raise ValueError(
-        f"{value!r} should be a path, a list of paths, or a split of files that are laid out as "
-        "train, validation and test: {split: validation}"
+        f"{value!r} should be a path, a list of paths, or, for files laid out as train, "
+        "validation and test, the split to hold out: {split: validation}"
     )
 
 
 class TextFiles(Frozen):
-    """Files, directories or globs of txt, md, py, jsonl, csv, parquet, compressed or not, or
-    zips of them.
+    """Local files: txt, md, py, jsonl, csv or parquet, compressed or not, or zips of them.
 
-    Held out is what `heldout` names, else the files laid out as the validation or test split,
-    else about a tenth of the bytes.
+    `heldout` names the held-out files. By default they are the files laid out as the validation or
+    test part, or else about a tenth of the bytes.
+
+    Attributes:
+        paths: files, folders or globs.
+        column: the text column of jsonl objects, csv and Parquet tables.
+        heldout: paths of held-out files, or a part of the layout.
+        separator: the mark between documents in txt, md and py files.
+        on_bad_row: whether a row without text is an error or is left out and counted.
     """
 
     kind: Literal["text"] = "text"
     paths: list[str] = Field(min_length=1)
-    column: str = "text"  # of jsonl objects, csv and Parquet tables
+    column: str = "text"
     heldout: Annotated[list[str] | LaidOutSplit | None, BeforeValidator(_as_paths)] = None
-    separator: str | None = Field(default=None, min_length=1)  # of documents in txt, md and py
+    separator: str | None = Field(default=None, min_length=1)
     on_bad_row: BadRow = "refuse"
 
 
 class HubDataset(Frozen):
-    """A data set of the Hugging Face hub, or a local directory that `datasets` opens.
+    """A data set on the Hugging Face hub, or a local folder that `datasets` opens.
 
-    Held out is the split that `heldout` names, else about a tenth.
+    The held-out split is the one that `heldout` names, or else about a tenth of the documents.
+
+    Attributes:
+        dataset: OWNER/NAME, or a folder.
+        name: the configuration of the data set.
+        split: the split to train on.
+        revision: branch, tag or commit; None for the default branch.
+        column: the column that holds the text.
+        documents: how many documents to take, from the first; None for all.
+        heldout: a split to hold out.
+        on_bad_row: whether a row without text is an error or is left out and counted.
     """
 
     kind: Literal["hub"] = "hub"
@@ -78,13 +96,13 @@ class HubDataset(Frozen):
     split: str = "train"
     revision: str | None = None
     column: str = "text"
-    documents: int | None = Field(default=None, ge=2)  # how many to take, from the first
+    documents: int | None = Field(default=None, ge=2)
     heldout: Annotated[HubSplit | None, BeforeValidator(_as_hub_split)] = None
     on_bad_row: BadRow = "refuse"
 
 
 class BytesTokenizer(Frozen):
-    """One token a byte, and one that separates documents: a vocabulary of 257."""
+    """One token per byte, and one as the separator between documents: a vocabulary of 257."""
 
     kind: Literal["bytes"] = "bytes"
 
@@ -97,13 +115,18 @@ class BPETokenizer(Frozen):
 
 
 class PretrainedTokenizer(Frozen):
-    """A `transformers` tokenizer: a directory or a hub id."""
+    """A published tokenizer: a folder or a hub id.
+
+    Attributes:
+        path: the folder, or OWNER/NAME.
+        revision: branch, tag or commit; None for the default branch.
+        vocab_size: rows of the embedding; None for as many as the tokenizer has ids. Published
+            recipes may omit ids that never occur in text.
+    """
 
     kind: Literal["pretrained"] = "pretrained"
     path: str
     revision: str | None = None
-    # Rows of the embedding; None: as many as the tokenizer has ids. Published recipes may leave
-    # out ids that never occur in text.
     vocab_size: int | None = Field(default=None, ge=2, le=MAX_VOCABULARY)
 
 
@@ -112,14 +135,14 @@ Tokenizer = Annotated[BytesTokenizer | BPETokenizer | PretrainedTokenizer, Discr
 
 
 class DataSource(Frozen):
-    """Where a trial's tokens come from; `DataSpec` says which tokens they must turn out to be."""
+    """Where the tokens of a trial come from; `DataSpec` identifies the tokens themselves."""
 
     corpus: Corpus = PythonSource()
     tokenizer: Tokenizer = BPETokenizer()
 
 
 class DataSpec(Frozen):
-    """Which tokens: fingerprints of the corpus with its held-out split, and of the tokenizer."""
+    """The identity of tokens: fingerprints of the corpus with its split, and of the tokenizer."""
 
     corpus_fingerprint: str = Field(min_length=8)
     tokenizer_hash: str = Field(min_length=8)

@@ -1,4 +1,4 @@
-"""Writing one split of a token store, in constant memory whatever its length."""
+"""Write one split of a token store, in constant memory."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -23,17 +23,16 @@ from trialstore.errors import InputError
 
 log = logging.getLogger(__name__)
 
-#: Characters of text encoded at a time, over as many documents as that takes.
+#: Characters of text per call of the tokenizer, over several documents.
 _BATCH = 2**20
-#: Lost characters that are shown.
+#: Most lost characters that are shown.
 EXAMPLES = 3
 _REPORT_EVERY = 2**28  # bytes of text between two progress messages
 
 
 @dataclass(frozen=True)
 class SplitMeta:
-    """The shards of a split, and what is in them: tokens with separators, documents, and the
-    UTF-8 bytes behind them."""
+    """The shards of a split, and its tokens with separators, documents and UTF-8 bytes of text."""
 
     tokens: int
     documents: int
@@ -43,18 +42,18 @@ class SplitMeta:
 
 @dataclass
 class Lost:
-    """What encoding did to the text of a split, so far."""
+    """Counts of the text that encoding lost or altered in one split."""
 
-    characters: int = 0  # of text that are no white space
-    lost: int = 0  # of them
+    characters: int = 0  # white space excepted
+    lost: int = 0  # characters
     altered_documents: int = 0
-    unknown: int = 0  # ids
+    unknown: int = 0  # ids that are the unknown id
     ids: int = 0
-    separators: int = 0  # ids within documents that are the separator between them
-    examples: tuple[str, ...] = ()  # of lost characters
+    separators: int = 0  # ids within documents that equal the separator
+    examples: tuple[str, ...] = ()  # some of the lost characters
 
     def note(self, one: Encoded, unknown_id: int | None, is_document: bool = True) -> None:
-        """Add a text. One that is an excerpt may decode otherwise for being cut."""
+        """Add a text; an excerpt never counts as altered, because cutting alters decoding."""
         self.characters += one.characters
         self.lost += one.lost_characters
         self.altered_documents += is_document and one.altered
@@ -67,7 +66,13 @@ class Lost:
 
 
 class SplitWriter:
-    """Takes documents in order; `finish` leaves FOLDER/SPLIT/00000.arrow and so on."""
+    """Encodes documents in order and writes FOLDER/SPLIT/00000.arrow and the following shards.
+
+    Attributes:
+        counts: occurrences of each id so far, [vocab_size].
+        sources: documents, bytes and tokens by source.
+        lost: text that encoding lost or altered.
+    """
 
     def __init__(self, folder: Path, split: Split, tokenizer: Tokenizer) -> None:
         self.counts = np.zeros(tokenizer.vocab_size, np.int64)
@@ -78,11 +83,11 @@ class SplitWriter:
         self._columns = [(TOKEN, dtype)]
         if split == "heldout":
             self._columns.append((TEXT_BYTES, np.dtype(np.uint32)))
-        # Bytes of text behind ids are kept of the held-out split; what is lost is known of both.
+        # Text bytes are stored for the held-out split; lost text is counted for both.
         self._measured = split == "heldout" or not tokenizer.lossless
         self._text_bytes = 0
         self._documents = 0
-        self._waiting: list[Document] = []  # of one shard
+        self._waiting: list[Document] = []  # all in the current shard
         self._waiting_length = 0
         self._number = 0
         self._shard: ShardWriter | None = None
@@ -90,10 +95,11 @@ class SplitWriter:
 
     @property
     def documents(self) -> int:
+        """The number of documents added."""
         return self._documents
 
     def add(self, document: Document) -> None:
-        """One document; the separator is put after it."""
+        """Append a document and a separator."""
         number = shard_number(self._text_bytes)
         if self._shard is None or number != self._number:
             self._end_shard()
@@ -109,7 +115,7 @@ class SplitWriter:
             log.info("%s split: %d MB of text encoded", self._split, self._text_bytes // 10**6)
 
     def finish(self) -> SplitMeta:
-        """Write what is left. At least one document was added."""
+        """Write the rest and return the totals; at least one document must have been added."""
         self._end_shard()
         return SplitMeta(
             tokens=int(self.counts.sum()),
@@ -119,7 +125,7 @@ class SplitWriter:
         )
 
     def close(self) -> None:
-        """Close the files; more than once is no error."""
+        """Close the files; may be called again."""
         if self._shard is not None:
             self._shard.close()
 
@@ -163,7 +169,7 @@ class SplitWriter:
 
 
 def encoding_of(parts: Iterable[Lost], tokenizer: Tokenizer) -> Encoding:
-    """What encoding did to the text of several splits together."""
+    """Summarise the encoding of several splits."""
     whole = Lost()
     for part in parts:
         whole.characters += part.characters
@@ -187,8 +193,13 @@ def encoding_of(parts: Iterable[Lost], tokenizer: Tokenizer) -> Encoding:
 
 
 def refuse_lost(parts: Mapping[Split, Lost]) -> None:
-    """Raises InputError where one split alone loses more text than may be lost. The held-out one
-    is small, and a sum over both would not show that all of it is unknown."""
+    """Refuse a corpus if one split alone loses too much text.
+
+    The held-out split is small: a sum over both splits could hide that all of it is unknown.
+
+    Raises:
+        InputError: more than `REFUSED_LOST_SHARE` of a split's characters are lost.
+    """
     for split, lost in parts.items():
         if is_refused(lost.lost, lost.characters):
             problem = lost_text_problem(
@@ -203,14 +214,21 @@ def refuse_lost(parts: Mapping[Split, Lost]) -> None:
 
 
 def with_remarks(contents: Contents, tokenizer: Tokenizer) -> Contents:
-    """With what is to be said of the tokenizer. Raises InputError where it loses too much text."""
+    """Add the remarks about tokenizer and encoding.
+
+    Raises:
+        InputError: the tokenizer loses too much text.
+    """
     said = () if contents.encoding is None else contents.encoding.remarks
     return replace(contents, remarks=(*contents.remarks, *tokenizer.remarks, *said))
 
 
 def as_found(stored: Contents, corpus: Corpus, tokenizer: Tokenizer) -> Contents:
-    """The contents of a store with what its corpus leaves out by now: the same documents may lie
-    beside other files than when the store was made. What a stream leaves out is not known anew."""
+    """Update the contents of a store with what its corpus leaves out now.
+
+    The files next to the documents may have changed since the store was made. For a stream the
+    stored contents are returned: what it leaves out would need another pass.
+    """
     if corpus.total_bytes is None:
         return stored
     found = replace(

@@ -1,16 +1,16 @@
-"""Tokens on disk: each split a list of Arrow shards, memory-mapped, in a cache keyed by content.
+"""Token stores: each split as memory-mapped Arrow shards, in a cache keyed by content.
 
     CACHE/tokens/<corpus fingerprint>-<tokenizer hash>-<format>/
         train/00000.arrow ...          token ids, uint16 or uint32
-        heldout/00000.arrow ...        the same, and the bytes of text that each stands for
-        unigram.arrow                  how often every id occurs in the training split
-        tokenizer.json ...             what made them
-        meta.json                      what the corpus holds, the shards and their hashes; last
+        heldout/00000.arrow ...        ids, and the bytes of text behind each
+        unigram.arrow                  occurrences of every id in the training split
+        tokenizer.json ...             the tokenizer
+        meta.json                      contents of the corpus, shards and hashes; written last
 
-Documents follow each other with the separator after each. A store is built beside its place and
-renamed into it, so whoever sees it sees it whole; processes on one machine wait for the one that
-builds. The name says what is in it, so a store is never out of date. Its ids are compared with
-their hash when it is opened, but for files that have been and are unchanged since.
+Each document is followed by the separator. A store is built in a temporary folder and renamed into
+place, so no reader sees a partial one. Processes on one machine wait for the one that builds. The
+name identifies the content, so a store is never out of date. Opening a store compares the ids with
+their hash, except in files already verified and unchanged since.
 """
 
 import contextlib
@@ -59,20 +59,20 @@ UNIGRAM = "unigram.arrow"
 CACHE_FULL = (*NO_ROOM, errno.EFBIG)
 FORMAT = 4
 
-#: Shares of all tokens between which the held-out split of a rule must lie; a split that the user
+#: Smallest and largest held-out share of all tokens that a rule may produce. A split that the user
 #: gives may have any size.
 HELD_OUT_TOKENS = (0.02, 0.3)
 
 
 @dataclass(frozen=True)
 class Meta:
-    """meta.json: what the corpus holds, and the files of the store."""
+    """The content of meta.json: the contents of the corpus and the files of the store."""
 
     format: int
     corpus_fingerprint: str
     tokenizer_hash: str
-    vocab_size: int  # ids that the tokenizer has
-    highest_id: int  # that occurs in either split
+    vocab_size: int  # ids of the tokenizer
+    highest_id: int  # in either split
     separator: int
     tokenizer_sha256: str  # of tokenizer.json
     unigram_sha256: str  # of the counts in unigram.arrow
@@ -82,7 +82,7 @@ class Meta:
 
 @dataclass(frozen=True)
 class TokenStore:
-    """The tokens of a corpus, mapped read-only: nothing is copied until it is indexed."""
+    """The tokens of a corpus, memory-mapped read-only; indexing copies only what it returns."""
 
     folder: Path
     meta: Meta
@@ -93,6 +93,7 @@ class TokenStore:
 
     @property
     def data_spec(self) -> DataSpec:
+        """The fingerprints that identify these tokens."""
         return DataSpec(
             corpus_fingerprint=self.meta.corpus_fingerprint,
             tokenizer_hash=self.meta.tokenizer_hash,
@@ -100,29 +101,35 @@ class TokenStore:
 
     @property
     def separator(self) -> int:
-        """The id that follows every document."""
+        """The id after every document."""
         return self.meta.separator
 
     @property
     def lossless(self) -> bool:
-        """Whether every document decodes back to itself: bits per byte mean nothing otherwise."""
+        """Whether every document decodes back to itself; bits per byte are valid only then."""
         return self.meta.contents.encoding is not None and self.meta.contents.encoding.lossless
 
     @property
     def digest(self) -> str:
-        """Sixteen digits that are equal for equal tokens of both splits."""
+        """Sixteen hexadecimal digits, equal for equal tokens of both splits."""
         splits = self.train.digest + self.heldout.digest
         return hashlib.sha256(splits.encode()).hexdigest()[:16]
 
     @property
     def tokenizer_path(self) -> Path:
-        """The tokenizer.json; its folder opens with `transformers.AutoTokenizer`."""
+        """The path of tokenizer.json; its folder opens with `transformers.AutoTokenizer`."""
         return self.folder / "tokenizer.json"
 
 
 def cache_root() -> Path:
-    """$WIDTHLAB_CACHE, else widthlab below $XDG_CACHE_HOME or ~/.cache; absolute, for a relative
-    one is of the folder that the command is run in."""
+    """Return the absolute cache folder.
+
+    It is $WIDTHLAB_CACHE, or else `widthlab` below $XDG_CACHE_HOME or ~/.cache. A relative path is
+    relative to the working directory.
+
+    Raises:
+        InputError: the variable holds a path that cannot be looked up.
+    """
     if chosen := os.environ.get("WIDTHLAB_CACHE"):
         return user_path("WIDTHLAB_CACHE", chosen).absolute()
     if base := os.environ.get("XDG_CACHE_HOME"):
@@ -133,11 +140,17 @@ def cache_root() -> Path:
 def open_store(
     source: DataSource, cache: Path | None = None, expected: DataSpec | None = None
 ) -> TokenStore:
-    """The tokens of a source, from the cache or made now.
+    """Open the tokens of a source; build the store if the cache does not have it.
 
-    With `expected`, a store of exactly those tokens is opened without reading the corpus again,
-    and any other is refused. Raises InputError for a corpus or tokenizer that cannot be used,
-    or that is no longer what the trial was planned with.
+    Args:
+        source: the corpus and tokenizer.
+        cache: the cache folder; `cache_root()` by default.
+        expected: the tokens that the trial was planned with. A cached store of these is opened
+            without reading the corpus again; other tokens are refused.
+
+    Raises:
+        InputError: corpus, tokenizer or cache folder cannot be used, or the tokens are not the
+            expected ones.
     """
     root = cache or cache_root()
     if expected is not None:
@@ -158,29 +171,33 @@ def open_store(
 
 
 def find_store(data: DataSpec, cache: Path | None = None) -> TokenStore | None:
-    """The store of exactly these tokens, if the cache has it."""
+    """Return the cached store of exactly these tokens, or None."""
     return _open_kept(_folder(cache or cache_root(), data))
 
 
 def expect(store: TokenStore, data: DataSpec) -> None:
-    """Raises InputError where a store does not hold the tokens that a trial was planned with."""
+    """Refuse a store that does not hold the tokens that a trial was planned with.
+
+    Raises:
+        InputError: the fingerprint of corpus or tokenizer differs.
+    """
     _check(store.data_spec, data)
 
 
 def _check(found: DataSpec, expected: DataSpec) -> None:
     if found.corpus_fingerprint != expected.corpus_fingerprint:
         raise InputError(
-            f"the corpus has changed: its fingerprint is {found.corpus_fingerprint}, and the "
-            f"trial was planned with {expected.corpus_fingerprint}. Either its files are not the "
-            "same, or, for python-source, this is another version or build of Python. Run the "
-            "trial with the corpus it was planned with, or plan the sweep anew under another name"
+            f"the corpus has changed: its fingerprint is {found.corpus_fingerprint}, but the "
+            f"trial was planned with {expected.corpus_fingerprint}. Its files differ or, for "
+            "python-source, the version or build of Python does. Restore the planned corpus, or "
+            "plan a new sweep under another name"
         )
     if found.tokenizer_hash != expected.tokenizer_hash:
         raise InputError(
-            f"the tokenizer has changed: its hash is {found.tokenizer_hash}, and the trial was "
-            f"planned with {expected.tokenizer_hash}. Another revision of a pretrained tokenizer, "
-            "or another version of the tokenizers library? Use the one it was planned with, or "
-            "plan the sweep anew under another name"
+            f"the tokenizer has changed: its hash is {found.tokenizer_hash}, but the trial was "
+            f"planned with {expected.tokenizer_hash}. The revision of a pretrained tokenizer or "
+            "the version of the tokenizers library may differ. Restore the planned one, or plan a "
+            "new sweep under another name"
         )
 
 
@@ -188,13 +205,13 @@ def _check(found: DataSpec, expected: DataSpec) -> None:
 
 
 def _folder(root: Path, data: DataSpec) -> Path:
-    # With the format in its name, two versions of widthlab share a cache in peace.
+    # The format in the name lets several versions of widthlab share a cache.
     name = f"{data.corpus_fingerprint}-{data.tokenizer_hash}-{FORMAT}"
     return root / "tokens" / name
 
 
 def _open_kept(folder: Path) -> TokenStore | None:
-    """The store in a folder, or None where there is none, or one that is not whole."""
+    """Return the store in a folder, or None if it is missing or broken."""
     try:
         meta = _read_meta(folder)
         _check_tokenizer(folder, meta)
@@ -204,27 +221,29 @@ def _open_kept(folder: Path) -> TokenStore | None:
         return None
     except (ValueError, LookupError, TypeError, OSError, RecursionError,
             pa.ArrowException) as error:  # fmt: skip
-        log.warning("%s: a broken token store is made anew (%s)", folder, error)
+        log.warning("%s: the token store is broken and is built again (%s)", folder, error)
         return None
     return TokenStore(folder, meta, train, heldout, unigram, meta.vocab_size)
 
 
 def stated_vocabulary(tokenizer: sources.Tokenizer) -> int | None:
-    """The vocabulary size that a tokenizer's section states, if it does."""
+    """Return the vocabulary size that a tokenizer's section states, or None."""
     return None if isinstance(tokenizer, BytesTokenizer) else tokenizer.vocab_size
 
 
 def _with_stated(store: TokenStore, tokenizer: sources.Tokenizer) -> TokenStore:
-    """The store with the rows of the embedding that the sweep states. Raises InputError where an
-    id of the data would have none."""
+    """Return the store with the number of embedding rows that the sweep states.
+
+    Raises InputError if an id of the data would have no row.
+    """
     stated = stated_vocabulary(tokenizer)
     if stated is None:
         return store
     if store.meta.highest_id >= stated:
         raise InputError(
             f"tokenizer.vocab_size {stated} is too small: the data hold the id "
-            f"{store.meta.highest_id}; state at least {store.meta.highest_id + 1}, or nothing for "
-            f"the {store.meta.vocab_size} of the tokenizer"
+            f"{store.meta.highest_id}; set at least {store.meta.highest_id + 1}, or leave it out "
+            f"for the tokenizer's {store.meta.vocab_size}"
         )
     return replace(store, vocab_size=stated)
 
@@ -247,8 +266,8 @@ def _shards(folder: Path, meta: SplitMeta) -> ShardedTokens:
     tokens = ShardedTokens(folder, meta.shards)
     if len(tokens) != meta.tokens:
         raise ValueError(f"its shards have {len(tokens)} tokens, not {meta.tokens}")
-    # Every process of every trial opens the store, and a store may be hundreds of gigabytes: it
-    # is read through once, and again when it has changed.
+    # Every process of every trial opens the store, which may have hundreds of gigabytes, so a file
+    # is hashed once, and again only after a change.
     root = folder.parent.parent
     tokens.check(lambda path, sha256, digest: verified_once(path, sha256, root, digest))
     return tokens
@@ -278,44 +297,44 @@ def _sha256(counts: NDArray[np.int64]) -> str:
 
 
 def _build_once(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> TokenStore:
-    """Build the store, unless another process has by the time that it is this one's turn."""
+    """Build the store, unless another process has built it while this one waited for the lock."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder.with_name(f"{folder.name}.lock")):
         kept = _open_kept(folder)
         if kept is not None:
             return kept
-        # Whoever holds the lock is the only builder of this machine; on a shared file system that
-        # keeps locks local, another machine may be building too.
+        # The lock makes this process the only builder on this machine. On a shared file system
+        # with local locks, another machine may be building too.
         prefix = f".{folder.name}.{os.uname().nodename}."
         for leftover in folder.parent.glob(f"{prefix}*"):
-            shutil.rmtree(leftover)  # of a builder that was killed
+            shutil.rmtree(leftover)  # from a builder that was killed
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
         try:
             _build(temporary, corpus, tokenizer)
-            temporary.chmod(0o755)  # mkdtemp makes it private, and a cache may be shared
+            temporary.chmod(0o755)  # mkdtemp makes a private folder, but a cache may be shared
             _place(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     built = _open_kept(folder)
     if built is None:
-        raise OSError(f"{folder}: the token store is not whole right after it was written")
+        raise OSError(f"{folder}: the token store is broken right after it was written")
     return built
 
 
 def _place(built: Path, folder: Path) -> None:
-    """Rename a store into its place, unless a whole one has come there first."""
+    """Rename a store into place, unless a complete one is already there."""
     try:
         os.rename(built, folder)
     except OSError:
         if _open_kept(folder) is not None:
             return
-        os.rename(folder, built / "replaced")  # broken; whoever has it mapped keeps the files
+        os.rename(folder, built / "replaced")  # broken; processes that map it keep their files
         os.rename(built, folder)
         shutil.rmtree(folder / "replaced")
 
 
 def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
-    log.info("making the token store of corpus %s", corpus.fingerprint)
+    log.info("building the token store of corpus %s", corpus.fingerprint)
     with contextlib.ExitStack() as stack:
         writers = {
             split: stack.enter_context(contextlib.closing(SplitWriter(folder, split, tokenizer)))
@@ -326,8 +345,8 @@ def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
         for split, writer in writers.items():
             if not writer.documents:
                 raise InputError(
-                    f"the {split} split of corpus {corpus.fingerprint} holds no documents; "
-                    "give a larger corpus"
+                    f"the {split} split of corpus {corpus.fingerprint} holds no documents; give "
+                    "more documents"
                 )
         splits = {split: writer.finish() for split, writer in writers.items()}
     contents = Contents(
@@ -360,23 +379,25 @@ def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
 
 
 def _check_shares(splits: dict[Split, SplitMeta], corpus: Corpus) -> None:
-    """Raises InputError where a rule, which sees bytes of a stream as they come, has held out far
-    from a tenth."""
+    """Refuse a split rule that held out far from a tenth of the tokens.
+
+    The rule for streams sees documents one at a time and cannot balance their sizes.
+    """
     share = splits["heldout"].tokens / sum(meta.tokens for meta in splits.values())
     low, high = HELD_OUT_TOKENS
     if corpus.split_is_given or low <= share <= high:
         return
     raise InputError(
         f"corpus {corpus.fingerprint}: {share:.1%} of the tokens would be held out "
-        f"({splits['heldout'].tokens:,} of {splits['train'].tokens:,} and these); a rule must hold "
-        f"out between {low:.0%} and {high:.0%}. Give a held-out part of your own "
-        "(corpus.heldout), or more and shorter documents"
+        f"({splits['heldout'].tokens:,} held out, {splits['train'].tokens:,} trained on), outside "
+        f"the accepted {low:.0%} to {high:.0%}. Name a held-out part in corpus.heldout, or give "
+        "more and shorter documents"
     )
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Wait for, then hold, the lock of a file; the system frees it should the holder die."""
+    """Hold the lock of a file; the system frees it if the holder dies."""
     with path.open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -384,14 +405,14 @@ def _locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writable(root: Path) -> Iterator[None]:
-    """Turns a cache folder that cannot be written into an InputError that names it."""
+    """Turn the OSError of a cache folder that cannot be written into an InputError naming it."""
     try:
         yield
     except OSError as error:
-        # One that names no file is of the network, through which a hub's corpus streams.
+        # An error without a file name comes from the network that streams a corpus.
         if error.filename is None and error.errno not in CACHE_FULL:
             raise
         raise InputError(
-            f"the cache folder {root} cannot be used: {error}; set WIDTHLAB_CACHE to a folder "
-            "that can be written"
+            f"the cache folder {root} cannot be used: {error}; set WIDTHLAB_CACHE to a writable "
+            "folder"
         ) from error

@@ -1,7 +1,7 @@
-"""Reading the text column of a table: JSON lines, CSV, or Parquet.
+"""Read the text column of a table: JSON lines, CSV or Parquet.
 
-A row that has no text is refused, or skipped and counted by its reason, as the user chose; a file
-that cannot be read as what it is, or names a column twice, is refused in any case.
+A row without text is refused, or skipped and counted by its reason, as the user chose. A file that
+is not of its kind, or names a column twice, is always refused.
 """
 
 import csv
@@ -13,29 +13,36 @@ from typing import Any, BinaryIO
 from trainers.data.documents import Omissions
 from trialstore.errors import InputError
 
-_LONGEST_CSV_FIELD = 2**31 - 1  # the largest that fits a C long everywhere
-_ROWS = 1024  # of Parquet that are decoded at a time
+_LONGEST_CSV_FIELD = 2**31 - 1  # the largest C long on every platform
+_ROWS = 1024  # Parquet rows decoded per step
 
 Texts = Iterator[tuple[str, str]]
 
 
 class BadRowError(Exception):
-    """A row without a text: `reason` in a few words, the message for a user who refuses it."""
+    """A row without text: `reason` in a few words, and a message for a user who refuses it."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
 
     def refused(self) -> InputError:
-        """The same as an error, with both ways out."""
-        return InputError(
-            f"{self}; or leave such rows out, counted, with the corpus's on_bad_row: skip"
-        )
+        """Return the InputError to raise, which also names the option to skip such rows."""
+        return InputError(f"{self}; or set on_bad_row: skip to leave out and count such rows")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Where rows are read from, and what becomes of bad ones."""
+    """The table being read, and the treatment of bad rows.
+
+    Attributes:
+        name: the file's name in document names.
+        place: the file's name in messages.
+        suffix: the file's kind and compression.
+        column: the text column.
+        skip: whether bad rows are skipped and counted.
+        omissions: receives the skipped rows.
+    """
 
     name: str
     place: str
@@ -45,32 +52,43 @@ class Rows:
     omissions: Omissions
 
     def text(self, value: object, number: int, place: str) -> Texts:
-        """The row's name and text, where the value is one; nothing where it is skipped."""
+        """Yield the row's name and text if the value is text; handle it as a bad row otherwise."""
         try:
             yield f"{self.name}:{number}", checked_text(value, place, self.column)
         except BadRowError as error:
             self.bad(error, number)
 
     def bad(self, error: BadRowError, number: int) -> None:
-        """Counts a bad row where such are skipped. Raises InputError where they are refused."""
+        """Count a bad row if such rows are skipped.
+
+        Raises:
+            InputError: bad rows are refused.
+        """
         if not self.skip:
             raise error.refused() from error
         self.omissions.add(error.reason, self.suffix, "rows", f"{self.name}:{number}")
 
     def check_columns(self, names: list[str]) -> None:
-        """Raises InputError where the column is not there, or a name is there twice."""
+        """Check the column names.
+
+        Raises:
+            InputError: the text column is missing, or a name occurs twice.
+        """
         twice = [name for number, name in enumerate(names) if name in names[:number]]
         if twice:
             raise InputError(
-                f"{self.place}: the column {twice[0]!r} is there more than once, and which of "
-                "them is meant cannot be known; rename one"
+                f"{self.place}: the column {twice[0]!r} occurs more than once; rename one of them"
             )
         if self.column not in names:
             raise InputError(no_column(self.place, self.column, names))
 
 
 def read_jsonl(rows: Rows, stream: BinaryIO) -> Texts:
-    """The text of every line that is not blank."""
+    """Yield name and text of every line that is not blank.
+
+    Raises:
+        InputError: a line is bad, and bad rows are refused.
+    """
     objects = _Objects()
     offset = 0
     for number, line in enumerate(stream, start=1):
@@ -93,7 +111,7 @@ def read_jsonl(rows: Rows, stream: BinaryIO) -> Texts:
 
 
 class _Objects:
-    """Reads JSON objects, and notices keys that stand twice in one."""
+    """Parses JSON objects and detects duplicate keys."""
 
     def __init__(self) -> None:
         self._twice = False
@@ -103,24 +121,25 @@ class _Objects:
         try:
             row = self._decoder.decode(line)
         except ValueError as error:
-            raise BadRowError("not JSON", f"{place}: not JSON: {error}") from error
+            raise BadRowError("not JSON", f"{place}: not JSON: {error}; repair it") from error
         except RecursionError as error:
-            raise BadRowError("not JSON", f"{place}: JSON nested too deeply to be read") from error
+            message = f"{place}: JSON nested too deeply to be read; remove the line"
+            raise BadRowError("not JSON", message) from error
         if not isinstance(row, dict):
             raise BadRowError(
                 "not an object",
-                f"{place}: a line must be a JSON object, not {type(row).__name__}",
+                f"{place}: the line holds {type(row).__name__}; it must be a JSON object",
             )
         if self._twice:
             raise BadRowError(
                 "a key twice",
-                f"{place}: a key of the JSON object is there more than once, and which of them "
-                f"is meant cannot be known: {self._named_twice}; rename one",
+                f"{place}: the key {self._named_twice!r} occurs more than once in the JSON "
+                "object; rename one of them",
             )
         return row
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        # Called for inner objects first: after a line, it is the line's own that was last seen.
+        # Inner objects come first, so the last call is for the object of the whole line.
         row = dict(pairs)
         self._twice = len(row) != len(pairs)
         if self._twice:
@@ -130,8 +149,12 @@ class _Objects:
 
 
 def read_csv(rows: Rows, stream: BinaryIO) -> Texts:
-    """The text of every row after the header; blank lines are no rows."""
-    csv.field_size_limit(_LONGEST_CSV_FIELD)  # the default, 128 KiB, is less than an article
+    """Yield name and text of every row after the header, except blank lines.
+
+    Raises:
+        InputError: the file is not CSV, or a row is bad and bad rows are refused.
+    """
+    csv.field_size_limit(_LONGEST_CSV_FIELD)  # the default, 128 KiB, is too short for an article
     table = csv.reader(_lines(rows.place, stream), strict=True)
     try:
         header = next(table, [])
@@ -149,17 +172,23 @@ def read_csv(rows: Rows, stream: BinaryIO) -> Texts:
             rows.bad(
                 BadRowError(
                     f"{few} cells",
-                    f"{place}{missing}: the row has {len(cells)} cells, and the header "
-                    f"{len(header)}; put text that holds commas or line ends in quotes",
+                    f"{place}{missing}: the row has {len(cells)} cells, but the header has "
+                    f"{len(header)}; quote text that holds commas or line ends",
                 ),
                 number,
             )
     except csv.Error as error:
-        raise InputError(f"{rows.place}:{table.line_num}: not CSV: {error}") from error
+        raise InputError(
+            f"{rows.place}:{table.line_num}: not CSV: {error}; repair or convert the file"
+        ) from error
 
 
 def read_parquet(rows: Rows, stream: BinaryIO) -> Texts:
-    """The text of every row; `stream` can be read from any place."""
+    """Yield name and text of every row; `stream` must be seekable.
+
+    Raises:
+        InputError: the file is not Parquet, or a row is bad and bad rows are refused.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -173,13 +202,17 @@ def read_parquet(rows: Rows, stream: BinaryIO) -> Texts:
                     try:
                         text = value.as_py()
                     except UnicodeDecodeError:
-                        message = f"{place}: column {rows.column!r} is not UTF-8"
+                        message = (
+                            f"{place}: column {rows.column!r} is not UTF-8; write the file again"
+                        )
                         rows.bad(BadRowError("not UTF-8", message), number)
                     else:
                         yield from rows.text(text, number, place)
                     number += 1
     except pa.ArrowInvalid as error:
-        raise InputError(f"{rows.place}: not Parquet: {error}") from error
+        raise InputError(
+            f"{rows.place}: not Parquet: {error}; write or download the file again"
+        ) from error
 
 
 class UndecodedError(InputError):
@@ -187,7 +220,16 @@ class UndecodedError(InputError):
 
 
 def decoded(content: bytes, place: str, offset: int) -> str:
-    """The text of bytes that begin at an offset of a file. Raises UndecodedError."""
+    """Decode UTF-8 bytes; at the start of a file, drop the byte order mark.
+
+    Args:
+        content: bytes of a file.
+        place: the file's name in messages.
+        offset: where in the file the bytes begin.
+
+    Raises:
+        UndecodedError: the bytes are not UTF-8; the message names the byte.
+    """
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
@@ -195,7 +237,7 @@ def decoded(content: bytes, place: str, offset: int) -> str:
             f"{place}: byte {offset + error.start} (0x{content[error.start]:02x}) is not UTF-8; "
             "convert the file, for example with iconv"
         ) from error
-    # A byte order mark says how to read the file and is no part of its text.
+    # A byte order mark at the start is not part of the text.
     return text.removeprefix("\ufeff") if offset == 0 else text
 
 
@@ -207,12 +249,16 @@ def _lines(place: str, stream: BinaryIO) -> Iterator[str]:
 
 
 def checked_text(value: object, place: str, column: str) -> str:
-    """The value if it is text that UTF-8 can hold. Raises BadRowError."""
+    """Return the value if it is text that UTF-8 can represent.
+
+    Raises:
+        BadRowError: the value is not a string, or holds half a surrogate pair.
+    """
     if not isinstance(value, str):
         raise BadRowError(
             "null row" if value is None else "not text",
-            f"{place}: column {column!r} holds {type(value).__name__}, not text; "
-            "set the corpus's column to one that holds text",
+            f"{place}: column {column!r} holds {type(value).__name__}, not text; set column in "
+            "the corpus section to one that holds text",
         )
     if value.isascii():
         return value
@@ -222,14 +268,14 @@ def checked_text(value: object, place: str, column: str) -> str:
         raise BadRowError(
             "half a surrogate pair",
             f"{place}: column {column!r}: character {error.start} is half a surrogate pair, "
-            "which is no text; repair or remove the document",
+            "which UTF-8 cannot represent; repair or remove the document",
         ) from error
     return value
 
 
 def no_column(place: str, column: str, names: list[str]) -> str:
-    """Says that a column is not there, and which are."""
+    """Return the message for a missing column, with the columns that exist."""
     return (
-        f"{place}: no column {column!r}; there are {', '.join(names) or 'none'}; "
-        "set the corpus's column"
+        f"{place}: no column {column!r}; its columns are {', '.join(names) or '(none)'}; set "
+        "column in the corpus section"
     )

@@ -1,7 +1,7 @@
 """A corpus of the user's own files: prose, code, or tables with a text column.
 
-Held out is what the user names, or what the files are laid out as, or else about a tenth of the
-bytes by the rule of `trainers.data.held_out`.
+The held-out split is the files that the user names, or the layout of the files, or else about a
+tenth of the bytes by the rule of `trainers.data.held_out`.
 """
 
 import json
@@ -35,17 +35,22 @@ from trainers.data.readers import WHOLE, Reader, SourceFile
 from trainers.data.size_split import SizeSplit, changed, measured, stamps
 from trialstore.errors import InputError
 
-#: The split that files are in, where it is not the documents' sizes that decide.
+#: Files with their splits. If sizes decide the split, every file counts as a training file.
 Assigned = list[tuple[Split, SourceFile]]
 
 
 class TextCorpus(Corpus):
-    """Documents in the order of the configured paths, and of names within a folder or zip; those
-    of one source follow each other."""
+    """Documents in the order of the configured paths, and of names within a folder or zip.
+
+    The documents of one source are consecutive.
+    """
 
     def __init__(self, config: sources.TextFiles) -> None:
-        """Reads everything once, and texts that must be cut once more. Raises InputError for
-        what cannot be read or split."""
+        """Read all files once to measure and fingerprint them, and texts to be cut a second time.
+
+        Raises:
+            InputError: a file cannot be read, or the corpus cannot be split.
+        """
         self._config = config
         self._what = f"corpus text: paths {config.paths}"
         omissions = Omissions()
@@ -53,7 +58,7 @@ class TextCorpus(Corpus):
         self._stamps = stamps(file.path for _, file in self._files)
         marks, sizes = Marks(), Sizes()
         reader = self._reader(marks)
-        self._held_out_from = 0  # the first document of held-out files
+        self._held_out_from = 0  # index of the first document in a held-out file
         self._fingerprint = fingerprint_of(
             json.dumps(["text/2", named, config.column, config.separator, config.on_bad_row]),
             self._measured(reader, sizes),
@@ -129,7 +134,7 @@ class TextCorpus(Corpus):
             raise changed(f"corpus text: {file.path}")
 
     def _measured(self, reader: Reader, sizes: Sizes) -> Iterator[Document]:
-        """Every document, named with the split that its file is in where there is one."""
+        """Yield every document, measured; its name includes the split of its file."""
         for split, file in self._files:
             if split == "train":
                 self._held_out_from = len(sizes)
@@ -139,14 +144,15 @@ class TextCorpus(Corpus):
                 self._held_out_from = len(sizes)
 
     def _check(self, reader: Reader, sizes: Sizes) -> None:
-        """Raises InputError for a corpus or a split of it that holds nothing."""
+        """Refuse a corpus or a split without text, and a separator that no file holds."""
         if not sizes.total:
             left_out = ", ".join(f"{row.count} {row.reason}" for row in self._left_out)
             one = self._files[0][1] if len(self._files) == 1 else None
             if one is not None and one.kind in WHOLE:
-                raise InputError(f"{one.place}: the file is empty; give one that holds text")
+                raise InputError(f"{one.place}: the file is empty; give a file that holds text")
             raise InputError(
-                f"{self._what} hold no text; every document is empty or left out ({left_out})"
+                f"{self._what} hold no text: every document is empty or left out ({left_out}); "
+                "name files that hold text"
             )
         if any(split == "heldout" for split, _ in self._files):
             for side, count in (
@@ -154,13 +160,16 @@ class TextCorpus(Corpus):
                 ("held-out", len(sizes) - self._held_out_from),
             ):
                 if not count:
-                    raise InputError(f"{self._what}: the {side} files hold no text; name others")
+                    raise InputError(
+                        f"{self._what}: the {side} files hold no text; name other files"
+                    )
         separator = self._config.separator
         if separator is not None and not reader.separated:
             kinds = " ".join(WHOLE)
             raise InputError(
-                f"{self._what}: the separator {separator!r} is in none of the {reader.whole} files "
-                f"of kind {kinds}, the only ones that are split at it; correct it or leave it out"
+                f"{self._what}: none of the {reader.whole} files of kind {kinds} holds the "
+                f"separator {separator!r}, and no other kind is split at it; correct it or leave "
+                "it out"
             )
 
     def _about_marks(self, reader: Reader, marks: Marks) -> Iterator[str]:
@@ -185,8 +194,10 @@ BY_SIZE, NAMED = "by size", "named"
 
 
 def _split_by_files(config: sources.TextFiles, omissions: Omissions) -> tuple[str, Assigned, str]:
-    """What decides the split, the files with theirs, training files first, and a sentence that
-    says so. Where sizes decide, all files count as training files here."""
+    """Return the deciding rule, the files with their splits, and one sentence about the rule.
+
+    Training files come first. If sizes decide, every file counts as a training file here.
+    """
     files = find_files(config.paths, omissions)
     if isinstance(config.heldout, list):
         return NAMED, *_named(files, config.heldout, omissions)
@@ -197,7 +208,7 @@ def _split_by_files(config: sources.TextFiles, omissions: Omissions) -> tuple[st
         if asked is not None:
             raise InputError(
                 f"corpus text: heldout: split {asked!r}: paths {config.paths} are not laid out as "
-                f"train and held-out files{_why_not(files)}; name the held-out files instead"
+                f"train and held-out files{_why_not(files)}; name the held-out files in heldout"
             )
         return BY_SIZE, [("train", file) for file in files], ""
     for file in files:
@@ -214,14 +225,14 @@ def _split_by_files(config: sources.TextFiles, omissions: Omissions) -> tuple[st
 def _named(
     files: Sequence[SourceFile], paths: list[str], omissions: Omissions
 ) -> tuple[Assigned, str]:
-    """Split as the user says. What both sides name is held out and not trained on."""
+    """Split as the user says; files that both sides name are held out and not trained on."""
     heldout = find_files(paths, omissions)
     theirs = {file.path.resolve() for file in heldout}
     train = [file for file in files if file.path.resolve() not in theirs]
     if not train:
         raise InputError(
-            f"corpus text: heldout {paths} names every file of the corpus, and none is left to "
-            "train on"
+            f"corpus text: heldout {paths} names every file of the corpus, so no file is left to "
+            "train on; name fewer files in heldout"
         )
     both = len(files) - len(train)
     rule = f"the files that heldout names are held out: {', '.join(paths)}"
@@ -234,7 +245,7 @@ def _named(
 def _why_not(files: Sequence[SourceFile]) -> str:
     texts = [file for file in files if not tells_of_data(file)]
     other = next((file.name for file in texts if part_of(file.name) is None), None)
-    return f": {other} is not called after one of them" if other is not None else ""
+    return f": the name of {other} states no part" if other is not None else ""
 
 
 def _training_first(files: Assigned) -> Assigned:
@@ -245,7 +256,7 @@ def _training_first(files: Assigned) -> Assigned:
 
 
 def _doubled(files: Assigned) -> Iterator[str]:
-    """Files that stand twice, once compressed."""
+    """Remark on files that exist both compressed and uncompressed."""
     names = Counter((file.root, file.name) for _, file in files)
     doubled = [name for (_, name), count in names.items() if count > 1]
     if doubled:
@@ -256,7 +267,7 @@ def _doubled(files: Assigned) -> Iterator[str]:
 
 
 def _larger(sizes: Sizes, held_out_from: int) -> Iterator[str]:
-    """A held-out part, recognised by names, that is more than what is trained on."""
+    """Remark on a layout that holds out more text than it trains on."""
     train, heldout = (int(part.sum()) for part in np.split(sizes.bytes, [held_out_from]))
     if heldout > train:
         yield (
@@ -266,7 +277,7 @@ def _larger(sizes: Sizes, held_out_from: int) -> Iterator[str]:
 
 
 def _twins(sizes: Sizes, held_out_from: int) -> Iterator[str]:
-    """Held-out documents that are trained on as well."""
+    """Remark on held-out documents that are also trained on."""
     heldout, train = sizes.digests[held_out_from:], sizes.digests[:held_out_from]
     twins = int(np.isin(heldout, train).sum())
     if twins:

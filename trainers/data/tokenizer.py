@@ -1,9 +1,9 @@
-"""From text to token ids: bytes, a BPE trained on the corpus, or a published tokenizer.
+"""Tokenizers: bytes, a BPE trained on the corpus, or a published tokenizer.
 
-Every tokenizer is a `tokenizers.Tokenizer` underneath, so that an exported model carries a
-`tokenizer.json` that `transformers` opens. Text never turns into special tokens, even where it
-spells one: the separator comes between documents and from nowhere else. Documents are encoded
-whole, or cut where that provably changes nothing.
+Each wraps a `tokenizers.Tokenizer`, so an exported model carries a `tokenizer.json` that
+`transformers` opens. Text never becomes a special token, even if it spells one: separators are
+inserted only between documents. Documents are encoded whole, or in pieces if that provably gives
+the same ids.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ from trainers.data.pretrained_tokenizer import (
     probe_ids,
     published_at_hand,
 )
-from trainers.data.tokenizer_parts import TokenizerParts, byte_characters, pieces
+from trainers.data.tokenizer_parts import TokenizerParts, batches, byte_characters, pieces
 from trialstore.errors import InputError
 
 __all__ = [
@@ -60,23 +60,30 @@ SEPARATOR = "<|endoftext|>"
 
 _BPE_RULE = "bpe/2"
 
-#: Characters that the backend is given at a time: what it keeps of each token weighs a hundred
-#: times the id.
+#: Characters per call of the backend: it holds about a hundred times the memory of the ids.
 _BATCH = 2**20
 
 
 class Tokenizer:
-    """A tokenizer with a document separator. Ids are below `vocab_size`.
+    """A tokenizer with a document separator.
 
-    `lossless`: it is proven that every text decodes to itself. `unknown_id` stands for what the
-    tokenizer does not know. `remarks` are sentences for its user.
+    Attributes:
+        separator: the id between documents.
+        remarks: sentences for the user.
+        hash: sixteen hexadecimal digits over everything that determines ids.
+        lossless: every text is proven to decode to itself.
+        unknown_id: the id for text the tokenizer does not know, or None.
+        vocab_size: all ids are below it.
     """
 
     def __init__(
         self, backend: tokenizers.Tokenizer, separator: int, remarks: tuple[str, ...] = ()
     ) -> None:
-        """`backend` is changed: it neither truncates, pads nor puts anything around a text, and
-        text that spells a special token stays text."""
+        """Wrap a backend, which is modified.
+
+        Truncation, padding and post-processing are turned off, and text that spells a special token
+        stays text.
+        """
         backend.no_truncation()
         backend.no_padding()
         backend.post_processor = None
@@ -88,14 +95,17 @@ class Tokenizer:
         self.hash = self._parts.digest(separator)
         self.lossless = self._parts.is_lossless
         self.unknown_id = self._parts.unknown_id
-        # Published tokenizers may leave holes: the embedding needs a row for the highest id.
+        # Ids of published tokenizers may have gaps; the embedding needs a row for the highest id.
         self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """Token ids of each whole text, without separators. Raises InputError where the
-        tokenizer has none for a part of it, and none for unknown text either."""
+        """Return the token ids of each whole text, without separators.
+
+        Raises:
+            InputError: a part of a text has no id, and the tokenizer has no unknown id.
+        """
         if not self._parts.may_be_cut:
-            return [ids for part in _batches(texts) for ids in self._ids_of(part)]
+            return [ids for part in batches(texts, _BATCH) for ids in self._ids_of(part)]
         ends = [0]
 
         def cut() -> Iterator[str]:
@@ -105,27 +115,34 @@ class Tokenizer:
                     ends[-1] += 1
                     yield piece
 
-        encoded = [ids for part in _batches(cut()) for ids in self._ids_of(part)]
+        encoded = [ids for part in batches(cut(), _BATCH) for ids in self._ids_of(part)]
         return [
             encoded[start] if end == start + 1 else np.concatenate(encoded[start:end])
             for start, end in pairwise(ends)
         ]
 
     def measure_batch(self, texts: Sequence[str]) -> list[Encoded]:
-        """The ids of `encode_batch`, with what they stand for."""
+        """Return the ids of `encode_batch` with the bytes and characters that they represent.
+
+        Raises:
+            InputError: as `encode_batch`.
+        """
         if self._parts.is_byte_level:
             encoded = zip(texts, self.encode_batch(texts), strict=True)
             return [self._by_tokens(text, ids) for text, ids in encoded]
-        return [encoded for part in _batches(texts) for encoded in self._by_offsets(part)]
+        return [encoded for part in batches(texts, _BATCH) for encoded in self._by_offsets(part)]
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
-        """The text of ids; the separator is spelt out."""
+        """Return the text of ids; a separator is spelt out."""
         text: str = self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
         return text
 
     def save(self, directory: Path) -> Path:
-        """Write tokenizer.json and tokenizer_config.json, as `transformers` reads them. Raises
-        InputError where the library does not read from the file what it wrote."""
+        """Write tokenizer.json, whose path is returned, and tokenizer_config.json.
+
+        Raises:
+            InputError: the library gives other ids after writing and reading the tokenizer.
+        """
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "tokenizer.json"
         path.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
@@ -134,7 +151,7 @@ class Tokenizer:
         if probe_ids(reopened) != probe_ids(self._backend):
             raise InputError(
                 f"{path}: tokenizers {tokenizers.__version__} gives other ids for a probe text "
-                "after it has written and read this tokenizer; use another one"
+                "after writing and reading this tokenizer; use another tokenizer"
             )
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -151,10 +168,10 @@ class Tokenizer:
         except Exception as error:
             if type(error) is not Exception:
                 raise
-            # The library has no class of its own for a part of a text that has no id.
+            # The library raises a bare Exception if a part of a text has no id.
             raise InputError(
-                f"tokenizer: a text has a part without an id, and the tokenizer has no id for "
-                f"what it does not know ({error}); use another tokenizer, such as kind bpe"
+                f"tokenizer: a part of a text has no id, and the tokenizer has no unknown id "
+                f"({error}); use another tokenizer, such as kind bpe"
             ) from error
 
     def _ids_of(self, texts: list[str]) -> list[Ids]:
@@ -165,8 +182,10 @@ class Tokenizer:
         return self._parts.bytes_of_ids(self.vocab_size)
 
     def _by_tokens(self, text: str, ids: Ids) -> Encoded:
-        """Of a byte-level tokenizer: the bytes of each token are those of the text, unless one
-        was left out or is unknown."""
+        """Measure a text with a byte-level tokenizer, whose tokens consist of bytes of the text.
+
+        Falls back to offsets if a byte is missing or an id is unknown.
+        """
         text_bytes = self._bytes_of_ids[ids]
         complete = int(text_bytes.sum(dtype=np.int64)) == len(text.encode())
         if not complete or self._is_unknown(ids).any():
@@ -175,7 +194,7 @@ class Tokenizer:
         return self._measured(text, ids, text_bytes, altered, [])
 
     def _by_offsets(self, texts: list[str]) -> list[Encoded]:
-        """Of any tokenizer: each id accounts for the characters that it was made of."""
+        """Measure texts with any tokenizer: an id accounts for the characters it was made from."""
         found = []
         for text, encoding in zip(texts, self._encodings(texts, offsets=True), strict=True):
             ids = np.array(encoding.ids, np.uint32)
@@ -206,7 +225,7 @@ class Tokenizer:
 
 
 class ByteTokenizer(Tokenizer):
-    """Ids 0-255 are the bytes of UTF-8, 256 is the separator."""
+    """Ids 0-255 are the bytes of UTF-8; 256 is the separator."""
 
     def __init__(self) -> None:
         vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
@@ -217,26 +236,21 @@ class ByteTokenizer(Tokenizer):
         super().__init__(backend, separator=256)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        # The backend gives the same ids, a thousand times slower.
+        # The backend gives the same ids a thousand times more slowly.
         return [np.frombuffer(text.encode(), np.uint8).astype(np.uint32) for text in texts]
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """The texts in order, in lists of about `_BATCH` characters."""
-    batch: list[str] = []
-    length = 0
-    for text in texts:
-        batch.append(text)
-        length += len(text)
-        if length >= _BATCH:
-            yield batch
-            batch, length = [], 0
-    if batch:
-        yield batch
-
-
 def open_tokenizer(config: sources.Tokenizer, corpus: Corpus, cache: Path) -> Tokenizer:
-    """The tokenizer; one that is trained on the corpus is kept below `cache`. Raises InputError."""
+    """Open the tokenizer that a configuration names.
+
+    Args:
+        config: the tokenizer section.
+        corpus: the text for training a BPE.
+        cache: the folder that trained BPEs are kept in.
+
+    Raises:
+        InputError: the tokenizer cannot be opened, or the corpus is too small for the vocabulary.
+    """
     match config:
         case sources.BytesTokenizer():
             return ByteTokenizer()
@@ -259,7 +273,7 @@ def _open_bpe(vocab_size: int, corpus: Corpus, cache: Path) -> Tokenizer:
 
 
 def kept_bpe(vocab_size: int, fingerprint: str, cache: Path) -> Tokenizer | None:
-    """The tokenizer that was trained before on the corpus of this fingerprint, if any."""
+    """Return the BPE already trained on the corpus with this fingerprint, or None."""
     return _read_kept(_bpe_path(vocab_size, fingerprint, cache))
 
 
@@ -269,10 +283,16 @@ def _bpe_path(vocab_size: int, fingerprint: str, cache: Path) -> Path:
 
 
 def train_bpe(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
-    """Byte-level BPE: every text has ids, and every UTF-8 text decodes to itself.
+    """Train a byte-level BPE: every text has ids, and every UTF-8 text decodes to itself.
 
-    The result depends on the texts alone. Raises InputError where they do not hold enough
-    different words for the vocabulary.
+    The result depends on the texts alone.
+
+    Args:
+        vocab_size: ids, the separator and the 256 bytes included.
+        texts: the training text.
+
+    Raises:
+        InputError: the texts hold too few distinct words for the vocabulary.
     """
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -287,8 +307,8 @@ def train_bpe(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
     tokenizer = Tokenizer(backend, separator=0)  # special tokens come first
     if tokenizer.vocab_size < vocab_size:
         raise InputError(
-            f"tokenizer bpe: the corpus gives a vocabulary of {tokenizer.vocab_size}, not "
-            f"{vocab_size}; lower vocab_size, use kind bytes, or give more text"
+            f"tokenizer bpe: the corpus has text for a vocabulary of {tokenizer.vocab_size}, less "
+            f"than vocab_size {vocab_size}; lower vocab_size, use kind bytes, or give more text"
         )
     return tokenizer
 
@@ -299,12 +319,12 @@ def _keep(tokenizer: Tokenizer, path: Path) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     with os.fdopen(handle, "w", encoding="utf-8") as stream:
         json.dump(content, stream)
-    os.chmod(name, 0o644)  # mkstemp makes it private, and a cache may be shared
+    os.chmod(name, 0o644)  # mkstemp makes a private file, but a cache may be shared
     os.replace(name, path)
 
 
 def _read_kept(path: Path) -> Tokenizer | None:
-    """The tokenizer kept there, or None where there is none or not the one that was written."""
+    """Return the tokenizer kept at `path`, or None if it is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         text, expected = content["tokenizer"], content["hash"]
@@ -314,7 +334,7 @@ def _read_kept(path: Path) -> Tokenizer | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        log.warning("%s: a broken tokenizer is trained anew (%s)", path, error)
+        log.warning("%s: the cached tokenizer is broken and is trained again (%s)", path, error)
         return None
     return Tokenizer(tokenizers.Tokenizer.from_str(text), separator)
 
@@ -328,8 +348,14 @@ def _separator_in(text: str) -> int:
 
 
 def pretrained_at_hand(config: sources.PretrainedTokenizer) -> Tokenizer | None:
-    """A published tokenizer from its folder or from what the hub's client keeps on this machine;
-    None where that would have to ask the hub. Raises InputError for one that cannot be used."""
+    """Open a published tokenizer from its folder or from the local cache of the hub's client.
+
+    Returns:
+        None if opening it needs a request to the hub.
+
+    Raises:
+        InputError: the tokenizer cannot be used.
+    """
     published = published_at_hand(config)
     return None if published is None else _of_published(published)
 

@@ -1,13 +1,13 @@
-"""What follows from the parts of a tokenizer.json: its identity, and what it does to any text.
+"""Derive properties of a tokenizer from its tokenizer.json: its identity, and its effect on text.
 
-Nothing here tries a tokenizer out: what is claimed of every text is proven from the parts, and
-where they prove nothing, nothing is claimed.
+Nothing is tested by encoding. A property that is claimed for every text is proven from the parts of
+the file; if they do not prove it, it is not claimed.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,23 +15,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: The parts that decide which ids a text becomes. Truncation, padding and what is put around a
-#: text are off here, and the decoder works the other way.
+#: The parts that determine the ids of a text. `Tokenizer` turns truncation, padding and
+#: post-processing off, and the decoder does not affect ids.
 _DECISIVE = ("added_tokens", "normalizer", "pre_tokenizer", "model")
 
-#: Characters in which a long document is encoded, where it may be cut.
+#: Characters of a piece of a long document, if the tokenizer allows cutting.
 PIECE = 2**16
 
-#: Pre-tokenizers that only say where words end.
+#: Pre-tokenizers that only divide text into words.
 _DIVIDING = ("Split", "Digits", "Punctuation", "ByteLevel")
 
 _CUT = re.compile(r"\S(?=[ \n])")
 
 
 def byte_characters() -> list[str]:
-    """The printable character that byte-level tokenizers write for each byte, 0 to 255.
+    """Return the printable character that byte-level tokenizers write for each byte, 0 to 255.
 
-    The visible characters of Latin-1 stand for themselves, the others for those from 256 on.
+    Visible characters of Latin-1 stand for themselves; the other bytes map to the characters from
+    256 on.
     """
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
@@ -45,16 +46,16 @@ class TokenizerParts:
     content: dict[str, Any]
 
     def digest(self, separator: int) -> str:
-        """Sixteen hexadecimal digits over what decides the ids, and the separator's."""
+        """Return sixteen hexadecimal digits over the separator and the parts that determine ids."""
         decisive = {key: self.content.get(key) for key in _DECISIVE} | {"separator": separator}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
     @cached_property
     def is_byte_level(self) -> bool:
-        """Whether the characters of a model's token are, one for one, bytes of the text.
+        """Whether the characters of a model's token correspond one to one to bytes of the text.
 
-        So where nothing changes the text before it is divided, dividing leaves nothing out, each
-        byte is written as one character, and a merge joins two tokens without more.
+        This holds if no normaliser changes the text, pre-tokenizers leave nothing out, each byte is
+        written as one character, and a merge only joins two tokens.
         """
         dividing = self._pre_tokenizers
         model = self.content["model"]
@@ -73,10 +74,11 @@ class TokenizerParts:
     def is_lossless(self) -> bool:
         """Whether every text is proven to decode to itself.
 
-        It is byte level, and all 256 bytes have an id, so that no byte is dropped or unknown;
-        no two tokens share an id, added ones included; the decoder writes each token's bytes; and
-        an added token that text can become takes only its own characters, and is ASCII, for the
-        decoder would read others as the bytes that they stand for elsewhere.
+        This holds if the tokenizer is byte level, and all 256 bytes have an id, so that no byte is
+        dropped or unknown; no two tokens share an id, added ones included; the decoder writes each
+        token's bytes; and an added token that text can become takes only its own characters and is
+        ASCII, because the decoder would read other characters as the bytes that they stand for
+        elsewhere.
         """
         vocabulary = self.content["model"]["vocab"]
         added = self._added_in_text
@@ -93,18 +95,18 @@ class TokenizerParts:
 
     @cached_property
     def may_be_cut(self) -> bool:
-        """Whether the ids of the pieces of a text (see `pieces`) are those of the text.
+        """Whether the ids of the pieces of a text (see `pieces`) equal those of the whole text.
 
-        They are for the words of GPT-2 alone, the `ByteLevel` pre-tokenizer:
+        This is true only for the words of GPT-2, the `ByteLevel` pre-tokenizer:
 
             's|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+
 
-        No alternative goes on with white space after anything else, so a word ends wherever a
-        white-space character follows another one. Cut there, the words before are the same:
-        what they match ends at the cut anyway, and the one look-ahead, from the end of white
-        space, sees one character, which is not beyond the cut, for the piece does not end in
-        white space. The words after are the same, for nothing looks back. Words have their ids
-        each by itself. An added token might lie across a cut, so text may become none.
+        No alternative continues with white space after another character, so a word ends wherever
+        white space follows another character. A cut there leaves the words before it unchanged:
+        they end at the cut in any case, and the one look-ahead, at the end of white space, sees one
+        character, which is not beyond the cut because a piece does not end in white space. The
+        words after the cut are unchanged, because no alternative looks back. Each word is encoded
+        by itself. An added token could span a cut, so text must not be able to become one.
         """
         return (
             self.is_byte_level
@@ -115,7 +117,7 @@ class TokenizerParts:
 
     @cached_property
     def unknown_id(self) -> int | None:
-        """The id that a model writes for what it does not know, if it has one."""
+        """The id that the model writes for unknown text, or None."""
         model = self.content["model"]
         if model["type"] == "Unigram":
             return None if model["unk_id"] is None else int(model["unk_id"])
@@ -124,11 +126,11 @@ class TokenizerParts:
 
     @cached_property
     def dropout(self) -> float:
-        """The chance with which a merge is left out, anew for each text."""
+        """The probability of leaving out a merge, drawn anew for each text."""
         return float(self.content["model"].get("dropout") or 0)
 
     def bytes_of_ids(self, size: int) -> NDArray[np.uint32]:
-        """[size] UTF-8 bytes of the text that each id stands for. The tokenizer is byte level."""
+        """Return the UTF-8 bytes of text behind each id, [size]; for byte-level tokenizers only."""
         alphabet = frozenset(byte_characters())
         lengths = np.zeros(size, np.uint32)
         for token, index in self.content["model"]["vocab"].items():
@@ -139,7 +141,7 @@ class TokenizerParts:
 
     @property
     def _added_in_text(self) -> list[dict[str, Any]]:
-        """The added tokens that text can become: special ones never are made of text here."""
+        """The added tokens that text can become; special tokens are never made from text here."""
         return [token for token in self.content["added_tokens"] if not token["special"]]
 
     @property
@@ -159,7 +161,7 @@ class TokenizerParts:
 
 
 def _parts(part: dict[str, Any] | None, key: str) -> Iterator[dict[str, Any]]:
-    """A part of a tokenizer.json, or in order those that a sequence is made of."""
+    """Yield a part of a tokenizer.json, or the members of a sequence, in order."""
     if part is None:
         return
     if part["type"] == "Sequence":
@@ -169,9 +171,26 @@ def _parts(part: dict[str, Any] | None, key: str) -> Iterator[dict[str, Any]]:
         yield part
 
 
+def batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Group texts, in order, into lists of at least `size` characters; the last may be shorter."""
+    batch: list[str] = []
+    length = 0
+    for text in texts:
+        batch.append(text)
+        length += len(text)
+        if length >= size:
+            yield batch
+            batch, length = [], 0
+    if batch:
+        yield batch
+
+
 def pieces(text: str, size: int = PIECE) -> Iterator[str]:
-    """The text in pieces of `size` characters or more: each is cut at the first place from there
-    on where a blank or a line end follows a character that is no white space."""
+    """Cut a text into pieces of at least `size` characters.
+
+    A piece ends at the first position from there on at which a blank or a line end follows a
+    character that is not white space.
+    """
     start = 0
     while len(text) - start > size:
         found = _CUT.search(text, start + size - 1)

@@ -1,8 +1,8 @@
-"""Files whose content has been compared with its hash need not be read again until they change.
+"""Remember which files matched their hash, so that they are not read again until they change.
 
-What was compared is noted by inode, size and times: whoever changes a file changes its `ctime`,
-which no ordinary user can set. The device is no part of it: every node that mounts a file system
-has a number of its own for it. Notes are kept only where nobody but this user can write.
+A note records inode, size and times. Changing a file changes its `ctime`, which ordinary users
+cannot set. The device number is excluded, because each node that mounts a file system has its own.
+Notes are kept only in folders that no other user can write to.
 """
 
 import json
@@ -18,9 +18,13 @@ NOTES = "verified"
 
 
 def verified_once(path: Path, sha256: str, root: Path, digest: Callable[[], str]) -> bool:
-    """Whether a file has the content of that hash; `digest` reads it where no note says so.
+    """Return whether the content of a file matches a hash, reading it only if no note says so.
 
-    Notes lie in `root`, or in the user's own cache where others can write to `root`.
+    Args:
+        path: the file.
+        sha256: the expected hash.
+        root: the folder for notes; if other users can write to it, the user's own cache is used.
+        digest: computes the file's hash.
     """
     notes = _private(root) or _private(Path.home() / ".cache" / "widthlab")
     stat = path.stat()
@@ -39,7 +43,7 @@ def verified_once(path: Path, sha256: str, root: Path, digest: Callable[[], str]
 
 
 def _private(folder: Path) -> Path | None:
-    """The folder, where it is there and only this user can write to it."""
+    """Return the folder if it exists and only this user can write to it."""
     try:
         stat = folder.stat()
     except OSError:
@@ -57,10 +61,10 @@ def _noted(note: Path) -> object:
 def _write(note: Path, seen: object) -> None:
     try:
         note.parent.mkdir(mode=0o700, exist_ok=True)
-        # In a folder of its own, which goes whatever fails.
+        # The temporary folder is removed even if writing fails.
         with tempfile.TemporaryDirectory(dir=note.parent) as folder:
             written = Path(folder) / note.name
             written.write_text(json.dumps(seen), encoding="utf-8")
             os.replace(written, note)
-    except OSError as error:  # it is read again next time
+    except OSError as error:  # without a note, the file is hashed again next time
         log.info("%s: %s", note, error)
