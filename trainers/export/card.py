@@ -1,4 +1,4 @@
-"""The README.md of an exported model: what it is, where it comes from, how it is loaded."""
+"""The model card (README.md) of an exported model: its trial, its loss, how to load it."""
 
 import json
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from trainers.spec import TrialSpec
 
 @dataclass(frozen=True)
 class Loss:
-    """Cross-entropy on held-out tokens, in nats per token, of the weights after `step` updates."""
+    """Held-out cross-entropy in nats per token, measured after `step` updates."""
 
     nats: float
     step: int
@@ -19,7 +19,19 @@ class Loss:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """All that the card says."""
+    """The content of a model card.
+
+    Attributes:
+        spec: The trial.
+        step: Updates that the exported weights have had.
+        outcome: How the trial ended; None if it has not.
+        loss: The newest held-out loss at or before `step`; None if there is none.
+        model_class: Name of the class that opens the directory.
+        stock: Whether that class is part of `transformers`.
+        dtype: Type of the stored weights.
+        parameters: Number of parameters.
+        tokenizer: Whether the directory has a tokenizer.
+    """
 
     spec: TrialSpec
     step: int
@@ -32,7 +44,7 @@ class ModelCard:
     tokenizer: bool
 
     def markdown(self) -> str:
-        """The card, with the header that the Hugging Face hub reads."""
+        """Return the card as Markdown, with the YAML header of the Hugging Face hub."""
         spec, training = self.spec, self.spec.training
         end = self.outcome or "unfinished"
         rows = {
@@ -94,13 +106,13 @@ The model, and its training, where they differ from widthlab's defaults:
 
 
 def loading_lines(place: str, stock: bool, tokenizer: bool) -> list[str]:
-    """Two lines of Python that open the directory."""
+    """Return two lines of Python that open the directory `place`."""
     classes = "AutoModelForCausalLM, AutoTokenizer" if tokenizer else "AutoModelForCausalLM"
     remote = "" if stock else ", trust_remote_code=True"
     model = f"AutoModelForCausalLM.from_pretrained({place!r}{remote})"
     if not tokenizer:
         return [f"from transformers import {classes}", f"model = {model}"]
-    # AutoTokenizer reads the model's configuration too, and would ask.
+    # AutoTokenizer also reads the model's configuration, and asks without trust_remote_code.
     return [
         f"from transformers import {classes}",
         f"model, tokenizer = {model}, AutoTokenizer.from_pretrained({place!r}{remote})",
