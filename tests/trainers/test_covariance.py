@@ -240,7 +240,7 @@ def test_white_noise_has_the_hard_rank_of_marchenko_and_pastur() -> None:
 def test_one_sample_has_no_covariance() -> None:
     collected = Covariance(3)
     collected.add(torch.ones(1, 3))
-    with pytest.raises(ValueError, match="1 samples have no covariance"):
+    with pytest.raises(ValueError, match=r"2 samples.* 1$"):
         collected.eigenvalues()
 
 
@@ -248,7 +248,7 @@ def test_what_is_beyond_float32_is_refused_and_what_is_below_it_is_constant() ->
     huge, tiny = Covariance(3), Covariance(3)
     huge.add(samples(9, 3) * 1e25)
     assert not huge.is_finite()
-    with pytest.raises(ValueError, match="squares in float32, are not finite"):
+    with pytest.raises(ValueError, match="finite"):
         huge.eigenvalues()
     tiny.add(samples(9, 3) * 1e-20)
     assert tiny.is_constant()

@@ -297,7 +297,7 @@ def left_behind(folder: Path) -> list[str]:
 def test_a_folder_that_holds_something_is_left_alone(small, tmp_path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"--out '.*out' is not empty; give a new folder"):
+    with pytest.raises(InputError, match=r"--out '.*out'"):
         export(small, str(tmp_path / "out"))
     assert left_behind(tmp_path) == ["out"]
     assert left_behind(tmp_path / "out") == ["thesis.txt"]
@@ -313,10 +313,10 @@ def test_an_empty_folder_will_do(small, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ("file", r"--out '.*file' is a file"),
-        ("file/below", r"--out '.*below' cannot be written: (Not a directory|File exists)"),
-        ("s3://bucket/model", "must be a local folder"),
-        ("", "--out: a path is empty"),
+        ("file", r"--out '.*file'"),
+        ("file/below", r"--out '.*below'.*(Not a directory|File exists)"),
+        ("s3://bucket/model", "--out 's3://bucket/model'"),
+        ("", "--out"),
     ],
 )
 def test_a_place_that_cannot_be_written_is_refused(small, tmp_path, monkeypatch, out, message):
@@ -344,27 +344,27 @@ def test_a_full_disk_is_an_input_error_and_leaves_nothing(small, tmp_path, monke
 
     monkeypatch.setattr(GPT2LMHeadModel, "save_pretrained", full)
     monkeypatch.setattr(Decoder, "save_pretrained", full)
-    with pytest.raises(InputError, match="cannot be written: No space left on device"):
+    with pytest.raises(InputError, match=r"--out '.*out'.*No space left on device"):
         export(small, str(tmp_path / "out"))
     assert left_behind(tmp_path) == []
 
 
 def test_a_trial_without_a_checkpoint_is_refused(make_spec, trial, tmp_path) -> None:
-    with pytest.raises(InputError, match=r"is no trial directory: it has no spec\.json"):
+    with pytest.raises(InputError, match=r"spec\.json"):
         export(trial, str(tmp_path / "out"))
     trial.put(records.SPEC, make_spec().to_json())
-    with pytest.raises(InputError, match="has no checkpoint: train the trial"):
+    with pytest.raises(InputError, match="checkpoint"):
         export(trial, str(tmp_path / "out"))
     ended = {"outcome": "diverged", "step": 1, "steps": 20, "final": {}, "records": {}}
     trial.put(records.RESULT, records.encode_json(ended))
-    with pytest.raises(InputError, match="it diverged at step 1, before its first one"):
+    with pytest.raises(InputError, match="diverged at step 1"):
         export(trial, str(tmp_path / "out"))
     assert left_behind(tmp_path) == []
 
 
 def test_a_checkpoint_that_does_not_match_its_manifest_is_refused(small, tmp_path) -> None:
     small.put(f"{records.checkpoint_folder(7)}/{MODEL_STATES}", b"cut off")
-    with pytest.raises(InputError, match=r"none of the checkpoints of steps \[7\] is intact"):
+    with pytest.raises(InputError, match=r"\[7\]"):
         export(small, str(tmp_path / "out"))
 
 
@@ -372,7 +372,7 @@ def test_the_checkpoint_of_another_model_is_refused(make_spec, trial, tmp_path) 
     spec = make_spec()
     other = make_spec(model__ffn_widths=[32, 32])
     committed(trial, spec, build(other.model, 0))
-    with pytest.raises(InputError, match=f"step 7 does not hold the weights of trial {spec.id}"):
+    with pytest.raises(InputError, match=f"step 7 .*{spec.id}"):
         export(trial, str(tmp_path / "out"))
 
 
@@ -406,7 +406,7 @@ def test_nothing_in_a_checkpoint_is_executed(
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         manifest["files"][name]["sha256"] = digest
         attacked.put(records.manifest_key(4), records.encode_json(manifest))
-        with pytest.raises(InputError, match="UnpicklingError: Weights only load failed"):
+        with pytest.raises(InputError, match="UnpicklingError"):
             export(attacked, str(tmp_path / "out"))
         assert not bait.exists()
         shutil.rmtree(attacked.root)
@@ -426,14 +426,14 @@ def test_a_file_that_the_manifest_does_not_list_is_not_read(small, tmp_path) -> 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_permission_is_refused(small, tmp_path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
-    with pytest.raises(InputError, match="cannot be written: Permission denied"):
+    with pytest.raises(InputError, match=r"--out '.*out'.*Permission denied"):
         export(small, str(tmp_path / "locked" / "out"))
 
 
 def test_records_that_cannot_be_read_cost_the_card_its_loss_and_no_more(small, caplog) -> None:
     small.put("metrics/part-1-8-8.parquet", b"harmed")
     assert module._held_out_loss(small, 7) is None
-    assert "its losses cannot be read" in caplog.text
+    assert [record.args[0] for record in caplog.records] == [small.url]
 
 
 def test_the_card_says_what_it_is(small, make_spec, tmp_path) -> None:

@@ -102,12 +102,12 @@ def test_a_block_is_found_in_the_working_directory_and_travels(
     trusted = ("--block", "cubed_block:Cubed")
     code, _, err = export(trial.url, "--out", str(tmp_path / "model"), *trusted)
     assert code == 2
-    assert "there is no module cubed_block" in err
+    assert "cubed_block" in err
     monkeypatch.chdir(folder)
     for untrusted in ((), ("--block", "cubed_block:Other")):
         code, _, err = export(trial.url, "--out", str(tmp_path / "model"), *untrusted)
         assert code == 2
-        assert "say --block cubed_block:Cubed" in err
+        assert "--block cubed_block:Cubed" in err
     assert "cubed_block" not in sys.modules  # nothing of it has run
     code, out, err = export(trial.url, "--out", str(tmp_path / "model"), *trusted)
     assert code == 0, err

@@ -181,7 +181,7 @@ def test_it_is_refused_before_anything_is_written(make_spec, lively, tmp_path, m
     spec = spec_of(make_spec, block)
     trial = LocalStorage(tmp_path / "trial")
     commit(trial, spec, lively(spec.model))
-    with pytest.raises(InputError, match="imports numpy: an exported model's block may import"):
+    with pytest.raises(InputError, match="numpy"):
         export(trial, str(tmp_path / "out"), block=block["block"])
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+import transformers
 from odd_tokenizers import ODD, TRAINING, publish
 from tokenizers import models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -136,7 +137,9 @@ def test_a_tokenizer_that_transformers_would_open_as_another_is_refused(
     monkeypatch.setattr(export_tokenizer, "probe_ids", lambda backend: next(answers))
     folder = tmp_path / "out"
     folder.mkdir()
-    with pytest.raises(InputError, match="gives a probe text other ids than the model was trained"):
+    with pytest.raises(
+        InputError, match=f"transformers {transformers.__version__} .*--no-tokenizer"
+    ):
         write_tokenizer(spec, folder, tmp_path / "cache")
 
 
@@ -170,7 +173,7 @@ def test_a_changed_tokenizer_of_an_earlier_store_is_not_believed(
     (earlier / "tokenizer.json").write_text(json.dumps(content))
     shutil.rmtree(cache / "tokenizers")
     Path(corpus.paths[0]).unlink()
-    with pytest.raises(InputError, match=r"cannot be made again.*--no-tokenizer"):
+    with pytest.raises(InputError, match=f"{spec.id}.*--no-tokenizer"):
         write_tokenizer(spec, out(tmp_path / "refused"), cache)
 
 
@@ -213,7 +216,7 @@ def test_a_corpus_that_is_gone_matters_only_to_a_tokenizer_trained_on_it(
     folder = tmp_path / "out"
     folder.mkdir()
     if trial_spec.source.tokenizer.kind == "bpe":
-        with pytest.raises(InputError, match=r"cannot be made again: .*corpus\.jsonl.*--no-token"):
+        with pytest.raises(InputError, match=r"corpus\.jsonl.*--no-token"):
             write_tokenizer(trial_spec, folder, tmp_path / "cache")
     else:
         write_tokenizer(trial_spec, folder, tmp_path / "cache")
@@ -240,7 +243,7 @@ def test_a_corpus_that_has_changed_is_refused_and_does_not_enter_the_cache(
     path.write_text(path.read_text().replace("bottles", "teapots"))
     folder = tmp_path / "out"
     folder.mkdir()
-    with pytest.raises(InputError, match="the corpus has changed: its fingerprint is"):
+    with pytest.raises(InputError, match=f"fingerprint .*{bpe_spec.data.corpus_fingerprint}"):
         write_tokenizer(bpe_spec, folder, tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.json"))
     assert not list(folder.iterdir())
@@ -253,7 +256,7 @@ def test_without_a_tokenizer_the_model_alone_is_exported(
     train(bpe_spec, trial, diary(), tmp_path / "cache")
     shutil.rmtree(tmp_path / "cache")
     Path(corpus.paths[0]).unlink()
-    with pytest.raises(InputError, match="--no-tokenizer exports the model alone"):
+    with pytest.raises(InputError, match=f"{bpe_spec.id}.*--no-tokenizer"):
         export(trial, str(tmp_path / "out"), cache=tmp_path / "cache")
     assert not (tmp_path / "out").exists()
     done = export(trial, str(tmp_path / "out"), tokenizer=False, cache=tmp_path / "cache")

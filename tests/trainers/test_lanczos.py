@@ -268,7 +268,7 @@ def test_nodes_and_weights_are_float64_whatever_comes_in(dtype: torch.dtype) -> 
 def test_a_matrix_that_is_not_finite_is_refused(bad: float) -> None:
     matrix = torch.eye(450)
     matrix[3, 5] = matrix[5, 3] = bad
-    with pytest.raises(ValueError, match="covariance of width 450 is not finite"):
+    with pytest.raises(ValueError, match="450"):
         quadrature(matrix, seed=0)
 
 
@@ -277,12 +277,12 @@ def test_a_matrix_that_is_not_finite_is_refused(bad: float) -> None:
 def test_a_materially_negative_eigenvalue_is_refused(width: int, lowest: float) -> None:
     for rest in (1.0, 0.0):
         values = np.r_[10.0, np.full(width - 2, rest), 10 * lowest]
-        with pytest.raises(ValueError, match=r"negative beyond rounding|is no covariance"):
+        with pytest.raises(ValueError, match=r"eigenvalue -|trace -"):
             quadrature(matrix_of(values), seed=0)
 
 
 def test_a_negative_trace_is_no_covariance() -> None:
-    with pytest.raises(ValueError, match="trace -450 is no covariance"):
+    with pytest.raises(ValueError, match="trace -450"):
         quadrature(-torch.eye(450), seed=0)
 
 

@@ -286,7 +286,7 @@ def test_rotary_scores_depend_on_distance_only() -> None:
 
 
 def test_more_tokens_than_the_context_are_refused(spec, random_tokens) -> None:
-    with pytest.raises(ValueError, match="17 tokens do not fit the context of 16"):
+    with pytest.raises(ValueError, match=r"17 .* 16"):
         build(spec, 0)(random_tokens(spec, length=17))
 
 
