@@ -54,7 +54,7 @@ def trained(make_spec, trial, diary) -> str:
 
 
 @pytest.mark.long
-def test_it_says_what_it_wrote_and_how_to_load_it(export, trained, tmp_path) -> None:
+def test_the_output_names_the_folder_and_how_to_load_it(export, trained, tmp_path) -> None:
     code, out, err = export(trained, "--out", str(tmp_path / "model"))
     assert code == 0, err
     assert f"wrote {tmp_path / 'model'}" in out

@@ -150,7 +150,7 @@ def test_muon_is_nesterov_momentum_orthogonalised(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1, 2], ids=["tall", "wide", "square"])
-def test_its_update_has_the_singular_vectors_of_the_momentum_and_values_near_one(number) -> None:
+def test_a_muon_update_has_the_singular_vectors_of_the_momentum_and_values_near_one(number) -> None:
     """Against the exact polar factor, by singular value decomposition."""
     model = Layer()
     optimizer = make_optimizer(model, training("muon"))
@@ -168,7 +168,7 @@ def test_its_update_has_the_singular_vectors_of_the_momentum_and_values_near_one
 
 
 @pytest.mark.parametrize("number", [0, 1, 2], ids=["tall", "wide", "square"])
-def test_its_update_is_as_large_as_one_of_adamw(number: int) -> None:
+def test_a_muon_update_is_as_large_as_one_of_adamw(number: int) -> None:
     """A root mean square of 0.2 at rate 1, whatever the shape."""
     model = Layer()
     optimizer = make_optimizer(model, training("muon", learning_rate=1.0, weight_decay=0.0))
@@ -192,7 +192,7 @@ def test_without_a_gradient_matrices_shrink_by_rate_times_decay(optimizer: str) 
         torch.testing.assert_close(parameter.detach(), before[name] * factor)
 
 
-def test_a_stack_of_matrices_is_adamws_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_stacks_of_matrices_go_to_adamw_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     model = Layer()
     make_optimizer(model, training("muon"))
     assert caplog.records == []

@@ -153,7 +153,7 @@ class Attention(nn.Module):
             scale = self.qk_scale().view(-1, 1, self.head_dim).to(q.dtype)  # (H, 1, h)
             q, k = unit(q) * scale, unit(k) * scale
         if self.groups > 1:
-            # enable_gqa is slower: kernels without it fall back to one that stores all scores.
+            # Not enable_gqa: if a kernel lacks it, torch falls back to one that stores all scores.
             k, v = (one.repeat_interleave(self.groups, dim=1) for one in (k, v))  # (B, H, T, h)
         mixed = F.scaled_dot_product_attention(  # (B, H, T, h)
             q,
