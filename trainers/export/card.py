@@ -80,8 +80,8 @@ tags:
 
 # widthlab trial {id}
 
-A small language model of a widthlab study of feed-forward width, as its checkpoint has it: a
-means of study, neither tuned nor filtered for any use.
+A small language model from a widthlab study of feed-forward width, exported from a training
+checkpoint. It is meant for research, and neither tuned nor filtered for any other use.
 
 | | |
 |---|---|
@@ -93,7 +93,7 @@ means of study, neither tuned nor filtered for any use.
 
 {notes}
 
-The model, and its training, where they differ from widthlab's defaults:
+The settings of the model and its training that differ from widthlab's defaults:
 
 ```json
 {model}
@@ -133,7 +133,7 @@ def _notes(model: ModelSpec, stock: bool) -> list[str]:
     if model.norm == "lns" and model.block is None:
         notes.append("LayerNorm scaling is multiplied into the norms: the model is Pre-LN.")
     if not stock:
-        notes.append("It carries its own source, which needs torch and transformers 5 or newer.")
+        notes.append("Its source code is included; it needs torch and transformers 5 or newer.")
     notes.append(f"Its context is {model.context} tokens.")
     return notes
 

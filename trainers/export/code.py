@@ -18,7 +18,7 @@ MODEL_FILES = ("decoder", "placements", "linear", "ngpt", "own_block")
 #: Further modules of a model with a user's own block.
 ENTRY, BLOCK = "modeling_widthlab", "block"
 
-ENTRY_SOURCE = '''"""The decoder of decoder.py with a block of its own: {path}."""
+ENTRY_SOURCE = '''"""The decoder of decoder.py with the block {path} in block.py."""
 
 from .{block} import {name}
 from .decoder import Decoder as WidthlabDecoder
@@ -29,11 +29,11 @@ KNOWN["{path}"] = {name}
 
 
 class DecoderConfig(WidthlabConfig):
-    """As its base class, and another: transformers keeps one model class for each."""
+    """A class of its own: transformers maps every configuration class to one model class."""
 
 
 class Decoder(WidthlabDecoder):
-    """As its base class; it lives here so that whoever saves it again takes the block along."""
+    """A class of this file, so that `save_pretrained` copies the block too."""
 
     config_class = DecoderConfig
 '''
