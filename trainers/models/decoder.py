@@ -83,10 +83,7 @@ class DecoderConfig(PreTrainedConfig):  # type: ignore[misc]
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMSNorm in the precision of its gain, as autocast does for LayerNorm.
-
-    A sub-layer's bf16 output is normed in float32.
-    """
+    """RMSNorm in the precision of its gain, float32 for bf16 inputs as autocast's LayerNorm."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
@@ -104,10 +101,9 @@ def make_norm(config: DecoderConfig, size: int) -> nn.Module:
 
 
 class Positions(NamedTuple):
-    """The token positions and the attention mask, shared by all layers.
+    """The token positions, as factors of `rotate`, and the attention mask.
 
-    `cos` and `sin` are the factors of `rotate`. They are None for gpt2, which adds its positions
-    to the embeddings.
+    `cos` and `sin` are None for gpt2, which adds positions to the embeddings.
     """
 
     cos: Tensor | None  # (T, h); (B, 1, T, h) if padding shifts the positions of some sequences
@@ -168,14 +164,10 @@ class Attention(nn.Module):
 
 
 def rotary(places: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Return cos and signed sin of the rotary embedding's angles (arXiv 2104.09864).
+    """Return cos and sin of the rotary embedding's angles (arXiv 2104.09864) for `rotate`.
 
-    Args:
-        places: Token positions, (T,) or (..., T).
-        head_dim: h, even.
-
-    Returns:
-        Two float32 tensors (..., T, h) for `rotate`. The first half of the sines is negated.
+    `places` are token positions (..., T) and h = `head_dim` is even. Both results are float32
+    (..., T, h); the first half of the sines is negated.
     """
     exponent = torch.arange(0, head_dim, 2, device=places.device, dtype=torch.float32) / head_dim
     angle = places[..., None].float() * ROTARY_BASE**-exponent  # (..., T, h/2)
@@ -253,14 +245,9 @@ class SphereFFN(FFN):
 
 
 class Block(nn.Module):
-    """One layer: attention, then the FFN, each with norms and residual by `config.norm`.
+    """One layer of FFN width D = `width`: attention, then the FFN, both placed by `config.norm`.
 
     A user's block may inherit from it (docs/own-block.md).
-
-    Args:
-        config: The model's configuration.
-        width: D of this layer.
-        place: The layer's number and the depth of the model; some placements depend on them.
     """
 
     def __init__(self, config: DecoderConfig, width: int, place: Place) -> None:
@@ -345,10 +332,7 @@ class Decoder(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     @property
     def unit_norm_dims(self) -> dict[str, int]:
-        """The dimension along which each nGPT matrix has unit norm, by parameter name.
-
-        Empty for the other architectures.
-        """
+        """The dimension of unit norm of each nGPT matrix, by name; empty for others."""
         if self.config.architecture != "ngpt":
             return {}
         return {name: unit_norm_dim(name) for name, p in self.named_parameters() if p.ndim == 2}
