@@ -19,9 +19,8 @@ from trainers.engine.engine import Engine, Ranks
 from trainers.models.build import token_loss
 from trainers.outcome import DivergenceError
 from trainers.spec import TrialSpec
-from trainers.spectra.buckets import token_buckets
 from trainers.spectra.snapshots import NonFiniteActivationsError, Snapshots
-from trialstore.records import Row
+from trialstore.records import BUCKETS, Row
 
 
 class Heldout:
@@ -164,3 +163,26 @@ def unigram_loss(counts: NDArray[np.int64], targets: NDArray[np.int64]) -> float
     """
     shares = (counts + 1) / (counts.sum() + len(counts))
     return float(-np.log(shares[targets]).mean())
+
+
+def token_buckets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Group token ids by frequency: head, mid and tail, each a third of all occurrences.
+
+    Ids are sorted by falling frequency, equal ones by id, and cut into equal shares of the
+    occurrences. An id belongs to the share that contains the middle of its occurrences. Ids that
+    never occur are in the tail.
+
+    Args:
+        counts: Occurrences of every id, [vocab_size].
+
+    Returns:
+        The bucket of every id, [vocab_size]: an index into `trialstore.records.BUCKETS`.
+    """
+    order = np.argsort(-counts, kind="stable")
+    occurrences = counts[order]
+    middle = np.cumsum(occurrences) - occurrences / 2
+    share = middle / max(int(occurrences.sum()), 1)
+    buckets = np.empty(len(counts), np.int64)
+    buckets[order] = np.minimum((share * len(BUCKETS)).astype(np.int64), len(BUCKETS) - 1)
+    buckets[counts == 0] = len(BUCKETS) - 1
+    return buckets

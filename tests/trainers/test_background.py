@@ -1,4 +1,4 @@
-"""Eigenwork beside training is done in order, within its memory, and nothing of it is lost."""
+"""Background jobs run in order and within their memory limit, and no result is lost."""
 
 import threading
 
@@ -41,7 +41,7 @@ def test_it_computes_with_as_many_threads_as_training() -> None:
         torch.set_num_threads(before)
 
 
-def test_what_is_not_done_is_not_waited_for(beside) -> None:
+def test_ready_does_not_wait(beside) -> None:
     gate = threading.Event()
     beside.submit(1, lambda: 1)
     beside.submit(1, lambda: gate.wait(30) and 2)
@@ -54,7 +54,7 @@ def test_what_is_not_done_is_not_waited_for(beside) -> None:
     assert beside.drain() == [2]
 
 
-def test_whoever_wants_more_memory_than_is_left_waits_for_the_oldest_job(beside) -> None:
+def test_reserving_more_memory_than_is_left_waits_for_the_oldest_job(beside) -> None:
     gates = [threading.Event(), threading.Event()]
     done = []
 
@@ -85,14 +85,14 @@ def test_patience_ends_and_nothing_is_lost(beside) -> None:
     assert beside.ready() == [1]
 
 
-def test_more_than_the_limit_is_let_through_alone(beside) -> None:
+def test_a_job_above_the_limit_runs_alone(beside) -> None:
     beside.submit(1, lambda: 1)
     beside.reserve(1000)
     assert beside.ready() == [1]
 
 
 @pytest.mark.parametrize("ask", ["ready", "drain", "reserve"])
-def test_a_failure_is_raised_where_results_are_asked_for(beside, ask) -> None:
+def test_a_failure_is_raised_by_the_next_request_for_results(beside, ask) -> None:
     def fail() -> int:
         raise ArithmeticError("layer 3 is no covariance")
 

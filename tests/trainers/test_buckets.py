@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from trainers.spectra.buckets import token_buckets
+from trainers.heldout import token_buckets
 
 
 def test_tokens_of_equal_frequency_fall_into_three_equal_parts() -> None:

@@ -1,4 +1,4 @@
-"""From spec to weights: what a replicate fixes, and what it leaves alone."""
+"""Building a model: initial weights depend on the replicate and the parameter name only."""
 
 import math
 
@@ -68,8 +68,8 @@ def test_every_choice_of_the_spec_reaches_the_model(model_spec) -> None:
     ],
     ids=str,
 )
-def test_what_shares_a_name_and_a_shape_shares_its_values(architecture, other, model_spec) -> None:
-    """Whatever else the two cells differ in: depth, width, norms, heads, geometry."""
+def test_equal_name_and_shape_give_equal_initial_values(architecture, other, model_spec) -> None:
+    """The models may differ in depth, width, norms, heads and geometry."""
     one, another = weights(model_spec(architecture)), weights(model_spec(architecture, **other))
     shared = [n for n in one if n in another and one[n].shape == another[n].shape]
     expected = {"tokens.weight", "layers.0.attention.q.weight", "layers.0.ffn.up.weight"}
@@ -78,7 +78,7 @@ def test_what_shares_a_name_and_a_shape_shares_its_values(architecture, other, m
         assert torch.equal(one[name], another[name]), name
 
 
-def test_every_replicate_and_every_parameter_has_values_of_its_own(model_spec) -> None:
+def test_replicates_and_parameters_have_different_initial_values(model_spec) -> None:
     first, second = (weights(model_spec("llama"), replicate) for replicate in (0, 1))
     drawn = [name for name in first if first[name].ndim == 2]
     assert all(not torch.equal(first[name], second[name]) for name in drawn)
@@ -86,8 +86,8 @@ def test_every_replicate_and_every_parameter_has_values_of_its_own(model_spec) -
     assert len(leading) == len(drawn)
 
 
-def test_the_values_of_a_replicate_stand(model_spec) -> None:
-    """Stored trials are resumed and paired by them: never edit these, raise SEMANTICS_VERSION."""
+def test_initial_values_of_a_replicate_never_change(model_spec) -> None:
+    """Stored trials depend on them: raise SEMANTICS_VERSION instead of editing them."""
     found = weights(model_spec("gpt2"), replicate=3)
     for name, values in {
         "tokens.weight": [0.00244499417, 0.01023429446, 0.01730696484],

@@ -1,4 +1,4 @@
-"""The engine: that every ZeRO stage is the plain algorithm, and what it leaves behind."""
+"""Every ZeRO stage computes the plain algorithm, and a closed engine restores torch."""
 
 import math
 import subprocess
@@ -31,7 +31,7 @@ CONTEXT = 16
 
 
 def batches() -> list[torch.Tensor]:
-    """The same tokens for everyone: a skewed distribution, so that there is a lot to learn."""
+    """Tokens of a skewed distribution, so that there is a lot to learn."""
     generator = torch.Generator().manual_seed(0)
     weights = torch.arange(1, 65, dtype=torch.float64) ** -1.0
     shape = (STEPS, BATCH, CONTEXT + 1)
@@ -43,8 +43,10 @@ _references: dict[str, tuple[list[float], list[float], nn.Module]] = {}
 
 
 def reference(spec) -> tuple[list[float], list[float], nn.Module]:
-    """Losses, gradient norms and the final model of AdamW in a plain loop: once for all stages,
-    of which a trial's id knows nothing."""
+    """Losses, gradient norms and the final model of AdamW in a plain loop.
+
+    Computed once for all ZeRO stages: a trial's id does not depend on them.
+    """
     if spec.id not in _references:
         _references[spec.id] = plain_loop(spec)
     return _references[spec.id]
@@ -136,7 +138,7 @@ def test_clipping_can_be_turned_off(spec_for, ranks, stage) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_bf16_stays_close_to_plain_float32(spec_for, ranks, stage) -> None:
-    """Stage 0 is where DeepSpeed's own bf16 would be off by 7 %."""
+    """At stage 0 DeepSpeed's own bf16 would be off by 7 %."""
     spec = spec_for(layout__zero_stage=stage, training__precision="bf16")
     losses, _, _ = reference(spec)
     found, _ = trained(spec, ranks)
@@ -187,8 +189,8 @@ def test_the_vectors_of_ngpt_have_unit_norm_after_every_update(
 @pytest.mark.parametrize(
     ("stage", "precision"), [(0, "bf16"), (1, "fp32"), (1, "bf16"), (2, "bf16"), (3, "fp32")]
 )
-def test_a_gradient_of_muon_that_is_not_finite_is_told(spec_for, ranks, stage, precision) -> None:
-    """Though ZeRO does not know the norm of one that is."""
+def test_a_nonfinite_gradient_of_muon_is_reported(spec_for, ranks, stage, precision) -> None:
+    """ZeRO reports no norm of a finite one."""
     spec = spec_for(
         layout__zero_stage=stage,
         training__precision=precision,
@@ -240,7 +242,7 @@ def test_an_update_begins_with_its_first_micro_batch_and_never_in_evaluation(
 @pytest.mark.parametrize(
     ("optimizer", "stage"), [("adamw", 0), pytest.param("muon", 3, marks=pytest.mark.slow)]
 )
-def test_a_run_that_branches_off_before_its_decay_ends_as_one_of_its_own(
+def test_a_branch_before_the_decay_ends_like_an_unbranched_run(
     spec_for, ranks, tmp_path, optimizer, stage
 ) -> None:
     """The checkpoint's next rate is the trunk's peak; the branch's is already lower."""
@@ -290,14 +292,14 @@ def test_a_cpu_trial_needs_no_launcher_and_no_port(ranks) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_that_is_not_there_is_named() -> None:
-    with pytest.raises(RuntimeError, match="CUDA"):
+def test_missing_cuda_is_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"layout\.device"):
         start_ranks("cuda")
 
 
 @pytest.mark.processes
 def test_nothing_is_printed_to_stdout_and_no_tracking_library_is_imported() -> None:
-    """stdout belongs to the command that was asked for."""
+    """stdout is for the command's own output."""
     code = (
         "import sys; from trainers.engine.engine import start_ranks; start_ranks('cpu');"
         "sys.exit(' '.join({'mlflow', 'ray'} & set(sys.modules)) or 0)"
@@ -306,12 +308,12 @@ def test_nothing_is_printed_to_stdout_and_no_tracking_library_is_imported() -> N
     assert (done.returncode, done.stdout, done.stderr.strip()) == (0, "", "")
 
 
-def test_versions_are_of_what_is_installed() -> None:
+def test_versions_are_those_installed() -> None:
     assert versions()["torch"] == torch.__version__
 
 
 def test_a_closed_engine_leaves_torch_as_it_was(make_spec) -> None:
-    """ZeRO 3 replaces torch's linear: a trial that comes next in the process must not notice."""
+    """ZeRO 3 replaces torch's linear, which must not affect the next trial in the process."""
     before = nn.functional.linear
     spec = make_spec(layout__zero_stage=3)
     engine = Engine(build(spec.model, 0), spec, start_ranks("cpu"))

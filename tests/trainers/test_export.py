@@ -1,4 +1,4 @@
-"""An exported model computes what the trained one does, whatever it was and however it lay."""
+"""An exported model computes the trained function, for every kind of model and checkpoint."""
 
 import errno
 import hashlib
@@ -40,7 +40,7 @@ MODEL_STATES = "mp_rank_00_model_states.pt"
 
 @pytest.fixture(scope="module", autouse=True)
 def _private_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Where transformers puts, and imports, the source that models carry."""
+    """The folder from which transformers imports the source code of models."""
     folder = str(tmp_path_factory.mktemp("modules"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", folder)
@@ -51,7 +51,7 @@ def _private_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 
 def committed(trial: LocalStorage, spec: TrialSpec, model: Decoder, step: int = 7) -> None:
-    """A trial of these weights, as stage 0 leaves it."""
+    """A trial directory with a stage 0 checkpoint of these weights."""
     file = io.BytesIO()
     torch.save({"module": model.state_dict()}, file)
     trial.put(records.SPEC, spec.to_json())
@@ -114,8 +114,8 @@ STOCK = {"gpt2": GPT2LMHeadModel, "llama": LlamaForCausalLM}
 
 
 @pytest.mark.parametrize(("architecture", "norm", "geometry"), [*GRID, ("ngpt", "ngpt", "plain")])
-def test_it_computes_what_was_trained(exported, architecture, norm, geometry) -> None:
-    """Pre-LN and LNS of every geometry are models that transformers has already."""
+def test_an_export_computes_the_trained_function(exported, architecture, norm, geometry) -> None:
+    """Pre-LN and LNS of every geometry become classes of transformers."""
     post_layers = 1 if norm == "mix" else 0
     loaded, model, spec = exported(architecture, norm, ffn_weight=geometry, post_layers=post_layers)
     assert error_of(loaded, model, spec) < 1e-5
@@ -252,7 +252,7 @@ def test_muon_and_ngpt_are_exported_at_stage_3(make_spec, trial, diary, tmp_path
         torch.testing.assert_close(norms, torch.ones_like(norms), atol=1e-5, rtol=0)
 
 
-def test_a_trial_that_goes_on_is_exported_as_far_as_it_is(
+def test_a_running_trial_is_exported_at_its_newest_checkpoint(
     make_spec, trial, dying_at, killed, tmp_path
 ) -> None:
     spec = make_spec(model__ffn_widths=[24, 24])
@@ -298,13 +298,13 @@ def left_behind(folder: Path) -> list[str]:
 def test_a_folder_that_holds_something_is_left_alone(small, tmp_path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"--out '.*out' .*empty"):
+    with pytest.raises(InputError, match=r"--out '.*out'"):
         export(small, str(tmp_path / "out"))
     assert left_behind(tmp_path) == ["out"]
     assert left_behind(tmp_path / "out") == ["thesis.txt"]
 
 
-def test_an_empty_folder_will_do(small, tmp_path) -> None:
+def test_an_empty_folder_is_accepted(small, tmp_path) -> None:
     (tmp_path / "out").mkdir()
     done = export(small, str(tmp_path / "out"))
     assert done.files == left_behind(tmp_path / "out")
@@ -314,10 +314,10 @@ def test_an_empty_folder_will_do(small, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ("file", r"--out '.*file' is a file"),
-        ("file/below", r"--out '.*below' "),
-        ("s3://bucket/model", "s3://bucket/model"),
-        ("", "--out: .*empty"),
+        ("file", r"--out '.*file'"),
+        ("file/below", r"--out '.*below'.*(Not a directory|File exists)"),
+        ("s3://bucket/model", "--out 's3://bucket/model'"),
+        ("", "--out"),
     ],
 )
 def test_a_place_that_cannot_be_written_is_refused(small, tmp_path, monkeypatch, out, message):
@@ -328,7 +328,7 @@ def test_a_place_that_cannot_be_written_is_refused(small, tmp_path, monkeypatch,
     assert left_behind(tmp_path) == ["file"]
 
 
-def test_what_fails_half_way_leaves_nothing(small, tmp_path, monkeypatch) -> None:
+def test_a_failed_export_leaves_nothing(small, tmp_path, monkeypatch) -> None:
     def fail(*_: object) -> None:
         assert any(path.name.startswith(".out.") for path in tmp_path.iterdir())
         raise RuntimeError("power cut")
@@ -345,7 +345,7 @@ def test_a_full_disk_is_an_input_error_and_leaves_nothing(small, tmp_path, monke
 
     monkeypatch.setattr(GPT2LMHeadModel, "save_pretrained", full)
     monkeypatch.setattr(Decoder, "save_pretrained", full)
-    with pytest.raises(InputError, match=os.strerror(errno.ENOSPC)):
+    with pytest.raises(InputError, match=r"--out '.*out'.*No space left on device"):
         export(small, str(tmp_path / "out"))
     assert left_behind(tmp_path) == []
 
@@ -354,7 +354,7 @@ def test_a_trial_without_a_checkpoint_is_refused(make_spec, trial, tmp_path) -> 
     with pytest.raises(InputError, match=r"spec\.json"):
         export(trial, str(tmp_path / "out"))
     trial.put(records.SPEC, make_spec().to_json())
-    with pytest.raises(InputError, match="no checkpoint"):
+    with pytest.raises(InputError, match="checkpoint"):
         export(trial, str(tmp_path / "out"))
     ended = {"outcome": "diverged", "step": 1, "steps": 20, "final": {}, "records": {}}
     trial.put(records.RESULT, records.encode_json(ended))
@@ -365,7 +365,7 @@ def test_a_trial_without_a_checkpoint_is_refused(make_spec, trial, tmp_path) -> 
 
 def test_a_checkpoint_that_does_not_match_its_manifest_is_refused(small, tmp_path) -> None:
     small.put(f"{records.checkpoint_folder(7)}/{MODEL_STATES}", b"cut off")
-    with pytest.raises(InputError, match=r"steps \[7\]"):
+    with pytest.raises(InputError, match=r"\[7\]"):
         export(small, str(tmp_path / "out"))
 
 
@@ -373,7 +373,7 @@ def test_the_checkpoint_of_another_model_is_refused(make_spec, trial, tmp_path) 
     spec = make_spec()
     other = make_spec(model__ffn_widths=[32, 32])
     committed(trial, spec, build(other.model, 0))
-    with pytest.raises(InputError, match=f"step 7 .*trial {spec.id}"):
+    with pytest.raises(InputError, match=f"step 7 .*{spec.id}"):
         export(trial, str(tmp_path / "out"))
 
 
@@ -391,7 +391,7 @@ class Payload:
 def test_nothing_in_a_checkpoint_is_executed(
     make_spec, trial, dying_at, killed, tmp_path, stage
 ) -> None:
-    """Whichever of its files holds the payload, and with the hash that an attacker would set."""
+    """For a payload in each of its files, with the hash that an attacker would set."""
     with pytest.raises(killed):
         train(make_spec(layout__zero_stage=stage), trial, dying_at(4 + 1))
     names = sorted(json.loads(trial.get(records.manifest_key(4)))["files"])
@@ -427,17 +427,17 @@ def test_a_file_that_the_manifest_does_not_list_is_not_read(small, tmp_path) -> 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_permission_is_refused(small, tmp_path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
-    with pytest.raises(InputError, match=os.strerror(errno.EACCES)):
+    with pytest.raises(InputError, match=r"--out '.*out'.*Permission denied"):
         export(small, str(tmp_path / "locked" / "out"))
 
 
-def test_records_that_cannot_be_read_cost_the_card_its_loss_and_no_more(small, caplog) -> None:
+def test_unreadable_records_only_remove_the_loss_from_the_card(small, caplog) -> None:
     small.put("metrics/part-1-8-8.parquet", b"harmed")
     assert module._held_out_loss(small, 7) is None
-    assert "losses" in caplog.text
+    assert [record.args[0] for record in caplog.records] == [small.url]
 
 
-def test_the_card_says_what_it_is(small, make_spec, tmp_path) -> None:
+def test_the_card_describes_the_model(small, make_spec, tmp_path) -> None:
     spec = make_spec(model__ffn_widths=[24, 24], axes={"norm": "pre", "width_multiplier": 2.0})
     committed(small, spec, build(spec.model, 0))
     done = export(small, str(tmp_path / "out"))

@@ -1,4 +1,4 @@
-"""What is exported loads, computes and generates where widthlab is not installed."""
+"""Exported models load, compute and generate without widthlab."""
 
 import hashlib
 import importlib
@@ -73,7 +73,7 @@ def spec_of(make_spec, changes: dict[str, Any]) -> TrialSpec:
 
 @pytest.mark.processes
 @pytest.mark.slow
-def test_it_works_where_widthlab_is_not_installed(
+def test_an_export_works_without_widthlab(
     make_spec, lively, users_blocks, outside, tmp_path
 ) -> None:
     """Logits, greedy generation, batches of unequal length, the tokenizer, and saving again."""
@@ -115,7 +115,7 @@ def test_it_works_where_widthlab_is_not_installed(
 
 
 def commit(trial: LocalStorage, spec: TrialSpec, model: torch.nn.Module) -> None:
-    """A checkpoint of step 1, as stage 0 leaves it."""
+    """Write a stage 0 checkpoint of step 1."""
     file = io.BytesIO()
     torch.save({"module": model.state_dict()}, file)
     name = "mp_rank_00_model_states.pt"
@@ -170,7 +170,9 @@ def test_an_import_that_cannot_travel_is_named(tmp_path, line, named) -> None:
 
 
 @pytest.mark.long
-def test_it_is_refused_before_anything_is_written(make_spec, lively, tmp_path, monkeypatch) -> None:
+def test_a_block_with_other_imports_is_refused_before_anything_is_written(
+    make_spec, lively, tmp_path, monkeypatch
+) -> None:
     source = DOCUMENTED.replace("import torch\n", "import numpy\nimport torch\n", 1)
     (tmp_path / "users_numpy.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
@@ -184,7 +186,7 @@ def test_it_is_refused_before_anything_is_written(make_spec, lively, tmp_path, m
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
-def test_what_travels_imports_nothing_of_widthlab(tmp_path) -> None:
+def test_exported_model_files_do_not_import_widthlab(tmp_path) -> None:
     """Each file of the model passes the test that a user's block must pass."""
     ours = Path(check_block.__file__).parent / "models"
     for name in MODEL_FILES:

@@ -18,7 +18,7 @@ from trialstore.storage import LocalStorage
 @pytest.mark.processes
 @pytest.mark.slow
 def test_two_ranks_at_every_stage(make_spec, tmp_path) -> None:
-    """Odd sizes, so that what ZeRO divides does not come out even, and is padded."""
+    """Odd sizes, so that ZeRO has to pad."""
     specs = {
         f"stage-{stage}-{precision}": make_spec(
             model={

@@ -103,7 +103,9 @@ def test_the_estimate_bounds_the_error_in_95_of_100_cases(
 
 
 @pytest.mark.slow
-def test_the_estimate_is_no_idle_bound(cases: list[tuple[str, float, float]]) -> None:
+def test_the_error_estimate_is_of_the_size_of_the_error(
+    cases: list[tuple[str, float, float]],
+) -> None:
     assert max(estimate for _, _, estimate in cases) < 0.01
     # Where probes and not rounding decide, it is of the size of the error.
     ratios = [estimate / case_error for _, case_error, estimate in cases if case_error > 1e-4]
@@ -168,7 +170,7 @@ def test_an_identity_is_isotropic() -> None:
     assert metrics.concentration == pytest.approx(0, abs=1e-4)
 
 
-def test_a_cluster_larger_than_what_is_taken_out_is_sampled() -> None:
+def test_a_cluster_larger_than_the_deflation_is_sampled() -> None:
     values = np.r_[np.full(200, 1000.0), np.ones(400)]
     found = quadrature(matrix_of(values), seed=0)
     assert error(found, measure(values)) < 1e-3
@@ -234,7 +236,7 @@ def test_equal_seeds_give_equal_bits_and_others_do_not() -> None:
     assert not np.array_equal(first.nodes, other.nodes)
 
 
-def test_neither_autocast_nor_the_global_generator_is_heard_or_disturbed() -> None:
+def test_autocast_and_the_global_generator_neither_matter_nor_change() -> None:
     matrix = matrix_of(power_law(450, 0.7))
     plain = quadrature(matrix, seed=5)
     torch.manual_seed(99)
@@ -255,7 +257,7 @@ def test_the_covariance_is_left_as_it_was_and_no_graph_is_made() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_nodes_and_weights_are_float64_whatever_comes_in(dtype: torch.dtype) -> None:
+def test_nodes_and_weights_are_float64_for_any_input_type(dtype: torch.dtype) -> None:
     for width in (50, 450):
         found = quadrature(matrix_of(power_law(width, 0.7)).to(dtype), seed=0)
         assert found.nodes.dtype == found.weights.dtype == np.float64
@@ -268,7 +270,7 @@ def test_nodes_and_weights_are_float64_whatever_comes_in(dtype: torch.dtype) -> 
 def test_a_matrix_that_is_not_finite_is_refused(bad: float) -> None:
     matrix = torch.eye(450)
     matrix[3, 5] = matrix[5, 3] = bad
-    with pytest.raises(ValueError, match=r"450 .*finite"):
+    with pytest.raises(ValueError, match="450"):
         quadrature(matrix, seed=0)
 
 
@@ -277,12 +279,12 @@ def test_a_matrix_that_is_not_finite_is_refused(bad: float) -> None:
 def test_a_materially_negative_eigenvalue_is_refused(width: int, lowest: float) -> None:
     for rest in (1.0, 0.0):
         values = np.r_[10.0, np.full(width - 2, rest), 10 * lowest]
-        with pytest.raises(ValueError, match=r"negative|covariance"):
+        with pytest.raises(ValueError, match=r"eigenvalue -|trace -"):
             quadrature(matrix_of(values), seed=0)
 
 
 def test_a_negative_trace_is_no_covariance() -> None:
-    with pytest.raises(ValueError, match="trace -450 "):
+    with pytest.raises(ValueError, match="trace -450"):
         quadrature(-torch.eye(450), seed=0)
 
 

@@ -24,7 +24,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def filled(kind: type[nn.Linear], bias: bool = True) -> nn.Linear:
-    """A linear map whose every parameter is random."""
+    """A linear layer with random parameters."""
     linear = kind(IN, OUT, bias=bias)
     with torch.no_grad():
         for seed, parameter in enumerate(linear.parameters()):
@@ -35,7 +35,7 @@ def filled(kind: type[nn.Linear], bias: bool = True) -> nn.Linear:
 
 
 def gradients(linear: nn.Linear, x: Tensor) -> dict[str, Tensor]:
-    """Of a loss that weighs every output differently."""
+    """Gradients of a loss that weights every output differently."""
     out = linear(x)
     (out * randn(*out.shape, seed=5)).sum().backward()
     return {name: p.grad for name, p in linear.named_parameters() if p.grad is not None}
@@ -163,7 +163,7 @@ def test_a_spectral_gradient_is_that_of_the_formula() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_it_iterates_once_an_update_whatever_the_number_of_forward_passes() -> None:
+def test_power_iteration_runs_once_per_update_for_any_number_of_forward_passes() -> None:
     linear, x = filled(SpectralNormLinear), randn(3, IN, seed=7)
 
     def iterated(left: Tensor) -> Tensor:

@@ -29,9 +29,9 @@ UNGATED = {"gelu": "gelu_new", "relu": "relu", "relu2": "relu2"}
 
 @st.composite
 def pre_ln_specs(draw: st.DrawFn, architecture: str) -> ModelSpec:
-    """Pre-LN models of which transformers has a stock class."""
+    """Pre-LN models that transformers has a class for."""
     head_dim = 2 * draw(st.integers(1, 6))
-    # A LayerNorm of two or four numbers may blow rounding up a hundredfold.
+    # A LayerNorm over two or four numbers can amplify rounding a hundredfold.
     heads = draw(st.integers(-(-8 // head_dim), 4))
     depth = draw(st.integers(1, 3))
     kv_heads, qk_norm, activations = None, False, list(UNGATED)
@@ -50,7 +50,7 @@ def pre_ln_specs(draw: st.DrawFn, architecture: str) -> ModelSpec:
 
 
 def stock_llama(spec: ModelSpec) -> nn.Module:
-    """LLaMA, or Qwen 3 where queries and keys are normed."""
+    """Llama, or Qwen 3 with a norm on queries and keys."""
     config, model = (
         (Qwen3Config, Qwen3ForCausalLM) if spec.qk_norm else (LlamaConfig, LlamaForCausalLM)
     )
@@ -126,7 +126,7 @@ def in_gpt2_names(ours: dict[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]
 
 
 def turned(tensor: Tensor) -> Tensor:
-    return tensor.T if tensor.ndim == 2 else tensor  # a bias has nothing to turn
+    return tensor.T if tensor.ndim == 2 else tensor  # a bias is not transposed
 
 
 def largest(tensor: Tensor) -> float:
@@ -165,7 +165,7 @@ def compare(spec: ModelSpec, ours: Decoder, tokens: Tensor) -> None:
     nearby, shifted = answers(stock(spec), moved, tokens)
     assert largest(logits - expected) < rounding(expected, nearby)
     assert gradients.keys() == wanted.keys()
-    # A gradient that cancels to nothing is rounded as those are that it is summed from.
+    # A gradient that cancels to about 0 has the rounding error of its summands.
     allowed = max(rounding(wanted[name], shifted[name]) for name in wanted)
     for name, gradient in wanted.items():
         assert largest(gradients[name] - gradient) < allowed, name
@@ -183,7 +183,7 @@ def answers(
 
 
 def rounding(value: Tensor, nearby: Tensor) -> float:
-    """What it may be off by, given its value where every weight is moved by one rounding."""
+    """The tolerance, from the value after every weight has moved by one rounding."""
     return ROUNDINGS * (EPS * max(1.0, largest(value)) + largest(nearby - value))
 
 
@@ -207,7 +207,7 @@ def test_llama_pre_ln_is_the_llama_of_transformers_or_its_qwen3(
 def test_no_gradient_that_was_compared_is_zero(
     architecture, model_spec, lively, random_tokens
 ) -> None:
-    """A parameter that nothing depends on would agree with anything."""
+    """A parameter without effect would agree with anything."""
     spec = model_spec(architecture, qk_norm=True, kv_heads=2)
     model, tokens = lively(spec), random_tokens(spec)
     model(tokens, labels=tokens).loss.backward()
@@ -286,11 +286,11 @@ def test_rotary_scores_depend_on_distance_only() -> None:
 
 
 def test_more_tokens_than_the_context_are_refused(spec, random_tokens) -> None:
-    with pytest.raises(ValueError, match=r"17 tokens .* 16"):
+    with pytest.raises(ValueError, match=r"17 .* 16"):
         build(spec, 0)(random_tokens(spec, length=17))
 
 
-def test_what_it_cannot_do_is_refused_and_not_ignored(spec, random_tokens) -> None:
+def test_unknown_arguments_of_forward_are_refused(spec, random_tokens) -> None:
     tokens = random_tokens(spec)
     with pytest.raises(TypeError, match="position_ids"):
         build(spec, 0)(tokens, position_ids=tokens)
@@ -338,7 +338,7 @@ def test_every_layer_has_its_own_width_and_the_probe_finds_it(spec) -> None:
 # --- a model of transformers ---------------------------------------------------------------
 
 
-def test_it_is_saved_and_loaded_like_any_other(spec, lively, random_tokens, tmp_path) -> None:
+def test_save_and_load_keep_the_logits(spec, lively, random_tokens, tmp_path) -> None:
     model = lively(spec)
     model.save_pretrained(tmp_path)
     loaded = Decoder.from_pretrained(tmp_path)
@@ -354,7 +354,7 @@ def test_it_is_saved_and_loaded_like_any_other(spec, lively, random_tokens, tmp_
     assert shared == spec.tie_embeddings
 
 
-def test_it_generates_beyond_its_context_from_the_last_tokens(spec, lively, random_tokens) -> None:
+def test_generation_beyond_the_context_uses_the_last_tokens(spec, lively, random_tokens) -> None:
     model, prompt = lively(spec).eval(), random_tokens(spec, sequences=2, length=5)
     generated = model.generate(prompt, max_new_tokens=20, do_sample=False, pad_token_id=0)
     expected = prompt
@@ -365,7 +365,7 @@ def test_it_generates_beyond_its_context_from_the_last_tokens(spec, lively, rand
     assert torch.equal(generated, expected)
 
 
-def test_a_padded_prompt_is_continued_as_it_is_alone(spec, lively, random_tokens) -> None:
+def test_padding_does_not_change_a_generation(spec, lively, random_tokens) -> None:
     model, prompt = lively(spec).eval(), random_tokens(spec, sequences=1, length=4)
     alone = model.generate(prompt, max_new_tokens=6, do_sample=False, pad_token_id=0)
     padding = torch.zeros(1, 3, dtype=torch.long)
@@ -400,7 +400,7 @@ def test_labels_of_minus_100_do_not_count(model_spec, lively, random_tokens) -> 
     torch.testing.assert_close(output.loss, expected)
 
 
-def test_losses_are_in_float32_whatever_the_logits_are() -> None:
+def test_losses_of_bf16_logits_are_float32() -> None:
     logits = torch.randn(2, 3, 7, dtype=torch.bfloat16)
     losses = token_loss(logits, torch.zeros(2, 3, dtype=torch.long))
     assert (losses.dtype, losses.shape) == (torch.float32, (6,))
@@ -416,7 +416,7 @@ def test_losses_are_in_float32_whatever_the_logits_are() -> None:
 def test_half_precision_stays_near(
     architecture, norm, qk_norm, how, model_spec, random_tokens
 ) -> None:
-    """Without a warning, wherever a norm meets what a sub-layer put out in bf16."""
+    """Also without a warning, at every norm of a bf16 sub-layer output."""
     spec = model_spec(architecture, norm, qk_norm=qk_norm)
     model, tokens = build(spec, 0), random_tokens(spec)
     with torch.no_grad():

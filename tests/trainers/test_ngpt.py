@@ -57,7 +57,7 @@ def spec(model_spec) -> ModelSpec:
 
 @pytest.mark.parametrize("head_dim", [4, 8, 32])
 @pytest.mark.parametrize("spread", [0.0, 0.05, 0.5])
-def test_it_is_its_equations(spread, head_dim, model_spec, lively, random_tokens) -> None:
+def test_ngpt_follows_its_equations(spread, head_dim, model_spec, lively, random_tokens) -> None:
     """At the start, and with every matrix and learned scale moved, far past zero too."""
     spec = model_spec("ngpt", head_dim=head_dim, ffn_widths=(48, 24, 40))
     model, tokens = lively(spec, spread), random_tokens(spec)
@@ -124,7 +124,7 @@ def test_every_learned_scale_starts_at_its_value_and_is_stored_at_its_scale(spec
         torch.testing.assert_close(scale.weight, torch.full_like(scale.weight, stored))
 
 
-def test_it_has_neither_norm_gains_nor_biases(spec) -> None:
+def test_ngpt_has_neither_norm_gains_nor_biases(spec) -> None:
     """All that is not a matrix is a learned scale."""
     model = build(spec, 0)
     assert not any(isinstance(m, nn.LayerNorm | nn.RMSNorm) for m in model.modules())
@@ -154,7 +154,7 @@ def test_logits_at_the_start_are_cosines(spec, random_tokens) -> None:
 
 
 @pytest.mark.parametrize("name", ["q", "k", "o"])
-def test_the_length_of_what_is_normalised_again_does_not_matter(
+def test_scaling_a_matrix_whose_output_is_normalised_changes_nothing(
     name, spec, lively, random_tokens
 ) -> None:
     model, tokens = lively(spec), random_tokens(spec)

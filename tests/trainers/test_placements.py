@@ -86,7 +86,9 @@ def deep_spec(
 
 @pytest.mark.parametrize("norm", EQUATIONS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_placement_is_its_equation(architecture, norm, model_spec, lively, random_tokens) -> None:
+def test_a_placement_follows_its_equation(
+    architecture, norm, model_spec, lively, random_tokens
+) -> None:
     spec = deep_spec(model_spec, architecture, norm)
     model, tokens = lively(spec), random_tokens(spec)
     with torch.no_grad():
@@ -95,7 +97,7 @@ def test_a_placement_is_its_equation(architecture, norm, model_spec, lively, ran
     assert float(error) < 1e-5
 
 
-def test_every_placement_but_ngpts_is_tried_here() -> None:
+def test_every_placement_but_ngpt_is_tested_here() -> None:
     assert set(EQUATIONS) == set(PLACEMENTS) - {"ngpt"}  # that one is in test_ngpt.py
 
 

@@ -1,4 +1,4 @@
-"""Snapshots of a model: where they tap, in which groups, by which method, and what they record."""
+"""Snapshots of a model: sites, groups, methods and records."""
 
 import math
 import threading
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from analysis.spectrum import expand, js_divergence, measure
 from trainers.engine.engine import Ranks
+from trainers.heldout import token_buckets
 from trainers.models.build import build, feed_forwards
 from trainers.models.decoder import Decoder
 from trainers.models.model_spec import ModelSpec
 from trainers.spec import SpectraSpec
 from trainers.spectra import snapshots
-from trainers.spectra.buckets import token_buckets
 from trainers.spectra.snapshots import NonFiniteActivationsError, Snapshots, SpectrumError
 from trialstore.errors import InputError
 from trialstore.records import (
@@ -78,7 +78,7 @@ def rows_of(
 
 
 def ffn_inputs(model: Decoder, batches: list[Tensor]) -> list[Tensor]:
-    """What enters the FFN of every layer, [N, d_model]."""
+    """The inputs of every layer's FFN, [N, d_model]."""
     seen: dict[int, list[Tensor]] = {}
     hooks = [
         ffn.register_forward_pre_hook(lambda _, x, i=i: seen.setdefault(i, []).append(x[0]))
@@ -125,7 +125,7 @@ def test_pre_enters_the_nonlinearity_and_post_enters_the_down_projection(
             np.testing.assert_allclose(row["eigenvalues"], values, atol=2e-5 * values[0])
 
 
-def test_only_the_sites_that_are_asked_for_are_measured() -> None:
+def test_only_requested_sites_are_measured() -> None:
     rows = rows_of(make_model("gpt2"), make_batches(), sites=["post"])
     assert [(row["layer"], row["site"]) for row in rows] == [(0, "post"), (1, "post")]
     assert [row["js_divergence"] for row in rows] == [None, None]
@@ -133,24 +133,24 @@ def test_only_the_sites_that_are_asked_for_are_measured() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("site", ["pre", "post"])
-def test_what_is_not_finite_is_named_by_layer_site_and_step(site: str, value: float) -> None:
+def test_nonfinite_activations_name_layer_site_and_step(site: str, value: float) -> None:
     model = make_model("gpt2")
     with torch.no_grad():
         model.layers[1].ffn.up.weight[0, 0] = value
-    with pytest.raises(NonFiniteActivationsError, match=f"layer 1, site {site}: .* at step 7"):
+    with pytest.raises(NonFiniteActivationsError, match=f"layer 1, site {site}: .* step 7"):
         rows_of(model, make_batches(), sites=[site])
 
 
-def test_what_is_no_covariance_is_named_by_layer_site_and_step(monkeypatch) -> None:
-    """Its eigenvalues are found beside training; the trial still hears of it."""
+def test_negative_eigenvalues_name_layer_site_and_step(monkeypatch) -> None:
+    """The background thread computes them; the training thread still gets the error."""
     indefinite = torch.tensor([1.0, -0.5], dtype=torch.float64)
     monkeypatch.setattr(snapshots.Covariance, "eigenvalues", lambda _: indefinite)
-    with pytest.raises(SpectrumError, match=r"layer 0, site pre, all tokens at step 7: .*negative"):
+    with pytest.raises(SpectrumError, match=r"layer 0, site pre, all .* step 7: .*-0\.5"):
         rows_of(make_model("gpt2"), make_batches())
 
 
 class Linked(torch.nn.Module):
-    """An FFN of one's own that does not use its modules as it says."""
+    """A user's FFN that does not use its modules as its attributes state."""
 
     def __init__(self, ffn, bypass: bool, narrow: int) -> None:
         super().__init__()
@@ -165,11 +165,11 @@ class Linked(torch.nn.Module):
 @pytest.mark.parametrize(
     ("bypass", "narrow", "message"),
     [
-        (True, 0, "layer 1, site post: "),
-        (False, 3, "layer 1, site pre: .* 40 .* 37"),
+        (True, 0, "layer 1, site post: .*`down`"),
+        (False, 3, "layer 1, site pre: .* width 40.* 37"),
     ],
 )
-def test_a_block_that_is_not_what_it_says_is_named(bypass, narrow, message) -> None:
+def test_a_block_with_wrong_attributes_names_layer_and_site(bypass, narrow, message) -> None:
     model = make_model("gpt2")
     model.layers[1].ffn = Linked(model.layers[1].ffn, bypass, narrow)
     with pytest.raises(InputError, match=message):
@@ -177,7 +177,7 @@ def test_a_block_that_is_not_what_it_says_is_named(bypass, narrow, message) -> N
 
 
 @pytest.mark.parametrize("error", [RuntimeError("cuSOLVER"), MemoryError("no room")])
-def test_whatever_fails_beside_training_says_where(monkeypatch, error) -> None:
+def test_background_errors_name_the_spectrum(monkeypatch, error) -> None:
     def fail(_):
         raise error
 
@@ -187,7 +187,7 @@ def test_whatever_fails_beside_training_says_where(monkeypatch, error) -> None:
     assert caught.value.__notes__ == ["in the spectrum of layer 0, site pre, all tokens at step 7"]
 
 
-def test_eigenwork_that_nobody_waits_for_ends_at_the_next_matrix(monkeypatch) -> None:
+def test_closing_stops_the_eigenwork_at_the_next_matrix(monkeypatch) -> None:
     begun, gate = [], threading.Event()
 
     def slow(covariance):
@@ -205,7 +205,7 @@ def test_eigenwork_that_nobody_waits_for_ends_at_the_next_matrix(monkeypatch) ->
     assert len(begun) <= 1
 
 
-def test_ranks_meet_while_they_wait_for_the_first_ones_eigenwork(monkeypatch) -> None:
+def test_ranks_meet_while_they_wait_for_rank_0(monkeypatch) -> None:
     """No collective lasts longer than the patience, however long the eigenwork takes."""
     met, gate = [], threading.Event()
 
@@ -274,7 +274,7 @@ def test_only_wide_layers_are_sampled_and_the_last_snapshot_never_is(monkeypatch
     assert {row["method"] for row in rows_of(model, batches, method="lanczos")} == {"lanczos"}
 
 
-def test_what_is_sampled_agrees_with_all_eigenvalues_and_says_how_well(monkeypatch) -> None:
+def test_lanczos_agrees_with_all_eigenvalues_within_its_estimate(monkeypatch) -> None:
     model, batches = make_model("llama", widths=(400,)), make_batches(200)
     exact = rows_of(model, batches, method="exact")
     sampled = rows_of(model, batches, method="lanczos")
@@ -304,7 +304,7 @@ def test_probes_are_a_function_of_trial_step_layer_and_site() -> None:
 # --- what ----------------------------------------------------------------------------------
 
 
-def test_a_record_says_what_it_is_of() -> None:
+def test_a_record_identifies_its_spectrum() -> None:
     for row in rows_of(make_model("llama"), make_batches()):
         assert {name: row[name] for name in WHEN} == WHEN
         assert row["status"] == ("well sampled" if row["D"] == 24 else "undersampled")

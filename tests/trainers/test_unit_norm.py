@@ -1,4 +1,4 @@
-"""A matrix that is cut into fragments anywhere is normalised as if it were whole."""
+"""A matrix in arbitrary fragments is normalised like the whole matrix."""
 
 import itertools
 from collections.abc import Callable
@@ -105,7 +105,7 @@ def test_nothing_to_normalise_takes_no_collective() -> None:
     normalise([], never)
 
 
-def test_a_vector_of_zeros_stays_one() -> None:
+def test_a_zero_vector_stays_zero() -> None:
     held = fragment(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), 0, 4, 1)
     normalise([held], alone)
     assert held.values.tolist() == pytest.approx([0.0, 0.0, 0.6, 0.8])

@@ -1,8 +1,7 @@
-"""A DeepSpeed engine for one trial: every quirk of the library is dealt with here.
+"""The DeepSpeed engine of one trial, and the workarounds for DeepSpeed's defaults.
 
-Nothing else of widthlab knows DeepSpeed's configuration; optimizer.py takes Muon from it, and
-unit_norm.py knows where ZeRO keeps the master weights. Only the collectives of torch and the
-engine's forward, backward, step, save and load are used elsewhere.
+Only this folder depends on DeepSpeed: optimizer.py takes Muon from it, unit_norm.py reads where
+ZeRO keeps the master weights, and the rest is here. Other modules use `Engine` and `Ranks`.
 """
 
 import contextlib
@@ -28,7 +27,10 @@ from trainers.spec import TrialSpec
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the processes of a trial."""
+    """This process among the processes of a trial, and their collectives.
+
+    Every rank must call the same collectives in the same order. With one process they do nothing.
+    """
 
     rank: int
     world_size: int
@@ -37,17 +39,17 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Rank 0 alone writes records."""
+        """Whether this is rank 0, the only one that writes records."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all ranks, in place."""
+        """Sum a tensor over all ranks, in place, and return it."""
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """One small picklable value of each rank, on every rank."""
+        """Return the values of all ranks, in rank order. `value` is small and picklable."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -55,7 +57,7 @@ class Ranks:
         return values
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
+        """Return rank 0's value on every rank. It is small and picklable."""
         if self.world_size == 1:
             return value
         box = [value]
@@ -69,16 +71,22 @@ class Ranks:
 
 
 def import_deepspeed(device: str) -> Any:
-    """DeepSpeed, quickly and quietly.
+    """Import DeepSpeed with a fast and silent start, and return the module.
 
-    Its autotuner pulls in mlflow where that is installed: a second of start-up, and a library a
-    training process has no business with, so it is hidden for the time of the import.
+    Sets process-wide environment variables, so call it before anything else imports DeepSpeed.
+    Afterwards `torch.load` refuses pickled code everywhere in the process.
+
+    DeepSpeed's autotuner imports mlflow if it is installed, which costs a second. The import is
+    blocked, because training processes do not use mlflow.
+
+    Args:
+        device: "cpu" or "cuda".
     """
     if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
-        # On a CPU the compiler costs 24 s at the first step and gains nothing.
+        # On a CPU torch's compiler takes 24 s at the first step and speeds up nothing.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    # Checkpoints are data: refuse pickled code wherever DeepSpeed calls torch.load.
+    # Checkpoints are data: make every torch.load of DeepSpeed refuse pickled code.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     os.environ.setdefault("DS_LOG_LEVEL", "warning")
     hidden = "mlflow" not in sys.modules
@@ -97,11 +105,11 @@ def import_deepspeed(device: str) -> Any:
     torch.serialization.add_safe_globals(
         [LossScaler, DynamicLossScaler, fragment_address, ZeroStageEnum]
     )
-    # Its optimiser of bf16 at stage 1 tells of memory, unasked, and collects garbage to do so:
-    # four seconds at every start.
+    # The bf16 optimiser of stage 1 reports memory use and collects garbage for the report, which
+    # takes four seconds at every start.
     bf16_optimizer.see_memory_usage = _say_nothing
-    # Its shared-memory collectives would be compiled at every start; gloo serves on a CPU. It asks
-    # for these answers alone, and would run a compiler to find the others.
+    # DeepSpeed would compile its shared-memory collectives at every start, but gloo suffices on a
+    # CPU. It looks up only these two entries; filling in the others would run a compiler.
     deepspeed.ops.__compatible_ops__ = {
         "deepspeed_shm_comm": False, "deepspeed_not_implemented": False,
     }  # fmt: skip
@@ -109,29 +117,36 @@ def import_deepspeed(device: str) -> Any:
 
 
 def _say_nothing(*_: object, **__: object) -> None:
-    """In the place of a report that nobody asked for."""
+    """Replace DeepSpeed's memory report."""
 
 
 def start_ranks(device: str) -> Ranks:
-    """Join the process group that torchrun or the orchestrator describes, or be alone.
+    """Join the trial's process group and return this process's place in it.
 
-    Raises RuntimeError if CUDA is asked for and absent.
+    torchrun or the orchestrator describes the group in RANK, WORLD_SIZE and LOCAL_RANK; without
+    them the process is the only one. On CUDA it takes the device LOCAL_RANK.
+
+    Args:
+        device: "cpu" (gloo) or "cuda" (NCCL).
+
+    Raises:
+        RuntimeError: `device` is "cuda" and torch finds no CUDA device.
     """
     deepspeed = import_deepspeed(device)
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it, alone too
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed needs it for one process too
     rank = int(os.environ.get("RANK", 0))
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ["LOCAL_RANK"])
     if device == "cuda":
         if not torch.cuda.is_available():
-            raise RuntimeError("layout.device is cuda but torch sees no CUDA device")
+            raise RuntimeError("layout.device is cuda, but torch finds no CUDA device")
         torch.cuda.set_device(local_rank)
         where = torch.device("cuda", local_rank)
     else:
         where = torch.device("cpu")
     if not dist.is_initialized():
         if world_size == 1:
-            # A store in memory needs no port, so any number of trials start side by side.
+            # An in-memory store needs no port, so trials that start together cannot collide.
             dist.init_process_group(
                 "nccl" if device == "cuda" else "gloo",
                 store=dist.HashStore(),  # type: ignore[attr-defined]
@@ -147,15 +162,25 @@ def start_ranks(device: str) -> Ranks:
 
 
 class Engine:
-    """One model under DeepSpeed, in the five verbs that the training loop needs."""
+    """A model under DeepSpeed: forward, backward, step, save and load.
+
+    The training loop calls `forward`, `backward` and `step` once per micro-batch. DeepSpeed
+    patches process-wide state: call `close` before the process makes another engine.
+
+    Args:
+        model: An initialised model on any device. The engine moves it and, at ZeRO stage 3,
+            takes its parameters apart.
+        spec: The trial: its optimiser, schedule, precision, ZeRO stage and batch.
+        ranks: From `start_ranks`.
+    """
 
     def __init__(self, model: Decoder, spec: TrialSpec, ranks: Ranks) -> None:
         deepspeed = import_deepspeed(ranks.device.type)
         zero_stage = spec.layout.zero_stage
         self._clipping = spec.training.gradient_clipping
-        # Stage 0 keeps no gradient norm of its own: measure and clip in one place here.
+        # Stage 0 does not report a gradient norm, so `step` measures and clips here.
         self._clips_here = zero_stage == 0
-        # By the time ZeRO measures, Muon has put its update in the gradient's place.
+        # With Muon, ZeRO measures the norm after Muon has overwritten the gradient.
         self._loses_norm = spec.training.optimizer == "muon" and zero_stage > 0
         self._between_updates = True
         unit_norm_dims = model.unit_norm_dims  # before ZeRO 3 takes the shapes away
@@ -165,7 +190,7 @@ class Engine:
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda update: learning_rate(spec.training, update) / peak
         )
-        # ZeRO 3 puts a function of its own in this one's place, for the whole process.
+        # ZeRO 3 replaces this function for the whole process; `close` restores it.
         self._linear = nn.functional.linear
         with _quiet():
             self._engine, *_ = deepspeed.initialize(
@@ -176,12 +201,15 @@ class Engine:
                 dist_init_required=False,
             )
         if unit_norm_dims:
-            # At stage 0 every rank has all of every matrix.
+            # At stage 0 every rank has whole matrices, so there is nothing to sum.
             summed = ranks.sum if zero_stage > 0 else _as_it_is
             keep_unit_norms(self._engine, unit_norm_dims, summed)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of token ids (B, T). In training mode the first call begins an update."""
+        """Return the logits (B, T, V) of token ids (B, T).
+
+        In training mode, the first call after a finished update begins the next one.
+        """
         if self._between_updates and self._engine.module.training:
             self._engine.module.begin_update()
             self._between_updates = False
@@ -189,14 +217,16 @@ class Engine:
         return logits
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of a micro-batch's mean loss."""
+        """Accumulate the gradient of a micro-batch's mean loss, a scalar in nats per token."""
         self._engine.backward(loss)
 
     def step(self) -> float | None:
-        """End a micro-batch; at the last of an update apply it and return the gradient norm.
+        """End a micro-batch; after an update's last one, apply the update.
 
-        A norm that is not finite means that the update was not, or must not be, used. None
-        inside an update, and where the norm is not known: with Muon at the ZeRO stages 1 to 3.
+        Returns:
+            The gradient norm before clipping. NaN or infinity: the update was skipped or has
+            spoiled the weights, so stop the trial. None: the update has more micro-batches to
+            come, or the norm is unknown (Muon at ZeRO stages 1 to 3).
         """
         last = self._engine.is_gradient_accumulation_boundary()
         norm: float | None = None
@@ -215,33 +245,43 @@ class Engine:
 
     @property
     def module(self) -> nn.Module:
-        """The model, for hooks."""
+        """The wrapped model, for hooks."""
         module: nn.Module = self._engine.module
         return module
 
     def eval(self) -> None:
-        """Evaluation mode."""
+        """Switch to evaluation mode."""
         self._engine.eval()
 
     def train(self) -> None:
-        """Training mode."""
+        """Switch to training mode."""
         self._engine.train()
 
     def save(self, folder: Path, tag: str, state: dict[str, Any]) -> None:
-        """Write a checkpoint below `folder`/`tag`. Collective: every rank calls it."""
+        """Write a checkpoint of model, optimiser and schedule below `folder`/`tag`.
+
+        Collective: every rank calls it. `state` is stored with the checkpoint, and `load` returns
+        it.
+        """
         with _quiet():
             self._engine.save_checkpoint(
                 str(folder), tag=tag, client_state=state, save_latest=False
             )
 
     def load(self, folder: Path, tag: str) -> dict[str, Any]:
-        """Read it back and return the state. Collective. Raises RuntimeError if it cannot."""
+        """Restore a checkpoint that `save` wrote and return its `state`. Collective.
+
+        The learning rate follows this trial's schedule, not the rate in the checkpoint: a trial
+        that branches off another's checkpoint has a schedule of its own.
+
+        Raises:
+            RuntimeError: DeepSpeed finds no checkpoint `tag` in `folder`.
+        """
         with _quiet():
             path, state = self._engine.load_checkpoint(str(folder), tag=tag)
         if path is None:
             raise RuntimeError(f"DeepSpeed found no checkpoint {tag} in {folder}")
-        # The rate that lies in the checkpoint is the saver's; a trial that branches off there
-        # goes on at that of its own schedule.
+        # The checkpoint restored the saving trial's rate: overwrite it with this schedule's.
         updates = self._schedule.last_epoch
         for group, peak, factor in zip(
             self._optimizer.param_groups,
@@ -253,10 +293,10 @@ class Engine:
         return dict(state)
 
     def close(self) -> None:
-        """Release what DeepSpeed holds in this process: the next trial may run in it."""
+        """Release DeepSpeed's memory and patches, so that another trial can run in the process."""
         self._engine.destroy()
-        nn.functional.linear = self._linear  # the next trial computes with its own
-        # The engine is part of cycles, and its device memory is wanted at once.
+        nn.functional.linear = self._linear
+        # Reference cycles hold the engine: without a collection its device memory stays in use.
         del self._engine, self._optimizer, self._schedule
         gc.collect()
 
@@ -291,17 +331,17 @@ def _as_it_is(values: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """DeepSpeed prints to stdout, which belongs to the command that was asked for."""
+    """Send DeepSpeed's prints to stderr: stdout is for the command's own output."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers of a trial may depend on."""
+    """Return the versions of Python and the packages that can change a trial's numbers."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
-    # torch says which build it is, for a CPU or for which CUDA; its package's metadata may not.
+    # torch.__version__ names the build (CPU or CUDA version); the package metadata may not.
     found = {"python": platform.python_version(), "torch": str(torch.__version__)}
     for package in ("widthlab", "deepspeed", "transformers", "numpy"):
         with contextlib.suppress(PackageNotFoundError):

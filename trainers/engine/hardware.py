@@ -1,4 +1,4 @@
-"""What the devices are and how fast they could be."""
+"""The name and peak speed of the device that a trial runs on."""
 
 import platform
 
@@ -6,8 +6,8 @@ import torch
 
 from trainers.spec import Precision
 
-#: Dense peak FLOP/s by a part of the device's name: (bf16 with float32 accumulation, float32),
-#: from NVIDIA's data sheets. float32 is the rate without TF32, which torch leaves off.
+#: Dense peak FLOP/s from NVIDIA's data sheets, by a part of the device's name: (bf16 with float32
+#: accumulation, float32). The float32 rate is without TF32, which torch disables by default.
 PEAK_FLOPS = {
     "H200": (989e12, 67e12),
     "H100": (989e12, 67e12),
@@ -18,7 +18,10 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device: torch.device, precision: Precision) -> float | None:
-    """The device's dense peak, FLOP/s; None where it is not known, so no utilisation is made up."""
+    """Return the device's dense peak in FLOP/s.
+
+    Returns None for CPUs and for devices that are not in PEAK_FLOPS: their utilisation is unknown.
+    """
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -29,7 +32,7 @@ def peak_flops(device: torch.device, precision: Precision) -> float | None:
 
 
 def device_name() -> str:
-    """The CUDA device's name, or the machine's processor architecture."""
+    """Return the current CUDA device's name, or "cpu" with the processor architecture."""
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
     return f"cpu ({platform.machine()})"

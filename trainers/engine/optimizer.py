@@ -1,6 +1,6 @@
 """The optimiser of a trial: AdamW, or Muon for the matrices inside the layers.
 
-Which parameter is treated how is decided here, by its name and shape, once for all ZeRO stages.
+The groups of parameters follow from names and shapes and are the same at every ZeRO stage.
 """
 
 import logging
@@ -15,20 +15,23 @@ from trainers.spec import TrainingSpec
 
 log = logging.getLogger(__name__)
 
-#: Root mean square of Muon's update at learning rate 1, as AdamW's typically is: one learning
-#: rate serves both (arXiv 2502.16982, equation 4 and section 2.2).
+#: Root mean square of Muon's update at learning rate 1. AdamW's is typically the same, so both
+#: can share one learning rate (arXiv 2502.16982, equation 4 and section 2.2).
 MUON_RMS = 0.2
 ADAM_EPS = 1e-8
 
 
 def make_optimizer(model: nn.Module, training: TrainingSpec) -> torch.optim.Optimizer:
-    """An optimiser of all parameters of a model that DeepSpeed has not yet taken over.
+    """Return the optimiser of all parameters of a model.
 
-    Fused AdamW is one pass over memory: on a CPU core a quarter of the time of the default.
+    Call it before DeepSpeed wraps the model: ZeRO stage 3 empties the shapes. With Muon it tags
+    every parameter with `use_muon`, which ZeRO reads; weights outside the layers, and those that
+    are not matrices, go to AdamW.
     """
     if training.optimizer == "adamw":
+        # Fused is one pass over memory: on a CPU core a quarter of the default's time.
         return torch.optim.AdamW(_adamw_groups(model.parameters(), training), fused=True)
-    # DeepSpeed is imported late: the engine sets its environment up first.
+    # import_deepspeed must set the environment before this import.
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
     matrices: list[nn.Parameter] = []
@@ -40,8 +43,8 @@ def make_optimizer(model: nn.Module, training: TrainingSpec) -> torch.optim.Opti
     stacks = [p for p in others if p.ndim > 2]
     if stacks:
         log.warning(
-            "muon takes matrices alone: %d weights with three dimensions or more, such as one of "
-            "%s, go to AdamW",
+            "Muon handles only matrices: %d weights with three or more dimensions, such as one "
+            "of shape %s, go to AdamW",
             len(stacks), list(stacks[0].shape),
         )  # fmt: skip
     groups = _muon_groups(matrices, training)
@@ -53,14 +56,17 @@ def make_optimizer(model: nn.Module, training: TrainingSpec) -> torch.optim.Opti
 
 
 def is_layer_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether Muon moves it: a matrix of a layer, of which embeddings and head are none."""
+    """Return whether Muon updates a parameter: a matrix inside a layer.
+
+    Embeddings and the output head are outside the layers.
+    """
     return name.startswith("layers.") and parameter.ndim == 2
 
 
 def _adamw_groups(
     parameters: Iterable[nn.Parameter], training: TrainingSpec
 ) -> list[dict[str, Any]]:
-    """Matrices and embeddings decay; biases, gains and scales do not."""
+    """Weight decay applies to matrices and embeddings, not to biases, gains and scales."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for parameter in parameters:
@@ -73,17 +79,17 @@ def _adamw_groups(
     return [
         {"params": members, "weight_decay": decay, **shared}
         for members, decay in ((decayed, training.weight_decay), (plain, 0.0))
-        if members  # ZeRO takes no empty group
+        if members  # ZeRO rejects empty groups
     ]
 
 
 def _muon_groups(matrices: list[nn.Parameter], training: TrainingSpec) -> list[dict[str, Any]]:
-    """One group per fan-in, for the step is scaled by it.
+    """Return one group per fan-in, because the learning rate depends on it.
 
     DeepSpeed's update of a matrix [rows, columns] is sqrt(max(1, rows / columns)) times an
-    orthogonal one, whose root mean square is 1 / sqrt(max(rows, columns)): together
-    1 / sqrt(columns). The rate carries the rest of MUON_RMS, and the decay loses it again, so
-    that the product of both is that of AdamW.
+    orthogonal matrix, whose root mean square is 1 / sqrt(max(rows, columns)). The product has
+    root mean square 1 / sqrt(columns). Multiplying the rate by MUON_RMS * sqrt(columns) makes it
+    MUON_RMS. Weight decay is divided by the same factor, so that rate * decay equals AdamW's.
     """
     by_fan_in: dict[int, list[nn.Parameter]] = defaultdict(list)
     for matrix in matrices:

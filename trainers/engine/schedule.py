@@ -1,8 +1,4 @@
-"""The learning rate of every update, as a pure function of the training spec.
-
-All schedules warm up linearly to the peak and end at `final_fraction` of it on the last update;
-they differ in between. Updates are counted from 0.
-"""
+"""Learning-rate schedules: cosine, linear and wsd (warm-up, stable, decay)."""
 
 import math
 
@@ -10,11 +6,12 @@ from trainers.spec import TrainingSpec
 
 
 def learning_rate(training: TrainingSpec, update: int) -> float:
-    """The rate of the update of that number.
+    """Return the learning rate of one update. Updates count from 0.
 
-    cosine and linear decay from the end of the warm-up. wsd (warm-up, stable, decay: arXiv
-    2404.06395) stays at the peak until `training.stable_end` updates are done and then decays
-    linearly; before that its rate does not depend on `steps`, if `warmup_steps` is given.
+    All schedules warm up linearly to the peak `training.learning_rate` and end at
+    `final_fraction` of it on the last update. cosine and linear decay from the end of the
+    warm-up. wsd (arXiv 2404.06395) stays at the peak for the first `training.stable_end` updates,
+    then decays linearly; until then its rate is independent of `steps` if `warmup_steps` is set.
     """
     if update < training.warmup:
         return training.learning_rate * ((update + 1) / training.warmup)
@@ -22,7 +19,7 @@ def learning_rate(training: TrainingSpec, update: int) -> float:
 
 
 def _after_warmup(training: TrainingSpec, update: int) -> float:
-    """The fraction of the peak: 1 while it is stable, `final_fraction` on the last update."""
+    """Return the fraction of the peak: 1 while stable, `final_fraction` on the last update."""
     begin = training.stable_end if training.schedule == "wsd" else training.warmup
     if update < begin:
         return 1.0

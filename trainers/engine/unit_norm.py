@@ -1,9 +1,9 @@
-"""Vectors of unit norm, restored after every update, wherever ZeRO has put their elements.
+"""Restore the unit norms of nGPT's weight vectors after every update, at every ZeRO stage.
 
-nGPT's matrices consist of unit vectors (arXiv 2410.01131, section 2.6, step 2). An optimiser
-knows nothing of that, so a hook on it normalises the float32 master weights right after each of
-its steps, before DeepSpeed copies them to the model. Under ZeRO a rank holds a fragment of a
-matrix, cut anywhere: the squared norms of its vectors are summed over ranks, in one collective.
+nGPT's matrices consist of unit vectors (arXiv 2410.01131, section 2.6, step 2), and an optimiser
+step changes their norms. A hook normalises the float32 master weights after each step, before
+DeepSpeed copies them to the model. Under ZeRO a rank holds only a fragment of a matrix, which can
+begin and end inside a vector, so one collective per step sums the squared norms over ranks.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,15 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainers.models.linear import LEAST_NORM
+#: Lower bound of a norm in a division: a zero vector stays zero.
+LEAST_NORM = 1e-12
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """This rank's elements of a matrix [rows, columns], counted row by row from `start`.
+    """This rank's part of a matrix [rows, columns].
 
-    `values` [n], n = 0 included, is a view of the optimiser's own float32 weights. `dim` is the
-    dimension along which the vectors run: 1 for rows, 0 for columns.
+    Attributes:
+        values: [n], n >= 0, a view of the optimiser's float32 master weights.
+        start: Index of the first value in the flattened, row-major matrix.
+        shape: (rows, columns) of the whole matrix.
+        dim: The dimension along which the unit vectors run: 1 for rows, 0 for columns.
     """
 
     values: Tensor
@@ -31,12 +35,14 @@ class Fragment:
 
     @property
     def vectors(self) -> int:
-        """How many vectors the whole matrix has."""
+        """Number of vectors of the whole matrix."""
         return self.shape[1 - self.dim]
 
     def rectangles(self) -> Iterator[tuple[Tensor, slice]]:
-        """The elements as views [r, c], each with the vectors that it holds a part of: the rest
-        of a row, then whole rows, then the begin of a row."""
+        """Yield the values as rectangular views [r, c] with the indices of their vectors.
+
+        A fragment has at most three: the end of a row, whole rows, and the beginning of a row.
+        """
         columns = self.shape[1]
         position, end = self.start, self.start + len(self.values)
         while position < end:
@@ -52,8 +58,13 @@ class Fragment:
 
 @torch.no_grad()
 def normalise(fragments: list[Fragment], sum_over_ranks: Callable[[Tensor], Tensor]) -> None:
-    """Scale every vector of the matrices to norm 1, in place. All ranks call it with fragments of
-    the same matrices in the same order; `sum_over_ranks` works in place."""
+    """Scale every vector of some matrices to norm 1, in place.
+
+    Args:
+        fragments: This rank's parts. All ranks pass the same matrices in the same order.
+        sum_over_ranks: Sums a tensor over the ranks in place, such as `Ranks.sum`. It is called
+            once, unless there are no fragments.
+    """
     if not fragments:
         return
     squares = fragments[0].values.new_zeros(sum(fragment.vectors for fragment in fragments))
@@ -62,7 +73,7 @@ def normalise(fragments: list[Fragment], sum_over_ranks: Callable[[Tensor], Tens
         for rectangle, vectors in fragment.rectangles():
             part[vectors] += rectangle.square().sum(fragment.dim)
     sum_over_ranks(squares)
-    squares.sqrt_().clamp_(min=LEAST_NORM).reciprocal_()  # now the factors
+    squares.sqrt_().clamp_(min=LEAST_NORM).reciprocal_()  # 1 / norm of every vector
     for fragment, part in zip(fragments, parts, strict=True):
         for rectangle, vectors in fragment.rectangles():
             rectangle.mul_(part[vectors].unsqueeze(fragment.dim))
@@ -71,26 +82,30 @@ def normalise(fragments: list[Fragment], sum_over_ranks: Callable[[Tensor], Tens
 def keep_unit_norms(
     engine: Any, dims: Mapping[str, int], sum_over_ranks: Callable[[Tensor], Tensor]
 ) -> None:
-    """Have a DeepSpeed engine's optimiser normalise the named matrices after each of its steps.
+    """Make a DeepSpeed engine's optimiser normalise matrices after each of its steps.
 
-    `dims` maps a parameter's name to the dimension along which its vectors have norm 1.
+    Args:
+        engine: What `deepspeed.initialize` returns.
+        dims: The dimension along which vectors have norm 1, by parameter name, such as
+            `Decoder.unit_norm_dims`.
+        sum_over_ranks: See `normalise`.
     """
     by_master = _fragments(engine, dims)
     found = sum(map(len, by_master.values()))
     assert found == len(dims), f"ZeRO holds {found} of the {len(dims)} matrices"
 
     def after_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        # ZeRO steps one group at a time and shows only that one's master weights.
+        # ZeRO steps one parameter group at a time, with only that group's master weights.
         stepped = (master for group in optimizer.param_groups for master in group["params"])
         fragments = [one for master in stepped for one in by_master.get(master, [])]
         normalise(fragments, sum_over_ranks)
 
-    # ZeRO wraps the optimiser; stage 0 uses it as it is.
+    # ZeRO wraps the optimiser; stage 0 does not.
     getattr(engine.optimizer, "optimizer", engine.optimizer).register_step_post_hook(after_step)
 
 
 def _fragments(engine: Any, dims: Mapping[str, int]) -> dict[Tensor, list[Fragment]]:
-    """The fragments in each tensor of master weights, in the same order on every rank."""
+    """Return the fragments in each tensor of master weights, in the same order on every rank."""
     stage = engine.zero_optimization_stage()
     matrices = {p: dims[name] for name, p in engine.module.named_parameters() if name in dims}
     if stage == 0:
@@ -113,7 +128,7 @@ def _fragments(engine: Any, dims: Mapping[str, int]) -> dict[Tensor, list[Fragme
     for group, master in zip(groups, masters, strict=True):
         for parameter in group:
             if parameter in matrices:
-                held = parameter._hp_mapping  # None where this rank has nothing of it
+                held = parameter._hp_mapping  # None if this rank holds none of it
                 values = held.hp_fragment if held else master.narrow(0, 0, 0)
                 start = held.lp_fragment_address.start if held else 0
                 fragment = _fragment(parameter, values, start, matrices[parameter])

@@ -1,4 +1,4 @@
-"""The README.md of an exported model: what it is, where it comes from, how it is loaded."""
+"""The model card (README.md) of an exported model: its trial, its loss, how to load it."""
 
 import json
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from trainers.spec import TrialSpec
 
 @dataclass(frozen=True)
 class Loss:
-    """Cross-entropy on held-out tokens, in nats per token, of the weights after `step` updates."""
+    """Held-out cross-entropy in nats per token, measured after `step` updates."""
 
     nats: float
     step: int
@@ -19,7 +19,19 @@ class Loss:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """All that the card says."""
+    """The content of a model card.
+
+    Attributes:
+        spec: The trial.
+        step: Updates that the exported weights have had.
+        outcome: How the trial ended; None if it has not.
+        loss: The newest held-out loss at or before `step`; None if there is none.
+        model_class: Name of the class that opens the directory.
+        stock: Whether that class is part of `transformers`.
+        dtype: Type of the stored weights.
+        parameters: Number of parameters.
+        tokenizer: Whether the directory has a tokenizer.
+    """
 
     spec: TrialSpec
     step: int
@@ -32,7 +44,7 @@ class ModelCard:
     tokenizer: bool
 
     def markdown(self) -> str:
-        """The card, with the header that the Hugging Face hub reads."""
+        """Return the card as Markdown, with the YAML header of the Hugging Face hub."""
         spec, training = self.spec, self.spec.training
         end = self.outcome or "unfinished"
         rows = {
@@ -68,8 +80,8 @@ tags:
 
 # widthlab trial {id}
 
-A small language model of a widthlab study of feed-forward width, as its checkpoint has it: a
-means of study, neither tuned nor filtered for any use.
+A small language model from a widthlab study of feed-forward width, exported from a training
+checkpoint. It is meant for research, and neither tuned nor filtered for any other use.
 
 | | |
 |---|---|
@@ -81,7 +93,7 @@ means of study, neither tuned nor filtered for any use.
 
 {notes}
 
-The model, and its training, where they differ from widthlab's defaults:
+The settings of the model and its training that differ from widthlab's defaults:
 
 ```json
 {model}
@@ -94,13 +106,13 @@ The model, and its training, where they differ from widthlab's defaults:
 
 
 def loading_lines(place: str, stock: bool, tokenizer: bool) -> list[str]:
-    """Two lines of Python that open the directory."""
+    """Return two lines of Python that open the directory `place`."""
     classes = "AutoModelForCausalLM, AutoTokenizer" if tokenizer else "AutoModelForCausalLM"
     remote = "" if stock else ", trust_remote_code=True"
     model = f"AutoModelForCausalLM.from_pretrained({place!r}{remote})"
     if not tokenizer:
         return [f"from transformers import {classes}", f"model = {model}"]
-    # AutoTokenizer reads the model's configuration too, and would ask.
+    # AutoTokenizer also reads the model's configuration, and asks without trust_remote_code.
     return [
         f"from transformers import {classes}",
         f"model, tokenizer = {model}, AutoTokenizer.from_pretrained({place!r}{remote})",
@@ -121,7 +133,7 @@ def _notes(model: ModelSpec, stock: bool) -> list[str]:
     if model.norm == "lns" and model.block is None:
         notes.append("LayerNorm scaling is multiplied into the norms: the model is Pre-LN.")
     if not stock:
-        notes.append("It carries its own source, which needs torch and transformers 5 or newer.")
+        notes.append("Its source code is included; it needs torch and transformers 5 or newer.")
     notes.append(f"Its context is {model.context} tokens.")
     return notes
 

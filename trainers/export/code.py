@@ -1,7 +1,7 @@
-"""The source that an exported model carries where `transformers` has no class for it.
+"""The source code in an exported model that `transformers` has no class for.
 
-The model's own files need torch and transformers alone, and so does what a user's block may
-import: the directory loads where widthlab is not installed.
+The model's files and a user's block may import only torch, transformers and the standard library,
+so that the directory loads without widthlab.
 """
 
 import ast
@@ -15,10 +15,10 @@ from trainers.models.own_block import block_class
 from trialstore.errors import InputError
 
 MODEL_FILES = ("decoder", "placements", "linear", "ngpt", "own_block")
-#: The modules that a model with a user's own block has beside them.
+#: Further modules of a model with a user's own block.
 ENTRY, BLOCK = "modeling_widthlab", "block"
 
-ENTRY_SOURCE = '''"""The decoder of decoder.py with a block of its own: {path}."""
+ENTRY_SOURCE = '''"""The decoder of decoder.py with the block {path} in block.py."""
 
 from .{block} import {name}
 from .decoder import Decoder as WidthlabDecoder
@@ -29,26 +29,33 @@ KNOWN["{path}"] = {name}
 
 
 class DecoderConfig(WidthlabConfig):
-    """As its base class, and another: transformers keeps one model class for each."""
+    """A class of its own: transformers maps every configuration class to one model class."""
 
 
 class Decoder(WidthlabDecoder):
-    """As its base class; it lives here so that whoever saves it again takes the block along."""
+    """A class of this file, so that `save_pretrained` copies the block too."""
 
     config_class = DecoderConfig
 '''
 
-#: What a block's module may import, beside the standard library.
+#: Packages that a block's module may import, besides the standard library.
 ALLOWED = ("torch", "transformers")
 OURS = "trainers.models"
 IMPORT_OF_OURS = re.compile(rf"from\s+{re.escape(OURS)}\.(\w+)\s+import\b")
 
 
 def write_code(folder: Path, block: str | None) -> dict[str, str]:
-    """Write the model's source into a model directory and return the `auto_map` of its config.
+    """Write the model's source code into a model directory.
 
-    `block` is the `package.module:Class` of a user's own block. Raises InputError where its
-    module imports what the directory cannot carry.
+    Args:
+        folder: The directory.
+        block: `package.module:Class` of the user's own block; None for widthlab's.
+
+    Returns:
+        The `auto_map` for the model's configuration.
+
+    Raises:
+        InputError: The block's module imports something that the directory cannot carry.
     """
     entry = "decoder"
     if block is not None:
@@ -67,9 +74,11 @@ def write_code(folder: Path, block: str | None) -> dict[str, str]:
 
 
 def portable(source: Path) -> str:
-    """The text of a block's module, importing widthlab's model files from beside it.
+    """Return the source of a block's module with its imports of widthlab made relative.
 
-    Raises InputError naming an import of anything that is not there on another machine.
+    Raises:
+        InputError: It imports anything but torch, transformers, the standard library and the
+            model files. The message names file, line and module.
     """
     text = source.read_text(encoding="utf-8")
     lines = text.splitlines(keepends=True)
@@ -111,5 +120,5 @@ def _refusal(source: Path, node: ast.stmt, module: str, way_out: str) -> InputEr
 
 
 def _characters(line: str, offset: int) -> int:
-    """A column in bytes, as ast has it, in characters."""
+    """Convert a column of `ast`, which counts UTF-8 bytes, to characters."""
     return len(line.encode()[:offset].decode())

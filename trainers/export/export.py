@@ -1,7 +1,7 @@
-"""A trial's model as a directory that `transformers` opens, written from its newest checkpoint.
+"""Export a trial's newest checkpoint as a directory that `transformers` opens.
 
-A model that is a Llama or a GPT-2 in all but its training becomes one; every other carries its
-own source (`trust_remote_code`). Either way the directory needs torch and transformers alone.
+A model that computes the same as a Llama or GPT-2 becomes one. Every other carries its own source
+code and needs `trust_remote_code=True`. Loading needs only torch and transformers.
 """
 
 import contextlib
@@ -36,8 +36,15 @@ DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": to
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written where. `outcome` is None of a trial that has not ended; `val_loss` is in
-    nats per token, of the weights after `val_step` updates."""
+    """The result of an export, as `widthlab export --json` prints it.
+
+    Attributes:
+        out: Absolute path of the directory.
+        step: Updates that the exported weights have had, of `steps` planned.
+        outcome: How the trial ended; None if it has not.
+        val_loss: Held-out loss in nats per token after `val_step` updates; None if not measured.
+        load: Two lines of Python that open the directory.
+    """
 
     out: str
     trial: str
@@ -52,11 +59,11 @@ class Exported:
     val_step: int | None
     tokenizer: bool
     files: list[str]
-    load: list[str]  # two lines of Python
+    load: list[str]
 
     @property
     def summary(self) -> str:
-        """What a person wants to know of it."""
+        """The result as text for the terminal."""
         state = self.outcome or "unfinished"
         loss = "" if self.val_loss is None else f", held-out loss {self.val_loss:.4f} nats a token"
         return "\n".join(
@@ -78,12 +85,20 @@ def export(
     cache: Path | None = None,
     block: str | None = None,
 ) -> Exported:
-    """Write the model of a trial directory to `out`, a new or empty local folder. Only the
-    `block` that the user has named is imported.
+    """Write the model of a trial directory to `out`, completely or not at all.
 
-    The folder is there whole or not at all. Raises InputError for a trial without a usable
-    checkpoint, an `out` that holds something or cannot be written, a tokenizer that cannot be had
-    (unless `tokenizer` is False), and a user's block that cannot travel.
+    Args:
+        trial: The trial directory. The trial may still be running.
+        out: A new or empty local folder.
+        dtype: Type of the stored weights.
+        tokenizer: Whether to write the tokenizer too.
+        cache: Folder of token stores; None for the default.
+        block: `package.module:Class` of a block that the user trusts. No other is imported.
+
+    Raises:
+        InputError: The trial has no usable checkpoint, `out` is not empty or cannot be written,
+            the tokenizer cannot be found or made again, the trial's own block is not `block`, or
+            the block imports something that cannot be exported.
     """
     place = _free(out)
     trained = trained_model(trial, block)
@@ -130,8 +145,11 @@ def export(
 
 
 def _end_at(model: PreTrainedModel | Decoder, separator: int | None) -> None:
-    """Documents begin after a separator and end with one. Padding is named for generation alone:
-    a model that knows it would not train that token's embedding."""
+    """Set the separator as beginning and end of text; it follows every document in training.
+
+    The padding token goes only into the generation configuration: in the model's, it would keep
+    that token's embedding from being trained.
+    """
     generation = model.generation_config
     for config in (model.config, generation):
         config.bos_token_id = config.eos_token_id = separator
@@ -139,11 +157,11 @@ def _end_at(model: PreTrainedModel | Decoder, separator: int | None) -> None:
 
 
 def _held_out_loss(trial: Storage, step: int) -> Loss | None:
-    """The newest evaluation at or before a step, if the records can be read."""
+    """Return the newest evaluation at or before a step; None if the records are unreadable."""
     try:
         rows = read_records(trial, METRICS, ["val_loss"]).to_pylist()
     except (OSError, BrokenRecordError) as error:
-        logger.warning("%s: its losses cannot be read: %s", trial.url, error)
+        logger.warning("%s: cannot read its losses, so the card has none: %s", trial.url, error)
         return None
     measured = [
         Loss(row["val_loss"], row["step"])
@@ -157,7 +175,7 @@ def _held_out_loss(trial: Storage, step: int) -> Loss | None:
 
 
 def _free(out: str) -> Path:
-    """The folder as an absolute path. Raises InputError where something lies there."""
+    """Return the absolute path of `out`. Raises InputError unless it is new or an empty folder."""
     if "://" in out:
         raise InputError(f"--out {out!r} must be a local folder; upload it from there")
     place = user_path("--out", out).absolute()
@@ -171,16 +189,16 @@ def _free(out: str) -> Path:
 
 @contextlib.contextmanager
 def _whole_folder(place: Path) -> Iterator[Path]:
-    """A folder beside the place that becomes it in one step, if nothing is raised."""
+    """Yield a temporary folder beside `place`; rename it to `place` unless an exception occurs."""
     staging: Path | None = None
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
         yield staging
         for path in staging.iterdir():
-            path.chmod(0o644)  # safetensors and mkdtemp make theirs private
+            path.chmod(0o644)  # safetensors and mkdtemp create private ones
         staging.chmod(0o755)
-        os.rename(staging, place)  # refused where a folder has been filled in the meantime
+        os.rename(staging, place)  # fails if the folder has been filled in the meantime
     except OSError as error:
         raise InputError(
             f"--out {str(place)!r} cannot be written: {error.strerror or error}"

@@ -1,13 +1,13 @@
-"""What of widthlab's decoders is a model of `transformers` already, and how it is put there.
+"""Convert decoders to the Llama and GPT-2 classes of `transformers`.
 
-A weight geometry and LayerNorm scaling are ways to train: once trained, both are multiplied into
-plain weights. What is left of them, and every plain Pre-LN model of one FFN width, is a Llama or
-a GPT-2 like any other.
+Weight geometries and LayerNorm scaling matter only in training: afterwards both can be multiplied
+into plain weights (`folded`). A plain Pre-LN model with one FFN width is then a Llama or a GPT-2
+(`as_stock`).
 """
 
 import copy
 from math import sqrt
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,17 +22,17 @@ from transformers import (
 from trainers.models.decoder import NORM_EPS, ROTARY_BASE, Decoder, DecoderConfig
 from trainers.models.linear import HypersphericalLinear, SpectralNormLinear, WeightNormLinear
 
-#: Our activation in the words of their configurations.
+#: The names of our activations in LlamaConfig and GPT2Config.
 LLAMA_ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu_pytorch_tanh"}
 GPT2_ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu", "relu2": "relu2"}
 
 
 @torch.no_grad()
 def folded(model: Decoder) -> Decoder:
-    """The same function with plain weights and, where the norms were scaled, Pre-LN.
+    """Return a model of the same function with plain weights, and Pre-LN instead of LNS.
 
-    A model with a user's own block is left as it is: what that reads of its configuration is not
-    known here.
+    A model with a user's own block is returned unchanged, because the block may depend on any
+    field of the configuration.
     """
     as_it_is = model.config.ffn_weight == "plain" and model.config.norm != "lns"
     if as_it_is or model.config.block is not None:
@@ -45,7 +45,7 @@ def folded(model: Decoder) -> Decoder:
             for factor in ("gain", "left"):
                 weights.pop(f"{name}.{factor}", None)
     config.ffn_weight = "plain"
-    if config.norm == "lns":  # LN(x) / sqrt(layer) is a norm of smaller gain and bias
+    if config.norm == "lns":  # LN(x) / sqrt(layer) is a norm with smaller gain and bias
         config.norm = "pre"
         for name in weights:
             match name.split("."):
@@ -57,9 +57,10 @@ def folded(model: Decoder) -> Decoder:
 
 
 def as_stock(model: Decoder) -> PreTrainedModel | None:
-    """The LlamaForCausalLM or GPT2LMHeadModel that computes the same; None if neither does.
+    """Return the LlamaForCausalLM or GPT2LMHeadModel of the same function, or None.
 
-    `model` is folded.
+    Args:
+        model: A model that `folded` returned.
     """
     config: DecoderConfig = model.config
     if (
@@ -86,9 +87,18 @@ def _filled(model: PreTrainedModel, weights: dict[str, Tensor]) -> PreTrainedMod
     return cast(PreTrainedModel, model.eval())
 
 
+def _shared(config: DecoderConfig) -> dict[str, Any]:
+    return {
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+
+
 def _llama_config(config: DecoderConfig) -> LlamaConfig:
     return LlamaConfig(
-        vocab_size=config.vocab_size,
+        **_shared(config),
         hidden_size=config.d_model,
         intermediate_size=config.ffn_widths[0],
         num_hidden_layers=config.depth,
@@ -99,9 +109,6 @@ def _llama_config(config: DecoderConfig) -> LlamaConfig:
         max_position_embeddings=config.context,
         rms_norm_eps=NORM_EPS,
         rope_parameters={"rope_type": "default", "rope_theta": ROTARY_BASE},
-        tie_word_embeddings=config.tie_word_embeddings,
-        bos_token_id=None,
-        eos_token_id=None,
     )
 
 
@@ -127,7 +134,7 @@ def _llama_weights(model: Decoder) -> dict[str, Tensor]:
 
 def _gpt2_config(config: DecoderConfig) -> GPT2Config:
     return GPT2Config(
-        vocab_size=config.vocab_size,
+        **_shared(config),
         n_positions=config.context,
         n_embd=config.d_model,
         n_layer=config.depth,
@@ -138,14 +145,11 @@ def _gpt2_config(config: DecoderConfig) -> GPT2Config:
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
-        tie_word_embeddings=config.tie_word_embeddings,
-        bos_token_id=None,
-        eos_token_id=None,
     )
 
 
 def _gpt2_weights(model: Decoder) -> dict[str, Tensor]:
-    """GPT-2 keeps matrices as [in, out], and those of queries, keys and values as one."""
+    """GPT-2 stores matrices as [in, out], and queries, keys and values in one."""
     ours = model.state_dict()
     theirs = {
         "transformer.wte.weight": ours["tokens.weight"],
@@ -162,7 +166,9 @@ def _gpt2_weights(model: Decoder) -> dict[str, Tensor]:
             for our, their in norms.items():
                 theirs[f"{to}.{their}.{kind}"] = ours[f"{at}.{our}.{kind}"]
             for our, their in maps.items():
-                theirs[f"{to}.{their}.{kind}"] = ours[f"{at}.{our}.{kind}"].t()  # a bias stays
+                theirs[f"{to}.{their}.{kind}"] = ours[
+                    f"{at}.{our}.{kind}"
+                ].t()  # no effect on a bias
             qkv = [ours[f"{at}.attention.{part}.{kind}"] for part in "qkv"]
             theirs[f"{to}.attn.c_attn.{kind}"] = torch.cat(qkv).t()
     return theirs

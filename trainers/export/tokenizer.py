@@ -1,4 +1,4 @@
-"""The tokenizer of a trial, in the files that `transformers.AutoTokenizer` opens."""
+"""Write a trial's tokenizer in the files that `transformers.AutoTokenizer` opens."""
 
 import json
 import logging
@@ -24,13 +24,23 @@ TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 
 def write_tokenizer(trial: TrialSpec, folder: Path, cache: Path | None = None) -> int:
-    """Write a trial's tokenizer into a model directory. Returns the id of its separator.
+    """Write a trial's tokenizer into a model directory.
 
-    It is taken from the token store, of an earlier format too, or made again from the trial's
-    source. Text becomes the ids
-    that the model was trained on: a published tokenizer that puts special tokens around a text no
-    longer does. Raises InputError where it cannot be had, or `transformers` would give a text
-    other ids.
+    It comes from the token store, in the current or an earlier format, or is made again from the
+    trial's source. A published tokenizer that adds special tokens around a text stops doing so,
+    because training did not add them.
+
+    Args:
+        trial: The trial that was trained with the tokenizer.
+        folder: The model directory.
+        cache: Folder of token stores; None for the default.
+
+    Returns:
+        The id of the separator, the token after every document.
+
+    Raises:
+        InputError: The tokenizer is not in the cache and cannot be made again with the same hash,
+            or `transformers` would give a text other ids than training did.
     """
     store = find_store(trial.data, cache)
     if store is not None:
@@ -50,8 +60,10 @@ def write_tokenizer(trial: TrialSpec, folder: Path, cache: Path | None = None) -
 
 
 def _of_an_earlier_store(data: DataSpec, root: Path, folder: Path) -> int | None:
-    """Copy the tokenizer of a store whose format is no longer read; its separator, None where
-    there is no such store, or its tokenizer is not the one that the trial was trained with."""
+    """Copy the tokenizer of a token store in an earlier format and return its separator.
+
+    Returns None if there is no such store whose tokenizer has the trial's hash.
+    """
     stores = (root / "tokens").glob(f"{data.corpus_fingerprint}-{data.tokenizer_hash}-*")
     for path in sorted(stores, reverse=True):
         try:
@@ -63,7 +75,7 @@ def _of_an_earlier_store(data: DataSpec, root: Path, folder: Path) -> int | None
                 continue
             if TokenizerParts(content).digest(separator) != data.tokenizer_hash:
                 continue
-        except Exception as error:  # the library raises nothing narrower; and files may be broken
+        except Exception as error:  # tokenizers raises plain Exception, also for broken files
             log.info("%s: %s", path, error)
             continue
         for name in (TOKENIZER, CONFIG):
@@ -73,9 +85,9 @@ def _of_an_earlier_store(data: DataSpec, root: Path, folder: Path) -> int | None
 
 
 class _PlannedCorpus(Corpus):
-    """The corpus that a trial was planned with, read only if a tokenizer must be trained on it.
+    """The corpus of a trial, opened only if a tokenizer must be trained on it.
 
-    Raises InputError where what is read turns out to be another.
+    Opening raises InputError if the corpus no longer has the trial's fingerprint.
     """
 
     def __init__(self, trial: TrialSpec) -> None:
@@ -107,11 +119,13 @@ def _remake(trial: TrialSpec, cache: Path) -> Tokenizer:
     try:
         tokenizer = open_tokenizer(trial.source.tokenizer, _PlannedCorpus(trial), cache)
         if tokenizer.hash != trial.data.tokenizer_hash:
-            raise InputError(f"its hash is {tokenizer.hash}, not {trial.data.tokenizer_hash}")
+            raise InputError(
+                f"its hash is now {tokenizer.hash}, not {trial.data.tokenizer_hash} as in training"
+            )
     except (InputError, OSError) as error:
         raise InputError(
-            f"the tokenizer of trial {trial.id} is not in the cache {cache} any more, and cannot "
-            f"be made again: {error}; --no-tokenizer exports the model alone"
+            f"the tokenizer of trial {trial.id} is no longer in the cache {cache} and cannot be "
+            f"made again: {error}; --no-tokenizer exports only the model"
         ) from error
     return tokenizer
 
@@ -125,7 +139,7 @@ def _as_trained(path: Path) -> None:
 
 
 def _for_generation(path: Path, context: int) -> None:
-    """A decoder continues the end of a text: batches are padded at its beginning."""
+    """Pad batches on the left: a decoder continues the end of a text."""
     content = json.loads(path.read_text(encoding="utf-8"))
     content |= {
         "pad_token": content["eos_token"],
@@ -136,8 +150,7 @@ def _for_generation(path: Path, context: int) -> None:
 
 
 def _same_in_transformers(folder: Path, separator: int) -> None:
-    """Whoever opens the model opens its tokenizer with `AutoTokenizer`, which builds a tokenizer
-    by rules of its own."""
+    """Check that `AutoTokenizer`, which applies rules of its own, gives the trained ids."""
     import transformers
 
     trained = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER))
@@ -145,7 +158,7 @@ def _same_in_transformers(folder: Path, separator: int) -> None:
     ids = probe_ids(opened.backend_tokenizer)
     if ids != probe_ids(trained) or opened.eos_token_id != separator or opened("")["input_ids"]:
         raise InputError(
-            f"the tokenizer of this trial would not travel: AutoTokenizer of transformers "
-            f"{transformers.__version__} gives a probe text other ids than the model was trained "
-            "on; --no-tokenizer exports the model alone"
+            f"the tokenizer of this trial cannot be exported: AutoTokenizer of transformers "
+            f"{transformers.__version__} gives a probe text other ids than training did; "
+            "--no-tokenizer exports only the model"
         )

@@ -1,8 +1,8 @@
-"""A trial's model as its newest checkpoint has it: float32, on the CPU, without an engine.
+"""Read a trial's model from its newest checkpoint: float32, on the CPU, without an engine.
 
-DeepSpeed keeps the float32 master weights in the files of the ranks, cut as its ZeRO stage says;
-they are put together here, whatever stage, world size and precision the trial was trained with.
-Checkpoints are data: nothing in them is executed.
+DeepSpeed splits the float32 master weights over the files of the ranks, differently at each ZeRO
+stage. This file joins them for every stage, world size and precision.
+Checkpoints are data: loading them executes no code.
 """
 
 import pickle
@@ -45,11 +45,16 @@ class Trained:
 
 
 def trained_model(trial: Storage, block: str | None = None) -> Trained:
-    """Read the newest usable checkpoint of a trial directory. Only the `block` that the user has
-    named is imported.
+    """Read the newest usable checkpoint of a trial directory.
 
-    Raises InputError where there is none, where it cannot be read or is not of the trial's model,
-    and where the source of the user's own block is not what the trial was trained with.
+    Args:
+        trial: The trial directory. The trial may still be running.
+        block: `package.module:Class` of a block that the user trusts. No other is imported.
+
+    Raises:
+        InputError: There is no checkpoint, it cannot be read, it does not fit the trial's model,
+            the trial's own block is not `block`, or the block's source has changed since the
+            trial was planned.
     """
     spec = read_spec(trial)
     refuse_unnamed_block(spec, block, trial.url_of(SPEC))
@@ -86,10 +91,16 @@ def trained_model(trial: Storage, block: str | None = None) -> Trained:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Parameters and buffers by name from the files of one checkpoint, parameters in float32.
+    """Return the parameters, in float32, and buffers in a checkpoint's files, by name.
 
-    Tensors may be mapped from the files, which must outlive them. What DeepSpeed ships for this
-    does not read what it writes of bf16 at stage 1, and does not refuse code.
+    Tensors may be memory-mapped: keep the files as long as the tensors. DeepSpeed's own converter
+    cannot read bf16 checkpoints of stage 1 and would execute code in the files.
+
+    Args:
+        folder: A local folder with the files of all ranks.
+
+    Raises:
+        Exception: Any of UNREADABLE, if the files are not a checkpoint of the expected form.
     """
     import_deepspeed("cpu")  # which allows what its files hold beside tensors, and no more
     ranks = sorted(folder.glob("*_optim_states.pt"), key=_rank)
@@ -120,7 +131,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _rank(path: Path) -> int:
-    """The data-parallel rank that a file is of: zero_pp_rank_12_mp_rank_00_optim_states.pt."""
+    """Return the data-parallel rank in a name: zero_pp_rank_12_mp_rank_00_optim_states.pt."""
     found = re.search(r"zero_pp_rank_(\d+)_", path.name)
     return int(found[1]) if found else 0
 
@@ -128,9 +139,9 @@ def _rank(path: Path) -> int:
 def _cut_by_group(
     flat: Tensor, shapes: dict[str, torch.Size], gaps: list[int] | None
 ) -> dict[str, Tensor]:
-    """Stages 1 and 2: a group's parameters follow each other and are cut into ranks anywhere.
+    """Cut one flat group of stage 1 or 2 into its parameters.
 
-    `gaps` are elements after each parameter that belong to none.
+    `gaps` counts the padding elements after each parameter.
     """
     weights, start = {}, 0
     for (name, shape), gap in zip(shapes.items(), gaps or [0] * len(shapes), strict=True):
@@ -140,7 +151,7 @@ def _cut_by_group(
 
 
 def _cut_by_parameter(flat: list[Tensor], shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
-    """Stage 3: every rank has an equal share of every parameter, the last ones padded."""
+    """Join the parameters of stage 3: ranks have equal shares of each, the last ones padded."""
     weights, start = {}, 0
     for name, shape in shapes.items():
         share = -(-shape.numel() // len(flat))

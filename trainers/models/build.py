@@ -1,4 +1,4 @@
-"""From a trial's spec to its model, with weights that its replicate alone decides."""
+"""Build a trial's model from its spec, with initial weights that depend only on the replicate."""
 
 import hashlib
 from collections.abc import Iterator
@@ -16,14 +16,14 @@ from trainers.models.ngpt import LearnedScale
 from trainers.models.own_block import FeedForward
 from trainers.models.placements import PLACEMENTS
 
-#: Standard deviation of every weight matrix and embedding at the start (Radford et al., 2019).
+#: Standard deviation of initial weight matrices and embeddings (Radford et al., 2019: GPT-2).
 INITIAL_STD = 0.02
-#: Power iterations that start a spectral norm off: enough for a random matrix.
+#: Power iterations for the initial spectral norm: enough for a random matrix.
 SPECTRAL_START = 50
 
 
 def configuration(spec: ModelSpec) -> DecoderConfig:
-    """The spec as the model reads it: every default resolved."""
+    """Return the model's configuration, with every default of the spec resolved."""
     same = {"architecture", "norm", "d_model", "head_dim", "context", "vocab_size"}
     same |= {"ffn_weight", "qk_norm", "post_layers"}
     return DecoderConfig(
@@ -37,7 +37,20 @@ def configuration(spec: ModelSpec) -> DecoderConfig:
 
 
 def build(spec: ModelSpec, replicate: int) -> Decoder:
-    """The model of a trial, initialised, in float32 on the CPU."""
+    """Return the initialised model of a trial, in float32 on the CPU.
+
+    Args:
+        spec: The model's shape and options.
+        replicate: The seed of the initial weights; see `initialise`.
+
+    Raises:
+        ImportError: The module of `spec.block` cannot be imported.
+        AttributeError: That module lacks the class.
+
+    Example:
+        model = build(trial.model, trial.replicate)
+        logits = model(tokens).logits  # (B, T) -> (B, T, V)
+    """
     model = Decoder(configuration(spec))
     initialise(model, spec, replicate)
     return model
@@ -45,13 +58,17 @@ def build(spec: ModelSpec, replicate: int) -> Decoder:
 
 @torch.no_grad()
 def initialise(model: Decoder, spec: ModelSpec, replicate: int) -> None:
-    """Matrices and embeddings N(0, 0.02^2), biases 0, gains 1, a function of (replicate, name).
+    """Draw the initial weights in place, each as a function of (replicate, parameter name).
 
-    Each parameter has its own generator: its values do not depend on what else the model holds,
-    so cells of a grid that share a shape share its values. `depth_scaled` divides attention-out
-    and FFN-down by sqrt(2 depth) (Radford et al., 2019); a placement may scale its branches. What
-    a weight geometry divides out again (all but a weight norm's gain) such a factor cannot change.
-    nGPT's matrices start at N(0, 1/d_model), normalised.
+    Matrices and embeddings are N(0, 0.02^2), biases 0, gains 1. nGPT's matrices are
+    N(0, 1/d_model), then normalised (arXiv 2410.01131).
+
+    Each parameter has its own generator: two models that share a parameter's name and shape
+    start from the same values, whatever else they contain.
+
+    `depth_scaled` divides attention-out and FFN-down by sqrt(2 depth) (Radford et al., 2019);
+    DeepNorm also scales the residual branches (`Placement.branch_scale`). Spectral norm and
+    hyperspherical weights divide such a factor out again; weight norm keeps it in its gain.
     """
     std = spec.d_model**-0.5 if spec.architecture == "ngpt" else INITIAL_STD
     for name, parameter in model.named_parameters():
@@ -78,7 +95,7 @@ def initialise(model: Decoder, spec: ModelSpec, replicate: int) -> None:
 
 
 def _branch_factor(spec: ModelSpec, name: str) -> float:
-    """By what a matrix of a residual branch is multiplied at the start; 1 elsewhere."""
+    """Return the factor on a matrix of a residual branch at initialisation; 1 elsewhere."""
     factor = 1.0
     if spec.initialisation == "depth_scaled" and name.endswith((".o.weight", ".down.weight")):
         factor /= (2 * spec.depth) ** 0.5
@@ -88,12 +105,15 @@ def _branch_factor(spec: ModelSpec, name: str) -> float:
 
 
 def feed_forwards(model: nn.Module) -> Iterator[FeedForward]:
-    """The FFN of every layer, from the first."""
+    """Yield the FFN of every layer of a `Decoder`, first layer first."""
     return (cast(FeedForward, layer.ffn) for layer in cast(Decoder, model).layers)
 
 
 def token_loss(
     logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"]
 ) -> Float[Tensor, " tokens"]:
-    """Cross-entropy of every token in nats, in float32 whatever the logits are."""
+    """Return the cross-entropy of every token in nats, (B * T,).
+
+    It is computed in float32 even for bf16 logits. `targets` are not shifted here.
+    """
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")

@@ -1,21 +1,21 @@
 """The decoders that widthlab trains, from token ids to logits, in one file.
 
-- three families: gpt2 (learned positions, LayerNorm, biases, GELU), llama (rotary positions,
-  RMSNorm, SwiGLU, no biases) and ngpt (rotary positions, everything on the unit sphere: ngpt.py)
-- norm placement is one function per placement, in placements.py
-- the FFN keeps its own width per layer; what leaves the non-linearity enters `down`, which is
-  where the spectral probe taps ("post"); what enters the non-linearity is "pre"
-- the FFN's matrices may be plain, or tied to a weight geometry: linear.py
-- queries may share keys and values (kv_heads), queries and keys may be normed (qk_norm)
-- no dropout: one pass over the data, and an exact resume draws no random numbers
-- a `transformers` model: saved, loaded and generated from like any other
+- Three families: gpt2 (learned positions, LayerNorm, biases, GELU), llama (rotary positions,
+  RMSNorm, SwiGLU, no biases) and ngpt (rotary positions, all vectors of unit norm: ngpt.py).
+- Each norm placement (Pre-LN, Post-LN, Mix-LN, ...) is one function in placements.py.
+- Every layer has its own FFN width D. The spectral probe reads two sites of an FFN: "pre", the
+  input of the non-linearity, and "post", the input of `down`.
+- FFN matrices are plain or reparametrised (weight norm, spectral norm, ...): linear.py.
+- Options: grouped-query attention (`kv_heads`) and a norm on queries and keys (`qk_norm`).
+- A user's class can replace the FFN or the whole layer: own_block.py.
+- No dropout, so a resumed trial has no random state to restore. No KV cache.
+- `Decoder` is a `transformers` model: `from_pretrained`, `save_pretrained` and `generate` work.
 
-This file and its neighbours placements, linear, ngpt and own_block travel with exported models:
-they import torch, transformers and each other. Shapes therefore stand in comments, not in
-jaxtyping's annotations.
+An exported model carries copies of this file, placements, linear, ngpt and own_block. They import
+only torch, transformers and each other, so shapes are comments and not jaxtyping annotations.
 
-Shapes: B sequences, T positions, d model width, H heads, K heads of keys and values, h head
-dimension, D FFN width, V vocabulary.
+Shapes: B sequences, T positions, d model width, H query heads, K key/value heads, h head
+dimension, D FFN width, V vocabulary size.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,12 @@ NORM_EPS = 1e-5
 
 
 class DecoderConfig(PreTrainedConfig):  # type: ignore[misc]
-    """The shape of a decoder as `transformers` stores it; widthlab's ModelSpec, resolved."""
+    """The configuration of a decoder, in the form that `transformers` saves and loads.
+
+    `trainers.models.build.configuration` makes it from a trial's ModelSpec with every default
+    resolved. `ffn_widths` holds D of each layer; `post_layers` is how many of the first layers
+    are Post-LN under Mix-LN; `block` is the `package.module:Class` of a user's own block.
+    """
 
     model_type = "widthlab"
 
@@ -65,12 +70,12 @@ class DecoderConfig(PreTrainedConfig):  # type: ignore[misc]
 
     @property
     def heads(self) -> int:
-        """Number of heads of the queries."""
+        """Number of query heads H."""
         return self.d_model // self.head_dim
 
     @property
     def biased(self) -> bool:
-        """Whether linear maps have biases."""
+        """Whether linear layers have biases."""
         return self.architecture == "gpt2"
 
 
@@ -78,37 +83,40 @@ class DecoderConfig(PreTrainedConfig):  # type: ignore[misc]
 
 
 class RMSNorm(nn.RMSNorm):
-    """In the precision of its gain, as autocast has it for LayerNorm: what a sub-layer put out
-    in bf16 is normed in float32."""
+    """RMSNorm in the precision of its gain, float32 for bf16 inputs as autocast's LayerNorm."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
         if x.is_cuda:
             return super().forward(x)
-        # torch has no kernel for it on a CPU, and what it does there takes a third longer.
+        # torch has no fused CPU kernel: its fallback takes a third longer than this line.
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS) * self.weight
 
 
 def make_norm(config: DecoderConfig, size: int) -> nn.Module:
-    """LayerNorm for gpt2, RMSNorm for llama."""
+    """Return the norm over `size` features: RMSNorm for llama, LayerNorm for gpt2."""
     if config.architecture == "llama":
         return RMSNorm(size, eps=NORM_EPS)
     return nn.LayerNorm(size, eps=NORM_EPS)
 
 
 class Positions(NamedTuple):
-    """What every layer's attention needs to know of where the tokens stand."""
+    """The token positions, as factors of `rotate`, and the attention mask.
 
-    cos: Tensor | None  # (T, h), or (B, 1, T, h) where padding shifts rows; None: gpt2
-    sin: Tensor | None
-    mask: Tensor | None  # (B, 1, T, T), True where a query may look; None: causal
+    `cos` and `sin` are None for gpt2, which adds positions to the embeddings.
+    """
+
+    cos: Tensor | None  # (T, h); (B, 1, T, h) if padding shifts the positions of some sequences
+    sin: Tensor | None  # the shape of cos
+    mask: Tensor | None  # (B, 1, T, T), True where a query attends to a key; None: causal
 
 
 class Attention(nn.Module):
     """Causal multi-head self-attention.
 
-    llama and ngpt turn queries and keys by their position; ngpt then puts them on the sphere and
-    scales the scores up by sqrt(h), not down (arXiv 2410.01131, equations 15 and 16).
+    llama and ngpt rotate queries and keys by their positions. ngpt then normalises both and
+    multiplies the scores by sqrt(h) instead of dividing (arXiv 2410.01131, equations 15 and 16).
+    With K < H every key and value head serves H / K query heads (arXiv 2305.13245).
     """
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -130,7 +138,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, positions: Positions) -> Tensor:
         B, T, d = x.shape
         q, k, v = (
-            project(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H or K, T, h)
+            project(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, h); k, v: K
             for project in (self.q, self.k, self.v)
         )
         if self.q_norm is not None and self.k_norm is not None:
@@ -141,9 +149,9 @@ class Attention(nn.Module):
             scale = self.qk_scale().view(-1, 1, self.head_dim).to(q.dtype)  # (H, 1, h)
             q, k = unit(q) * scale, unit(k) * scale
         if self.groups > 1:
-            # Not enable_gqa: where a kernel lacks it, torch falls back to one that stores scores.
-            k, v = (one.repeat_interleave(self.groups, dim=1) for one in (k, v))
-        mixed = F.scaled_dot_product_attention(
+            # Not enable_gqa: if a kernel lacks it, torch falls back to one that stores all scores.
+            k, v = (one.repeat_interleave(self.groups, dim=1) for one in (k, v))  # (B, H, T, h)
+        mixed = F.scaled_dot_product_attention(  # (B, H, T, h)
             q,
             k,
             v,
@@ -156,8 +164,11 @@ class Attention(nn.Module):
 
 
 def rotary(places: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """cos and signed sin of the rotary embedding's angles (arXiv 2104.09864), (..., T, h),
-    float32: what `rotate` multiplies by."""
+    """Return cos and sin of the rotary embedding's angles (arXiv 2104.09864) for `rotate`.
+
+    `places` are token positions (..., T) and h = `head_dim` is even. Both results are float32
+    (..., T, h); the first half of the sines is negated.
+    """
     exponent = torch.arange(0, head_dim, 2, device=places.device, dtype=torch.float32) / head_dim
     angle = places[..., None].float() * ROTARY_BASE**-exponent  # (..., T, h/2)
     cos, sin = angle.cos(), angle.sin()
@@ -165,22 +176,22 @@ def rotary(places: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn pairs of dimensions i and i + h/2 of x (B, H, T, h) by their angles."""
+    """Rotate the dimension pairs (i, i + h/2) of x (B, H, T, h) by the angles of `rotary`."""
     other = x.roll(x.shape[-1] // 2, dims=-1)
     return torch.addcmul(x * cos.to(x.dtype), other, sin.to(x.dtype))
 
 
 def gelu(x: Tensor) -> Tensor:
-    """The tanh approximation, as GPT-2 has it."""
+    """GELU in the tanh approximation of GPT-2 (arXiv 1606.08415)."""
     return F.gelu(x, approximate="tanh")
 
 
 def relu2(x: Tensor) -> Tensor:
-    """relu(x)^2 (arXiv 2109.08668)."""
+    """Squared ReLU: relu(x)^2 (arXiv 2109.08668)."""
     return F.relu(x).square()
 
 
-#: The non-linearity of each `activation`, and of the gate of the gated ones.
+#: `activation` without a gate, and with one: its function and the function of its gate.
 UNGATED: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": F.relu, "relu2": relu2}
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"swiglu": F.silu, "geglu": gelu}
 
@@ -188,8 +199,8 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {"swiglu": F.silu, "geglu": gelu}
 class FFN(nn.Module):
     """The feed-forward network of width D: down(act(up(x))), or down(act(gate(x)) * up(x)).
 
-    `nonlinearity_input` is the module whose output is the "pre" site; the input of `down` is the
-    "post" site.
+    Gated variants: arXiv 2002.05202. The probe reads the output of `nonlinearity_input` as site
+    "pre" and the input of `down` as site "post".
     """
 
     def __init__(self, config: DecoderConfig, width: int) -> None:
@@ -210,7 +221,7 @@ class FFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gated:
-            hidden = self.activation(self.gate(x)) * self.up(x)
+            hidden = self.activation(self.gate(x)) * self.up(x)  # (B, T, D)
         else:
             hidden = self.activation(self.up(x))
         out: Tensor = self.down(hidden)  # (B, T, D) -> (B, T, d)
@@ -218,8 +229,11 @@ class FFN(nn.Module):
 
 
 class SphereFFN(FFN):
-    """nGPT's: SwiGLU with a learned scale on each unit of gate and up, the gate's grown by
-    sqrt(d) so that SiLU is not linear on unit vectors (arXiv 2410.01131, equations 20 and 21)."""
+    """The FFN of nGPT: SwiGLU with a learned scale per unit of gate and up.
+
+    The gate is also multiplied by sqrt(d): its outputs on unit vectors are small, and SiLU is
+    nearly linear there (arXiv 2410.01131, equations 20 and 21).
+    """
 
     def __init__(self, config: DecoderConfig, width: int) -> None:
         super().__init__(config, width)
@@ -231,7 +245,10 @@ class SphereFFN(FFN):
 
 
 class Block(nn.Module):
-    """Attention, then the FFN, each placed against its norms."""
+    """One layer of FFN width D = `width`: attention, then the FFN, both placed by `config.norm`.
+
+    A user's block may inherit from it (docs/own-block.md).
+    """
 
     def __init__(self, config: DecoderConfig, width: int, place: Place) -> None:
         super().__init__()
@@ -253,21 +270,21 @@ class Block(nn.Module):
 
 
 def make_norms(config: DecoderConfig, number: int) -> nn.ModuleList:
-    """What stands around a sub-layer: norms, or nGPT's step."""
+    """Return the norms of one sub-layer; for nGPT its `SphereStep` takes their place."""
     if config.architecture == "ngpt":
         return nn.ModuleList([SphereStep(config.d_model)])
     return nn.ModuleList(make_norm(config, config.d_model) for _ in range(number))
 
 
 def make_ffn(config: DecoderConfig, width: int) -> nn.Module:
-    """The FFN of a layer: widthlab's, or the user's own."""
+    """Return the FFN of a layer: widthlab's, or the user's own if `config.block` replaces it."""
     if config.block is not None and not replaces_whole_block(config.block):
         return block_class(config.block)(config, width)
     return SphereFFN(config, width) if config.architecture == "ngpt" else FFN(config, width)
 
 
 def make_head(config: DecoderConfig) -> nn.Linear:
-    """From d_model to a logit per token of the vocabulary; nGPT scales each."""
+    """Return the output layer, d -> V, without bias. nGPT learns a scale per logit."""
     if config.architecture == "ngpt":
         return ScaledLinear(config.d_model, config.vocab_size, stored=config.d_model**-0.5)
     return nn.Linear(config.d_model, config.vocab_size, bias=False)
@@ -277,7 +294,11 @@ def make_head(config: DecoderConfig) -> nn.Linear:
 
 
 class Decoder(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
-    """A causal language model. Context beyond `config.context` is refused."""
+    """A causal language model over at most `config.context` positions.
+
+    The constructor leaves weights to torch's defaults; `trainers.models.build.build` makes an
+    initialised model. See `forward` for shapes.
+    """
 
     config_class = DecoderConfig
     base_model_prefix = ""
@@ -307,17 +328,20 @@ class Decoder(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         return self.head
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Left to whoever builds the model: a trial draws its weights by its replicate."""
+        """Do nothing: `trainers.models.build.initialise` draws the weights by replicate."""
 
     @property
     def unit_norm_dims(self) -> dict[str, int]:
-        """Matrices of nGPT by name, and the dimension along which their vectors have norm 1."""
+        """The dimension of unit norm of each nGPT matrix, by name; empty for others."""
         if self.config.architecture != "ngpt":
             return {}
         return {name: unit_norm_dim(name) for name, p in self.named_parameters() if p.ndim == 2}
 
     def begin_update(self) -> None:
-        """To be called before the first forward pass of every optimiser update."""
+        """Announce an optimiser update: call it before the first forward pass of each.
+
+        Spectral norms run one power iteration in that pass.
+        """
         for module in self.modules():
             if isinstance(module, SpectralNormLinear):
                 module.begin_update()
@@ -330,18 +354,27 @@ class Decoder(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         use_cache: bool = False,
         return_dict: bool = True,
     ) -> CausalLMOutput:
-        """Logits (B, T, V) of ids (B, T); with labels (the ids again, as is usual, or -100 where
-        there is none) also the mean loss in nats.
+        """Compute logits, and with labels the loss.
 
-        `attention_mask` (B, T) is 0 at padding. There is no cache to use and no tuple to return:
-        `use_cache` and `return_dict` are what `transformers` passes to any model. Raises
-        ValueError for more positions than the context.
+        Args:
+            input_ids: Token ids (B, T).
+            attention_mask: (B, T), 0 at padding. None means no padding.
+            labels: (B, T), usually `input_ids` again; -100 marks tokens without a loss. They are
+                shifted here: position t predicts label t + 1.
+            use_cache: Ignored: there is no cache. `transformers` passes it to every model.
+            return_dict: Ignored: the return type is always the same.
+
+        Returns:
+            Logits (B, T, V), and the mean cross-entropy in nats per token or None.
+
+        Raises:
+            ValueError: T is larger than `config.context`.
         """
         T = input_ids.shape[1]
         if T > self.config.context:
             raise ValueError(f"{T} tokens do not fit the context of {self.config.context}")
         places, mask = _padded(attention_mask) if _has_padding(attention_mask) else (None, None)
-        x = self.tokens(input_ids)
+        x = self.tokens(input_ids)  # (B, T, d)
         cos = sin = None
         if self.config.architecture == "gpt2":
             x = x + (self.positions.weight[:T] if places is None else self.positions(places))
@@ -353,7 +386,7 @@ class Decoder(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             x = layer(x, positions)
         if self.final_norm is not None:
             x = self.final_norm(x)
-        logits = self.head(x)
+        logits = self.head(x)  # (B, T, V)
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
@@ -372,12 +405,12 @@ def _has_padding(attention_mask: Tensor | None) -> bool:
 
 
 def _padded(attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Positions (B, T) that do not count padding, and the mask (B, 1, T, T) that hides it."""
+    """Return positions (B, T) that skip padding and the mask (B, 1, T, T) that hides it."""
     assert attention_mask is not None
     real = attention_mask.bool()
     T = real.shape[1]
     causal = torch.ones(T, T, dtype=torch.bool, device=real.device).tril()
-    # Padding looks at itself: a row with nothing to look at would be NaN.
+    # Padding attends to itself: softmax over an empty row would be NaN.
     itself = torch.eye(T, dtype=torch.bool, device=real.device)
     mask = (causal & real[:, None, :]) | itself
     return (real.cumsum(1) - 1).clamp(min=0), mask[:, None]

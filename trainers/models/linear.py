@@ -1,27 +1,32 @@
-"""The linear maps of an FFN, by the geometry of their weights.
+"""Linear layers of an FFN with reparametrised weights: weight norm, spectral norm, hyperspherical.
 
-Each is a module of its own and reads its parameters in its own `forward`, which is what ZeRO 3
-needs to gather them. Weights are [out, in]; the "incoming vector" of an output unit is a row.
-The file travels with exported models, so it imports nothing of widthlab.
+Weights are [out, in], so a row holds the incoming weights of one output unit. `weight` holds the
+trained parameter v; `effective_weight` computes the matrix W that multiplies the input.
+
+Each module reads its parameters only in its own `forward`: ZeRO 3 gathers them there.
+An exported model carries a copy of this file, so it imports nothing of widthlab.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: A row of zeros stays one.
+#: Lower bound of a norm in a division: a zero row stays zero.
 LEAST_NORM = 1e-12
 
 
 class WeightNormLinear(nn.Linear):
-    """W = gain * v / ||v||, row by row (arXiv 1602.07868); `weight` holds v, `gain` is [out]."""
+    """Weight normalisation: W = gain * v / ||v|| row by row (arXiv 1602.07868).
+
+    `weight` [out, in] holds v, `gain` is [out].
+    """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(in_features, out_features, bias)
         self.gain = nn.Parameter(torch.ones(out_features))
 
     def effective_weight(self) -> Tensor:
-        """W, in float32."""
+        """Return W [out, in] in float32."""
         weight = self.weight.float()
         return weight * (self.gain.float() / row_norms(weight))[:, None]  # one pass over W
 
@@ -30,10 +35,10 @@ class WeightNormLinear(nn.Linear):
 
 
 class HypersphericalLinear(nn.Linear):
-    """W = v / ||v||, row by row and without a gain; `weight` holds v."""
+    """Rows of unit norm: W = v / ||v|| row by row, without a gain. `weight` holds v."""
 
     def effective_weight(self) -> Tensor:
-        """W, in float32."""
+        """Return W [out, in] in float32."""
         weight = self.weight.float()
         return weight / row_norms(weight)[:, None]
 
@@ -42,10 +47,11 @@ class HypersphericalLinear(nn.Linear):
 
 
 class SpectralNormLinear(nn.Linear):
-    """W = v / sigma(v), sigma the largest singular value, by power iteration (arXiv 1802.05957).
+    """Spectral normalisation: W = v / sigma(v), sigma the largest singular value.
 
-    `left` [out] estimates the left singular vector. It takes one iteration per optimiser update,
-    in the first forward pass after `begin_update`, whatever the number of micro-batches.
+    Power iteration (arXiv 1802.05957) keeps an estimate of the left singular vector in the
+    buffer `left` [out]. It runs once per optimiser update, in the first forward pass after
+    `begin_update`, so the result does not depend on the number of micro-batches.
     """
 
     left: Tensor
@@ -56,12 +62,12 @@ class SpectralNormLinear(nn.Linear):
         self._due = False
 
     def begin_update(self) -> None:
-        """The weights have changed: iterate once in the next forward pass."""
+        """Run one power iteration in the next forward pass, because the weights have changed."""
         self._due = True
 
     @torch.no_grad()
     def iterate(self, times: int = 1) -> None:
-        """Bring `left` nearer to the singular vector."""
+        """Run power iterations: `left` approaches the left singular vector."""
         weight = self.weight.float()
         left = self.left.float()
         for _ in range(times):
@@ -69,15 +75,18 @@ class SpectralNormLinear(nn.Linear):
         self.left.copy_(left)
 
     def effective_weight(self) -> Tensor:
-        """W, in float32. The gradient takes both singular vectors as constants: sigma is
-        ||v^T left||, at its largest over all right vectors, where theirs vanishes."""
+        """Return W [out, in] in float32.
+
+        sigma = ||v^T left||, the maximum of left^T v r over unit vectors r. The gradient treats
+        both singular vectors as constants: at a maximum the derivative with respect to r is 0.
+        """
         weight = self.weight.float()
         left = F.normalize(self.left.float(), dim=0)  # the buffer may be bf16
         sigma: Tensor = torch.linalg.vector_norm(weight.T @ left)
         return weight / sigma
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):  # it would round sigma to bf16
+        with torch.autocast(x.device.type, enabled=False):  # autocast would round sigma to bf16
             if self._due:
                 self.iterate()
                 self._due = False
@@ -86,12 +95,12 @@ class SpectralNormLinear(nn.Linear):
 
 
 def row_norms(weight: Tensor) -> Tensor:
-    """The length of every row, [out]; fit to divide by."""
+    """Return the norm of every row, [out], at least LEAST_NORM so that it can divide."""
     lengths: Tensor = torch.linalg.vector_norm(weight, dim=1)
     return lengths.clamp(min=LEAST_NORM)
 
 
-#: `ffn_weight` of a sweep file: the class of up, gate and down.
+#: The class of up, gate and down for each `ffn_weight` of a sweep file.
 GEOMETRIES: dict[str, type[nn.Linear]] = {
     "plain": nn.Linear,
     "weight_norm": WeightNormLinear,

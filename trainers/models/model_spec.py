@@ -1,7 +1,4 @@
-"""The decoder of a trial: every choice about it, each model in one spelling.
-
-Nothing here imports torch.
-"""
+"""The part of a trial's spec that describes its decoder. Nothing here imports torch."""
 
 from typing import Annotated, Literal
 
@@ -30,7 +27,7 @@ FFNWeight = Literal["plain", "weight_norm", "spectral_norm", "hyperspherical"]
 Activation = Literal["gelu", "relu", "relu2", "swiglu", "geglu"]
 Initialisation = Literal["plain", "depth_scaled"]
 
-#: What each architecture puts between up and down where the file does not say.
+#: The default activation of each architecture.
 OWN_ACTIVATION: dict[Architecture, Activation] = {
     "gpt2": "gelu",
     "llama": "swiglu",
@@ -40,17 +37,24 @@ GATED: frozenset[Activation] = frozenset({"swiglu", "geglu"})
 
 
 class BlockSpec(Frozen):
-    """A user's own module in the place of an FFN or of a whole block: see docs/own-block.md."""
+    """A user's own module that replaces the FFN or the whole layer: see docs/own-block.md."""
 
     path: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")  # package.module:Class
     source_hash: str = Field(min_length=8)  # of the module's source file
 
 
 class ModelSpec(Frozen):
-    """A decoder. `ffn_widths` holds D of every layer; heads = d_model / head_dim.
+    """Every choice about a decoder.
 
-    One model has one spelling: what an architecture or a placement leaves no choice of stays at
-    its default, and what is the architecture's own anyway is None.
+    `ffn_widths` holds D of every layer; heads = d_model / head_dim.
+
+    Equal models have equal specs, and so equal trial ids: an `activation` or `kv_heads` that
+    equals the architecture's default becomes None, and a field that has no effect must keep its
+    default (`post_layers` without Mix-LN, the fields of NGPT_FIXES with nGPT).
+
+    Raises:
+        ValueError: (as pydantic's ValidationError) shapes do not fit, or choices exclude each
+            other.
     """
 
     architecture: Architecture
@@ -65,7 +69,7 @@ class ModelSpec(Frozen):
     activation: Activation | None = None  # None: the architecture's own
     kv_heads: int | None = Field(default=None, ge=1)  # None: as many as heads
     qk_norm: bool = False  # queries and keys are normed over head_dim, with a gain
-    post_layers: int = Field(default=0, ge=0)  # of Mix-LN: how many layers, from the first
+    post_layers: int = Field(default=0, ge=0)  # Mix-LN: number of Post-LN layers, from the first
     initialisation: Initialisation = "plain"
     block: BlockSpec | None = None
 
@@ -86,12 +90,12 @@ class ModelSpec(Frozen):
 
     @property
     def key_value_heads(self) -> int:
-        """Number of heads of keys and values, each shared by heads / key_value_heads queries."""
+        """Number of key/value heads; each serves heads / key_value_heads query heads."""
         return self.kv_heads or self.heads
 
     @property
     def ffn_activation(self) -> Activation:
-        """What stands between up and down."""
+        """The activation of the FFN, with the architecture's default resolved."""
         return self.activation or OWN_ACTIVATION[self.architecture]
 
     @property
@@ -147,7 +151,7 @@ class ModelSpec(Frozen):
         if not least <= self.post_layers <= most:
             raise ValueError(
                 f"post_layers {self.post_layers} with norm {self.norm} and depth {self.depth}: "
-                f"it is how many of the layers of Mix-LN are Post-LN, here {least} to {most}"
+                f"it counts the Post-LN layers of Mix-LN, here {least} to {most}"
             )
         if self.block is not None and self.ffn_weight != "plain":
             raise ValueError(
@@ -156,7 +160,7 @@ class ModelSpec(Frozen):
         return self
 
 
-#: What nGPT leaves no choice of (arXiv 2410.01131), and why.
+#: Fields that nGPT fixes (arXiv 2410.01131), and why.
 NGPT_FIXES = {
     "ffn_weight": "its matrices all have unit norm along d_model",
     "kv_heads": "its learned scale of queries and keys is the same for both, head by head",

@@ -1,26 +1,35 @@
-"""What is nGPT's own (arXiv 2410.01131): unit vectors, learned scales, steps on the sphere.
+"""The parts of nGPT (arXiv 2410.01131): unit vectors, learned scales, steps on the sphere.
 
-Every matrix keeps unit norm along d_model; `unit_norm_dim` says which dimension that is, and
-whoever updates the weights restores it. The file travels with exported models, so it imports
-nothing of widthlab.
+Every matrix has unit norm along its d_model dimension, which `unit_norm_dim` names. Nothing here
+restores that norm after an optimiser update: trainers/engine/unit_norm.py does.
+Equations and sections cited here are the paper's.
+An exported model carries a copy of this file, so it imports nothing of widthlab.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: The initial step of a layer towards its sub-layer's output (section 2.2.2).
+#: Initial step size towards a sub-layer's output, alpha in the paper (section 2.2.2).
 INITIAL_STEP = 0.05
 
 
 def unit(x: Tensor) -> Tensor:
-    """x / ||x|| over the last dimension, in float32 inside."""
+    """Return x / ||x|| over the last dimension, computed in float32, in the dtype of x."""
     return F.normalize(x.float(), dim=-1).to(x.dtype)
 
 
 class LearnedScale(nn.Module):
-    """A vector of factors that starts at `initial` and is stored around `stored`, which sets how
-    fast Adam moves it (section 2.5): factor = weight * initial / stored."""
+    """A learned vector of factors: weight * initial / stored (section 2.5).
+
+    Adam moves every weight by about the learning rate, so the size at which a factor is stored
+    sets its relative speed.
+
+    Args:
+        size: Number of factors.
+        initial: Value of the factors at the start.
+        stored: Value of `weight` at the start.
+    """
 
     def __init__(self, size: int, initial: float, stored: float) -> None:
         super().__init__()
@@ -28,15 +37,15 @@ class LearnedScale(nn.Module):
         self.weight = nn.Parameter(torch.full((size,), stored))
 
     def forward(self) -> Tensor:
-        """The factors, [size]."""
+        """Return the factors [size]."""
         return self.weight * self.ratio
 
 
 class ScaledLinear(nn.Linear):
-    """A linear map, each of its outputs times a learned scale and `grow`.
+    """A linear layer without bias whose outputs are multiplied by a learned scale and by `grow`.
 
-    The scale multiplies the rows of the matrix, not the outputs: there are more tokens than
-    d_model, and nothing more is kept of them for the backward pass.
+    The scale multiplies the matrix's rows instead of the outputs: that is cheaper when tokens
+    outnumber d_model, and the backward pass needs no second copy of the outputs.
     """
 
     def __init__(
@@ -51,9 +60,10 @@ class ScaledLinear(nn.Linear):
 
 
 class SphereStep(nn.Module):
-    """N(x + a (N(y) - x)): from x towards a sub-layer's output y, and back onto the sphere.
+    """N(x + a (N(y) - x)): step from x towards a sub-layer's output y, back onto the unit sphere.
 
-    a = |a| is one step per dimension of d_model (equations 10 and 11).
+    N divides by the L2 norm; a [d_model] are the absolute values of learned step sizes
+    (equations 10 and 11). x and y are (B, T, d_model).
     """
 
     def __init__(self, d_model: int) -> None:
@@ -66,6 +76,8 @@ class SphereStep(nn.Module):
 
 
 def unit_norm_dim(name: str) -> int:
-    """The dimension of a matrix [out, in] that is d_model: 1, but 0 for attention-out and
-    FFN-down."""
+    """Return which dimension of a matrix [out, in] is d_model, by the parameter's name.
+
+    It is 0 for attention-out and FFN-down, whose output is d_model, and 1 for all others.
+    """
     return 0 if name.endswith(("attention.o.weight", "ffn.down.weight")) else 1

@@ -1,17 +1,16 @@
-"""A user's own module in the place of an FFN or of a whole block: `package.module:Class`.
+"""A user's own module instead of the FFN or of the whole layer: `package.module:Class`.
 
-An FFN is made as `Class(config, width)` and maps (B, T, d_model) to (B, T, d_model). A class with
-`replaces = "block"` is made as `Class(config, width, place)` and is the whole layer, attention and
-norms included: it is called with (x, positions) as `decoder.Block` is, from which it may inherit,
-and has its FFN at `ffn`. The FFN of either says where the probe taps: the output of its module
-`nonlinearity_input` is the site "pre", the input of its module `down` is "post", `width` is their
-D, the same number that it was made with.
+- FFN: constructed as `Class(config, width)`; maps (B, T, d_model) to (B, T, d_model).
+- Whole layer (`replaces = "block"`): constructed as `Class(config, width, place)` and called with
+  (x, positions) like `decoder.Block`, from which it may inherit. It contains attention and norms,
+  and its attribute `ffn` is its FFN.
+- The FFN has the attributes of `FeedForward`, which tell the probe where to read.
+- FLOPs count every matrix once per token. A class that uses a matrix twice, or routes tokens to
+  experts, has a static method `matrix_weights(config, width)`: the number of weights of one
+  layer's block that are multiplied per token.
 
-Every matrix counts as multiplied once per token. A class of which that is not true, because it
-uses a matrix twice or routes tokens, has a static method `matrix_weights(config, width)` that says
-how many weights of one layer's own block are multiplied per token.
-
-The file travels with exported models, so it imports nothing of widthlab.
+docs/own-block.md has examples and rules.
+An exported model carries a copy of this file, so it imports nothing of widthlab.
 """
 
 import importlib
@@ -19,25 +18,33 @@ from typing import Protocol
 
 from torch import nn
 
-#: What a class may replace; the first where it does not say.
+#: Values of a class's attribute `replaces`; the first is the default.
 REPLACEABLE = ("ffn", "block")
-#: Classes that are known without an import: an exported model registers its own here.
+#: Classes by path that need no import: an exported model registers its own block here.
 KNOWN: dict[str, type[nn.Module]] = {}
 
 
 class FeedForward(Protocol):
-    """What the probe needs of an FFN."""
+    """The attributes of an FFN that the probe reads.
+
+    `width` is D. The input of the module `down` [..., D] is the site "post".
+    """
 
     width: int
     down: nn.Module
 
     @property
     def nonlinearity_input(self) -> nn.Module:
-        """The module whose output enters the non-linearity."""
+        """The module whose output [..., D] enters the non-linearity: site "pre"."""
 
 
 def block_class(path: str) -> type[nn.Module]:
-    """The class at `package.module:Class`. Raises ImportError or AttributeError."""
+    """Import and return the class at `package.module:Class`.
+
+    Raises:
+        ImportError: The module cannot be imported.
+        AttributeError: The module has no such class.
+    """
     if path in KNOWN:
         return KNOWN[path]
     module, _, name = path.partition(":")
@@ -46,5 +53,8 @@ def block_class(path: str) -> type[nn.Module]:
 
 
 def replaces_whole_block(path: str) -> bool:
-    """Whether that class takes the place of a whole block, not of the FFN alone."""
+    """Return whether the class at a path replaces the whole layer, not only the FFN.
+
+    Raises what `block_class` raises.
+    """
     return getattr(block_class(path), "replaces", REPLACEABLE[0]) == "block"

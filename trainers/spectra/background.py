@@ -1,4 +1,4 @@
-"""Eigenwork beside training: in order, on one thread, with a bounded backlog, nothing lost."""
+"""A background thread for eigenvalue computations, in order and with a memory limit."""
 
 import threading
 import time
@@ -20,37 +20,54 @@ class _Job(Generic[Result]):
 
 
 class Background(Generic[Result]):
-    """Jobs that hold memory until they are done. On CUDA they run on a stream of their own.
+    """A queue of jobs on one thread. On CUDA the jobs run on a stream of their own.
 
-    What a job raises is raised by whoever asks next: in `ready`, `drain` or `reserve`.
+    A job's exception is raised by the next call of `ready`, `drain`, `finish` or `reserve` that
+    reaches the job. Results come in the order of submission.
+
+    Args:
+        limit: Bytes that all unfinished jobs together may hold.
+        device: The device of the jobs' tensors.
+
+    Attributes:
+        seconds: Time that jobs have taken so far.
+        closing: Set by `close`; long jobs should check it and return early.
     """
 
     def __init__(self, limit: int, device: torch.device) -> None:
-        """`limit` is of the bytes that jobs may hold together."""
         self._limit = limit
         self._device = device
         self._stream = _stream_on(device)
-        # LAPACK in a new thread takes all cores of the machine until torch is told otherwise, and
-        # its last bits depend on how many those are. It takes as many as the thread that trains.
+        # In a new thread LAPACK uses all cores by default, and the last bits of its results depend
+        # on the number of threads: use as many as the training thread does.
         self._pool = ThreadPoolExecutor(
             1, "eigenwork", initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
         )
         self._jobs: deque[_Job[Result]] = deque()
         self._done: list[Result] = []
-        self.seconds = 0.0  # that jobs have taken
-        self.closing = threading.Event()  # for jobs to end early
+        self.seconds = 0.0
+        self.closing = threading.Event()
 
     def reserve(self, nbytes: int, patience_s: float | None = None) -> bool:
-        """Wait until that many bytes more are within the limit, or no job is left.
+        """Wait until `nbytes` more fit within the limit, or no job is left.
 
-        Whether it came to that within `patience_s`.
+        Args:
+            nbytes: Bytes that the next job will hold. More than the limit is allowed: such a job
+                waits for all others.
+            patience_s: Longest wait in seconds; None waits without end.
+
+        Returns:
+            False if the time ran out first.
         """
         return self._wait(
             lambda: sum(job.nbytes for job in self._jobs) + nbytes <= self._limit, patience_s
         )
 
     def submit(self, nbytes: int, work: Callable[[], Result]) -> None:
-        """Do `work` after everything submitted before. It holds `nbytes` until then."""
+        """Queue `work`, which holds `nbytes` until it is done. Does not wait.
+
+        On CUDA it starts after the kernels that the calling thread has queued so far.
+        """
         reached = None
         if self._stream is not None:
             reached = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -58,23 +75,23 @@ class Background(Generic[Result]):
         self._jobs.append(_Job(nbytes, self._pool.submit(self._do, reached, work)))
 
     def ready(self) -> list[Result]:
-        """Results since the last call, in order, without waiting."""
+        """Return the results that became available since the last call, without waiting."""
         while self._jobs and self._jobs[0].future.done():
             self._collect()
         done, self._done = self._done, []
         return done
 
     def finish(self, patience_s: float | None = None) -> bool:
-        """Wait for everything submitted; whether it was done within `patience_s`."""
+        """Wait for all submitted jobs. Return False if `patience_s` seconds ran out first."""
         return self._wait(lambda: False, patience_s)
 
     def drain(self) -> list[Result]:
-        """Results since the last call, when everything submitted is done."""
+        """Wait for all submitted jobs and return the results since the last call."""
         self.finish()
         return self.ready()
 
     def close(self) -> None:
-        """End the thread; what has not begun is not begun."""
+        """Set `closing`, cancel jobs that have not started, and wait for the running one."""
         self.closing.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -101,8 +118,8 @@ class Background(Generic[Result]):
                 try:
                     return work()
                 finally:
-                    # The matrices go back to the training's stream when the job is over: by then
-                    # nothing here may still read them.
+                    # After the job, the training's stream reuses the memory of its matrices: no
+                    # kernel of this stream may still read them.
                     self._stream.synchronize()
         finally:
             self.seconds += time.perf_counter() - began

@@ -1,7 +1,8 @@
-"""The covariance of activations, however they arrive: batch by batch, group by group, rank by rank.
+"""Streaming covariance of activations, merged over batches, groups and ranks.
 
-Count, mean and scatter are kept in float32 on the device of the activations and merged exactly
-(Chan, Golub & LeVeque, 1983). Only the upper half of the scatter is summed up.
+Count, mean and scatter (the sum of outer products about the mean) are float32, on the device of
+the activations. The merge is exact up to rounding (Chan, Golub & LeVeque, 1983). Only the upper
+half of the scatter is accumulated.
 """
 
 import torch
@@ -11,37 +12,48 @@ from torch import Tensor
 from trainers.engine.engine import Ranks
 from trainers.spectra.precision import products
 
-#: Columns of the scatter that are summed at a time: what lies below the block on the diagonal is
-#: not computed, which saves nearly half of the work at widths of several blocks.
+#: Rows of the scatter that one product updates. Blocks below the diagonal are skipped, which saves
+#: nearly half of the work at widths of several blocks.
 BLOCK = 512
 
 
 class Covariance:
-    """Of samples of width D, seen so far. Adding samples leaves no graph behind."""
+    """The covariance of all samples [D] added so far. Takes D^2 float32 values of memory.
+
+    No autograd graph is kept.
+
+    Args:
+        width: D.
+        device: The device of the samples.
+
+    Example:
+        covariance = Covariance(4 * 256)
+        covariance.add(torch.randn(8, 64, 4 * 256))  # 512 samples
+        covariance.eigenvalues()  # [1024]
+    """
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
         self.count = 0
-        with torch.inference_mode(False):  # what is made within it could not be used outside
+        with torch.inference_mode(False):  # inference tensors cannot be updated outside the mode
             self.mean = torch.zeros(width, device=device)
-            # Sum of outer products about the mean; what is below the diagonal's blocks means
-            # nothing until `scatter` is asked for.
+            # The scatter; blocks below the diagonal are undefined until `scatter` fills them.
             self._upper = torch.zeros(width, width, device=device)
 
     @property
     def width(self) -> int:
-        """D, the number of eigenvalues."""
+        """D, the width of the samples and the number of eigenvalues."""
         return len(self.mean)
 
     @torch.no_grad()
     def add(self, samples: Float[Tensor, "*samples D"]) -> None:
-        """Take a batch of samples."""
+        """Add a batch of samples [..., D] of any floating-point type."""
         x = samples.detach().reshape(-1, self.width)
         count = len(x)
         if count == 0:
             return
         mean = x.mean(0, dtype=torch.float32)
-        # Activations in bfloat16 have 8 significant bits. TF32 keeps 11 of every centred value, at
-        # an eighth of the time: what it adds in error is far below what is there.
+        # bfloat16 activations have 8 significant bits. TF32 keeps 11 bits of every centred value
+        # and takes an eighth of the time: its error is far below the one already there.
         with products(x.device, tf32=x.dtype in (torch.bfloat16, torch.float16)):
             centred = (x - mean).float()
             for start in range(0, self.width, BLOCK):
@@ -51,14 +63,14 @@ class Covariance:
 
     @torch.no_grad()
     def merge(self, other: "Covariance") -> None:
-        """Take all the samples of another covariance of the same width."""
+        """Add all samples of another covariance of the same width."""
         if other.count == 0:
             return
         self._upper += other._upper
         self._merge_means(other.count, other.mean)
 
     def _merge_means(self, count: int, mean: Tensor) -> None:
-        """The rest of a merge, when the scatters have been added: the term between the means."""
+        """Finish a merge after the scatters were added: add the term between the means."""
         total = self.count + count
         if self.count:
             between = mean - self.mean
@@ -70,7 +82,7 @@ class Covariance:
 
     @torch.no_grad()
     def merge_ranks(self, ranks: Ranks) -> None:
-        """Become the covariance of all ranks' samples. Collective."""
+        """Replace this covariance by that of all ranks' samples, on every rank. Collective."""
         if ranks.world_size == 1:
             return
         # float64: float32 counts exactly only up to 2^24 samples
@@ -84,17 +96,20 @@ class Covariance:
         self.mean, self.count = mean.float(), int(counts)
 
     def is_finite(self) -> bool:
-        """Whether every sample and its square was, in float32."""
+        """Return whether all samples and their squares are finite in float32."""
         return bool(torch.isfinite(self._upper.diagonal()).all())
 
     def is_constant(self) -> bool:
-        """Whether the samples are all the same, or differ by less than float32 can square."""
+        """Return whether all samples are equal, up to differences whose squares underflow."""
         info = torch.finfo(torch.float32)
         return bool((self._upper.diagonal() < info.tiny / info.eps).all())
 
     @property
     def scatter(self) -> Float[Tensor, "D D"]:
-        """Sum of outer products about the mean, symmetric to the last bit."""
+        """The sum of outer products about the mean, exactly symmetric.
+
+        It is the buffer itself: `add` and the merges change it.
+        """
         for start in range(0, self.width, BLOCK):
             beyond = start + BLOCK
             block = self._upper[start:beyond, start:beyond]
@@ -103,10 +118,13 @@ class Covariance:
         return self._upper
 
     def eigenvalues(self) -> Float[Tensor, " D"]:
-        """Of the unbiased covariance, descending, in float64 on the CPU.
+        """Return the eigenvalues of the unbiased covariance, descending, float64 on the CPU.
 
-        Rounding may leave the smallest a little below 0. Raises ValueError for fewer than two
-        samples, which have no covariance, and where samples or their squares are not finite.
+        Rounding can leave the smallest slightly below 0. Takes O(D^3) time.
+
+        Raises:
+            ValueError: There are fewer than two samples, or samples or their squares are not
+                finite in float32.
         """
         degrees = self.degrees_of_freedom
         if not self.is_finite():
@@ -118,7 +136,11 @@ class Covariance:
 
     @property
     def degrees_of_freedom(self) -> int:
-        """What the scatter is divided by to become the unbiased covariance. Raises ValueError."""
+        """count - 1: the unbiased covariance is the scatter divided by it.
+
+        Raises:
+            ValueError: There are fewer than two samples.
+        """
         if self.count < 2:
-            raise ValueError(f"{self.count} samples have no covariance; it takes two")
+            raise ValueError(f"a covariance needs at least 2 samples, and there are {self.count}")
         return self.count - 1

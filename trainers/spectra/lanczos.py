@@ -1,18 +1,18 @@
 """The spectrum of a large covariance by deflated stochastic Lanczos quadrature.
 
-All D eigenvalues of a covariance cost O(D^3). The metrics of `analysis.spectrum` are sums over
-eigenvalues, and for those a thousand products with vectors are enough, whatever D is:
+Computing all D eigenvalues of a covariance costs O(D^3). The metrics of `analysis.spectrum` are
+sums over eigenvalues, and about a thousand matrix-vector products estimate them at any D:
 
-1. the leading directions are found in a block Krylov space (arXiv 1504.05477, algorithm 2) and
-   taken out, for they would dominate the variance of what follows;
-2. what is left is sampled by stochastic Lanczos quadrature (Ubaru, Chen & Saad, SIAM J. Matrix
-   Anal. Appl. 38, 2017): random probes, each with the Gauss quadrature of its own tridiagonal;
-3. the weights of the sampled nodes are tilted until their number, their sum and the sum of their
-   squares are those of the matrix, all three of which are known exactly.
+1. Deflation: find the leading eigenvectors in a block Krylov space (arXiv 1504.05477, algorithm 2)
+   and remove them from the matrix. They would dominate the variance of step 2.
+2. Sampling: estimate the rest by stochastic Lanczos quadrature (Ubaru, Chen & Saad, SIAM J. Matrix
+   Anal. Appl. 38, 2017). Each random probe gives a tridiagonal matrix and its Gauss quadrature.
+3. Calibration: tilt the weights of the sampled nodes until their sum, mean and mean square equal
+   the number of eigenvalues, the trace and the squared Frobenius norm, which are known exactly.
 
-Nothing of size [D, D] is made but one float32 working copy. Products are not rounded to TF32: the
-tail of a concentrated spectrum would drown in it.
-How accurate it is, and what it costs: benchmarks/lanczos_accuracy.py.
+Memory: one float32 working copy [D, D]. Products are not rounded to TF32, because its error would
+exceed the tail of a concentrated spectrum.
+benchmarks/lanczos_accuracy.py measures accuracy and cost.
 """
 
 from dataclasses import dataclass
@@ -29,59 +29,75 @@ from trainers.spectra.precision import products
 
 Floats = NDArray[np.float64]
 
-KRYLOV_BLOCK = 32  # columns of a product
+KRYLOV_BLOCK = 32  # columns per product
 KRYLOV_STEPS = 12  # products; enough for the leading directions of trained layers
-#: A Krylov space as large as the matrix would save nothing: up to here all eigenvalues are found.
+#: Size of the Krylov space. Up to this D it would span everything: compute all eigenvalues instead.
 EXACT_WIDTH = KRYLOV_BLOCK * KRYLOV_STEPS
-DEFLATED = 128  # directions taken out at most
-#: What a direction taken out may have in common with the rest, relative to its eigenvalue. It
-#: enters the eigenvalues squared; above a tenth it shows as bias, far below it costs directions.
+DEFLATED = 128  # most directions to deflate
+#: Largest residual of a deflated direction, relative to its eigenvalue. Its square enters the
+#: eigenvalues: above 0.1 it shows as bias, and a much smaller limit leaves too few directions.
 COUPLING = 1e-2
-FRESH = 1e-5  # relative to a product: how much of new random directions is added to it
+FRESH = 1e-5  # size of the random directions added to a product, relative to the product
 PROBES = 16
-STEPS = 40  # of Lanczos
-FEWER_STEPS = 30  # what these give otherwise is the allowance for stopping at STEPS
-#: Length of the next Lanczos vector, relative to the matrix, at which a Krylov space is whole.
+STEPS = 40  # Lanczos steps
+FEWER_STEPS = 30  # the difference to STEPS estimates the error of stopping there
+#: Relative size of the next Lanczos vector below which the Krylov space counts as invariant.
 BREAKDOWN = 1e-5
-#: A remainder of less than this share of the variance is taken to be flat: how it is spread moves
-#: no metric by more than its rounding.
+#: A remainder with less than this share of the variance is treated as flat: its shape changes the
+#: metrics by less than rounding does.
 NEGLIGIBLE_SHARE = 1e-6
-#: Relative error of the metrics for each of the D directions: half a unit in the last place of
-#: float32, about twice what was measured.
+#: Relative rounding error of the metrics per direction: half a unit in the last place of float32,
+#: about twice the measured error.
 ROUNDING = 6e-8
-#: Concentrations below it have errors relative to it: that of a flat spectrum is 0.
+#: Errors of smaller concentrations are relative to this: a flat spectrum has concentration 0.
 CONCENTRATION_FLOOR = 0.05
 CONFIDENCE = 0.95
-TINY = 1e-25  # in place of a length of 0, far from where float32 ends
+TINY = 1e-25  # replaces a norm of 0 in a product; well inside float32's range
 CHUNK_ROWS = 256  # rows reduced in float64 at a time
-NEWTON_STEPS = 50  # of a calibration, each halved so often at most
-HALVINGS = 40
-VALUE_ROUNDING = 1e-13  # of what a calibration minimises
-CALIBRATED = 1e-11  # of a gradient: how far off the moments may be
-RIDGE = 1e-7  # on a tilt; what it leaves the moments off is of the same order
-#: Relative deviation of nodes below which they count as one: float32 knows the mean square of
-#: which it is a part to about 1e-7.
+NEWTON_STEPS = 50  # most Newton steps of a calibration
+HALVINGS = 40  # most halvings of one Newton step
+VALUE_ROUNDING = 1e-13  # relative rounding of the calibration's objective
+CALIBRATED = 1e-11  # gradient at which a calibration stops: the error of the moments
+RIDGE = 1e-7  # penalty on a tilt; it leaves an error of the same order in the moments
+#: Relative deviation below which nodes count as one: float32 gives their mean square, of which the
+#: squared deviation is a part, only to about 1e-7.
 DISTINCT = 1e-3
 
 
 @dataclass(frozen=True)
 class Quadrature:
-    """D eigenvalues as nodes with multiplicities, and how far metrics of them may be off."""
+    """A spectrum of D eigenvalues as n nodes with multiplicities.
 
-    nodes: Floats  # [n], in the units of the covariance, not negative
-    weights: Floats  # [n], not negative, adding up to D
-    hard_rank: float  # exact: trace^2 / Frobenius norm^2
-    #: 95 % bound of the largest relative error among soft rank, concentration and eDim; that of
-    #: a concentration below 0.05 is relative to 0.05. 0 where the nodes are the eigenvalues.
+    `analysis.spectrum.measure(nodes, weights)` computes its metrics.
+
+    Attributes:
+        nodes: [n], not negative, in the units of the covariance.
+        weights: [n], not negative, with sum D.
+        hard_rank: Exact: trace^2 / squared Frobenius norm.
+        error_estimate: 95 % bound on the largest relative error among soft rank, concentration
+            and eDim. The error of a concentration below 0.05 is relative to 0.05. 0 if the nodes
+            are the eigenvalues.
+    """
+
+    nodes: Floats
+    weights: Floats
+    hard_rank: float
     error_estimate: float
 
 
 @torch.no_grad()
 def quadrature(covariance: Float[Tensor, "D D"], seed: int) -> Quadrature:
-    """Nodes and weights of the spectrum of a symmetric positive semi-definite matrix.
+    """Return nodes and weights for the spectrum of a symmetric positive semi-definite matrix.
 
-    A matrix of zeros has one node, 0, of multiplicity D. Equal seeds give equal bits on a CPU.
-    Raises ValueError for a matrix that is not finite or has a materially negative eigenvalue.
+    Up to D = 384 the nodes are the eigenvalues, descending. A zero matrix has one node 0 of
+    multiplicity D.
+
+    Args:
+        covariance: On any device; it is not changed.
+        seed: For the random directions and probes. Equal seeds give equal bits on a CPU.
+
+    Raises:
+        ValueError: The matrix is not finite, or an eigenvalue is negative beyond rounding.
     """
     width = len(covariance)
     trace, squares = _moments(covariance)
@@ -92,35 +108,37 @@ def quadrature(covariance: Float[Tensor, "D D"], seed: int) -> Quadrature:
     if squares == 0:
         return Quadrature(np.zeros(1), np.array([float(width)]), 1.0, 0.0)
     if trace <= 0:
-        raise ValueError(f"a matrix of width {width} and trace {trace:.6g} is no covariance")
+        raise ValueError(
+            f"a matrix of width {width} has trace {trace:.6g}; that of a covariance is positive"
+        )
     hard_rank = min(max(trace**2 / squares, 1.0), float(width))
     if width <= EXACT_WIDTH:
         values = torch.linalg.eigvalsh(covariance.double()).flip(0).cpu().numpy()
         return Quadrature(_not_negative(values, values[0]), np.ones(width), hard_rank, 0.0)
     with products(covariance.device):
-        # In two steps: a trace may be beyond float32 where no element is.
+        # Divide in two steps: the trace can overflow float32 even if no element does.
         of_trace_one = (covariance.float() / (trace / width)).div_(width)
         nodes, weights, error = _of_trace_one(of_trace_one, seed)
-    # Next to nothing, unless no weights of the sampled nodes have the moments of the matrix.
+    # About 0, unless no weights on the sampled nodes can have the moments of the matrix.
     missed = abs(float(measure(nodes, weights).hard_rank) / hard_rank - 1)
     return Quadrature(nodes * trace, weights, hard_rank, error + missed)
 
 
 def _moments(matrix: Float[Tensor, "D D"]) -> tuple[float, float]:
-    """Trace and squared Frobenius norm, summed in float64."""
+    """Return the trace and the squared Frobenius norm, summed in float64."""
     squares = [rows.double().square().sum() for rows in torch.split(matrix, CHUNK_ROWS)]
     return float(matrix.diagonal().double().sum()), float(torch.stack(squares).sum())
 
 
 def _of_trace_one(matrix: Float[Tensor, "D D"], seed: int) -> tuple[Floats, Floats, float]:
-    """Nodes, weights and the error estimate; `matrix` is used up."""
+    """Return nodes, weights and the error estimate; overwrites `matrix`."""
     rounding = ROUNDING * len(matrix)
     generator = torch.Generator().manual_seed(seed)
     leading, basis, coupling = _deflate(matrix, generator)
     rest_trace, rest_squares = _moments(matrix)
     moments = np.array([len(matrix) - len(leading), rest_trace, rest_squares + coupling])
     if rest_trace <= NEGLIGIBLE_SHARE:
-        # Positive semi-definite, it could have no larger norm than its trace.
+        # The norm of a positive semi-definite matrix is at most its trace.
         _not_negative(np.array([rest_trace - rest_squares**0.5]), leading.max(initial=0.0))
         flat = np.array([max(rest_trace, 0.0) / moments[0]])
         return *_joined(leading, flat, moments[:1]), rounding
@@ -139,7 +157,7 @@ def _of_trace_one(matrix: Float[Tensor, "D D"], seed: int) -> tuple[Floats, Floa
         return np.stack([found.soft_rank, concentration, found.edim], axis=-1)
 
     value = judged(sample, np.ones(PROBES))
-    left_out = judged(sample, 1.0 - np.eye(PROBES))  # the jackknife: each probe once
+    left_out = judged(sample, 1.0 - np.eye(PROBES))  # the jackknife
     deviations = left_out - left_out.mean(axis=0)
     spread = np.sqrt((PROBES - 1) / PROBES * np.sum(deviations**2, axis=0))
     stopping = np.abs(judged(fewer, np.ones(PROBES)) - value)
@@ -154,11 +172,14 @@ def _of_trace_one(matrix: Float[Tensor, "D D"], seed: int) -> tuple[Floats, Floa
 def _deflate(
     matrix: Float[Tensor, "D D"], generator: torch.Generator
 ) -> tuple[Floats, Float[Tensor, "D k"], float]:
-    """The k <= DEFLATED leading eigenvalues and their directions, taken out of `matrix` in place.
+    """Remove the k <= DEFLATED leading directions from `matrix`, in place.
 
-    Also by how much the squared Frobenius norm falls short for it: that of the coupling between
-    the directions and the rest, which is 0 for exact ones. A direction is taken only where that
-    is small. Of a nearly flat spectrum there may be none, and there is no need of any.
+    Only directions with a small residual are removed. A nearly flat spectrum may have none, and
+    needs none.
+
+    Returns:
+        The k eigenvalues, the directions, and the squared Frobenius norm that is lost because the
+        directions are not exact eigenvectors: that of their coupling with the rest.
     """
     width = len(matrix)
     basis = torch.empty(width, EXACT_WIDTH, device=matrix.device)
@@ -166,11 +187,11 @@ def _deflate(
     block = torch.zeros(width, KRYLOV_BLOCK, device=matrix.device)
     for start in range(0, EXACT_WIDTH, KRYLOV_BLOCK):
         before, columns = basis[:, :start], slice(start, start + KRYLOV_BLOCK)
-        # Where the space is whole, a product has nothing new but rounding: something else is put
-        # in its place. The first block is of that alone.
+        # Once the Krylov space is invariant, a product adds only rounding errors: random directions
+        # replace them. The first block consists of random directions alone.
         fresh = torch.randn(width, KRYLOV_BLOCK, generator=generator).to(matrix.device)
         block += fresh * block.norm(dim=0).clamp_min(TINY) * (FRESH / width**0.5)
-        for _ in range(2):  # the second time takes off what rounding left
+        for _ in range(2):  # the second time removes what rounding left
             block = _orthonormal(block - before @ (before.T @ block))
         basis[:, columns] = block
         block = matrix @ block
@@ -192,10 +213,10 @@ def _deflate(
 
 
 def _orthonormal(block: Float[Tensor, "D k"]) -> Float[Tensor, "D k"]:
-    """Of the same span, by Cholesky QR in float64, whose range is the square of float32's.
+    """Orthonormalise columns by shifted Cholesky QR in float64, which squares condition numbers.
 
-    The shift keeps it from failing where columns depend on each other. What rounding made of such
-    columns, or zeros, is left in their place.
+    The shift keeps the factorisation from failing on dependent columns. Such columns become
+    rounding noise or zeros.
     """
     columns = block.double()
     columns = columns / columns.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
@@ -210,7 +231,10 @@ def _orthonormal(block: Float[Tensor, "D k"]) -> Float[Tensor, "D k"]:
 
 
 def _probes(basis: Float[Tensor, "D k"], generator: torch.Generator) -> Float[Tensor, "probes D"]:
-    """Random signs without the directions taken out; drawn on the CPU for every device alike."""
+    """Return random signs, orthogonal to the deflated directions.
+
+    They are drawn on the CPU so that every device gets the same ones.
+    """
     draws = torch.randint(2, (PROBES, len(basis)), generator=generator)
     signs = (2 * draws - 1).to(basis)
     return signs - (signs @ basis) @ basis.T
@@ -219,10 +243,10 @@ def _probes(basis: Float[Tensor, "D k"], generator: torch.Generator) -> Float[Te
 def _lanczos(
     matrix: Float[Tensor, "D D"], probes: Float[Tensor, "probes D"]
 ) -> tuple[Floats, Floats]:
-    """Tridiagonals of every probe, all probes in one block: [probes, STEPS] on the diagonal and
-    [probes, STEPS - 1] beside it.
+    """Run Lanczos on all probes at once, with full reorthogonalisation, twice.
 
-    Reorthogonalised in full, twice. Where a Krylov space is whole, the rest of them is zero.
+    Returns the tridiagonal matrices: diagonals [probes, STEPS] and off-diagonals
+    [probes, STEPS - 1]. Once a Krylov space is invariant, the remaining entries are zero.
     """
     count, width = probes.shape
     kept = torch.empty(count, STEPS, width, device=matrix.device)
@@ -253,9 +277,10 @@ def _lanczos(
 def _gauss(
     diagonal: Floats, off_diagonal: Floats, sizes: Floats, largest: float
 ) -> tuple[Floats, Floats]:
-    """Nodes and weights [probes, steps] of every probe; its weights add up to its size.
+    """Return the Gauss quadrature of every probe: nodes and weights [probes, steps].
 
-    `largest` is the largest eigenvalue outside of what was sampled.
+    The weights of a probe add up to its entry of `sizes`, its squared norm. `largest` is the
+    largest deflated eigenvalue, the scale for rounding below 0.
     """
     probes, steps = diagonal.shape
     tridiagonal = np.zeros((probes, steps, steps))
@@ -268,7 +293,7 @@ def _gauss(
 
 
 def _not_negative(values: Floats, largest: float) -> Floats:
-    """Without what rounding put below 0. Raises ValueError for what is no rounding."""
+    """Raise values below 0 to 0. Raises ValueError if one is negative beyond rounding."""
     lowest = float(values.min())
     if lowest < -NEGATIVE_TOLERANCE * largest:
         raise ValueError(
@@ -279,7 +304,7 @@ def _not_negative(values: Floats, largest: float) -> Floats:
 
 
 def _joined(leading: Floats, nodes: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    """Nodes and weights [..., k + n] of the leading directions, once each, and of the rest."""
+    """Join the k leading eigenvalues, of weight 1, with the n other nodes: [..., k + n]."""
     batch = weights.shape[:-1]
     leading = np.broadcast_to(leading, (*batch, len(leading)))
     return (
@@ -294,10 +319,10 @@ def _joined(leading: Floats, nodes: Floats, weights: Floats) -> tuple[Floats, Fl
 def _calibrated(
     nodes: Floats, weights: Floats, used: Floats, moments: Floats
 ) -> tuple[Floats, Floats]:
-    """Nodes and weights [..., probes * steps] whose moments of order 0, 1 and 2 are those given.
+    """Return nodes and weights [..., probes * steps] with the given moments of order 0, 1 and 2.
 
-    `used` [..., probes] is 1 for the probes that count and 0 for others. The first two moments
-    are exact to rounding, for the nodes are scaled by what the tilted weights miss, about 1e-8.
+    `used` [..., probes] is 1 for probes to include and 0 for others. The first two moments are
+    exact up to rounding: scaling the nodes removes the tilted weights' error of about 1e-8.
     """
     count, mean, mean_square = moments[0], moments[1] / moments[0], moments[2] / moments[0]
     nodes = nodes.ravel()
@@ -307,13 +332,14 @@ def _calibrated(
 
 
 def _tilted(weights: Floats, nodes: Floats, mean: float, mean_square: float) -> Floats:
-    """Weights proportional to w exp(c1 z + c2 z^2) [..., n] that have those moments.
+    """Return weights proportional to w exp(c1 z + c2 z^2) [..., n] that have the given moments.
 
-    They add up to 1 and are, of all that have the moments, the nearest in relative entropy to the
-    given ones, w. z are the standardised nodes. With the features f = (z, z^2 / its size), c
-    minimises the convex ln sum(w exp(c . f)) - c . target + RIDGE |c|^2 / 2, by Newton's method
-    with halved steps. The ridge decides where there is no such tilt, or many: two clusters of
-    nodes have only one proportion to choose, and rounding makes two demands of it.
+    w are the given weights and z the standardised nodes. The result adds up to 1 and has the least
+    relative entropy to w among all weights with these moments. With the features
+    f = (z, z^2 / its size), c minimises the convex
+    ln sum(w exp(c . f)) - c . target + RIDGE |c|^2 / 2 by Newton's method with step halving.
+    The ridge makes c unique if no tilt, or more than one, has the moments: two clusters of nodes
+    have one free proportion, which cannot satisfy two moments that carry rounding errors.
     """
     centre = np.sum(weights * nodes, axis=-1, keepdims=True)
     deviation = np.sqrt(np.sum(weights * (nodes - centre) ** 2, axis=-1, keepdims=True))
@@ -323,10 +349,10 @@ def _tilted(weights: Floats, nodes: Floats, mean: float, mean_square: float) -> 
     features = np.stack([z, z**2 / size], axis=-1)
     first = (mean - centre) / deviation
     second = (mean_square - 2 * mean * centre + centre**2) / deviation**2
-    second = np.maximum(second, first**2) / size  # no weights have less
+    second = np.maximum(second, first**2) / size  # the least possible for any weights
     target = np.concatenate([first, second], axis=-1)
     with np.errstate(divide="ignore"):
-        log_weights = np.log(weights)  # minus infinity stays out of everything
+        log_weights = np.log(weights)  # a weight of 0 stays 0
 
     def at(c: Floats) -> tuple[Floats, Floats]:
         exponent = log_weights + np.einsum("...nk,...k->...n", features, c)
@@ -350,7 +376,7 @@ def _tilted(weights: Floats, nodes: Floats, mean: float, mean_square: float) -> 
         for _ in range(HALVINGS):
             next_c = c - length[..., None] * step
             tilted, next_value = at(next_c)
-            # Near the minimum a good step changes the value by less than its rounding.
+            # Near the minimum a good step changes the objective by less than its rounding.
             rises = next_value > value + VALUE_ROUNDING * (1 + np.abs(value))
             if not rises.any():
                 break

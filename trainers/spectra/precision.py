@@ -1,8 +1,4 @@
-"""What matrix products are rounded to, on the threads that measure.
-
-torch keeps one switch for TF32 for the whole process. Scatter matrices want it on for activations
-that are coarser anyway, the eigenwork beside training wants it off: they take turns.
-"""
+"""The precision of float32 matrix products while spectra are measured."""
 
 import contextlib
 import threading
@@ -10,14 +6,18 @@ from collections.abc import Iterator
 
 import torch
 
+# torch's TF32 switch is process-wide. Scatter matrices of bf16 activations need it on, while the
+# background thread needs it off for eigenvalues: the lock lets one of them run at a time.
 _turn = threading.RLock()
 
 
 @contextlib.contextmanager
 def products(device: torch.device, tf32: bool = False) -> Iterator[None]:
-    """Within it products of float32 are summed in float32, whatever autocast is on around it.
+    """Context in which float32 matrix products stay float32, even inside an autocast region.
 
-    Their factors are float32 too, or on CUDA with `tf32` rounded to 11 significant bits.
+    Args:
+        device: The device of the matrices.
+        tf32: On CUDA, round the factors to TF32 (11 significant bits). Sums stay float32.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.autocast(device.type, enabled=False))

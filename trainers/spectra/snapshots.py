@@ -1,8 +1,8 @@
-"""Snapshots of a model in training: what is measured when, in which order, within how much memory.
+"""Snapshots: the spectra of all layers and sites of a model in training, as records.
 
-On the training's path are the forward passes and the scatter matrices; eigenvalues and metrics
-are found beside it (`background`). The step on a record is the number of optimiser updates that
-its weights have had.
+Training waits only for the forward passes and scatter matrices. A background thread computes
+eigenvalues and metrics. The `step` of a record is the number of optimiser updates of the measured
+weights.
 """
 
 import hashlib
@@ -31,26 +31,25 @@ from trialstore.records import ALL_TOKENS, BUCKETS, SPECTRUM_COLUMNS, Row
 
 Floats = NDArray[np.float64]
 
-#: Under `auto`, widths up to this are measured by all eigenvalues: on a CPU Lanczos is then no
-#: cheaper, on a GPU eigenvalues cost more than the step itself from about here on.
+#: Method `auto` computes all eigenvalues up to this width D. Below it Lanczos is no cheaper on a
+#: CPU; above it eigenvalues cost more than a training step on a GPU.
 EXACT_UP_TO = {"cpu": 2048, "cuda": 512}
 
-
-#: Seconds after which ranks that wait for the first one's eigenwork meet again: far below what a
-#: collective is given to end.
+#: Longest time, in seconds, that the other ranks wait in one collective for rank 0's background
+#: thread: far below the collective's timeout.
 IN_STEP_S = 30.0
 
 
 class NonFiniteActivationsError(ValueError):
-    """A layer put out NaN or infinity; its spectrum does not exist."""
+    """Activations of a layer are NaN or infinite, so they have no spectrum."""
 
 
 class SpectrumError(ArithmeticError):
-    """What was measured is not the spectrum of a covariance."""
+    """The measured eigenvalues cannot be those of a covariance, for example negative ones."""
 
 
 class LayerSite(NamedTuple):
-    """Where a spectrum is of."""
+    """The layer, counted from 0, and the site that a spectrum was measured at."""
 
     layer: int
     site: Site
@@ -58,22 +57,36 @@ class LayerSite(NamedTuple):
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Eigenvalues with multiplicities: all of them and one each, or nodes of a quadrature."""
+    """The eigenvalues of an unbiased covariance, or a quadrature that stands for them.
+
+    Attributes:
+        method: "exact" or "lanczos".
+        values: [D] eigenvalues, descending; or [n] nodes.
+        weights: None; or [n] multiplicities of the nodes, with sum D.
+        error_estimate: See `trainers.spectra.lanczos.Quadrature`; 0 if exact.
+    """
 
     method: Literal["exact", "lanczos"]
-    values: Floats  # of the unbiased covariance, descending if exact
+    values: Floats
     weights: Floats | None
     error_estimate: float
 
 
 def tap(ffn: FeedForward, site: Site) -> Tap:
-    """The module that a site is read from: what feeds the non-linearity, what takes its output."""
+    """Return the tap of a site: the output of `nonlinearity_input`, or the input of `down`."""
     return Tap(ffn.nonlinearity_input, "output") if site == "pre" else Tap(ffn.down, "input")
 
 
 class Snapshots:
-    """Takes spectra of every layer and site. Collective: every rank calls it alike, the first has
-    the records."""
+    """Measures the spectra of every layer and site.
+
+    Every rank calls `take` and `drain` in the same order. Only rank 0 gets records.
+
+    Args:
+        spec: Sites, method, buckets and the memory limit.
+        trial_id: Part of the seed of random probes.
+        ranks: The ranks that share the batches.
+    """
 
     def __init__(self, spec: SpectraSpec, trial_id: str, ranks: Ranks) -> None:
         self._spec, self._trial_id, self._ranks = spec, trial_id, ranks
@@ -88,10 +101,24 @@ class Snapshots:
         when: dict[str, int],
         final: bool,
     ) -> None:
-        """Run `forward` over batches of token ids, each with its tokens' buckets or None.
+        """Measure one snapshot: run the forward passes and queue the eigenvalue computations.
 
-        `when` stamps the records: step, tokens, time_ms. The `final` snapshot of a trial is
-        exact. Raises NonFiniteActivationsError naming layer, site and step.
+        Layers are measured in groups that fit in memory, with a pass over the batches for each.
+        Collective.
+
+        Args:
+            model: The `Decoder` whose FFNs are measured.
+            forward: Runs the model on token ids (B, T).
+            batches: Returns this rank's token ids (B, T), each with the bucket of every token
+                (B, T) or None. Called once per group.
+            when: `step`, `tokens` and `time_ms` for the records.
+            final: Whether it is the trial's last snapshot, which is always exact.
+
+        Raises:
+            NonFiniteActivationsError: It names layer, site and step.
+            InputError: A user's block does not call the modules that it names, or activations
+                do not have the width that it states.
+            SpectrumError: An earlier snapshot failed in the background.
         """
         ffns = list(feed_forwards(model))
         places = [LayerSite(layer, site) for layer in range(len(ffns)) for site in self._spec.sites]
@@ -111,25 +138,25 @@ class Snapshots:
             }
             if self._ranks.is_first:
                 self._beside.submit(nbytes, snapshot.work(collected, self._beside.closing))
-            del probe, collected  # what is left of them is the job's
+            del probe, collected  # so that the job can free each matrix when it is done with it
 
     def _merged(
         self, probe: Probe[LayerSite], place: LayerSite, width: int, step: int
     ) -> list[Covariance]:
-        """What all ranks have seen at one place, by bucket."""
+        """Return the covariances of all ranks' samples at one site, by bucket."""
         where = f"layer {place.layer}, site {place.site}"
         try:
             covariances = probe.groups(place)
         except KeyError:
             raise InputError(
-                f"{where}: nothing passes the module that it is read from; a block of one's own "
-                "has to call its `nonlinearity_input` and `down` (docs/own-block.md)"
+                f"{where}: the forward pass does not call the module that is measured; a block "
+                "of your own must call its `nonlinearity_input` and `down` (docs/own-block.md)"
             ) from None
         for covariance in covariances:
             if covariance.width != width:
                 raise InputError(
-                    f"{where}: activations of width {covariance.width} pass, and the block says "
-                    f"that its width is {width}"
+                    f"{where}: the activations have width {covariance.width}, but the block's "
+                    f"`width` is {width}"
                 )
             covariance.merge_ranks(self._ranks)
             if not covariance.is_finite():
@@ -139,36 +166,44 @@ class Snapshots:
         return covariances
 
     def ready(self) -> list[Row]:
-        """Records of the snapshots that are done, in order. Raises SpectrumError."""
+        """Return records of snapshots finished since the last call, in order, without waiting.
+
+        Raises:
+            SpectrumError: A snapshot failed in the background.
+        """
         return [row for rows in self._beside.ready() for row in rows]
 
     def drain(self) -> list[Row]:
-        """Records of every snapshot taken so far, when all are done. Raises SpectrumError.
+        """Wait for all snapshots and return the records since the last call. Collective.
 
-        Collective.
+        Raises:
+            SpectrumError: A snapshot failed in the background.
         """
         self._together(partial(self._beside.finish, IN_STEP_S))
         return [row for rows in self._beside.drain() for row in rows]
 
     @property
     def eigenwork_seconds(self) -> float:
-        """What has been spent beside training so far."""
+        """Seconds that the background thread has worked so far."""
         return self._beside.seconds
 
     def close(self) -> None:
-        """Give up what has not begun."""
+        """End the background thread and drop computations that have not started."""
         self._beside.close()
 
     def _together(self, wait: Callable[[], bool]) -> None:
-        """Wait on the first rank, whose work it is, until it is done; others must not wait in one
-        collective for longer than it is allowed to take."""
+        """Wait on all ranks until rank 0's `wait` returns True.
+
+        The ranks meet in a broadcast after every `wait`, because one long collective would time
+        out.
+        """
         while not self._ranks.broadcast(wait() if self._ranks.is_first else None):
             pass
 
     def _groups(
         self, places: Sequence[LayerSite], widths: Sequence[int]
     ) -> Iterator[list[LayerSite]]:
-        """Places in order, as many at a time as the memory holds."""
+        """Yield the places in order, in groups whose matrices fit in the memory limit."""
         limit = self._spec.memory_mb * 2**20
         group: list[LayerSite] = []
         taken = 0
@@ -183,7 +218,7 @@ class Snapshots:
 
 
 class _Snapshot:
-    """One snapshot's eigenwork, group by group; the last one brings all the records."""
+    """The eigenvalue computations of one snapshot; the last group's job returns all records."""
 
     def __init__(
         self, spec: SpectraSpec, trial_id: str, when: dict[str, int], final: bool, places: int
@@ -196,12 +231,12 @@ class _Snapshot:
     def work(
         self, collected: dict[LayerSite, list[Covariance]], closing: threading.Event
     ) -> Callable[[], list[Row]]:
-        """What is left to do with the covariances of some places, unless nobody waits for it."""
+        """Return the job that measures `collected` and stops early when `closing` is set."""
 
         def run() -> list[Row]:
             while collected and not closing.is_set():
                 place = next(iter(collected))
-                self._measure(place, collected.pop(place))  # its memory is free from here on
+                self._measure(place, collected.pop(place))  # pop, so that its memory is freed
             return self._rows() if self._missing == 0 else []
 
         return run
@@ -218,7 +253,7 @@ class _Snapshot:
 
     def _keep(self, place: LayerSite, bucket: str, covariance: Covariance) -> None:
         if bucket != ALL_TOKENS and covariance.count < 2:
-            return  # a bucket of one token or none has no covariance
+            return  # fewer than two samples have no covariance
         step = self._when["step"]
         where = f"layer {place.layer}, site {place.site}, {bucket} tokens at step {step}"
         name = f"{self._trial_id}/{step}/{place.layer}/{place.site}/{bucket}"
@@ -253,9 +288,16 @@ class _Snapshot:
 
 
 def spectrum_of(covariance: Covariance, method: str, seed: int) -> Spectrum:
-    """By the method asked for: "exact", "lanczos", or with "auto" the cheaper at this width.
+    """Return the spectrum of a covariance.
 
-    Raises ValueError for fewer than two samples or materially negative eigenvalues.
+    Args:
+        covariance: At least two samples.
+        method: "exact", "lanczos", or "auto" for the cheaper one at this width and device.
+        seed: For the random probes of Lanczos.
+
+    Raises:
+        ValueError: There are fewer than two samples, samples are not finite, or Lanczos finds
+            eigenvalues that are negative beyond rounding.
     """
     if covariance.is_constant():
         return Spectrum("exact", np.zeros(covariance.width), None, 0.0)
@@ -268,7 +310,11 @@ def spectrum_of(covariance: Covariance, method: str, seed: int) -> Spectrum:
 
 
 def described(spectrum: Spectrum, count: int) -> dict[str, Any]:
-    """What a record says of a spectrum of `count` samples."""
+    """Return the columns of a record that describe a spectrum of `count` samples.
+
+    Raises:
+        ValueError: Eigenvalues are negative beyond rounding.
+    """
     metrics = measure(spectrum.values, spectrum.weights)
     columns = {name: float(getattr(metrics, name)) for name in SPECTRUM_COLUMNS}
     weights = spectrum.weights
@@ -297,5 +343,5 @@ def _sorted(spectrum: Spectrum) -> Floats:
 
 
 def seed_of(name: str) -> int:
-    """Of random probes: a function of what is measured alone."""
+    """Return a 56-bit seed for random probes that depends only on the measurement's name."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
