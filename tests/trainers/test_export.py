@@ -1,6 +1,5 @@
 """An exported model computes the trained function, for every kind of model and checkpoint."""
 
-import errno
 import hashlib
 import io
 import json

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from messages import mentions
 from torch import Tensor, nn
 
 from trainers.engine.engine import start_ranks
