@@ -74,10 +74,11 @@ def _explained_one(file: File, item: dict[str, Any]) -> InputError:
             path, f"is missing; give it, or the axis grid.{axis}" if axis else "is missing"
         )
     if item["type"] in ("union_tag_not_found", "union_tag_invalid"):
-        kinds = [str(model.model_fields["kind"].default) for model in SECTIONS[section]]
+        kinds = ", ".join(str(model.model_fields["kind"].default) for model in SECTIONS[section])
         given = file.content[section].get("kind")
-        found = "is missing; give" if given is None else f"{short(given)} should be"
-        return file.error((section, "kind"), f"{found} one of {', '.join(kinds)}")
+        if given is None:
+            return file.error((section, "kind"), f"is missing; give one of {kinds}")
+        return file.error((section, "kind"), f"{short(given)} should be one of {kinds}")
     several = isinstance(item["input"], list) and axis
     hint = f"; for several values use grid.{axis}" if several else ""
     return file.error(path, wrong(item) + hint)
