@@ -74,6 +74,9 @@ def take(trial: Storage) -> Claim:
     Two takers at the same moment both write, then list: at least one of them sees the other. The
     newer claim wins, under a number that no other claim has.
 
+    Returns:
+        The claim, which is the newest one on the trial.
+
     Raises:
         LeaseLostError: Another process claimed a newer attempt at the same moment.
         OSError: The storage does not answer or has no room.

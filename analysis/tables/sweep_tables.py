@@ -136,7 +136,7 @@ class SweepTables:
 def load_sweep(
     sweep: Storage, aggregate_last: int | None = None, aggregate_layers: str | None = None
 ) -> SweepTables:
-    """Read the tables of a sweep's directory.
+    """Read a sweep's directory into tables: one row per trial, spectrum and curve point.
 
     A trial that cannot be read is a row of state "failed", with the reason.
 

@@ -77,7 +77,8 @@ def match_budget(
         ffn_multiple: D is a multiple of it.
 
     Returns:
-        The matched model with its budget error, or `Missed` if no rung is close enough.
+        The matched model with its budget error, or `Missed` if no model is close enough to
+        both the budget and the multiplier.
     """
     rungs = _ladder(reference, budget, ffn_multiple)
     preferred = [rung for rung in rungs if abs(rung.error) <= PREFERRED_ERROR]

@@ -55,7 +55,8 @@ def attempt(
         stop_requested: Returns whether the sweep was asked to stop.
 
     Returns:
-        The outcome, FAILED or UNFINISHED.
+        The outcome that the trial's result names; FAILED if it was given up; UNFINISHED if it was
+        stopped, its storage is full, or another process continues it.
 
     Raises:
         PreemptedError: The trial stopped although nobody asked it to.

@@ -148,6 +148,9 @@ def open_store(
         expected: the tokens that the trial was planned with. A cached store of these is opened
             without reading the corpus again; other tokens are refused.
 
+    Returns:
+        The token ids of both splits, mapped from disk, with their fingerprint and contents.
+
     Raises:
         InputError: corpus, tokenizer or cache folder cannot be used, or the tokens are not the
             expected ones.

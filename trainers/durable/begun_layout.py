@@ -23,7 +23,15 @@ from trialstore.storage import Storage
 
 
 def continue_from(spec: TrialSpec, trial: Storage, manifest: Manifest | None) -> TrialSpec:
-    """Return the trial in the layout that it continues in from a checkpoint, or from none.
+    """Return the trial in the layout that it continues in.
+
+    A checkpoint keeps the layout that it was written in: workers, ZeRO stage and micro-batch. Only
+    a retry after running out of memory takes its own, smaller micro-batch.
+
+    Args:
+        spec: The trial as it was asked for now.
+        trial: The trial's directory, for the error message.
+        manifest: The checkpoint to continue from; None for a new trial, which stays as it is.
 
     Raises:
         InputError: The checkpoint was made on another kind of device, or its layout is invalid.
