@@ -335,11 +335,19 @@ def read_parts(
 def read_part(trial: Storage, key: str, columns: list[str] | None = None) -> pa.Table:
     """Read one part in the current schema of its table.
 
-    Columns that are newer than the part have null or their value of BEFORE_THE_COLUMN.
+    Args:
+        trial: The trial's directory.
+        key: The part's key in it; the key names the table.
+        columns: Columns of the table to read; None for all.
+
+    Returns:
+        The rows of the part. Columns that are newer than the part have null or their value of
+        BEFORE_THE_COLUMN.
 
     Raises:
         BrokenRecordError: The object is not a part of the table, or is damaged.
         FileNotFoundError: There is no such object.
+        OSError: The storage does not answer.
     """
     schema = SCHEMAS[key.partition("/")[0]]
     names = schema.names if columns is None else columns

@@ -55,7 +55,10 @@ def analyze(
     require_verdict: RequireVerdictOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit the laws, recommend a width, write the report."""
+    """Fit the laws, recommend a width, write the report into DIR/report.
+
+    Print the verdicts, or with --json the content of recommendation.json.
+    """
     from analysis.pipeline import analyse
 
     links = None

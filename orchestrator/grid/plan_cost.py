@@ -35,6 +35,12 @@ def measuring_flops(spec: TrialSpec, begin: int) -> float:
 def measurements(steps: int, every: int, begin: int = 0) -> int:
     """Return the number of measurements made at step 0, every `every` updates and at the end.
 
-    A trial that starts from a checkpoint of step `begin` > 0 does not repeat the earlier ones.
+    An end on a multiple of `every` counts once.
+
+    Args:
+        steps: Updates of the whole trial.
+        every: Updates between two measurements, at least 1.
+        begin: Step of the checkpoint that the trial starts from; its measurements up to and
+            including this step were made before and do not count. 0 for a new trial.
     """
     return -(-steps // every) - begin // every + (begin == 0)

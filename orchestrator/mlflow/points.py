@@ -261,7 +261,13 @@ def progress(counts: Mapping[str, int]) -> str:
 
 
 def note(counts: Mapping[str, int], recommendation: Mapping[str, Any] | None) -> str:
-    """Return the parent run's description in Markdown: every verdict, then the progress."""
+    """Return the parent run's description in Markdown: every verdict, then the progress.
+
+    Args:
+        counts: Trials by state.
+        recommendation: The content of recommendation.json; None before the first analysis, and
+            then the description is the progress alone.
+    """
     lines = [_verdict(group) for group in (recommendation or {}).get("groups", [])]
     return "\n\n".join([*lines, f"{sum(counts.values())} trials: {progress(counts)}."])
 

@@ -71,7 +71,7 @@ def run_on_workers(
 
     Raises:
         WorkerLostError: A worker's process died, or did not start.
-        Exception: Whatever `cause_of` picks of what the workers raised.
+        Exception: The error of a worker, if one raised: a FinalError first, else the first seen.
     """
     group = ray.util.get_current_placement_group()
     assert group is not None, "Tune starts every trial in a placement group"

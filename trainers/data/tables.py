@@ -274,7 +274,13 @@ def checked_text(value: object, place: str, column: str) -> str:
 
 
 def no_column(place: str, column: str, names: list[str]) -> str:
-    """Return the message for a missing column, with the columns that exist."""
+    """Return the message for a missing column.
+
+    Args:
+        place: The file or dataset that lacks it.
+        column: The column that was asked for.
+        names: The columns that exist; may be empty.
+    """
     return (
         f"{place}: no column {column!r}; its columns are {', '.join(names) or '(none)'}; set "
         "column in the corpus section"
