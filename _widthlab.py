@@ -17,7 +17,7 @@ HOME = Path(__file__).resolve().parent
 #: Its packages, each of which imports those after it.
 PACKAGES = ("widthlab", "orchestrator", "trainers", "analysis", "trialstore")
 
-#: The exit code of all commands for input that cannot be used.
+#: `trialstore.errors.BAD_INPUT`, which cannot be imported where a package is hidden.
 BAD_INPUT = 2
 
 

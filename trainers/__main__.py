@@ -16,11 +16,11 @@ from typing import NoReturn
 
 from trainers.data.paths import user_path
 from trainers.spec import parse_spec, refuse_other_semantics, refuse_unnamed_block
-from trialstore.errors import InputError
+from trialstore.errors import BAD_INPUT, InputError
 from trialstore.storage import LocalStorage, Storage, open_storage
 
-#: Exit codes beside 0 (done) and 1 (any other error).
-BAD_INPUT, STOPPED = 2, 3
+#: Exit code of a trial that was stopped and can continue; 0 is done, 1 any other error.
+STOPPED = 3
 
 
 class ConsoleLog:

@@ -1,5 +1,8 @@
 """Errors that decide what happens next: whether a trial is retried, and what the user is told."""
 
+#: The exit code of commands for an `InputError`.
+BAD_INPUT = 2
+
 
 class FinalError(Exception):
     """Another attempt at a trial, in the same run, cannot succeed: a scheduler makes none.

@@ -37,7 +37,7 @@ def file_url_path(url: str) -> Path:
             "file:///absolute/path, or the path alone"
         )
     path = unquote(slash + rest, errors="surrogateescape")
-    if "#" in rest or "?" in rest or STRAY_PERCENT.search(rest) or not _is_text(path):
+    if "#" in rest or "?" in rest or STRAY_PERCENT.search(rest) or not is_text(path):
         raise InputError(
             f"storage {url!r} contains a character with a meaning in URLs; {REMEDY}, or give the "
             "path alone, unescaped"
@@ -45,7 +45,8 @@ def file_url_path(url: str) -> Path:
     return Path(path)
 
 
-def _is_text(path: str) -> bool:
+def is_text(path: str) -> bool:
+    """Return whether a path is UTF-8. Python keeps other bytes as surrogates."""
     try:
         path.encode()
     except UnicodeEncodeError:  # %DA alone is not UTF-8

@@ -71,8 +71,8 @@ def read_sweep_file(sweep: Storage) -> ResolvedSweep:
         data = sweep.get(SWEEP_FILE)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
-            f"{sweep.url} is not a sweep's directory: it has no {SWEEP_FILE}; give the directory "
-            "that `widthlab run` made, which holds trials/"
+            f"{sweep.url} is not a sweep's directory: it has no {SWEEP_FILE}; `widthlab run` makes "
+            "one below the storage: run the sweep first, or give the directory that holds trials/"
         ) from error
     content = load_plain_yaml(data, place)
     entries = section(content, "resolved").get("trials") if isinstance(content, dict) else None

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from trialstore.errors import InputError
     from widthlab.law_fit import LawFit, fit
     from widthlab.sweep_plan import SweepPlan, plan
-    from widthlab.sweep_run import SweepRun, run
+    from widthlab.sweep_result import SweepResult, run
     from widthlab.verdict import Verdict, analyse, load_sweep
 
     __version__: str
@@ -35,7 +35,7 @@ __all__ = [
     "Probe",
     "SpectrumMetrics",
     "SweepPlan",
-    "SweepRun",
+    "SweepResult",
     "SweepTables",
     "Tap",
     "Verdict",
@@ -55,7 +55,7 @@ _MODULES = {
     "Probe": "trainers.spectra.probe",
     "SpectrumMetrics": "analysis.spectrum",
     "SweepPlan": "widthlab.sweep_plan",
-    "SweepRun": "widthlab.sweep_run",
+    "SweepResult": "widthlab.sweep_result",
     "SweepTables": "analysis.tables.sweep_tables",
     "Tap": "trainers.spectra.probe",
     "Verdict": "widthlab.verdict",
@@ -64,7 +64,7 @@ _MODULES = {
     "load_sweep": "widthlab.verdict",
     "measure": "analysis.spectrum",
     "plan": "widthlab.sweep_plan",
-    "run": "widthlab.sweep_run",
+    "run": "widthlab.sweep_result",
 }
 
 

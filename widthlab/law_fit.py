@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
@@ -13,11 +13,12 @@ from analysis.fit.scaling_fit import RESAMPLES
 from analysis.fit.table_fit import TableFit, intervals_of, parameters_of, warnings_of
 from analysis.fit_pipeline import fit_and_draw
 from analysis.refusal import Refusal
+from trialstore.errors import InputError
 from widthlab import html
 from widthlab.arguments import naming_arguments
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LawFit:
     """A law fitted to every group of a table. Prints as `widthlab fit` does.
 
@@ -61,6 +62,8 @@ class LawFit:
 
     def __str__(self) -> str:
         return as_text(self.fitted)
+
+    __repr__ = __str__  # a Python prompt shows a result by its repr
 
     def _repr_html_(self) -> str:
         return "".join(
@@ -120,6 +123,10 @@ def fit(
         >>> frame = pd.DataFrame({"D": [64, 128, 256, 512], "rank": [8.1, 11.2, 16.3, 22.4]})
         >>> widthlab.fit(frame, "power", x="D", y="rank").parameters
     """
+    if law not in get_args(Law):
+        raise InputError(f"law {law!r} is unknown; there are {', '.join(get_args(Law))}")
+    if where is not None and not isinstance(where, Mapping):
+        raise InputError(f"where is {where!r}; give a mapping such as {{'state': 'completed'}}")
     columns: dict[Role, str | None] = {
         "x": x, "y": y, "params": params, "tokens": tokens, "width": width, "depth": depth,
         "loss": loss,

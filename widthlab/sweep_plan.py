@@ -20,7 +20,7 @@ from widthlab.arguments import Overrides, naming_arguments, settings_of, storage
 COLUMNS = 160
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SweepPlan:
     """A sweep before it runs. Prints as `widthlab plan` does; a notebook shows tables.
 
@@ -39,7 +39,7 @@ class SweepPlan:
             [
                 {
                     "id": row.trial.id if self.plan.ids_known else None,
-                    "holds": "+".join(row.trial.matchings),
+                    "match": "+".join(row.trial.matchings),
                     **row.trial.axes,
                     "parameters": row.parameters.total,
                     "parameters_non_embedding": row.parameters.non_embedding,
@@ -74,6 +74,8 @@ class SweepPlan:
         with console.capture() as captured:
             console.print(render_plan(self.plan))
         return captured.get().rstrip("\n")
+
+    __repr__ = __str__  # a Python prompt shows a result by its repr
 
     def _repr_html_(self) -> str:
         totals = self.plan.totals

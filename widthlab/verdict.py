@@ -16,7 +16,7 @@ from widthlab.arguments import naming_arguments
 AggregateLayers = Literal["median", "mean", "first", "deepest"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """What a sweep says about the width. Prints as `widthlab analyze` does.
 
@@ -52,6 +52,8 @@ class Verdict:
 
     def __str__(self) -> str:
         return f"{self.summary}\n\nreport   {self.report_url}"
+
+    __repr__ = __str__  # a Python prompt shows a result by its repr
 
     def _repr_html_(self) -> str:
         groups = self.groups

@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ SAME_BUDGET = 0.10
 _HEAVY = ("eigenvalues", "nodes", "weights")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SweepTables:
     """The tables of a sweep that the analysis works on. Frames are never changed in place.
 
@@ -112,6 +113,15 @@ class SweepTables:
                 of = f"of semantics version {version}"
             told.append(f"{plural(len(ids), 'finished trial')} {of} left out")
         return tuple(told)
+
+    def __repr__(self) -> str:
+        return (
+            f"SweepTables of {self.name}: {plural(len(self.trials), 'trial')}, "
+            f"{len(self.spectra)} spectra, {len(self.curves)} curve points ({self.url})"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(repr(self))}</p>{self.trials.to_html(max_rows=20, border=0)}"
 
     def of(self, frame: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
         """Return the rows of `spectra`, `curves` or `eigenvalues` that belong to `trials`."""

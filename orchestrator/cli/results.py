@@ -169,6 +169,7 @@ def sync(
     """Send to MLflow what it lacks of a sweep."""
     from dataclasses import asdict
 
+    from analysis.wording import plural
     from orchestrator.mlflow.exporter import sync as send
     from orchestrator.mlflow.tracking import storage_of
     from orchestrator.mlflow.tracking import tracking_uri as tracking_of
@@ -186,7 +187,7 @@ def sync(
         typer.echo(f"sent {report.points} points of {report.runs} runs", err=True)
         if report.refused:
             typer.echo(
-                f"{report.refused} trials are missing: unreadable, or refused by the server",
+                f"{plural(report.refused, 'trial')} missing: unreadable, or refused by the server",
                 err=True,
             )
         if report.fileless:

@@ -1,7 +1,7 @@
 """Write a plan as JSON, and a sweep as its resolved sweep.yaml.
 
 Records keep their field names, so that files of all versions read alike. In them the matchings of a
-trial are called `holds`, and the matching of another cell `hold`. Only this module translates.
+trial are called `holds`, and the matching of another cell `hold`.
 """
 
 from collections.abc import Mapping

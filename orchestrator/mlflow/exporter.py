@@ -35,7 +35,7 @@ from orchestrator.mlflow.tracking import (
     storage_of,
     tracking_uri,
 )
-from trialstore.errors import InputError
+from trialstore.errors import BAD_INPUT, InputError
 from trialstore.heartbeat import every
 from trialstore.storage import LocalStorage, Storage, open_storage
 from trialstore.sweep_file import read_sweep_file
@@ -57,7 +57,6 @@ EVERY = 3.0  # seconds between two passes over the sweep
 LONGEST_PAUSE = 60.0  # seconds, while the server does not answer
 LOCK_PAUSE = 1.0  # seconds between two tries for the lock
 LOOK_S = 5.0  # seconds between two checks that the exporter lives
-BAD_INPUT = 2  # exit code
 
 Order = Literal["finish", "gone"]
 

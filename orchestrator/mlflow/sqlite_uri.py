@@ -4,17 +4,15 @@ SQLAlchemy decides which file a URI opens, and versions differ: 2.1 reads %25 as
 earlier ones as three characters. So ask SQLAlchemy for the path that it reads.
 """
 
-import re
 from pathlib import Path
 
 from trialstore.errors import InputError
+from trialstore.storage_url import STRAY_PERCENT, is_text
 
 SQLITE = "sqlite:///"
 #: The same with the driver's name. MLflow creates the parent folder of a `sqlite:///` URI without
 #: unescaping it. For this prefix it creates no folder.
 DRIVEN = "sqlite+pysqlite:///"
-#: A percent sign without two hexadecimal digits.
-STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 def is_sqlite(uri: str) -> bool:
@@ -29,7 +27,7 @@ def sqlite_uri(database: Path) -> str:
     path = str(database)
     escaped = path.replace("%", "%25").replace("?", "%3F")
     uri = f"{SQLITE if escaped == path else DRIVEN}{escaped}"
-    if not _is_text(path):
+    if not is_text(path):
         why = "its name is not UTF-8"
     elif make_url(uri).database != path:
         why = f"SQLAlchemy reads its URI as {make_url(uri).database!r}"
@@ -64,11 +62,3 @@ def sqlite_path(uri: str) -> Path | None:
             "write %25 for a percent sign"
         )
     return Path(database)
-
-
-def _is_text(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:  # bytes that are not UTF-8, which Python keeps as surrogates
-        return False
-    return True

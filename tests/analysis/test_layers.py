@@ -52,8 +52,13 @@ def test_layers_that_grow_faster_or_slower_than_the_others_are_named() -> None:
     )
     low, high = found.layers[1].relative_interval
     assert low < 0.3 < high
-    assert "layer 1" in found.sentence
-    assert "layer 3" in found.sentence
+    wide, narrow = found.sentence.split("; ", 1)[1].split(", ")
+    assert "layer 1" in wide
+    assert "faster" in wide
+    assert "more width" in wide
+    assert "layer 3" in narrow
+    assert "slower" in narrow
+    assert "less width" in narrow
 
 
 def test_widths_are_in_proportion_to_the_elasticities_and_keep_the_parameters() -> None:
@@ -155,7 +160,7 @@ def test_only_the_last_snapshots_at_the_site_of_the_laws_enter() -> None:
     # Of the last five, three are of a time before anything grew.
     early = advise_layers(*study([0.6, 0.9, 0.6]), last=5)
     assert isinstance(early, Refusal)
-    assert "eDim" in early.reason
+    assert "eDim is not known to grow" in early.reason
 
 
 def test_a_layer_without_a_number_leaves_its_trial_out_and_is_counted() -> None:

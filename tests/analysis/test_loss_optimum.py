@@ -1,5 +1,6 @@
 """Claims about the rule that recommends a width: seldom wrong, and strong where there is a case."""
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -239,6 +240,7 @@ def test_any_losses_get_an_answer_whose_parts_agree(
     )
     if isinstance(found, Refusal):
         assert len(set(m)) < 6
+        assert not m or re.search(rf"\b{len(set(m))} width", found.reason)
         return
     assert found.counts.sum() == len(runs)
     assert found.interval[0] <= found.interval[1]

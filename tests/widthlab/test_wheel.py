@@ -88,7 +88,7 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel: Path) -> None:
     assert set(packaged) <= set(zipfile.ZipFile(wheel).namelist())
     assert {name for name in packaged if not name.endswith(".py")} >= {
         "orchestrator/sweeps/tiny.yaml",
-        "analysis/report/report.html",
+        "analysis/report/templates/report.html",
     }
 
 

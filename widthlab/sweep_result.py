@@ -22,8 +22,8 @@ from widthlab.verdict import Verdict
 _COLUMNS = ("id", "state", "step", "steps", "loss", "message")
 
 
-@dataclass(frozen=True)
-class SweepRun:
+@dataclass(frozen=True, repr=False)
+class SweepResult:
     """What a run of a sweep came to. Prints as `widthlab run` does.
 
     Attributes:
@@ -63,6 +63,8 @@ class SweepRun:
     def __str__(self) -> str:
         return self.text
 
+    __repr__ = __str__  # a Python prompt shows a result by its repr
+
     def _repr_html_(self) -> str:
         counts = ", ".join(f"{n} {state}" for state, n in self.done.ledger.counts.items() if n)
         verdict = self.verdict
@@ -86,7 +88,7 @@ def run(
     address: str | None = None,
     retry_failed: bool = False,
     quiet: bool = False,
-) -> SweepRun:
+) -> SweepResult:
     """Train what is missing of a sweep, continue what was cut off, then judge.
 
     The same call continues a sweep whatever ended the last one; a finished sweep is judged again.
@@ -106,7 +108,7 @@ def run(
 
     Raises:
         InputError: The sweep cannot be run. Nothing has been trained or written then. A trial that
-            fails raises nothing: see `SweepRun.complete` and `SweepRun.trials`.
+            fails raises nothing: see `SweepResult.complete` and `SweepResult.trials`.
 
     Example:
         >>> done = widthlab.run("tiny.yaml", storage="/tmp/sweeps")
@@ -123,7 +125,7 @@ def run(
         console = Console(stderr=True, quiet=quiet, force_jupyter=False)
         done = run_sweep(config, directory, options, console)
     text = render_run(done, directory, place, tracking)
-    return SweepRun(done, directory.url, text, redacted(tracking))
+    return SweepResult(done, directory.url, text, redacted(tracking))
 
 
 def _require_no_ray() -> None:
