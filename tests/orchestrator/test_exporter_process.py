@@ -150,4 +150,4 @@ def test_an_exporter_of_no_sweep_ends_and_is_not_started_again(
 ) -> None:
     process = start_exporter(str(bench.root / "nowhere"), bench.uri)
     assert not process.finish(timeout=120)
-    assert capfd.readouterr().err.count("is no sweep's directory") == 1
+    assert capfd.readouterr().err.count("is not a sweep's directory") == 1

@@ -204,6 +204,13 @@ def test_a_frame_is_fitted_as_the_command_fits_its_file(table, tmp_path: Path, c
     assert str(fitted) == command(*asked).rstrip("\n")
     assert str(widthlab.fit(str(path), "power", x="D", y="rank", group=["net"])) == str(fitted)
     assert (tmp_path / "law.svg").is_file()
+    assert repr(fitted) == str(fitted)
+
+
+@pytest.mark.parametrize(("law", "where"), [("powr", None), ("power", ["g=a"])])
+def test_an_unknown_law_or_selection_is_bad_input(table, law, where) -> None:
+    with pytest.raises(widthlab.InputError, match="powr|g=a"):
+        widthlab.fit(table, law, x="D", y="rank", where=where)
 
 
 def test_parameters_have_a_row_per_group_and_name(table) -> None:
