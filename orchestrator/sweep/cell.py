@@ -52,7 +52,9 @@ def resolved(config: SweepConfig, typed: Axes) -> Cell:
 
 
 def overrides_for(config: SweepConfig, typed: Axes) -> list[int]:
-    """Return the indices of the overrides that match a cell.
+    """Return the indices of the overrides in `config` that match a cell, in the file's order.
+
+    `typed` are the cell's values as the grid has them.
 
     Overrides are compared with the normalised values of the cell before any override: an nGPT cell
     has the norm `ngpt`, whatever `norm` is on the grid.

@@ -67,8 +67,17 @@ def slots(node: Mapping[str, float], worker: Mapping[str, float]) -> int:
 
 
 def room(need: Need, nodes: Iterable[Node]) -> Room:
-    """Return how many trials of a need fit on the nodes if they are empty. A worker needs one
-    node."""
+    """Count the trials of one need that fit side by side on empty nodes.
+
+    A worker cannot span nodes; a trial can, where its workers do not all fit on one.
+
+    Args:
+        need: The workers of a trial and the resources of each.
+        nodes: The nodes with their whole resources.
+
+    Returns:
+        The trials that fit on one node each, and those that would be spread over several.
+    """
     fitting = [slots(node.resources, need.worker) for node in nodes]
     together = sum(number // need.workers for number in fitting)
     return Room(together, sum(number % need.workers for number in fitting) // need.workers)
