@@ -209,7 +209,7 @@ def test_a_frame_is_fitted_as_the_command_fits_its_file(table, tmp_path: Path, c
 
 @pytest.mark.parametrize(("law", "where"), [("powr", None), ("power", ["g=a"])])
 def test_an_unknown_law_or_selection_is_bad_input(table, law, where) -> None:
-    with pytest.raises(widthlab.InputError, match="powr|g=a"):
+    with pytest.raises(widthlab.InputError, match=r"powr|g=a"):
         widthlab.fit(table, law, x="D", y="rank", where=where)
 
 
