@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from orchestrator.grid.begun import begun_notes, begun_trials, in_begun_layouts
 from orchestrator.grid.branches import drop_used_branch_points
 from orchestrator.grid.corpus_view import render_contents
 from orchestrator.grid.expand import Grid, PlannedTrial, expand, on_device
@@ -43,7 +44,6 @@ from trainers.data.batches import heldout_starts, training_batch
 from trainers.data.contents import Contents
 from trainers.data.hub import pin
 from trainers.data.store import TokenStore, open_store
-from trainers.durable.begun_layout import as_begun
 from trainers.spec import TrialSpec
 from trialstore import records
 from trialstore.driver_lease import driving
@@ -122,7 +122,7 @@ def run_sweep(
         if todo:
             address = options.address
             console.print("starting Ray" if address is None else f"joining Ray at {address}")
-            run = _laid_out(run, stack.enter_context(cluster(address, _cpus())))
+            run = _laid_out(run, stack.enter_context(cluster(address, _cpus())), console)
         _say_orphans(sweep, grid, old, console)
         sweep.put(
             SWEEP_FILE,
@@ -209,7 +209,8 @@ def _check_place(sweep: Storage, todo: list[PlannedTrial], address: str | None) 
         check_importable([os.getcwd()])  # Ray puts it first on the search path of its workers
     if address is None:
         here = [Node({"CPU": float(_cpus()), "GPU": float(_gpus())})]
-        trials_at_once(here, _specs(_as_begun(sweep, todo)), None)
+        kept = in_begun_layouts(sweep, todo, begun_trials(sweep))
+        trials_at_once(here, _specs(kept), None)
     elif todo:
         knock(address)
     probe = ".writable"
@@ -223,23 +224,19 @@ def _check_place(sweep: Storage, todo: list[PlannedTrial], address: str | None) 
         ) from error
 
 
-def _laid_out(run: SweepRun, nodes: list[Node]) -> SweepRun:
-    """The run with its trials in the layouts that they have on these nodes."""
+def _laid_out(run: SweepRun, nodes: list[Node], console: Console) -> SweepRun:
+    """The run with its trials in the layouts that they have on these nodes. Says what they keep."""
     device = "cuda" if any(node.resources.get("GPU", 0) for node in nodes) else "cpu"
     grid = on_device(run.grid, device)
     wanted = {trial.id for trial in run.todo}
-    todo = _as_begun(run.sweep, [trial for trial in grid.trials if trial.id in wanted])
+    asked = [trial for trial in grid.trials if trial.id in wanted]
+    todo = in_begun_layouts(run.sweep, asked, begun_trials(run.sweep))
+    for note in begun_notes(asked, todo):
+        _say(console, f"note: {note}")
     limit, grows = run.config.resources.concurrent, run.config.resources.wait_for_nodes
     at_once = trials_at_once(nodes, _specs(todo), limit, grows)
     check_shared(run.sweep, nodes, _specs(todo))
     return replace(run, grid=grid, todo=todo, at_once=at_once)
-
-
-def _as_begun(sweep: Storage, trials: list[PlannedTrial]) -> list[PlannedTrial]:
-    return [
-        replace(trial, spec=as_begun(trial_storage(sweep, trial.id), trial.spec))
-        for trial in trials
-    ]
 
 
 def _say_orphans(sweep: Storage, grid: Grid, old: OldTrials | None, console: Console) -> None:

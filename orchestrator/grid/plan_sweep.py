@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from orchestrator.grid.begun import begun_notes, begun_trials, in_begun_layouts
 from orchestrator.grid.expand import expand
 from orchestrator.grid.old_trials import notice_of_old_trials
 from orchestrator.grid.plan import Plan, make_plan
@@ -25,8 +26,11 @@ def plan_sweep(config: SweepConfig, sweep: Storage) -> Plan:
     """
     found = planned_data(config, sweep)
     grid = expand(config, found.data, found.vocab_size)
+    asked = grid.trials
+    grid = replace(grid, trials=in_begun_layouts(sweep, asked, begun_trials(sweep)))
     rate = measured_rate(sweep)
     made = make_plan(config, grid, rate, ids_known=found.known, contents=found.contents)
+    made = replace(made, notes=[*made.notes, *begun_notes(asked, grid.trials)])
     over = finished_trials(sweep)
     if left := [trial for trial in grid.trials if trial.id not in over]:
         totals = make_plan(config, replace(grid, trials=left), rate).totals

@@ -3,8 +3,14 @@
 import json
 
 import pytest
+from messages import mentions
+from repository import TINY
 from small_spec import trial_laid_out as make_trial
 
+from orchestrator.grid.begun import begun_trials
+from orchestrator.grid.plan import Plan
+from orchestrator.grid.plan_sweep import plan_sweep
+from orchestrator.sweep.load import load_sweep
 from trainers.durable import begun_layout
 from trainers.spec import Layout, TrialSpec
 from trialstore.records import Manifest, manifest_key, read_manifest
@@ -90,3 +96,34 @@ def test_the_one_before_it_does_as_the_trainer_goes_on_from_that(sweep: LocalSto
     begin(sweep, asked, workers=2)
     trial_storage(sweep, asked.id).put(manifest_key(6), unreadable(6)[number])
     assert as_begun(sweep, asked).layout.workers == 2
+
+
+# --- said in plan and run ------------------------------------------------------------------
+
+
+def planned(sweep: LocalStorage, *settings: str) -> Plan:
+    return plan_sweep(load_sweep(TINY, settings), sweep)
+
+
+def test_a_plan_shows_begun_trials_as_they_will_continue_and_says_so(sweep: LocalStorage):
+    first, *others = [row.trial.spec for row in planned(sweep).rows]
+    begin(sweep, first, workers=1, checkpoint_every=5)
+    plan = planned(sweep, "resources.workers=2")
+    workers = {row.trial.id: row.workers for row in plan.rows}
+    assert workers == {first.id: 1, **{spec.id: 2 for spec in others}}
+    (note,) = [note for note in plan.notes if "resources.workers" in note]
+    assert mentions(note, "1 unfinished trial ... resources.workers 1, not 2")
+    assert not [note for note in plan.notes if "checkpoint_every" in note]
+
+
+def test_a_finished_trial_keeps_nothing(sweep: LocalStorage):
+    first = planned(sweep).rows[0].trial.spec
+    begin(sweep, first, workers=1)
+    trial_storage(sweep, first.id).put("result.json", b"{}")
+    assert begun_trials(sweep) == set()
+    assert not any("continue" in note for note in planned(sweep, "resources.workers=2").notes)
+
+
+def test_what_a_storage_holds_beside_trials_is_no_trial(sweep: LocalStorage):
+    sweep.put("trials/notes.txt", b"")
+    assert begun_trials(sweep) == set()
