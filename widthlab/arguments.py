@@ -2,14 +2,18 @@
 
 import contextlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.sweep.find import SHIPPED_NOTE, find_sweep_file
 from orchestrator.sweep.load import DEFAULT_STORAGE, STORAGE_VARIABLE
 from trialstore.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 #: Changes of a sweep file's keys: {"training.steps": 100}, or texts "training.steps=100".
 Overrides = Mapping[str, Any] | Sequence[str]
@@ -25,6 +29,18 @@ def naming_arguments() -> Iterator[None]:
     except InputError as error:
         text = _OPTION.sub(lambda option: option[1].replace("-", "_"), str(error))
         raise InputError(text) from error
+
+
+def sweep_file_of(sweep: str | Path) -> Path:
+    """Return the path of a sweep file. Logs a warning if it is one that comes with widthlab.
+
+    Raises:
+        InputError: There is no such file.
+    """
+    found = find_sweep_file(sweep)
+    if found != Path(sweep):
+        logger.warning(SHIPPED_NOTE.format(sweep, found))
+    return found
 
 
 def settings_of(overrides: Overrides | None) -> list[str]:

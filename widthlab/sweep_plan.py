@@ -14,7 +14,7 @@ from orchestrator.grid.plan_sweep import plan_sweep
 from orchestrator.grid.plan_view import render_plan
 from orchestrator.sweep.find import open_sweep
 from widthlab import html
-from widthlab.arguments import Overrides, naming_arguments, settings_of, storage_of
+from widthlab.arguments import Overrides, naming_arguments, settings_of, storage_of, sweep_file_of
 
 #: Columns of text: wide enough for a row of the plan.
 COLUMNS = 160
@@ -118,5 +118,7 @@ def plan(
     """
     with naming_arguments():
         return SweepPlan(
-            plan_sweep(*open_sweep(sweep, settings_of(overrides), storage_of(storage)))
+            plan_sweep(
+                *open_sweep(sweep_file_of(sweep), settings_of(overrides), storage_of(storage))
+            )
         )

@@ -16,7 +16,7 @@ from orchestrator.sweep.find import open_sweep
 from trialstore.errors import InputError
 from trialstore.storage import open_storage
 from widthlab import html
-from widthlab.arguments import Overrides, naming_arguments, settings_of, storage_of
+from widthlab.arguments import Overrides, naming_arguments, settings_of, storage_of, sweep_file_of
 from widthlab.verdict import Verdict
 
 _COLUMNS = ("id", "state", "step", "steps", "loss", "message")
@@ -118,7 +118,7 @@ def run(
     with naming_arguments():
         _require_no_ray()
         place = storage_of(storage)
-        config, directory = open_sweep(sweep, settings_of(overrides), place)
+        config, directory = open_sweep(sweep_file_of(sweep), settings_of(overrides), place)
         tracking = tracking_of(open_storage(place), tracking_uri)
         joined = address or os.environ.get("RAY_ADDRESS") or None
         options = RunOptions(tracking, joined, retry_failed)

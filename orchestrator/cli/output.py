@@ -55,11 +55,11 @@ def print_table(
 
 def sweep_file(path: Path) -> Path:
     """Return the path of a sweep file; say so where it is one that comes with widthlab."""
-    from orchestrator.sweep.find import find_sweep_file
+    from orchestrator.sweep.find import SHIPPED_NOTE, find_sweep_file
 
     found = find_sweep_file(path)
     if found != path:
-        typer.echo(f"note: there is no {path} here; this is widthlab's own, {found}", err=True)
+        typer.echo(f"note: {SHIPPED_NOTE.format(path, found)}", err=True)
     return found
 
 

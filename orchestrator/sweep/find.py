@@ -11,6 +11,8 @@ from orchestrator.sweep.load import load_sweep
 from trialstore.errors import InputError
 from trialstore.storage import Storage, open_storage
 
+#: Said where a name means a shipped sweep: of the name and the file.
+SHIPPED_NOTE = "there is no {} here; this is widthlab's own, {}"
 #: The sweep files that come with widthlab.
 SHIPPED = Path(__file__).parents[1] / "sweeps"
 

@@ -136,7 +136,7 @@ def may_mount() -> bool:
 
 @pytest.mark.processes
 @pytest.mark.slow
-@pytest.mark.skipif(not may_mount(), reason="this machine lets nobody mount a small disk")
+@pytest.mark.skipif(not may_mount(), reason="mounting a small disk needs root")
 def test_on_a_disk_that_is_really_full(make_spec, tmp_path, bits, diary) -> None:
     spec = make_spec(training__steps=6, layout__checkpoint_every=2, layout__keep_checkpoints=9)
     alone = LocalStorage(tmp_path / "alone")

@@ -107,7 +107,7 @@ def test_a_container_of_the_same_host_name_has_processes_of_its_own(
     assert not is_driven(sweep)
 
 
-@pytest.mark.skipif(not Path("/proc/self/ns/pid").is_symlink(), reason="of Linux")
+@pytest.mark.skipif(not Path("/proc/self/ns/pid").is_symlink(), reason="needs PID namespaces")
 def test_a_claim_says_what_its_pid_is_a_number_of(tmp_path: Path):
     sweep = LocalStorage(tmp_path)
     with driving(sweep):

@@ -125,12 +125,17 @@ def test_a_value_that_no_sweep_file_can_have_is_refused() -> None:
         settings_of({"seed": object()})
 
 
-def test_a_file_of_the_user_is_never_hidden_by_a_shipped_one(tmp_path: Path, monkeypatch) -> None:
+def test_a_file_of_the_user_is_never_hidden_by_a_shipped_one(
+    tmp_path: Path, monkeypatch, caplog
+) -> None:
     monkeypatch.chdir(tmp_path)
     shipped = widthlab.plan("tiny.yaml")
+    assert "sweeps/tiny.yaml" in caplog.text
+    caplog.clear()
     text = (Path(cli.__file__).parents[1] / "sweeps" / "tiny.yaml").read_text()
     Path("tiny.yaml").write_text(text.replace("name: tiny", "name: mine"))
     assert (shipped.plan.sweep, widthlab.plan("tiny.yaml").plan.sweep) == ("tiny", "mine")
+    assert caplog.text == ""
     with pytest.raises(widthlab.InputError, match=r"sweeps/tiny\.yaml"):
         widthlab.plan("sweeps/tiny.yaml")  # names a folder: that file and no other
     with pytest.raises(widthlab.InputError, match=r"huge\.yaml.*small\.yaml"):
