@@ -12,8 +12,25 @@ class FinalError(Exception):
     """
 
 
-class InputError(FinalError, ValueError):
+class InputError(ValueError):
     """Something the user gave cannot be used: commands exit with code 2, without a traceback.
 
     The message names the thing, the value, the place and the way out.
     """
+
+
+class NoAnswerError(InputError):
+    """Something the user named gave no answer and may give one later: a hub, a network disk.
+
+    Commands end as with any InputError. A trial gets another attempt, as after a preemption.
+    """
+
+
+def is_final(error: BaseException) -> bool:
+    """Return whether an error of a trial means that another attempt, in this run, cannot succeed.
+
+    True for a FinalError, and for an InputError unless it is a NoAnswerError.
+    """
+    if isinstance(error, NoAnswerError):
+        return False
+    return isinstance(error, FinalError | InputError)

@@ -1,9 +1,10 @@
 """Count the failed attempts at a trial, and decide when there is no other attempt.
 
 Two budgets are counted apart. A failure (an exception of the training) uses the small one. A
-preemption (the node went away, the process was killed or asked to end, the storage did not answer)
-uses the large one. Not charged are an attempt that ran out of memory, which continues with a
-smaller micro-batch; an attempt whose driver ended too; and an attempt whose storage was full.
+preemption (the node went away, the process was killed or asked to end, the storage or the corpus
+did not answer) uses the large one. Not charged are an attempt that ran out of memory, which
+continues with a smaller micro-batch; an attempt whose driver ended too; and an attempt whose
+storage was full.
 
 The count is in the trial's directory, so it outlives the driver and shows what a result cost.
 """
@@ -173,9 +174,10 @@ def how_it_ended(trial: Storage, attempt: Open, driver: str | None) -> Ending:
             return "out_of_memory"
         if failure.get("kind") == "no_room":
             return "uncharged"
-        if failure.get("kind") not in ("peer_lost", "storage_away"):
+        if failure.get("kind") not in ("peer_lost", "storage_away", "input_away"):
             return "failure"
-    # Killed, asked to end, or a peer or the storage went away. Free if its driver ended too.
+    # Killed, asked to end, or something away: a peer, the storage, an input. Free if its driver
+    # ended too.
     return "preemption" if attempt.driver == driver else "uncharged"
 
 

@@ -16,6 +16,7 @@ from trialstore.storage_errors import NO_ROOM as NO_ROOM
 from trialstore.storage_errors import StorageFullError as StorageFullError
 from trialstore.storage_errors import is_away as is_away
 from trialstore.storage_errors import naming_a_full_disk as naming_a_full_disk
+from trialstore.storage_errors import unreadable as unreadable
 from trialstore.storage_url import (
     FILE,
     REMEDY,

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from trialstore.errors import FinalError
+from trialstore.errors import FinalError, InputError, NoAnswerError
 
 #: A disk or a quota is full.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -43,6 +43,15 @@ def is_away(error: BaseException) -> bool:
     if error.errno is not None:
         return error.errno in NO_ANSWER
     return STORE_AWAY.search(str(error)) is not None
+
+
+def unreadable(message: str, error: BaseException) -> InputError:
+    """Return the error to raise for an input of the user's that `error` kept from being read.
+
+    Returns:
+        A NoAnswerError if the disk did not answer and may answer later, else an InputError.
+    """
+    return (NoAnswerError if is_away(error) else InputError)(message)
 
 
 @contextlib.contextmanager

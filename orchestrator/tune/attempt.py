@@ -16,7 +16,7 @@ from trainers.spec import TrialSpec
 from trialstore import records
 from trialstore.claims import LeaseLostError
 from trialstore.driver_lease import current_driver
-from trialstore.errors import FinalError
+from trialstore.errors import is_final
 from trialstore.retries import (
     give_up,
     how_it_ended,
@@ -92,7 +92,9 @@ def attempt(
         # Without room, not even the attempt can be counted. The next command continues the trial.
         logger.warning("trial %s: %s", spec.id, error)
         return UNFINISHED
-    except FinalError:
+    except Exception as error:
+        if not is_final(error):
+            raise
         return FAILED
     if outcome is None and not shall_stop():
         raise PreemptedError(f"trial {spec.id} wrote a checkpoint to make room; it goes on later")
@@ -106,8 +108,9 @@ def _giving_up(trial: Storage) -> Iterator[None]:
         yield
     except (LeaseLostError, StorageFullError):
         raise
-    except FinalError as error:
-        give_up(trial, str(error))
+    except Exception as error:
+        if is_final(error):
+            give_up(trial, str(error))
         raise
 
 

@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.tune.ray_cluster import last_line
-from trialstore.errors import FinalError
+from trialstore.errors import FinalError, InputError
 
 Task = TypeVar("Task")
 
@@ -71,7 +71,8 @@ def run_on_workers(
 
     Raises:
         WorkerLostError: A worker's process died, or did not start.
-        Exception: The error of a worker, if one raised: a FinalError first, else the first seen.
+        Exception: The error of a worker, if one raised: a FinalError or an InputError first,
+            else the first seen.
     """
     group = ray.util.get_current_placement_group()
     assert group is not None, "Tune starts every trial in a placement group"
@@ -168,12 +169,13 @@ def _errors_of(others: Sequence[Any]) -> list[RayError]:
 def cause_of(errors: Sequence[RayError]) -> BaseException:
     """Return the error to raise for a trial, of its workers' `errors` in the order seen.
 
-    A FinalError goes first. The other workers only lose their connection to the one that raised
-    it, and that may be seen earlier. A lost worker is next; otherwise the first error counts.
+    A FinalError or an InputError goes first. The other workers only lose their connection to the
+    one that raised it, and that may be seen earlier. A lost worker is next; otherwise the first
+    error counts.
     """
     causes = [error.cause if isinstance(error, RayTaskError) else error for error in errors]
     for cause in causes:
-        if isinstance(cause, FinalError):
+        if isinstance(cause, FinalError | InputError):
             return cause
     for error in errors:
         if isinstance(error, RayActorError):

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from html import unescape
 from typing import Any
 
 import numpy as np
@@ -163,7 +164,7 @@ def test_both_verdicts_and_the_selection_are_in_summary_and_report(
     words = " ".join(done.summary.split())
     sentence = group["evidence"]["best_loss"]["sentence"]
     assert f"{sentence}. {SELECTION}" in words
-    page = overfitted.get("report/report.html").decode()
+    page = unescape(overfitted.get("report/report.html").decode())
     assert "Verdict by best loss" in page
     assert SELECTION in page
 

@@ -18,7 +18,7 @@ from trainers.spec import Layout, TrialSpec
 from trialstore import records, retries
 from trialstore.claims import Fence, LeaseLostError, newest_attempt, take
 from trialstore.driver_lease import current_driver, driving
-from trialstore.errors import FinalError, InputError
+from trialstore.errors import FinalError, InputError, NoAnswerError, is_final
 from trialstore.records import FAILURE, RESULT, encode_json, get_json
 from trialstore.retries import Budget, opened, read_retries, write_retries
 from trialstore.storage import LocalStorage, StorageFullError
@@ -72,9 +72,9 @@ class Trial:
         while True:
             try:
                 return self.once()
-            except InputError:
-                raise
             except Exception as error:
+                if is_final(error):
+                    raise
                 if isinstance(error, Failed):
                     error.leave(self.directory)
 
@@ -198,6 +198,13 @@ def test_bad_input_is_not_tried_again(sweep) -> None:
     trial = Trial(sweep, InputError("no such corpus"), "never")
     assert trial.until_it_ends() == FAILED
     assert get_json(trial.directory, FAILURE)["message"] == "no such corpus"
+
+
+def test_a_corpus_that_does_not_answer_is_tried_again_and_charged_as_a_preemption(sweep) -> None:
+    trial = Trial(sweep, NoAnswerError("the hub gave no answer"), "completed")
+    assert trial.until_it_ends() == "completed"
+    counted = read_retries(trial.directory)
+    assert (counted.failures, counted.preemptions) == (0, 1)
 
 
 def test_nor_is_what_is_final_without_being_the_users_input(sweep) -> None:

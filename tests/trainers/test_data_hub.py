@@ -1,21 +1,29 @@
 """Data sets through the `datasets` library, on local folders; the hub itself only when away."""
 
+import errno
 import gzip
 import itertools
 import json
+import os
 import shutil
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 from messages import mentions
 
 from trainers.data.corpus import open_corpus
 from trainers.data.documents import Split
-from trainers.data.hub import pin, resolve_revision
+from trainers.data.hub import gave_no_answer, pin, resolve_revision
 from trainers.data.hub_corpus import HubCorpus
+from trainers.data.pretrained_tokenizer import open_published
 from trainers.data.sources import (
     BytesTokenizer,
     DataSource,
@@ -23,7 +31,7 @@ from trainers.data.sources import (
     PretrainedTokenizer,
     PythonSource,
 )
-from trialstore.errors import InputError
+from trialstore.errors import InputError, NoAnswerError, is_final
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TEXTS = [f"document {number}" for number in range(600)]
@@ -212,6 +220,93 @@ def test_a_folder_that_is_not_there_is_named(name: str) -> None:
 def test_a_hub_that_does_not_answer_is_an_input_error(kind: str) -> None:
     with pytest.raises(InputError, match=f"{kind} 'owner/name' at revision 'main'.*OfflineMode"):
         resolve_revision(kind, "owner/name", "main")
+
+
+@pytest.mark.usefixtures("offline")
+def test_requests_that_the_user_forbade_get_no_later_answer() -> None:
+    with pytest.raises(InputError) as raised:
+        resolve_revision("dataset", "owner/name", "main")
+    assert is_final(raised.value)
+
+
+def answered(status: int) -> HfHubHTTPError:
+    httpx = httpx_of_the_client()
+    request = httpx.Request("GET", "https://hub.invalid")
+    return HfHubHTTPError("no", response=httpx.Response(status, request=request))
+
+
+def httpx_of_the_client() -> Any:
+    """The HTTP library under the hub's client, by whatever name it has."""
+    return sys.modules[HfHubHTTPError.__bases__[0].__module__.partition(".")[0]]
+
+
+UNREACHABLE = {
+    "no connection": lambda: httpx_of_the_client().ConnectError("no route"),
+    "a timeout": lambda: httpx_of_the_client().ReadTimeout("too slow"),
+    "too many requests": lambda: answered(429),
+    "an error of the server": lambda: answered(503),
+    "a lost connection": lambda: ConnectionResetError(errno.ECONNRESET, "reset"),
+}
+ANSWERED = {
+    "no such name": lambda: answered(404),
+    "no token": lambda: answered(401),
+    "no such file": lambda: FileNotFoundError("no data file"),
+    "no such split": lambda: ValueError("unknown split"),
+}
+
+
+@pytest.mark.parametrize(
+    ("error", "final"),
+    [(UNREACHABLE[name], False) for name in UNREACHABLE]
+    + [(ANSWERED[name], True) for name in ANSWERED],
+    ids=[*UNREACHABLE, *ANSWERED],
+)
+@pytest.mark.parametrize("when", ["revision", "opening", "reading", "tokenizer"])
+def test_a_trial_is_tried_again_only_if_no_server_answered(
+    when: str, error: Callable[[], Exception], final: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> Any:
+        raise error()
+
+    def breaks_off(*_: object, **__: object) -> Iterator[dict[str, str]]:
+        yield {"text": "one"}
+        raise error()
+
+    hub = HubDataset(dataset="owner/name", revision=COMMIT)
+    match when:
+        case "revision":
+            monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", fails)
+            action = partial(resolve_revision, "dataset", "owner/name", "main")
+        case "opening":
+            monkeypatch.setattr("datasets.load_dataset", fails)
+            action = partial(texts, HubCorpus(hub), "train")
+        case "reading":
+            monkeypatch.setattr("datasets.load_dataset", breaks_off)
+            action = partial(texts, HubCorpus(hub), "train")
+        case "tokenizer":
+            monkeypatch.setattr("huggingface_hub.snapshot_download", fails)
+            action = partial(open_published, PretrainedTokenizer(path="owner/name"))
+    with pytest.raises(InputError, match="owner/name") as raised:
+        action()
+    assert is_final(raised.value) == final
+
+
+def test_a_wrapped_error_is_judged_by_its_cause() -> None:
+    error = OSError("cannot load the tokenizer")
+    error.__cause__ = answered(502)
+    assert gave_no_answer(error)
+
+
+def test_a_folder_on_a_disk_that_does_not_answer_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> Any:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    path = folder(tmp_path / "data")
+    monkeypatch.setattr("datasets.load_dataset", fails)
+    with pytest.raises(NoAnswerError, match="data"):
+        opened(path)
 
 
 # --- pinning -------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from trainers.durable.failure import MicroBatchMemoryError, is_out_of_memory, ki
 from trainers.durable.memory import halved, micro_batch
 from trainers.train import train
 from trialstore import records
+from trialstore.errors import InputError, NoAnswerError
 from trialstore.records import METRICS, SPECTRA, get_json, read_records
 from trialstore.storage import LocalStorage
 
@@ -121,6 +122,11 @@ def test_memory_that_ends_elsewhere_is_a_plain_failure(
     with pytest.raises(MemoryError):
         train(make_spec(), trial, diary())
     assert get_json(trial, records.FAILURE)["kind"] == "error"
+
+
+def test_an_input_that_gave_no_answer_is_told_from_one_that_cannot_be_used() -> None:
+    assert kind_of(InputError("no such corpus")) == "input"
+    assert kind_of(NoAnswerError("the hub gave no answer")) == "input_away"
 
 
 def test_a_broken_connection_says_that_it_was_another_rank() -> None:

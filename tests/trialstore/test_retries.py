@@ -43,6 +43,8 @@ def failed(trial: LocalStorage, attempt: int, kind: str | None = "error") -> Non
         ("out_of_memory", "out_of_memory"),
         ("peer_lost", "preemption"),
         ("storage_away", "preemption"),
+        ("input_away", "preemption"),
+        ("input", "failure"),
         ("no_room", "uncharged"),
     ],
 )

@@ -18,6 +18,7 @@ from trainers.data.file_sources import FileLocation, source_names
 from trainers.data.paths import user_path
 from trainers.data.readers import TABLES, WHOLE, SourceFile
 from trialstore.errors import InputError
+from trialstore.storage import unreadable
 
 READ = (*WHOLE, *TABLES)
 KNOWN = f"{' '.join((*READ, '.zip'))}, and {' '.join(COMPRESSIONS)} of each but .zip"
@@ -121,7 +122,9 @@ def _resolved(file: Path) -> Path:
     try:
         return file.resolve()
     except (OSError, RuntimeError) as error:  # RuntimeError: symbolic links that form a loop
-        raise InputError(f"{file}: cannot be read: {error}; remove the file or link") from error
+        raise unreadable(
+            f"{file}: cannot be read: {error}; remove the file or link", error
+        ) from error
 
 
 # --- paths, folders and globs --------------------------------------------------------------

@@ -1,12 +1,14 @@
 """Pin names on the Hugging Face hub to commits, so that a sweep keeps its data."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from trainers.data import sources
 from trainers.data.paths import user_path
-from trialstore.errors import InputError
+from trialstore.errors import InputError, NoAnswerError
+from trialstore.storage import is_away
 
 _Pinnable = TypeVar("_Pinnable", sources.HubDataset, sources.PretrainedTokenizer)
 
@@ -90,16 +92,13 @@ def resolve_revision(kind: Literal["dataset", "model"], name: str, revision: str
         revision: branch, tag or commit; None for the default branch.
 
     Raises:
-        InputError: the hub does not know the name or the revision, or cannot be reached.
+        InputError: the hub does not know the name or the revision.
+        NoAnswerError: the hub cannot be reached.
     """
     if revision is not None and is_commit(revision):
         return revision
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
-    # If no server answers, the hub's client lets the exceptions of its HTTP library through. It
-    # has changed that library twice; the bases of its own error cover all of them.
-    unreachable: tuple[Any, ...] = (*HfHubHTTPError.__bases__, OSError, ValueError)
     api = HfApi()
     try:
         info = (
@@ -107,9 +106,10 @@ def resolve_revision(kind: Literal["dataset", "model"], name: str, revision: str
             if kind == "dataset"
             else api.model_info(name, revision=revision, timeout=20)
         )
-    except unreachable as error:
+    except errors_of_the_client() as error:
         at = f" at revision {revision!r}" if revision else ""
-        raise InputError(
+        kind_of_error = NoAnswerError if gave_no_answer(error) else InputError
+        raise kind_of_error(
             f"{kind} {name!r}{at}: no local folder has that name, and the Hugging Face hub gave "
             f"no answer ({type(error).__name__}: {_first_line(error)}); check the name, the "
             "network and HF_TOKEN, or give a local folder or a full commit hash as revision"
@@ -119,6 +119,49 @@ def resolve_revision(kind: Literal["dataset", "model"], name: str, revision: str
             f"{kind} {name!r}: the hub returned no commit; set revision to a commit hash"
         )
     return str(info.sha)
+
+
+def errors_of_the_client() -> tuple[type[Exception], ...]:
+    """Return the exceptions that the hub's client raises for any failed request.
+
+    If no server answers, the client lets the exceptions of its HTTP library through. It has changed
+    that library twice; the bases of its own error cover all of them. ValueError: an answer or a
+    name that cannot be read.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    bases: tuple[Any, ...] = HfHubHTTPError.__bases__
+    return (*bases, OSError, ValueError)
+
+
+def gave_no_answer(error: BaseException) -> bool:
+    """Return whether a request to the hub failed because no server answered.
+
+    The libraries above the client wrap its errors, so the causes of an error are looked at too.
+
+    Returns:
+        True for a lost connection, a timeout, too many requests (429) and an error of the server
+        (5xx). False for any other answer, and for requests that HF_HUB_OFFLINE forbids.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    http, *_ = errors_of_the_client()
+    causes = list(_causes(error))
+    if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
+        return False
+    for cause in causes:
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if isinstance(cause, HfHubHTTPError) or status is not None:
+            return status is not None and (status == 429 or status >= 500)
+    away = (http, ConnectionError, TimeoutError)
+    return any(isinstance(cause, away) or is_away(cause) for cause in causes)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, its cause, the cause's cause, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _first_line(error: BaseException) -> str:

@@ -29,11 +29,17 @@ from trainers.data.documents import (
     split_of,
 )
 from trainers.data.held_out import Sizes
-from trainers.data.hub import local_folder, resolve_revision
+from trainers.data.hub import (
+    errors_of_the_client,
+    gave_no_answer,
+    local_folder,
+    resolve_revision,
+)
 from trainers.data.marks import Marks
 from trainers.data.size_split import SizeSplit, changed, measured, stamps
 from trainers.data.tables import BadRowError, checked_text, no_column
-from trialstore.errors import InputError
+from trialstore.errors import InputError, NoAnswerError
+from trialstore.storage import unreadable
 
 #: The first documents of a stream set the digest below which documents are held out. Among this
 #: many, a tenth by digest includes at least one, except with a probability of 1e-12; a smaller
@@ -49,6 +55,7 @@ class HubCorpus(Corpus):
 
         Raises:
             InputError: the data set cannot be found, read or split.
+            NoAnswerError: the hub, or the folder's disk, does not answer.
         """
         self._folder = local_folder("corpus hub", config.dataset)
         if self._folder is None:
@@ -221,10 +228,9 @@ class HubCorpus(Corpus):
                 row = next(rows)
             except StopIteration:
                 return
-            except self._damage as error:
-                raise InputError(
-                    f"corpus hub: data set {self._config.dataset!r} cannot be read: {error}"
-                    f"{self._other_way}"
+            except self._problems as error:
+                raise self._unusable(
+                    f"data set {self._config.dataset!r} cannot be read: {error}", error
                 ) from error
             yield row
 
@@ -232,8 +238,6 @@ class HubCorpus(Corpus):
         from datasets import load_dataset
 
         config = self._config
-        # OSError: not found or not reachable. ValueError: unknown split, name or kind of file.
-        problems: tuple[type[Exception], ...] = (OSError, *self._damage)
         try:
             return load_dataset(
                 str(self._folder or config.dataset),
@@ -242,24 +246,30 @@ class HubCorpus(Corpus):
                 revision=config.revision,
                 streaming=True,
             )
-        except problems as error:
-            raise InputError(
-                f"corpus hub: data set {config.dataset!r} (name {config.name!r}, split "
-                f"{split!r}) cannot be opened: {error}{self._other_way}"
+        except self._problems as error:
+            raise self._unusable(
+                f"data set {config.dataset!r} (name {config.name!r}, split {split!r}) cannot be "
+                f"opened: {error}",
+                error,
             ) from error
 
     @property
-    def _damage(self) -> tuple[type[Exception], ...]:
-        """The exceptions that damaged or unsuitable files raise.
+    def _problems(self) -> tuple[type[Exception], ...]:
+        """The exceptions that `datasets` raises where it cannot open or read a data set.
 
-        A network that fails while streaming is not an error of the user's input.
+        OSError: not found, not readable or not reachable. ValueError: damaged, or an unknown split,
+        name or kind of file.
         """
-        local = (OSError, EOFError, zlib.error, lzma.LZMAError) if self._folder else ()
-        return (ValueError, *local)
+        if self._folder:
+            return (ValueError, OSError, EOFError, zlib.error, lzma.LZMAError)
+        return errors_of_the_client()
 
-    @property
-    def _other_way(self) -> str:
-        return "; use corpus kind text to read files without `datasets`" if self._folder else ""
+    def _unusable(self, what: str, error: Exception) -> InputError:
+        """Return the error to raise for one of `_problems`."""
+        if self._folder:
+            way_out = "; use corpus kind text to read files without `datasets`"
+            return unreadable(f"corpus hub: {what}{way_out}", error)
+        return (NoAnswerError if gave_no_answer(error) else InputError)(f"corpus hub: {what}")
 
 
 class _Seen:
@@ -299,6 +309,6 @@ def _folder_digest(folder: Path) -> str:
             with path.open("rb") as stream:
                 content = hashlib.file_digest(stream, "sha256").digest()
         except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error}; make it readable") from error
+            raise unreadable(f"{path}: cannot be read: {error}; make it readable", error) from error
         whole.update(path.relative_to(folder).as_posix().encode() + b"\0" + content)
     return whole.hexdigest()

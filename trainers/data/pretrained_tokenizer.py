@@ -16,9 +16,10 @@ from typing import Any
 import tokenizers
 
 from trainers.data import sources
-from trainers.data.hub import local_folder
+from trainers.data.hub import errors_of_the_client, gave_no_answer, local_folder
 from trainers.data.tokenizer_parts import TokenizerParts
-from trialstore.errors import InputError
+from trialstore.errors import InputError, NoAnswerError
+from trialstore.storage import unreadable
 
 log = logging.getLogger(__name__)
 
@@ -98,11 +99,7 @@ def published_at_hand(config: sources.PretrainedTokenizer) -> Published | None:
 def _fetched(config: sources.PretrainedTokenizer) -> Path:
     """Download the tokenizer's files of a repository and return their folder."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
-    # If no server answers, the client lets the exceptions of its HTTP library through; the bases of
-    # its own error cover them.
-    unreachable: tuple[Any, ...] = (*HfHubHTTPError.__bases__, OSError, ValueError)
     try:
         return Path(
             snapshot_download(
@@ -111,12 +108,13 @@ def _fetched(config: sources.PretrainedTokenizer) -> Path:
                 allow_patterns=[TOKENIZER, *_NAMING_TEXT, *_NAMING_ID],
             )
         )
-    except unreachable as error:
-        raise _unusable(config.path, repr(error)) from error
+    except errors_of_the_client() as error:
+        raise _unusable(config.path, repr(error), error) from error
 
 
-def _unusable(shown: str, why: str) -> InputError:
-    return InputError(
+def _unusable(shown: str, why: str, error: Exception) -> InputError:
+    kind = NoAnswerError if gave_no_answer(error) else InputError
+    return kind(
         f"tokenizer pretrained: {shown!r} cannot be opened: {why}; give a folder with a "
         "tokenizer.json, or the id of a model on the Hugging Face hub"
     )
@@ -150,7 +148,7 @@ def from_file(path: Path, shown: str) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower, even for a missing file
-        raise _unusable(shown, f"{path.name}: {error}") from error
+        raise _unusable(shown, f"{path.name}: {error}", error) from error
 
 
 def probe_ids(backend: tokenizers.Tokenizer) -> list[int] | str:
@@ -187,7 +185,7 @@ def _from_transformers(config: sources.PretrainedTokenizer) -> Published:
         )
     # OSError: not found or not reachable. ValueError, KeyError: files of no known tokenizer.
     except (OSError, ValueError, KeyError) as error:
-        raise _unusable(config.path, repr(error)) from error
+        raise _unusable(config.path, repr(error), error) from error
     backend = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(backend, tokenizers.Tokenizer):
         raise InputError(
@@ -285,8 +283,8 @@ def _object(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (ValueError, OSError, RecursionError) as error:
-        raise InputError(
-            f"tokenizer pretrained: {path} cannot be read: {error}; repair or remove it"
+        raise unreadable(
+            f"tokenizer pretrained: {path} cannot be read: {error}; repair or remove it", error
         ) from error
     if not isinstance(content, dict):
         raise InputError(f"tokenizer pretrained: {path} holds no JSON object; repair or remove it")

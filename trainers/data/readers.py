@@ -16,7 +16,7 @@ from trainers.data.compressed import decompressed
 from trainers.data.documents import Document, Omissions, is_empty
 from trainers.data.marks import Marks
 from trainers.data.tables import Rows, decoded, read_csv, read_jsonl, read_parquet
-from trialstore.errors import InputError
+from trialstore.storage import unreadable
 
 WHOLE = (".txt", ".md", ".py")
 JSON_LINES = (".jsonl", ".ndjson")
@@ -106,8 +106,9 @@ class Reader:
                         self._marks.look(text, file.name, lines=file.kind == ".txt")
                     yield Document(name, text, file.source)
         except OSError as error:
-            raise InputError(
-                f"{file.place}: cannot be read: {error}; make it readable, or take it out of paths"
+            raise unreadable(
+                f"{file.place}: cannot be read: {error}; make it readable, or take it out of paths",
+                error,
             ) from error
         if not met and self.omissions.total == left_out:  # no bad row either
             self.omissions.add("no rows", file.suffix, "files", file.name)

@@ -11,6 +11,7 @@ from trainers.data.cuts import halves, place_of_cut
 from trainers.data.documents import Document, Split, content_digest, digest_of, normalised
 from trainers.data.held_out import CUT, HELD_OUT, Heavy, Sizes, heavy_texts, held_out_codes
 from trialstore.errors import InputError
+from trialstore.storage import unreadable
 
 
 def measured(documents: Iterator[Document], sizes: Sizes) -> Iterator[Document]:
@@ -108,7 +109,7 @@ def stamps(paths: Iterable[Path]) -> dict[Path, tuple[int, int]]:
         try:
             stat = path.stat()
         except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error}; make it readable") from error
+            raise unreadable(f"{path}: cannot be read: {error}; make it readable", error) from error
         found[path] = (stat.st_size, stat.st_mtime_ns)
     return found
 

@@ -4,6 +4,7 @@ Kinds:
 
 - "error": an exception of the trial itself
 - "input": something that the user gave cannot be used
+- "input_away": a hub or a disk with something that the user gave did not answer
 - "out_of_memory": a smaller micro-batch may help
 - "peer_lost": a rank lost its connection to another rank
 - "no_room": the storage is full
@@ -22,14 +23,16 @@ import torch
 
 from trialstore import records
 from trialstore.claims import Fence, LeaseLostError, newest_attempt
-from trialstore.errors import InputError
+from trialstore.errors import InputError, NoAnswerError
 from trialstore.json_objects import COUNT
 from trialstore.records import BrokenRecordError
 from trialstore.storage import Storage, StorageFullError, is_away
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["error", "input", "out_of_memory", "peer_lost", "no_room", "storage_away"]
+Kind = Literal[
+    "error", "input", "input_away", "out_of_memory", "peer_lost", "no_room", "storage_away"
+]
 
 #: Messages of gloo and NCCL for a rank that is gone. torch has no exception type for them.
 LOST_PEER = (
@@ -61,6 +64,8 @@ def kind_of(error: BaseException) -> Kind:
     """Return the kind of failure that an exception is, as the module lists them."""
     if isinstance(error, MicroBatchMemoryError):
         return "out_of_memory"
+    if isinstance(error, NoAnswerError):
+        return "input_away"
     if isinstance(error, InputError):
         return "input"
     if isinstance(error, StorageFullError):
