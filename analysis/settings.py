@@ -8,6 +8,9 @@ nothing, so that reading a sweep file and planning stay fast.
 
 #: Loss [nats per token] by which a width may exceed the optimum and still be recommended.
 TOLERANCE_NATS = 0.01
+#: Share of groups without an optimum inside the grid that may be recommended a width, over any
+#: number of looks at them; and the share of recommendations that may be false among many groups.
+FALSE_RECOMMENDATIONS = 0.02
 #: Snapshots of each layer whose median rank stands for the layer.
 AGGREGATE_LAST = 5
 #: Width multiplier whose budget the cells of equal budget keep.

@@ -27,6 +27,9 @@ STATES = ("waiting", "running", "stale", *OUTCOMES, "failed")
 #: The states of a trial that has no result.
 WITHOUT_RESULT = ("failed", "running", "stale", "waiting")
 
+#: Of these, the states of a trial that a run has still to finish.
+UNFINISHED = ("running", "stale", "waiting")
+
 #: Trials to read at the same time. An object store answers each request slowly.
 READERS = 16
 

@@ -29,9 +29,11 @@ from analysis.tables.trial_row import MEASURED, trial_row
 from analysis.wording import AXIS_PREFIX, plural
 from trialstore import records
 from trialstore.errors import InputError
-from trialstore.records import ALL_TOKENS, METRICS, SPECTRA
+from trialstore.records import ALL_TOKENS, METRICS, SPECTRA, BrokenRecordError
 from trialstore.storage import Storage
 from trialstore.sweep_file import (
+    RECOMMENDATION,
+    REPORT,
     ResolvedCell,
     read_sweep_file,
     section,
@@ -95,6 +97,8 @@ class SweepTables:
     curves: pd.DataFrame
     eigenvalues: pd.DataFrame
     versions: Mapping[str, Mapping[str, Any]]  # library versions by their digest in `trials`
+    # The recommendation.json of the last analysis: how often the data have been looked at.
+    earlier: Mapping[str, Any] = field(default_factory=dict)
     # Ids of finished trials in the directory that sweep.yaml does not name, by semantics version,
     # under None if a trial's version cannot be read. They are used for nothing.
     beside: Mapping[int | None, tuple[str, ...]] = field(default_factory=dict)
@@ -215,7 +219,18 @@ def load_sweep(
         eigenvalues=pa.concat_tables(eigenvalues).to_pandas(),
         versions=versions,
         beside=finished_beside(sweep, resolved.ids),
+        earlier=_earlier_recommendation(sweep),
     )
+
+
+def _earlier_recommendation(sweep: Storage) -> Mapping[str, Any]:
+    """The content of the last recommendation.json; empty without one."""
+    key = f"{REPORT}/{RECOMMENDATION}"
+    try:
+        return records.get_json(sweep, key) or {}
+    except BrokenRecordError as error:
+        logger.warning("%s: earlier looks at the sweep are not counted", error)
+        return {}
 
 
 def _marked(rows: Sequence[dict[str, Any]], cells: Sequence[ResolvedCell]) -> list[dict[str, Any]]:

@@ -7,17 +7,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.refusal import Refusal
-from analysis.replicates import Floats
+from analysis.replicates import Floats, Interval
 from analysis.verdict.equal_budget import BudgetEvidence
 from analysis.verdict.loss_optimum import LossCurve
 from analysis.wording import interval, multiple
 
+#: The optimum may lie at an edge that more than this share of resamples puts it at.
+EDGE_SHARE = 0.10
+
 
 @dataclass(frozen=True)
 class Decision:
-    """A recommended width, or the refusal of one."""
+    """A recommended width, a plateau on which any width will do, or the refusal of both."""
 
     curve: LossCurve | None  # None where no optimum is established
+    plateau: Interval | None  # D / d_model of its ends; None beside a recommendation
     width_multiplier: float | None  # D / d_model; None where no width is recommended
     sentence: str  # the verdict, without a final full stop
     rule: str  # why this width was chosen, or why none was
@@ -34,10 +38,38 @@ def decide(losses: Sequence[BudgetEvidence]) -> Decision:
         if optimum.recommended and optimum.headline is not None:
             chosen = float(optimum.multiplier[optimum.headline])
             sentence = _sentence(losses[0], optimum, chosen)
-            return Decision(optimum, chosen, sentence, _rule(optimum))
+            return Decision(optimum, None, chosen, sentence, _rule(optimum))
+        if (plateau := plateau_of(optimum)) is not None:
+            return Decision(None, plateau, None, _on_plateau(optimum, plateau), optimum.reason)
         optimum = Refusal(optimum.reason)
     rule = optimum.sentence
-    return Decision(None, None, f"no recommendation: {rule}", rule)
+    return Decision(None, None, None, f"no recommendation: {rule}", rule)
+
+
+def plateau_of(curve: LossCurve) -> Interval | None:
+    """Return the ends of a plateau that answers for the optimum; None without one.
+
+    A plateau is a range of neighbouring widths that are surely within tolerance of the best width
+    of the grid. It is no answer where it ends with the grid while the loss may go on falling there.
+    """
+    if curve.plateau is None:
+        return None
+    first, last = curve.plateau
+    lowest, largest = first == 0, last == len(curve.multiplier) - 1
+    open_ended = (lowest and curve.below > EDGE_SHARE) or (largest and curve.above > EDGE_SHARE)
+    if open_ended and not (lowest and largest):
+        return None
+    return float(curve.multiplier[first]), float(curve.multiplier[last])
+
+
+def _on_plateau(curve: LossCurve, plateau: Interval) -> str:
+    low, high = map(multiple, plateau)
+    whole = len(curve.multiplier) == curve.plateau[1] - curve.plateau[0] + 1 if curve.plateau else 0
+    every = "every width of the grid" if whole else "any width"
+    return (
+        f"{every} from {low} to {high} is within {curve.tolerance:g} nats of the best width that "
+        f"was run (upper 90 % bound of each); which is best is not established"
+    )
 
 
 _NO_BUDGET = Refusal(

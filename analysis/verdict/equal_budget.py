@@ -9,8 +9,11 @@ import numpy as np
 import pandas as pd
 
 from analysis.refusal import Refusal
+from analysis.settings import FALSE_RECOMMENDATIONS
 from analysis.tables.sweep_tables import matched
+from analysis.verdict.budget_slope import budget_slope, off_budget
 from analysis.verdict.loss_optimum import LossCurve, find_optimum, usable
+from analysis.verdict.run_noise import NoiseTrend, Runs
 
 
 class Budget(NamedTuple):
@@ -50,12 +53,30 @@ class BudgetEvidence:
         return self.used.iloc[int(nearest)]
 
 
-def judge_losses(trials: pd.DataFrame, tolerance: float) -> tuple[BudgetEvidence, ...]:
+@dataclass(frozen=True)
+class LossRule:
+    """How strictly losses are judged: the settings of a sweep file's `analysis`."""
+
+    tolerance: float  # nats per token within which losses count as equal
+    false_recommendations: float = FALSE_RECOMMENDATIONS  # of groups without an optimum
+    noise_nats: float | None = None  # of one run, where the replicates do not show it
+
+
+def judge_losses(
+    trials: pd.DataFrame,
+    rule: LossRule,
+    *,
+    family: pd.DataFrame | None = None,
+    trend: NoiseTrend | None = None,
+) -> tuple[BudgetEvidence, ...]:
     """Find the loss optimum at every budget that the cells of one group hold equal.
 
     Args:
         trials: rows of `SweepTables.trials` of one group.
-        tolerance: nats per token within which losses count as equal.
+        rule: the settings of the judgement.
+        family: rows of the same axes at every d_model, which show how the loss depends on the
+            budget; None for `trials`.
+        trend: of the noise over the width, from more groups; None to estimate it here.
 
     Returns:
         One judgement per budget, the deciding one first; empty without cells of equal budget.
@@ -70,15 +91,32 @@ def judge_losses(trials: pd.DataFrame, tolerance: float) -> tuple[BudgetEvidence
         left_out = Counter(reason for reason in why if reason)
         broken = planned[planned["state"].isin(["collapsed", "diverged"])]
         inadmissible = tuple(sorted({float(m) for m in broken["width_multiplier"]}))
+        column = BUDGETS[matching].column
         optimum = find_optimum(
             used["width_multiplier"],
             used["val_loss"],
             used["replicate"],
-            tolerance=tolerance,
+            tolerance=rule.tolerance,
             inadmissible=inadmissible,
+            off_budget=off_budget(used[column]),
+            slope=budget_slope(used, trials if family is None else family, column),
+            trend=trend,
+            noise_nats=rule.noise_nats,
+            required_support=1 - rule.false_recommendations,
         )
         judged.append(BudgetEvidence(matching, planned, used, inadmissible, left_out, optimum))
     return tuple(judged)
+
+
+def runs_of(trials: pd.DataFrame, matching: str) -> Runs:
+    """Return the completed runs of one group at one equal budget, with usable losses."""
+    used = matched(trials, matching).drop_duplicates("id")
+    used = used[used.apply(_why_not, axis="columns") == ""] if len(used) else used
+    return Runs(
+        np.log(used["width_multiplier"].to_numpy(float)),
+        used["val_loss"].to_numpy(float),
+        used["replicate"].to_numpy(),
+    )
 
 
 def _why_not(trial: "pd.Series[Any]") -> str:

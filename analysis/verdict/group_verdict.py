@@ -14,6 +14,7 @@ from analysis.verdict.choices import Choice
 from analysis.verdict.decision import Decision, decide
 from analysis.verdict.equal_budget import BudgetEvidence
 from analysis.verdict.evidence import evidence_of, losses_of, widths_of
+from analysis.verdict.false_recommendations import Evidence
 from analysis.verdict.layer_verdict import LayerVerdict, representative
 from analysis.verdict.next_cells import NextCells
 from analysis.verdict.supply import SELECTION, Supply
@@ -29,12 +30,14 @@ class GroupVerdict:
     label: str  # the group in a few words
     slug: str  # the label in a form for file names, unique among the groups
     width_multiplier: float | None  # D / d_model; None where no width is recommended
+    plateau: Interval | None  # ends of the widths that are all within tolerance, in place of one
     interval: Interval | None  # of the optimum's D / d_model, 90 %
     sentence: str  # the verdict, without a final full stop
     rule: str  # why this width was chosen, or why none was
     trials: pd.DataFrame  # rows of `SweepTables.trials`
     spectral: SpectralEvidence
     losses: tuple[BudgetEvidence, ...]  # by budget held equal, the deciding one first
+    controlled: Evidence | None  # over looks and groups; None without a loss curve
     agrees: bool | None  # whether the spectral stop agrees; None where either is unknown
     choices: tuple[Choice, ...]  # for quality and for efficiency; empty without a recommendation
     at_budgets: tuple[AtBudget, ...]  # the optimum at every kind of equal budget
@@ -50,9 +53,11 @@ class GroupVerdict:
         return representative(self.spectral.used, self.width_multiplier)
 
     @property
-    def verdict(self) -> Literal["recommended", "refused"]:
-        """Whether a width is recommended."""
-        return "refused" if self.width_multiplier is None else "recommended"
+    def verdict(self) -> Literal["recommended", "plateau", "refused"]:
+        """Whether a width is recommended, or any width of a range, or none."""
+        if self.width_multiplier is not None:
+            return "recommended"
+        return "refused" if self.plateau is None else "plateau"
 
     @property
     def deciding(self) -> BudgetEvidence | None:
@@ -88,8 +93,11 @@ class GroupVerdict:
             "verdict": self.verdict,
             "sentence": self.sentence,
             "width_multiplier": self.width_multiplier,
+            "plateau": self.plateau,
             "interval": self.interval,
             "rule": self.rule,
+            "false_recommendations": self.controlled.to_dict() if self.controlled else None,
+            "looks": [look.to_dict() for look in self.controlled.looks] if self.controlled else [],
             "alternatives": self.alternatives,
             "choices": {choice.goal: choice.to_dict() for choice in self.choices},
             "at_equal": {found.currency: found.to_dict() for found in self.at_budgets},

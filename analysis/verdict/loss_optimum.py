@@ -2,7 +2,9 @@
 
 Convex curves of many shapes (`loss_curves`) are fitted to the final losses and resampled
 (`loss_resamples`). An optimum is established if at least 98 % of resamples have their lowest loss
-strictly inside the grid.
+strictly inside the grid, with all runs and without the runs that noise does not explain
+(`run_noise`). Where the noise depends on the width the runs are weighted by it; losses at budgets
+that differ are moved to one budget first (`budget_slope`).
 
 Simpler rules fail. A point estimate inside the grid says nothing about its uncertainty. A single
 quadratic in ln(D / d_model), at any share of resamples, recommends a width in up to 100 % of
@@ -11,7 +13,7 @@ bowl more often than not. benchmarks/verdicts.py measures both rules.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -21,14 +23,25 @@ from scipy import optimize
 from analysis.refusal import Refusal
 from analysis.replicates import CONFIDENCE, Floats, Interval, WidthMeans, width_means
 from analysis.settings import WIDTHS_WITH_ONE_REPLICATE, WIDTHS_WITH_REPLICATES
+from analysis.verdict.budget_slope import NO_SLOPE, BudgetSlope
 from analysis.verdict.loss_curves import SHAPES, CurveFits
-from analysis.verdict.loss_resamples import NoiseFrom, fit_curves, resample_curves
+from analysis.verdict.loss_resamples import (
+    Noise,
+    NoiseFrom,
+    Resamples,
+    fit_curves,
+    resample_curves,
+)
+from analysis.verdict.optimum_evidence import log_evidence
+from analysis.verdict.run_noise import NoiseTrend, Runs, Suspect, noise_trend, suspect_runs
 from analysis.wording import multiple, percent, plural
 
 #: Share of resamples that must put the optimum strictly inside the grid.
 REQUIRED_SUPPORT = 0.98
 #: Degrees of freedom needed to estimate the noise from replicates.
 MINIMUM_NOISE_DF = 3
+#: Degrees of freedom of a noise that the user gives, which counts as known.
+GIVEN_NOISE_DF = 10_000
 #: Nats. The square of a larger loss may overflow; only a broken run reports one.
 LARGEST_LOSS = 1e100
 
@@ -36,6 +49,8 @@ Obstacle = Literal[
     "lower edge",
     "upper edge",
     "all within tolerance",
+    "single runs",
+    "many looks",
     "uncertain",
     "nothing admissible",
 ]
@@ -46,7 +61,8 @@ class LossCurve:
     """The fitted curves, their optimum, and the loss of each width. Losses in nats per token."""
 
     multiplier: Floats  # [W] D / d_model, ascending
-    loss: Floats  # [W] width means
+    loss: Floats  # [W] width means, at one budget
+    measured: Floats  # [W] width means as measured, before losses are moved to one budget
     counts: NDArray[np.int64]  # [W] runs
     admissible: NDArray[np.bool_]  # [W] whether no replicate collapsed or diverged
     fits: CurveFits
@@ -68,6 +84,12 @@ class LossCurve:
     replicates: int
     obstacle: Obstacle | None  # to a recommendation
     reason: str  # why an optimum is established, or why none is
+    plateau: tuple[int, int] | None  # first and last of neighbours that are within tolerance
+    suspects: tuple[Suspect, ...]  # runs that noise does not explain, by index of the input
+    support_without: float  # `support` without them
+    trend: NoiseTrend  # of the noise over the width
+    slope: BudgetSlope  # by which losses were moved to one budget
+    log_evidence: float  # ln of the e-value against every monotone loss
 
     @property
     def recommended(self) -> bool:
@@ -93,6 +115,11 @@ def find_optimum(
     *,
     tolerance: float,
     inadmissible: Collection[float] = (),
+    off_budget: ArrayLike = 0.0,
+    slope: BudgetSlope = NO_SLOPE,
+    trend: NoiseTrend | None = None,
+    noise_nats: float | None = None,
+    required_support: float = REQUIRED_SUPPORT,
 ) -> LossCurve | Refusal:
     """Find the width of the lowest final loss at an equal budget.
 
@@ -102,6 +129,11 @@ def find_optimum(
         replicate: [n] labels of the paired replicates.
         tolerance: nats within which a loss counts as equal to the optimum.
         inadmissible: multipliers that are never chosen, though their losses shape the curve.
+        off_budget: [n] ln of each run's budget over the budget that all are compared at.
+        slope: nats per unit of `off_budget`.
+        trend: of the noise over the width; None to estimate it from these runs.
+        noise_nats: the noise of one run, used where the replicates do not show it; None if unknown.
+        required_support: share of resamples that must have their optimum inside the grid.
 
     Returns:
         The curve, with `obstacle` set where it establishes no optimum; or a refusal where there are
@@ -111,38 +143,48 @@ def find_optimum(
     finite = np.isfinite(ms) & (ms > 0) & usable(ys)
     if not finite.any():
         return Refusal("no run at an equal budget has a final loss")
-    means = width_means(np.log(ms[finite]), ys[finite], labels[finite])
-    replicated = means.variance is not None and means.df >= MINIMUM_NOISE_DF
-    needed = WIDTHS_WITH_REPLICATES if replicated else WIDTHS_WITH_ONE_REPLICATE
-    if means.widths < needed:
-        return _too_few(means)
-    fits, noise = fit_curves(means, replicated)
-    resamples = resample_curves(means, fits, noise)
+    off = np.broadcast_to(np.asarray(off_budget, float), ys.shape)[finite]
+    measured = Runs(np.log(ms[finite]), ys[finite], labels[finite])
+    runs = replace(measured, loss=measured.loss - slope.nats * off)
+    suspects = suspect_runs(runs)
+    kept = np.ones(len(runs), bool)
+    kept[[suspect.index for suspect in suspects]] = False
+    if trend is None:
+        trend = noise_trend([runs.only(kept)])
+    whole = _fit(runs, trend, off, slope, noise_nats)
+    if isinstance(whole, Refusal):
+        return whole
+    rest = _fit(runs.only(kept), trend, off[kept], slope, noise_nats) if suspects else whole
+    without = 0.0 if isinstance(rest, Refusal) else rest.support
 
+    means, fits = whole.means, whole.fits
     optimum, floor = _lowest_of_mean(fits)
     excess = fits.loss(means.x) - floor
-    excess_upper = np.quantile(resamples.fitted - resamples.lowest[:, None], CONFIDENCE, axis=0)
+    excess_upper = whole.excess_upper
+    if suspects and not isinstance(rest, Refusal) and len(rest.means.x) == len(means.x):
+        excess_upper = np.maximum(excess_upper, rest.excess_upper)
     names = np.exp(means.x)
     admissible = ~np.isclose(names[:, None], np.asarray([*inadmissible, np.nan])).any(axis=1)
     headline, within = _headline(excess, excess_upper, admissible, tolerance)
-    over = _over_headline(resamples.fitted, headline)
-    at, low, high = resamples.at, fits.low, fits.high
-    support = float(np.mean((at > low) & (at < high)))
-    below, above = float(np.mean(at <= low)), float(np.mean(at >= high))
-    obstacle, reason = _judge(names, support, below, above, headline, excess_upper, tolerance)
+    over = _over_headline(whole.resamples.fitted, headline)
+    obstacle, reason = _judge(
+        names, whole, without, headline, excess_upper, tolerance, required_support
+    )
     tail = (1 - CONFIDENCE) / 2
-    bounds = np.exp(np.quantile(at, [tail, 1 - tail]) + fits.centre)
+    bounds = np.exp(np.quantile(whole.resamples.at, [tail, 1 - tail]) + fits.centre)
+    position = np.flatnonzero(finite)
     return LossCurve(
         multiplier=names,
         loss=means.mean,
+        measured=width_means(measured.log_m, measured.loss, measured.replicate).mean,
         counts=means.counts,
         admissible=admissible,
         fits=fits,
         optimum=float(np.exp(optimum + fits.centre)),
         interval=(float(bounds[0]), float(bounds[1])),
-        support=support,
-        below=below,
-        above=above,
+        support=whole.support,
+        below=whole.below,
+        above=whole.above,
         excess=excess,
         excess_upper=excess_upper,
         over_headline=over,
@@ -150,13 +192,97 @@ def find_optimum(
         headline=headline,
         within_tolerance=within,
         tolerance=tolerance,
-        noise_sd=float(np.sqrt(noise.variance[fits.best])),
-        noise_from=noise.source,
-        lack_of_fit_p=noise.misfit,
+        noise_sd=float(np.sqrt(whole.noise.variance[fits.best])),
+        noise_from=whole.noise.source,
+        lack_of_fit_p=whole.noise.misfit,
         replicates=means.replicates,
         obstacle=obstacle,
         reason=reason,
+        plateau=_plateau(admissible & (excess_upper < tolerance), headline),
+        suspects=tuple(replace(one, index=int(position[one.index])) for one in suspects),
+        support_without=without,
+        trend=trend,
+        slope=slope,
+        log_evidence=_evidence(runs, kept, trend, noise_nats),
     )
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """The curves of one set of runs."""
+
+    means: WidthMeans
+    fits: CurveFits
+    noise: Noise
+    resamples: Resamples
+
+    @property
+    def support(self) -> float:
+        """Share of resamples with an optimum strictly inside the grid."""
+        at = self.resamples.at
+        return float(np.mean((at > self.fits.low) & (at < self.fits.high)))
+
+    @property
+    def below(self) -> float:
+        return float(np.mean(self.resamples.at <= self.fits.low))
+
+    @property
+    def above(self) -> float:
+        return float(np.mean(self.resamples.at >= self.fits.high))
+
+    @property
+    def excess_upper(self) -> Floats:
+        """[W] upper bound of the excess over the lowest loss in the grid, one-sided at 90 %."""
+        over = self.resamples.fitted - self.resamples.lowest[:, None]
+        return np.asarray(np.quantile(over, CONFIDENCE, axis=0))
+
+
+def _fit(
+    runs: Runs, trend: NoiseTrend, off: Floats, slope: BudgetSlope, noise_nats: float | None
+) -> _Fitted | Refusal:
+    sd = trend.sd(runs.log_m)
+    means = width_means(runs.log_m, runs.loss, runs.replicate, sd)
+    replicated = means.variance is not None and means.df >= MINIMUM_NOISE_DF
+    if not replicated and noise_nats is not None:
+        means = replace(means, variance=noise_nats**2, df=GIVEN_NOISE_DF)
+        replicated = True
+    needed = WIDTHS_WITH_REPLICATES if replicated else WIDTHS_WITH_ONE_REPLICATE
+    if means.widths < needed:
+        return _too_few(means)
+    shared = slope.error * width_means(runs.log_m, off, runs.replicate, sd).mean
+    fits, noise = fit_curves(means, replicated, shared)
+    return _Fitted(means, fits, noise, resample_curves(means, fits, noise))
+
+
+def _evidence(
+    runs: Runs, kept: NDArray[np.bool_], trend: NoiseTrend, noise_nats: float | None
+) -> float:
+    """ln of the e-value, the smaller of the one with all runs and the one without suspects."""
+    given = GIVEN_NOISE_DF if noise_nats is not None else 0
+    found = [
+        log_evidence(
+            some.log_m,
+            some.loss,
+            some.replicate,
+            sd=trend.sd(some.log_m),
+            noise_ss=given * (noise_nats or 0.0) ** 2,
+            noise_df=given,
+        )
+        for some in ([runs] if kept.all() else [runs, runs.only(kept)])
+    ]
+    return min(found)
+
+
+def _plateau(within: NDArray[np.bool_], headline: int | None) -> tuple[int, int] | None:
+    """The widths around the headline that are surely within tolerance, if they are two or more."""
+    if headline is None or not within[headline]:
+        return None
+    first = last = headline
+    while first > 0 and within[first - 1]:
+        first -= 1
+    while last < len(within) - 1 and within[last + 1]:
+        last += 1
+    return None if first == last else (first, last)
 
 
 def usable(loss: ArrayLike) -> NDArray[np.bool_]:
@@ -224,15 +350,16 @@ def _equivalent(over: Floats, tolerance: float) -> NDArray[np.bool_]:
 
 def _judge(
     multiplier: Floats,
-    support: float,
-    below: float,
-    above: float,
+    fitted: _Fitted,
+    without: float,
     headline: int | None,
     upper: Floats,
     tolerance: float,
+    required: float,
 ) -> tuple[Obstacle | None, str]:
     smallest, largest = float(multiplier[0]), float(multiplier[-1])
-    if support >= REQUIRED_SUPPORT:
+    support, below, above = fitted.support, fitted.below, fitted.above
+    if support >= required and without >= required:
         if headline is None:
             return "nothing admissible", "every width has a collapsed or diverged replicate"
         return None, f"{percent(support)} of resamples have their optimum strictly inside the grid"
@@ -240,6 +367,12 @@ def _judge(
         return "all within tolerance", (
             f"every width from {multiple(smallest)} to {multiple(largest)} is within "
             f"{tolerance:g} nats of the optimum, so the loss does not decide between them"
+        )
+    if support >= required:
+        return "single runs", (
+            f"the optimum rests on runs that noise does not explain: without them only "
+            f"{_short_percent(without)} of resamples have it strictly inside the grid, and "
+            f"{percent(required)} are needed"
         )
     if above >= CONFIDENCE:
         return "upper edge", f"the loss still falls at the largest width, {multiple(largest)}"
@@ -253,8 +386,12 @@ def _judge(
         )
         if share >= 0.001
     ]
-    short = np.floor(1000 * support) / 1000  # rounding must not show 97.95 % as 98 %
     return "uncertain", (
-        f"only {percent(short)} of resamples have their optimum strictly inside the grid, and "
-        f"{percent(REQUIRED_SUPPORT)} are needed ({', '.join(edges)})"
+        f"only {_short_percent(support)} of resamples have their optimum strictly inside the grid, "
+        f"and {percent(required)} are needed ({', '.join(edges)})"
     )
+
+
+def _short_percent(share: float) -> str:
+    """A share rounded down: 97.95 % must not read as 98 %."""
+    return percent(float(np.floor(1000 * share) / 1000))

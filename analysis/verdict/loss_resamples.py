@@ -32,16 +32,21 @@ class Noise:
     covariance: Floats  # [W, W] of the width means, for a variance of 1
     source: NoiseFrom
     misfit: float | None  # p of the lack-of-fit test; None where replicates do not differ
+    shared: Floats  # [W] nats: an error common to all means, by the budget that each misses
 
 
-def fit_curves(means: WidthMeans, replicated: bool) -> tuple[CurveFits, Noise]:
+def fit_curves(
+    means: WidthMeans, replicated: bool, shared: Floats | None = None
+) -> tuple[CurveFits, Noise]:
     """Fit and weight every shape, and estimate the noise about it.
 
     Args:
         means: the losses by width.
         replicated: whether the replicates' variance can be used.
+        shared: [W] the means' error in one common direction, nats; None without one.
     """
-    covariance = means.covariance if replicated else np.eye(means.widths)
+    unequal = np.diag(means.spread)
+    covariance = means.covariance if replicated else unequal
     centre = float(means.x.mean())
     u = means.x - centre
     coefficients, solve, residual = fit_shapes(u, means.mean, covariance)
@@ -57,7 +62,7 @@ def fit_curves(means: WidthMeans, replicated: bool) -> tuple[CurveFits, Noise]:
     if misfit is not None and misfit < MISFIT:
         source = "scatter about the curve"
         if means.widths >= WIDTHS_WITH_ONE_REPLICATE:
-            covariance, within, within_df = np.eye(means.widths), 0.0, 0
+            covariance, within, within_df = unequal, 0.0, 0
             coefficients, solve, residual = fit_shapes(u, means.mean, covariance)
         else:  # too few widths to use their scatter alone: take the larger variance
             floor = 1.0
@@ -75,7 +80,8 @@ def fit_curves(means: WidthMeans, replicated: bool) -> tuple[CurveFits, Noise]:
         residual=residual,
         weight=shape_weights(residual, within, df, size),
     )
-    return fits, Noise(variance, spare if floor else df, covariance, source, misfit)
+    along = np.zeros(means.widths) if shared is None else shared
+    return fits, Noise(variance, spare if floor else df, covariance, source, misfit, along)
 
 
 def _misfit(scatter: float, variance: float, spare: int, df: int) -> float:
@@ -108,6 +114,7 @@ def resample_curves(means: WidthMeans, fits: CurveFits, noise: Noise) -> Resampl
     scale = np.sqrt(noise.variance[shape] * noise.df / rng.chisquare(noise.df, RESAMPLES))
     normal = rng.standard_normal((RESAMPLES, means.widths))
     moved = scale[:, None] * (normal @ np.linalg.cholesky(noise.covariance).T)
+    moved += rng.standard_normal((RESAMPLES, 1)) * noise.shared
     coefficients = fits.coefficients[shape] + np.einsum("bcw,bw->bc", fits.solve[shape], moved)
     at, value = lowest(shape, coefficients, fits.low, fits.high)
     design = basis(means.x - fits.centre)[shape]

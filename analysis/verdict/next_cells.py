@@ -11,6 +11,7 @@ import yaml
 
 from analysis.refusal import Refusal
 from analysis.settings import WIDTHS_WITH_ONE_REPLICATE
+from analysis.verdict.decision import EDGE_SHARE
 from analysis.verdict.equal_budget import BudgetEvidence
 from analysis.verdict.loss_optimum import LossCurve
 from analysis.verdict.tuned_rate import AXIS, TunedTrials
@@ -19,8 +20,6 @@ from trialstore.trial_state import WITHOUT_RESULT
 
 #: Replicates to run: with fewer, differing slopes of replicates are seen too rarely.
 REPLICATES = 3
-#: The grid should be extended at an edge that more than this share of resamples lies at.
-EDGE_SHARE = 0.10
 
 
 @dataclass(frozen=True)
