@@ -9,7 +9,7 @@ from analysis.report.page import Table, drawn_figure, plain_table, render
 from analysis.verdict.group_verdict import GroupVerdict, Recommendation
 from analysis.verdict.next_cells import NextCells
 from analysis.verdict.transfer import Transfer
-from analysis.wording import interval, large, multiple, plural
+from analysis.wording import interval, large, plural
 
 #: Anchor of the caveats that all groups share.
 CAVEATS = "caveats"
@@ -36,7 +36,7 @@ def front(
     # Groups without a recommendation for the same reason share a card.
     alike: dict[str, list[GroupVerdict]] = {}
     for verdict in recommendation.groups:
-        own = verdict.slug if verdict.width_multiplier is not None else verdict.sentence
+        own = verdict.sentence if verdict.verdict == "refused" else verdict.slug
         alike.setdefault(own, []).append(verdict)
     return render(
         "front.html",
@@ -44,14 +44,15 @@ def front(
         transfers=[(found, _sizes(found)) for found in recommendation.transfers],
         optima=drawn_figure(svgs, "optima", OPTIMA),
         common=common,
-        multiple=multiple,
     )
 
 
 def _lines(verdicts: Sequence[GroupVerdict], common: Sequence[str]) -> Iterator[Line]:
     first = verdicts[0]
-    if first.width_multiplier is not None:
+    if first.verdict == "recommended":
         yield Line("Why", first.rule)
+    if first.verdict == "plateau":
+        yield Line("No single width", first.rule)
     for verdict in verdicts:
         if verdict.on_best is not None:
             yield Line("By best loss", verdict.on_best.sentence, f"{verdict.slug}-best-losses")

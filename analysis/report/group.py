@@ -67,7 +67,6 @@ def group_section(
     return render(
         "group.html",
         verdict=verdict,
-        width=None if verdict.width_multiplier is None else multiple(verdict.width_multiplier),
         drawn=drawn,
         widths=_widths(verdict),
         budget="" if verdict.deciding is None else BUDGETS[verdict.deciding.matching][1],
@@ -94,12 +93,15 @@ def _widths(verdict: GroupVerdict) -> Table | None:
     if deciding is None or not isinstance(deciding.optimum, LossCurve):
         return None
     digits = decimals(deciding.optimum.tolerance)
-    runs = {width["runs"] for width in verdict.alternatives}
+    runs, moved = {width["runs"] for width in verdict.alternatives}, deciding.optimum.slope.applied
     rows, chosen = [], None
     for i, width in enumerate(verdict.alternatives):
         note = "equivalent" if width["equivalent"] else ""
         if width["width_multiplier"] == verdict.width_multiplier:
             chosen, note = i, "chosen"
+        elif verdict.plateau is not None:
+            low, high = verdict.plateau
+            note = "will do" if low <= width["width_multiplier"] <= high else ""
         elif verdict.width_multiplier is None:
             note = ""
         if not width["admissible"]:
@@ -110,15 +112,15 @@ def _widths(verdict: GroupVerdict) -> Table | None:
                 str(width["D"]),
                 str(width["d_model"]),
                 "" if len(runs) == 1 else str(width["runs"]),
-                *(
-                    f"{width[name]:.{digits}f}"
-                    for name in ("val_loss", "excess_nats", "excess_upper_nats")
-                ),
+                f"{width['val_loss']:.{digits}f}",
+                f"{width['val_loss_at_budget']:.{digits}f}" if moved else "",
+                f"{width['excess_nats']:.{digits}f}",
+                f"{width['excess_upper_nats']:.{digits}f}",
                 note,
             ]
         )
     names, rows = without_empty(
-        ["width", "D", "d_model", "runs", "loss", "excess", "at most", ""], rows
+        ["width", "D", "d_model", "runs", "loss", "at one budget", "excess", "at most", ""], rows
     )
     return plain_table(names, rows, chosen)
 

@@ -22,8 +22,6 @@ from trialstore.trial_state import WITHOUT_RESULT
 
 #: Value of the learning-rate axis in a group that is tuned per width.
 TUNED = "tuned per width"
-#: An equal budget with a larger relative spread gets a caveat.
-BUDGET_SPREAD = 0.02
 
 
 def caveats_of(
@@ -81,9 +79,6 @@ def _of_loss(evidence: BudgetEvidence, multiplier: float | None) -> Iterator[str
             f"The result holds at equal {BUDGETS[evidence.matching].name} ({spread}) and "
             f"{large(tokens)} training tokens; another size or duration may have another optimum."
         )
-    if low > 0 and high / low - 1 > BUDGET_SPREAD:
-        spread = percent(high / low - 1)
-        yield f"The budgets differ by up to {spread}, which alone changes the loss a little."
     if evidence.inadmissible:
         widths = ", ".join(map(multiple, evidence.inadmissible))
         yield f"A replicate collapsed or diverged at {widths}; such a width is never recommended."
@@ -96,6 +91,8 @@ def _of_loss(evidence: BudgetEvidence, multiplier: float | None) -> Iterator[str
     curve = evidence.optimum
     if not isinstance(curve, LossCurve):
         return
+    yield from _of_budgets(evidence, curve)
+    yield from _of_noise(evidence, curve)
     if curve.lack_of_fit_p is not None and curve.lack_of_fit_p < MISFIT:
         yield (
             "The widths scatter about every loss curve by more than the replicates' noise "
@@ -105,6 +102,40 @@ def _of_loss(evidence: BudgetEvidence, multiplier: float | None) -> Iterator[str
         yield (
             f"No width that may be recommended is known to be within {curve.tolerance:g} nats of "
             f"the optimum: {_why_none_within(curve)}."
+        )
+
+
+def _of_budgets(evidence: BudgetEvidence, curve: LossCurve) -> Iterator[str]:
+    low, high = evidence.budget
+    if curve.slope.applied and low > 0:
+        yield (
+            f"The budgets differ by up to {percent(high / low - 1)}. The losses were moved to one "
+            f"budget by {curve.slope.nats:.3g} +- {curve.slope.error:.1g} nats per e-fold "
+            f"({curve.slope.source}); the error is part of the interval, and the tables have the "
+            "measured losses beside them."
+        )
+
+
+def _of_noise(evidence: BudgetEvidence, curve: LossCurve) -> Iterator[str]:
+    for suspect in curve.suspects:
+        run = evidence.used.iloc[suspect.index]
+        side = "above" if suspect.deviation > 0 else "below"
+        yield (
+            f"Trial {run['id']} ({multiple(float(run['width_multiplier']))}, seed "
+            f"{run['replicate']}) does not fit: its loss is {abs(suspect.deviation):.3f} nats "
+            f"{side} what the other runs predict (p = {suspect.p:.1g}). A verdict must hold with "
+            "and without it."
+        )
+    if curve.trend.established:
+        where = "narrow" if curve.trend.exponent < 0 else "wide"
+        yield (
+            f"Runs of {where} widths are noisier than others (variance as "
+            f"m^{curve.trend.exponent:.1f}, p = {curve.trend.p:.1g}); they were weighted by it."
+        )
+    if curve.noise_from == "given":
+        yield (
+            f"The noise of a run, {curve.noise_sd:.3g} nats, is the one that the sweep file gives "
+            "(analysis.noise_nats), not one that its replicates show."
         )
 
 

@@ -9,11 +9,8 @@ from numpy.typing import NDArray
 from analysis.refusal import Refusal
 from analysis.replicates import Floats, Interval
 from analysis.verdict.equal_budget import BudgetEvidence
-from analysis.verdict.loss_optimum import LossCurve
+from analysis.verdict.loss_optimum import LossCurve, plateau_of
 from analysis.wording import interval, multiple
-
-#: The optimum may lie at an edge that more than this share of resamples puts it at.
-EDGE_SHARE = 0.10
 
 
 @dataclass(frozen=True)
@@ -46,22 +43,6 @@ def decide(losses: Sequence[BudgetEvidence]) -> Decision:
     return Decision(None, None, None, f"no recommendation: {rule}", rule)
 
 
-def plateau_of(curve: LossCurve) -> Interval | None:
-    """Return the ends of a plateau that answers for the optimum; None without one.
-
-    A plateau is a range of neighbouring widths that are surely within tolerance of the best width
-    of the grid. It is no answer where it ends with the grid while the loss may go on falling there.
-    """
-    if curve.plateau is None:
-        return None
-    first, last = curve.plateau
-    lowest, largest = first == 0, last == len(curve.multiplier) - 1
-    open_ended = (lowest and curve.below > EDGE_SHARE) or (largest and curve.above > EDGE_SHARE)
-    if open_ended and not (lowest and largest):
-        return None
-    return float(curve.multiplier[first]), float(curve.multiplier[last])
-
-
 def _on_plateau(curve: LossCurve, plateau: Interval) -> str:
     low, high = map(multiple, plateau)
     whole = len(curve.multiplier) == curve.plateau[1] - curve.plateau[0] + 1 if curve.plateau else 0
@@ -87,7 +68,8 @@ def _sentence(evidence: BudgetEvidence, curve: LossCurve, multiplier: float) -> 
         alike = f"; {_spans(curve.multiplier, same)} are equivalent at this precision"
     return (
         f"use {multiple(multiplier)} (D = {cell['D']:.0f} at d_model = {cell['d_model']:.0f}); the "
-        f"optimum is at {curve.optimum:.2f}x, 90 % interval {interval(curve.interval)}{alike}"
+        f"optimum is at {curve.optimum:.2f}x, 90 % interval {interval(curve.interval)} over all "
+        f"sweeps like this one, recommended or refused{alike}"
     )
 
 

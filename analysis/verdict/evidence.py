@@ -14,7 +14,7 @@ from analysis.refusal import Refusal
 from analysis.replicates import CONFIDENCE
 from analysis.tables.sweep_tables import DUPLICATE
 from analysis.verdict.equal_budget import BUDGETS, BudgetEvidence
-from analysis.verdict.loss_optimum import REQUIRED_SUPPORT
+from analysis.verdict.loss_optimum import plateau_of
 from trialstore.records import OUTCOMES
 
 #: Fields of a law that only its band is computed from.
@@ -34,7 +34,8 @@ def widths_of(evidence: BudgetEvidence) -> list[dict[str, Any]]:
                 "width_multiplier": float(multiplier),
                 "D": int(cell["D"]),
                 "d_model": int(cell["d_model"]),
-                "val_loss": float(curve.loss[i]),
+                "val_loss": float(curve.measured[i]),
+                "val_loss_at_budget": float(curve.loss[i]),
                 "runs": int(curve.counts[i]),
                 "excess_nats": float(curve.excess[i]),
                 "excess_upper_nats": float(curve.excess_upper[i]),
@@ -158,7 +159,7 @@ def _loss(evidence: BudgetEvidence) -> dict[str, Any]:
         "optimum": found.optimum,
         "interval": found.interval,
         "support": found.support,
-        "required_support": REQUIRED_SUPPORT,
+        "required_support": found.required_support,
         "recommended": found.recommended,
         "reason": found.reason,
         "tolerance_nats": found.tolerance,
@@ -166,6 +167,20 @@ def _loss(evidence: BudgetEvidence) -> dict[str, Any]:
         "noise_sd_nats": found.noise_sd,
         "noise_from": found.noise_from,
         "lack_of_fit_p": found.lack_of_fit_p,
+        "budget_slope": asdict(found.slope) if found.slope.applied else None,
+        "noise_exponent": found.trend.exponent if found.trend.established else None,
+        "noise_exponent_p": found.trend.p,
+        "suspect_runs": [
+            {
+                "id": str(evidence.used["id"].iloc[suspect.index]),
+                "deviation_nats": suspect.deviation,
+                "p": suspect.p,
+            }
+            for suspect in found.suspects
+        ],
+        "support_without_suspects": found.support_without,
+        "log_evidence": found.log_evidence,
+        "plateau": plateau_of(found),
         "widths": len(found.multiplier),
         "replicates": found.replicates,
         "inadmissible": list(evidence.inadmissible),

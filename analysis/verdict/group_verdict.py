@@ -20,6 +20,7 @@ from analysis.verdict.next_cells import NextCells
 from analysis.verdict.supply import SELECTION, Supply
 from analysis.verdict.transfer import Transfer
 from analysis.verdict.tuned_rate import TunedTrials
+from analysis.wording import multiple
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,15 @@ class GroupVerdict:
         if self.width_multiplier is not None:
             return "recommended"
         return "refused" if self.plateau is None else "plateau"
+
+    @property
+    def headline(self) -> str:
+        """The verdict in a word: a width, a range of widths, or that there is none."""
+        if self.width_multiplier is not None:
+            return multiple(self.width_multiplier)
+        if self.plateau is not None:
+            return " to ".join(map(multiple, self.plateau))
+        return "no recommendation"
 
     @property
     def deciding(self) -> BudgetEvidence | None:

@@ -40,6 +40,8 @@ from analysis.wording import multiple, percent, plural
 REQUIRED_SUPPORT = 0.98
 #: Degrees of freedom needed to estimate the noise from replicates.
 MINIMUM_NOISE_DF = 3
+#: The optimum may lie at an edge that more than this share of resamples puts it at.
+EDGE_SHARE = 0.10
 #: Degrees of freedom of a noise that the user gives, which counts as known.
 GIVEN_NOISE_DF = 10_000
 #: Nats. The square of a larger loss may overflow; only a broken run reports one.
@@ -69,6 +71,7 @@ class LossCurve:
     optimum: float  # D / d_model where the mean of the curves is lowest within the grid
     interval: Interval  # of the optimum, 90 %
     support: float  # share of resamples with an optimum strictly inside the grid
+    required_support: float  # for a recommendation
     below: float  # share of resamples with the lowest loss at the smallest width
     above: float  # share of resamples with the lowest loss at the largest width
     excess: Floats  # [W] loss on the curve minus its minimum within the grid
@@ -183,6 +186,7 @@ def find_optimum(
         optimum=float(np.exp(optimum + fits.centre)),
         interval=(float(bounds[0]), float(bounds[1])),
         support=whole.support,
+        required_support=required_support,
         below=whole.below,
         above=whole.above,
         excess=excess,
@@ -193,7 +197,7 @@ def find_optimum(
         within_tolerance=within,
         tolerance=tolerance,
         noise_sd=float(np.sqrt(whole.noise.variance[fits.best])),
-        noise_from=whole.noise.source,
+        noise_from="given" if whole.given else whole.noise.source,
         lack_of_fit_p=whole.noise.misfit,
         replicates=means.replicates,
         obstacle=obstacle,
@@ -215,6 +219,7 @@ class _Fitted:
     fits: CurveFits
     noise: Noise
     resamples: Resamples
+    given: bool  # whether the user gave the noise
 
     @property
     def support(self) -> float:
@@ -243,15 +248,16 @@ def _fit(
     sd = trend.sd(runs.log_m)
     means = width_means(runs.log_m, runs.loss, runs.replicate, sd)
     replicated = means.variance is not None and means.df >= MINIMUM_NOISE_DF
-    if not replicated and noise_nats is not None:
+    given = not replicated and noise_nats is not None
+    if given and noise_nats is not None:
         means = replace(means, variance=noise_nats**2, df=GIVEN_NOISE_DF)
-        replicated = True
+    replicated = replicated or given
     needed = WIDTHS_WITH_REPLICATES if replicated else WIDTHS_WITH_ONE_REPLICATE
     if means.widths < needed:
         return _too_few(means)
     shared = slope.error * width_means(runs.log_m, off, runs.replicate, sd).mean
     fits, noise = fit_curves(means, replicated, shared)
-    return _Fitted(means, fits, noise, resample_curves(means, fits, noise))
+    return _Fitted(means, fits, noise, resample_curves(means, fits, noise), given)
 
 
 def _evidence(
@@ -283,6 +289,22 @@ def _plateau(within: NDArray[np.bool_], headline: int | None) -> tuple[int, int]
     while last < len(within) - 1 and within[last + 1]:
         last += 1
     return None if first == last else (first, last)
+
+
+def plateau_of(curve: LossCurve) -> Interval | None:
+    """Return the ends of a plateau that answers for the optimum; None without one.
+
+    A plateau is a range of neighbouring widths that are surely within tolerance of the best width
+    of the grid. It is no answer where it ends with the grid while the loss may go on falling there.
+    """
+    if curve.plateau is None:
+        return None
+    first, last = curve.plateau
+    lowest, largest = first == 0, last == len(curve.multiplier) - 1
+    open_ended = (lowest and curve.below > EDGE_SHARE) or (largest and curve.above > EDGE_SHARE)
+    if open_ended and not (lowest and largest):
+        return None
+    return float(curve.multiplier[first]), float(curve.multiplier[last])
 
 
 def usable(loss: ArrayLike) -> NDArray[np.bool_]:

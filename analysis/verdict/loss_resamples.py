@@ -20,7 +20,7 @@ MISFIT = 0.05
 #: Noise below this share of the losses is rounding.
 NO_NOISE = 1e-12
 
-NoiseFrom = Literal["replicates and scatter", "scatter about the curve"]
+NoiseFrom = Literal["replicates and scatter", "scatter about the curve", "given"]
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ import yaml
 
 from analysis.refusal import Refusal
 from analysis.settings import WIDTHS_WITH_ONE_REPLICATE
-from analysis.verdict.decision import EDGE_SHARE
 from analysis.verdict.equal_budget import BudgetEvidence
-from analysis.verdict.loss_optimum import LossCurve
+from analysis.verdict.loss_optimum import EDGE_SHARE, LossCurve
 from analysis.verdict.tuned_rate import AXIS, TunedTrials
 from analysis.wording import axis_of, duration, flops, plural
 from trialstore.trial_state import WITHOUT_RESULT
@@ -153,23 +152,14 @@ def for_refusal(evidence: BudgetEvidence, group: Mapping[str, Any], rate: float)
     beyond = _beyond(widths, optimum)
     if beyond:
         asked.append(add("the optimum may lie beyond the grid: extend it", beyond, seeds))
-    if optimum.obstacle == "uncertain":
-        asked.append(
-            add(
-                f"the noise is too large: add {plural(len(more_seeds), 'replicate')}",
-                widths,
-                more_seeds,
-            )
-        )
-    if optimum.obstacle == "all within tolerance" and not beyond:
-        asked.append(
-            add(
-                f"only {plural(len(more_seeds), 'replicate')} more could separate widths within "
-                f"{optimum.tolerance:g} nats of each other",
-                widths,
-                more_seeds,
-            )
-        )
+    more = {
+        "uncertain": "the noise is too large",
+        "single runs": "the optimum rests on single runs",
+        "many looks": "several looks or groups need more evidence",
+    }
+    if optimum.obstacle in more:
+        why = f"{more[optimum.obstacle]}: add {plural(len(more_seeds), 'replicate')}"
+        asked.append(add(why, widths, more_seeds))
     if optimum.obstacle == "nothing admissible":
         asked.append(add("every width collapsed or diverged: try narrower ones", narrower, seeds))
     return asked

@@ -86,8 +86,10 @@ def _exponent(law: PowerLaw | Refusal) -> str:
 
 def _verdict(verdict: GroupVerdict, common: list[str]) -> Iterator[str]:
     yield from _wrapped(f"{group_label(verdict.group)}: {verdict.sentence}.", "", "  ")
-    if verdict.width_multiplier is not None:
+    if verdict.verdict == "recommended":
         yield from _wrapped(f"rule: {verdict.rule}.", "  ")
+    if verdict.verdict == "plateau":
+        yield from _wrapped(f"no single width: {verdict.rule}.", "  ")
     if verdict.on_best is not None:
         yield from _wrapped(f"by best losses: {verdict.on_best.sentence}. {SELECTION}", "  ")
     for choice in verdict.choices:

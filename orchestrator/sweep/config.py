@@ -14,6 +14,7 @@ from pydantic import (
 
 from analysis.settings import (
     AGGREGATE_LAST,
+    FALSE_RECOMMENDATIONS,
     FFN_MULTIPLE,
     REFERENCE_MULTIPLIER,
     TOLERANCE_NATS,
@@ -135,6 +136,10 @@ class AnalysisSection(Frozen):
     """Settings of the analysis. They can change without training anything again."""
 
     tolerance_nats: float = Field(default=TOLERANCE_NATS, gt=0, allow_inf_nan=False)
+    # share of recommendations that may be false, over all looks and groups
+    false_recommendations: float = Field(default=FALSE_RECOMMENDATIONS, gt=0, le=0.2)
+    # noise of one run, where replicates do not show it
+    noise_nats: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     aggregate_last: int = Field(default=AGGREGATE_LAST, ge=1)  # snapshots per layer, their median
     aggregate_layers: LayerStatistic = "median"  # statistic over layers that is a trial's rank
     target: Target | None = None  # needs three model sizes or more
