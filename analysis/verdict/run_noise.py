@@ -159,7 +159,8 @@ def _contrasts(runs: Runs) -> tuple[Floats, Floats, Floats] | None:
     contrasts = basis.T @ runs.loss
     if not len(contrasts) or np.abs(contrasts).max() <= ROUNDING * np.abs(runs.loss).max():
         return None
-    return runs.log_m - runs.log_m.mean(), contrasts, basis
+    # The likelihood does not depend on the scale of the losses.
+    return runs.log_m - runs.log_m.mean(), contrasts / np.abs(contrasts).max(), basis
 
 
 def _log_likelihood(exponent: float, x: Floats, contrasts: Floats, basis: Floats) -> float:

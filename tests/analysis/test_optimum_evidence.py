@@ -8,7 +8,7 @@ from analysis.verdict.optimum_evidence import log_evidence
 LOG_M = np.log([1, 1.5, 2, 2.67, 4, 5.33, 8])
 
 
-def e_values(loss: np.ndarray, noise: float, replicates: int, studies: int = 400) -> np.ndarray:
+def e_values(loss: np.ndarray, noise: float, replicates: int, studies: int = 100) -> np.ndarray:
     """ln E [studies, looks]: after one replicate, two, and so on."""
     found = np.empty((studies, replicates))
     for number in range(studies):
@@ -33,13 +33,13 @@ def e_values(loss: np.ndarray, noise: float, replicates: int, studies: int = 400
 )
 @pytest.mark.long
 def test_without_an_optimum_it_seldom_ever_gets_large(loss: np.ndarray) -> None:
-    largest = e_values(loss, 0.01, 4).max(axis=1)
+    largest = e_values(loss, 0.01, 3).max(axis=1)
     for bound in (5, 20):
-        assert np.mean(largest >= np.log(bound)) <= 1 / bound + 3 * np.sqrt(1 / bound / 400)
+        assert np.mean(largest >= np.log(bound)) <= 1 / bound + 3 * np.sqrt(1 / bound / 100)
 
 
 def test_with_an_optimum_it_grows_with_every_replicate() -> None:
-    found = np.median(e_values(0.05 * (LOG_M - 1) ** 2, 0.01, 3, studies=30), axis=0)
+    found = np.median(e_values(0.05 * (LOG_M - 1) ** 2, 0.01, 3, studies=20), axis=0)
     assert found[0] < found[1] < found[2]
     assert found[2] > np.log(100)
 
