@@ -131,6 +131,7 @@ def test_the_installed_command_does_not_look_in_the_working_directory(tmp_path: 
     assert "imported in place" not in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_ranks_under_torchrun_name_what_hides_a_package(tmp_path: Path) -> None:
     place = hide(tmp_path, "analysis")
