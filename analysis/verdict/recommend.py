@@ -13,14 +13,17 @@ import numpy as np
 import pandas as pd
 
 from analysis.laws.spectral import SpectralEvidence, SpectralStop, judge_spectra
-from analysis.settings import TOLERANCE_NATS
+from analysis.settings import TOLERANCE_NATS, TUNED
 from analysis.tables.sweep_tables import SweepTables, reference_multiplier
 from analysis.verdict import next_cells
 from analysis.verdict.budgets import AtBudget, at_equal_budgets
-from analysis.verdict.caveats import TUNED, caveats_of
+from analysis.verdict.caveats import caveats_of
 from analysis.verdict.choices import choices_of
+from analysis.verdict.comparable import compare_trials, only_comparable
 from analysis.verdict.decision import decide
+from analysis.verdict.differences import LEARNING_RATE, NotComparable
 from analysis.verdict.equal_budget import BudgetEvidence, judge_losses
+from analysis.verdict.fixed_rates import FixedRate, at_each_rate
 from analysis.verdict.group_verdict import GroupVerdict, Recommendation
 from analysis.verdict.layer_verdict import judge_layers
 from analysis.verdict.loss_optimum import LossCurve
@@ -41,8 +44,8 @@ LONGEST_SLUG = 120
 def recommend(tables: SweepTables) -> Recommendation:
     """Judge every group of a sweep.
 
-    With three or more learning rates on the grid, each combination of the other axes is judged
-    twice: with every width at its own rate, and at each rate of the grid.
+    With three or more learning rates on the grid, a combination of the other axes has one verdict,
+    with every width at its own rate. What is found at each rate is part of its evidence.
 
     Args:
         tables: the sweep, as `load_sweep` returns it.
@@ -62,14 +65,15 @@ def recommend(tables: SweepTables) -> Recommendation:
     rate = next_cells.seconds_per_flop(tables.trials)
     axes = tables.group_axes
     verdicts = []
-    if is_tunable(tables.trials):
-        untuned = tuple(axis for axis in axes if axis != RATE_AXIS)
-        for group, trials in _groups(tables.trials, untuned):
-            if is_tunable(trials) and len(tune(trials).trials):
-                verdicts.append(_judge_tuned(group, trials, tables, tolerance, rate))
-    for group, trials in _groups(tables.trials, axes):
+    for group, trials in _groups(tables.trials, tuple(a for a in axes if a != RATE_AXIS)):
         sizes = _same(tables.trials, group, but=("base_d_model",))
-        verdicts.append(_judge(group, trials, sizes, tables, tolerance, rate))
+        if is_tunable(trials):
+            verdicts.append(_judge_tuned(group, trials, sizes, tables, tolerance, rate))
+            continue
+        verdicts += [
+            _judge(own, members, _same(sizes, own, but=("base_d_model",)), tables, tolerance, rate)
+            for own, members in _groups(trials, axes)
+        ]
     transfers = _transfers(verdicts, analysis)
     told = tuple(_told_apart(verdicts))
     return Recommendation(tables.name, tables.aggregation.text, told, transfers, tables.left_out)
@@ -123,41 +127,95 @@ def _judge(
     rate: float,
 ) -> GroupVerdict:
     """One group; `sizes` has its trials at every d_model of the grid."""
-    spectral = judge_spectra(trials)
-    losses = judge_losses(trials, tolerance)
+    losses, spectral = _evidence(trials, tables, tolerance)
     run_next = next_cells.missing_cells(trials, group, rate)
+    run_next += _to_decide(losses, trials, group, tables, rate)
+    if RATE_AXIS in group:
+        run_next += _third_rate(group, tables, rate)
+    at_budgets = at_equal_budgets(
+        sizes, trials, losses, tolerance, lambda rows: compare_trials(rows, tables)
+    )
+    supply = judge_supply(trials, tolerance, lambda rows: _losses(rows, tables, tolerance))
+    return _verdict(group, trials, spectral, losses, at_budgets, run_next, tables, supply, None)
+
+
+def _evidence(
+    trials: pd.DataFrame, tables: SweepTables, tolerance: float
+) -> tuple[tuple[BudgetEvidence, ...], SpectralEvidence]:
+    """The loss optima and the rank laws of trials that differ in nothing but their width."""
+    spectral = judge_spectra(trials, lambda used: compare_trials(used, tables, ranks=True))
+    return _losses(trials, tables, tolerance), spectral
+
+
+def _losses(
+    trials: pd.DataFrame, tables: SweepTables, tolerance: float
+) -> tuple[BudgetEvidence, ...]:
+    return only_comparable(judge_losses(trials, tolerance), tables)
+
+
+def _to_decide(
+    losses: Sequence[BudgetEvidence],
+    trials: pd.DataFrame,
+    group: Mapping[str, Any],
+    tables: SweepTables,
+    rate: float,
+) -> list[NextCells]:
+    """The cells that could remove the obstacle to a verdict."""
     if not losses:
         reference = reference_multiplier(tables.config)
-        run_next += next_cells.matched_cells(trials, group, rate, reference)
-    elif decide(losses).curve is None:
-        run_next += next_cells.for_refusal(losses[0], group, rate)
-    at_budgets = at_equal_budgets(sizes, trials, losses, tolerance)
-    supply = judge_supply(trials, tolerance, lambda rows: judge_losses(rows, tolerance))
-    return _verdict(group, trials, spectral, losses, at_budgets, run_next, tables, supply, None)
+        return next_cells.matched_cells(trials, group, rate, reference)
+    optimum = losses[0].optimum
+    if isinstance(optimum, NotComparable):
+        return next_cells.trained_anew(optimum, trials, group, rate)
+    if decide(losses).curve is None:
+        return next_cells.for_refusal(losses[0], group, rate)
+    return []
+
+
+def _third_rate(group: Mapping[str, Any], tables: SweepTables, rate: float) -> list[NextCells]:
+    """A third learning rate for a group that ran at two."""
+    rates = _same(tables.trials, group, but=(RATE_AXIS,))
+    if rates[RATE_AXIS].nunique() != 2:
+        return []
+    return next_cells.third_rate(rates, group, rate)
 
 
 def _judge_tuned(
     group: dict[str, Any],
     trials: pd.DataFrame,
+    sizes: pd.DataFrame,
     tables: SweepTables,
     tolerance: float,
     rate: float,
 ) -> GroupVerdict:
     """One group with every width at its own learning rate, and rank laws at one rate."""
     tuned = tune(trials)
-    spectral = judge_spectra(trials[trials[RATE_AXIS] == tuned.common_rate])
-    losses = judge_losses(tuned.trials, tolerance)
-    rates = tuple(float(value) for value in np.sort(trials[RATE_AXIS].dropna().unique()))
+    at_rates = at_each_rate(trials, lambda rows: _evidence(rows, tables, tolerance))
+    (spectral,) = (at.spectral for at in at_rates if at.learning_rate == tuned.common_rate)
+    rates = tuple(at.learning_rate for at in at_rates)
+    free = (LEARNING_RATE,)
+
+    def losses_of(rows: pd.DataFrame) -> tuple[BudgetEvidence, ...]:
+        judged = judge_losses(tune(rows).trials, tolerance)
+        return only_comparable(judged, tables, among=rows, free=free)
+
+    losses = losses_of(trials)
     on_grid = {**group, RATE_AXIS: rates}
-    run_next = next_cells.more_rates(tuned, trials, group, rate)
-    if decide(losses).curve is None:
-        run_next += next_cells.for_refusal(losses[0], on_grid, rate)
-    at_budgets = at_equal_budgets(tuned.trials, tuned.trials, losses, tolerance)
-    supply = judge_supply(
-        trials, tolerance, lambda rows: judge_losses(tune(rows).trials, tolerance)
+    run_next = next_cells.missing_cells(trials, on_grid, rate)
+    run_next += next_cells.more_rates(tuned, trials, group, rate)
+    run_next += _to_decide(losses, trials, on_grid, tables, rate)
+    at_budgets = at_equal_budgets(
+        tune(sizes, equal_budgets=False).trials,
+        tuned.trials,
+        losses,
+        tolerance,
+        lambda rows: compare_trials(rows, tables, free=free),
     )
+    supply = judge_supply(trials, tolerance, losses_of)
     named = {**group, RATE_AXIS: TUNED}
-    return _verdict(named, trials, spectral, losses, at_budgets, run_next, tables, supply, tuned)
+    return _verdict(
+        named, trials, spectral, losses, at_budgets, run_next, tables, supply, tuned, at_rates
+    )
 
 
 def _verdict(
@@ -170,6 +228,7 @@ def _verdict(
     tables: SweepTables,
     supply: Supply,
     tuned: TunedTrials | None,
+    at_rates: tuple[FixedRate, ...] = (),
 ) -> GroupVerdict:
     decided = decide(losses)
     multiplier, stop = decided.width_multiplier, spectral.stop
@@ -191,6 +250,7 @@ def _verdict(
         choices=choices_of(losses[0]) if losses else (),
         at_budgets=at_budgets,
         tuned=tuned,
+        at_rates=at_rates,
         supply=supply,
         layers=judge_layers(spectral, multiplier, tables),
         caveats=tuple(caveats_of(trials, spectral, losses, multiplier, tables, supply, tuned)),
