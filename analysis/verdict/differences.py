@@ -238,7 +238,7 @@ def _way_out(found: Sequence[Difference]) -> str:
         )
     way = (
         f"give all trials the same {_some(set_in_file, len(set_in_file))} in the sweep file (see "
-        "its `overrides`) and run it again"
+        "its `overrides`)"
     )
     if LEARNING_RATE in set_in_file:
         way += (

@@ -106,8 +106,8 @@ def _verdict(verdict: GroupVerdict, common: list[str]) -> Iterator[str]:
         if found.source is not None and not deciding:
             yield from _wrapped(f"{found.sentence}.", "  ")
     if verdict.at_rates:
-        found = "; ".join(at.sentence for at in verdict.at_rates)
-        yield from _wrapped(f"optimum at one learning rate: {found}. {NO_VERDICT}", "  ")
+        each = "; ".join(at.sentence for at in verdict.at_rates)
+        yield from _wrapped(f"optimum at one learning rate: {each}. {NO_VERDICT}", "  ")
     yield from _wrapped(f"spectra: {verdict.spectral_sentence}.", "  ")
     for caveat in verdict.caveats:
         if caveat not in common:

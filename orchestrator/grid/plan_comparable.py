@@ -16,6 +16,8 @@ from orchestrator.grid.expand import PlannedTrial
 from orchestrator.grid.plan_warnings import WIDTH_AND_SEED
 
 RATE = "learning_rate"
+#: Axes that tell the trials of a group apart; the rate only where it is tuned.
+WITHIN_A_GROUP = ("width_multiplier", "d_model", "seed", RATE)
 #: Budgets, the deciding one first, and the rank laws by their matching.
 BUDGETS, RANK_LAWS = ("params", "flops"), "none"
 #: Groups that one warning names.
@@ -31,7 +33,11 @@ def refused_verdicts(trials: Sequence[PlannedTrial]) -> Iterator[str]:
     refused: dict[tuple[str, str], list[str]] = {}
     for matching in (*BUDGETS, RANK_LAWS):
         what = "rank laws" if matching == RANK_LAWS else "verdict"
-        own = [trial for trial in trials if matching in trial.matchings]
+        own = [
+            trial
+            for trial in trials  # the analysis leaves out those whose layers differ in width
+            if matching in trial.matchings and len(set(trial.spec.model.ffn_widths)) == 1
+        ]
         for label, members, tuned in _groups(own, tune=matching != RANK_LAWS):
             found = compare(
                 [_setup(trial) for trial in members],
@@ -39,7 +45,8 @@ def refused_verdicts(trials: Sequence[PlannedTrial]) -> Iterator[str]:
                 free=(LEARNING_RATE,) if tuned else (),
             )
             if found is not None:
-                labels = refused.setdefault((what, found.sentence), [])
+                why = f"{found.reason}; give all of them the same {found.names} in the sweep file"
+                labels = refused.setdefault((what, why), [])
                 if label not in labels:
                     labels.append(label)
     for (what, why), labels in refused.items():
@@ -47,11 +54,15 @@ def refused_verdicts(trials: Sequence[PlannedTrial]) -> Iterator[str]:
 
 
 def _setup(trial: PlannedTrial) -> Setup:
+    """What a trial will be trained with, named by its place in the group: ids may be unknown."""
     spec = trial.spec
-    settings = flat_settings(spec.model_dump(mode="json"))
-    settings[TOKENS] = spec.training.steps * spec.training.batch_tokens
-    settings[DEVICE] = spec.layout.device
-    return Setup(trial.id, float(trial.axes["width_multiplier"]), settings)
+    recorded = {
+        TOKENS: spec.training.steps * spec.training.batch_tokens,
+        DEVICE: spec.layout.device,
+    }
+    settings = recorded | flat_settings(spec.model_dump(mode="json"))
+    place = [f"{axis} {trial.axes[axis]}" for axis in WITHIN_A_GROUP if axis in trial.axes]
+    return Setup(", ".join(place), float(trial.axes["width_multiplier"]), settings)
 
 
 def _groups(

@@ -69,6 +69,7 @@ def test_rates_on_the_grid_are_tuned_and_rates_by_override_are_not() -> None:
     found = refused("grid.learning_rate=[1e-3, 2e-3, 4e-3]", by_rate)
     assert len(found) == 1
     assert mentions(found[0], "verdict ... tuned per width ... training.warmup_fraction")
+    assert "4x in 1 of 3 trials (width_multiplier 4" in found[0]
 
 
 def test_sizes_may_have_their_own_settings() -> None:
