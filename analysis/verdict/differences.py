@@ -79,7 +79,7 @@ class Difference:
         for setup in self.setups:
             value = setup.settings[self.name]
             found.setdefault(_key(value), (value, []))[1].append(setup)
-        by_width = sorted(found.values(), key=lambda one: min(s.multiplier for s in one[1]))
+        by_width = sorted(found.values(), key=_narrowest)
         usual = max(by_width, key=lambda one: len(one[1]))
         return [*(one for one in by_width if one is not usual), usual]
 
@@ -92,18 +92,18 @@ class Difference:
     def sentence(self) -> str:
         """The values and their widths: `training.steps 400 at 4x, 250 elsewhere`."""
         classes = self.classes
+        usual = 2 * len(classes[-1][1]) > len(self.setups)
+        if not usual:
+            classes.sort(key=_narrowest)
         texts = _values([value for value, _ in classes])
-        shown = list(zip(texts, (members for _, members in classes), strict=True))
         told = [
             f"{text} at {self._where(members)}"
-            for text, members in (shown[:-1] if len(shown) <= MOST_VALUES else shown[:MOST_VALUES])
+            for text, (_, members) in zip(texts, classes, strict=True)
         ]
-        if len(shown) > MOST_VALUES:
-            told.append(f"and {len(shown) - MOST_VALUES} more values")
-        elif 2 * len(shown[-1][1]) > len(self.setups):
-            told.append(f"{shown[-1][0]} elsewhere")
-        else:
-            told.append(f"{shown[-1][0]} at {self._where(shown[-1][1])}")
+        if usual:
+            told[-1] = f"{texts[-1]} elsewhere"
+        if len(told) > MOST_VALUES:
+            told = [*told[: MOST_VALUES - 1], f"and {len(told) - MOST_VALUES + 1} more values"]
         name = self.name.removeprefix(LAYOUT).removeprefix(VERSIONS)
         return f"{name} {', '.join(told)}"
 
@@ -248,6 +248,10 @@ def _way_out(found: Sequence[Difference]) -> str:
     return way
 
 
+def _narrowest(one: tuple[Any, Sequence[Setup]]) -> float:
+    return min(setup.multiplier for setup in one[1])
+
+
 def _key(value: Any) -> str:
     """Equal for equal values; 1 and 1.0 are equal."""
     if isinstance(value, float) and value.is_integer():
@@ -258,7 +262,9 @@ def _key(value: Any) -> str:
 def _values(values: Sequence[Any]) -> list[str]:
     """Values in words, in full where rounding would make two of them equal."""
     texts = [_value(value) for value in values]
-    return texts if len(set(texts)) == len(texts) else [_key(value) for value in values]
+    if len(set(texts)) == len(texts):
+        return texts
+    return [f"{value:,}" if type(value) is int else _key(value) for value in values]
 
 
 def _value(value: Any) -> str:

@@ -99,7 +99,7 @@ def test_values_are_given_with_their_widths_and_the_usual_one_last() -> None:
     found = Difference("micro_batch", tuple(setups({1: 8, 2: 8, 4: 8, 8: 4}, "micro_batch")))
     assert found.sentence == "micro_batch 4 at 8x, 8 elsewhere"
     each = Difference("tokens", tuple(setups({1: 1, 2: 1, 4: 2, 8: 2}, "tokens")))
-    assert each.sentence == "tokens 2 at 4x to 8x, 1 at 1x to 2x"
+    assert each.sentence == "tokens 1 at 1x to 2x, 2 at 4x to 8x"
 
 
 def test_a_single_trial_that_differs_is_named() -> None:
@@ -113,8 +113,8 @@ def test_a_single_trial_that_differs_is_named() -> None:
 def test_values_that_round_alike_are_written_in_full() -> None:
     found = compare(setups({1: 512_000, 2: 512_256}, "tokens trained"))
     assert found is not None
-    assert "512000" in found.reason
-    assert "512256" in found.reason
+    assert "512,000" in found.reason
+    assert "512,256" in found.reason
 
 
 def test_no_difference_is_left_out_of_a_long_refusal() -> None:
