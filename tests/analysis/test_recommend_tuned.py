@@ -41,8 +41,9 @@ def test_three_learning_rates_give_one_verdict_with_each_width_at_its_own(
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("undrawn")
 def test_what_each_rate_shows_is_evidence_and_no_verdict(build_sweep: Build) -> None:
-    sweep = tunable(build_sweep, RATES)
+    sweep = tunable(build_sweep, RATES, multipliers=[1, 2, 2.67, 4])
     tables = load_sweep(sweep)
     found = recommend(tables)
     (group,) = json.loads(encode_json(found.to_dict()))["groups"]
