@@ -31,3 +31,7 @@ SAMPLES_PER_DIMENSION = 10
 #: Passes over the training data up to which repeated data are worth nearly as much as new data
 #: (arXiv 2305.16264).
 PASSES_WORTH_NEW = 4.0
+#: Learning rates on the grid from which on each width is judged at its own rate: a parabola has
+#: three parameters. The group then has this value of the axis.
+MINIMUM_RATES = 3
+TUNED = "tuned per width"

@@ -8,7 +8,7 @@ parameters growing. It has no irreducible loss, so its exponent holds for the me
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,7 @@ class SpectralEvidence:
     saturation: Mapping[str, Saturation | Refusal]  # by RANKS, and "val_loss"
     elasticity: Mapping[str, LocalElasticity | Refusal]  # of edim and hard_rank
     stop: SpectralStop | Refusal
+    refused: Refusal | None = None  # why no law may be fitted, though there are cells
 
     @property
     def excluded(self) -> dict[str, int]:
@@ -70,8 +71,8 @@ class SpectralEvidence:
 
     @property
     def no_cells(self) -> Refusal | None:
-        """Why there is no cell to fit a law to; None where there are cells."""
-        return _no_cells(self.used, self.left_out)
+        """Why there is no law at all; None where there are cells that a law may be fitted to."""
+        return _no_cells(self.used, self.left_out) or self.refused
 
     @property
     def utilisation(self) -> dict[str, PowerLaw | Refusal]:
@@ -85,11 +86,14 @@ class SpectralEvidence:
         }
 
 
-def judge_spectra(trials: pd.DataFrame) -> SpectralEvidence:
+def judge_spectra(
+    trials: pd.DataFrame, compare: Callable[[pd.DataFrame], Refusal | None] = lambda used: None
+) -> SpectralEvidence:
     """Fit the laws of one group.
 
     Args:
         trials: rows of `SweepTables.trials` of one group, whatever their cells hold equal.
+        compare: refuses rows that differ in more than their width.
 
     Returns:
         The laws, each of them a refusal where the cells are too few.
@@ -98,7 +102,8 @@ def judge_spectra(trials: pd.DataFrame) -> SpectralEvidence:
     d_model = _d_model(fixed)
     fixed = fixed.assign(why=[_why_not(trial, d_model) for _, trial in fixed.iterrows()])
     used, left_out = fixed[fixed["why"] == ""], fixed[fixed["why"] != ""]
-    missing = _no_cells(used, left_out)
+    refused = compare(used)
+    missing = _no_cells(used, left_out) or refused
     width, replicate = used["D"], used["replicate"]
     laws: dict[str, PowerLaw | Refusal] = {
         name: missing or fit_power_law(width, used[name], replicate) for name in RANKS
@@ -122,6 +127,7 @@ def judge_spectra(trials: pd.DataFrame) -> SpectralEvidence:
         saturation=saturation,
         elasticity=elasticity,
         stop=_stop(elasticity, d_model),
+        refused=refused,
     )
 
 

@@ -88,6 +88,8 @@ def _next(verdicts: Sequence[GroupVerdict], common: Sequence[str]) -> Iterator[L
 
 
 def _together(one: NextCells, other: NextCells) -> NextCells:
+    if one.grid == other.grid and one.match == other.match:
+        return one  # two groups ask for the same cells
     return replace(
         one,
         trials=one.trials + other.trials,

@@ -21,6 +21,7 @@ from analysis.report.page import (
 from analysis.verdict.budgets import CURRENCIES
 from analysis.verdict.equal_budget import BUDGETS
 from analysis.verdict.evidence import widths_of
+from analysis.verdict.fixed_rates import NO_VERDICT, FixedRate
 from analysis.verdict.group_verdict import GroupVerdict
 from analysis.verdict.layer_verdict import LayerVerdict
 from analysis.verdict.loss_optimum import LossCurve
@@ -84,6 +85,8 @@ def group_section(
         layers=layers,
         growth=_growth(layers.advice),
         rates=_rates(verdict.tuned),
+        at_rates=_at_rates(verdict.at_rates),
+        no_verdict=NO_VERDICT,
     )
 
 
@@ -262,3 +265,27 @@ def _rates(tuned: TunedTrials | None) -> Table | None:
         for width in tuned.widths
     ]
     return plain_table(["width", "D", "d_model", "learning rate", ""], rows)
+
+
+def _at_rates(at_rates: Sequence[FixedRate]) -> Table | None:
+    """The optimum and the exponents of the ranks at each learning rate of the grid."""
+    if not at_rates:
+        return None
+    rows = []
+    for at in at_rates:
+        curve = at.curve
+        exponents = [
+            f"{law.beta:.2f} {bracketed(law.beta_interval)}" if isinstance(law, PowerLaw) else ""
+            for law in (at.spectral.laws[name] for name in ("soft_rank", "hard_rank"))
+        ]
+        rows.append(
+            [
+                f"{at.learning_rate:.3g}",
+                "none" if curve is None else f"{curve.optimum:.2f}x",
+                "" if curve is None else bracketed(curve.interval),
+                *exponents,
+                at.reason if curve is None else "",
+            ]
+        )
+    names = ["learning rate", "optimum", "90 % interval", "soft rank ~ D^", "hard rank ~ D^", ""]
+    return plain_table(*without_empty(names, rows))

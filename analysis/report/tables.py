@@ -1,7 +1,7 @@
 """The tables next to a report: CSV for spreadsheets, Parquet for programs."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -9,11 +9,15 @@ from pandas.api.types import is_object_dtype
 
 from analysis.laws.power_law import PowerLaw
 from analysis.laws.saturation import Saturation
+from analysis.laws.spectral import SpectralEvidence
 from analysis.refusal import Refusal
 from analysis.report.data import sources_table
 from analysis.tables.sweep_tables import SweepTables
+from analysis.verdict.evidence import widths_of
+from analysis.verdict.fixed_rates import FixedRate
 from analysis.verdict.group_verdict import GroupVerdict, Recommendation
 from analysis.verdict.layer_verdict import LayerVerdict, layer_rows
+from analysis.verdict.tuned_rate import AXIS as RATE_AXIS
 
 #: A larger table is written as Parquet only: spreadsheets end at 1,048,576 rows.
 MOST_CSV_ROWS = 200_000
@@ -31,8 +35,8 @@ def report_tables(
     """
     frames = {
         "trials": tables.trials.assign(holds=tables.trials["holds"].map("+".join)),
-        "laws": _rows(recommendation, _law_rows),
-        "widths": _rows(recommendation, lambda verdict: verdict.alternatives),
+        "laws": _rows(recommendation, _law_rows, _laws_at_rate),
+        "widths": _rows(recommendation, lambda verdict: verdict.alternatives, _widths_at_rate),
         "layers": _rows(recommendation, lambda verdict: _layer_rows(layers[verdict.slug])),
         "spectra": tables.with_axes(tables.spectra),
         "curves": tables.with_axes(tables.curves),
@@ -70,21 +74,43 @@ def has_csv(frame: pd.DataFrame) -> bool:
     return len(frame) <= MOST_CSV_ROWS
 
 
-def all_laws(verdict: GroupVerdict) -> dict[str, PowerLaw | Refusal]:
-    """Return every law of a group by quantity: ranks, asymmetry, utilisation, val_loss."""
-    spectral = verdict.spectral
+def all_laws(spectral: SpectralEvidence) -> dict[str, PowerLaw | Refusal]:
+    """Return every law by quantity: ranks, asymmetry, utilisation, val_loss."""
     return {**spectral.laws, **spectral.utilisation, "val_loss": spectral.width_law}
 
 
-def _rows(recommendation: Recommendation, of: Any) -> pd.DataFrame:
-    """The rows of all groups, with the axes of the group as columns."""
-    return pd.DataFrame(
-        [{**verdict.group, **row} for verdict in recommendation.groups for row in of(verdict)]
-    )
+def _rows(
+    recommendation: Recommendation,
+    of: Callable[[GroupVerdict], Iterable[dict[str, Any]]],
+    at_rate: Callable[[FixedRate], Iterable[dict[str, Any]]] = lambda at: (),
+) -> pd.DataFrame:
+    """The rows of all groups, with the axes of the group as columns.
+
+    Below a group that is tuned per width come the rows at each of its learning rates.
+    """
+    rows: list[dict[str, Any]] = []
+    for verdict in recommendation.groups:
+        rows += [{**verdict.group, **row} for row in of(verdict)]
+        for at in verdict.at_rates:
+            named = {**verdict.group, RATE_AXIS: at.learning_rate}
+            rows += [{**named, **row} for row in at_rate(at)]
+    return pd.DataFrame(rows)
 
 
 def _law_rows(verdict: GroupVerdict) -> Iterator[dict[str, Any]]:
-    for name, law in all_laws(verdict).items():
+    return _laws(verdict.spectral)
+
+
+def _laws_at_rate(at: FixedRate) -> Iterator[dict[str, Any]]:
+    return _laws(at.spectral)
+
+
+def _widths_at_rate(at: FixedRate) -> list[dict[str, Any]]:
+    return widths_of(at.losses[0]) if at.losses else []
+
+
+def _laws(spectral: SpectralEvidence) -> Iterator[dict[str, Any]]:
+    for name, law in all_laws(spectral).items():
         row: dict[str, Any] = {"quantity": name, "excluded": sum(law.excluded.values())}
         if isinstance(law, Refusal):
             yield row | {"refused": law.reason}
@@ -107,7 +133,7 @@ def _law_rows(verdict: GroupVerdict) -> Iterator[dict[str, Any]]:
             row |= dict(
                 zip(("without_one_low", "without_one_high"), law.leave_one_out, strict=True)
             )
-        yield row | _plateau(verdict.spectral.saturation.get(name))
+        yield row | _plateau(spectral.saturation.get(name))
 
 
 def _plateau(found: Saturation | Refusal | None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from analysis.tables.semantics import (
     semantics_of_sweep,
 )
 from analysis.tables.trial_row import MEASURED, trial_row
+from analysis.tables.trial_settings import read_settings
 from analysis.wording import AXIS_PREFIX, plural
 from trialstore import records
 from trialstore.errors import InputError
@@ -102,6 +103,9 @@ class SweepTables:
     # Ids of finished trials in the directory that sweep.yaml does not name, by semantics version,
     # under None if a trial's version cannot be read. They are used for nothing.
     beside: Mapping[int | None, tuple[str, ...]] = field(default_factory=dict)
+    # Trial id -> settings by dotted name (`analysis.tables.trial_settings`) of every trial that has
+    # a result and a spec.json.
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -170,7 +174,7 @@ def load_sweep(
     axes = _axes(cells)
     rows, spectra, curves, eigenvalues = [], [], [], []
     finished = []
-    versions = {}
+    versions, settings = {}, {}
     for cell in cells:
         trial = trial_storage(sweep, cell.id)
         try:
@@ -198,6 +202,9 @@ def load_sweep(
         curves.append(curve)
         if row["versions"] is not None:
             versions[row["versions"]] = section(result or {}, "versions")
+        own = None if result is None else read_settings(trial, cell.id)
+        if own is not None:
+            settings[cell.id] = own
     refuse_mixed(finished, sweep.url)
     group_axes = [axes[name] for name in axes if name not in WITHIN_GROUP]
     reference = reference_multiplier(config)
@@ -220,6 +227,7 @@ def load_sweep(
         versions=versions,
         beside=finished_beside(sweep, resolved.ids),
         earlier=_earlier_recommendation(sweep),
+        settings=settings,
     )
 
 

@@ -7,7 +7,7 @@ The rule of `loss_optimum` judges the result. Nothing is extrapolated.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +84,11 @@ class AtBudget:
 
 
 def at_equal_budgets(
-    trials: pd.DataFrame, own: pd.DataFrame, held: Sequence[BudgetEvidence], tolerance: float
+    trials: pd.DataFrame,
+    own: pd.DataFrame,
+    held: Sequence[BudgetEvidence],
+    tolerance: float,
+    compare: Callable[[pd.DataFrame], Refusal | None] = lambda used: None,
 ) -> tuple[AtBudget, ...]:
     """Find the optimal width of a group at every budget of CURRENCIES.
 
@@ -93,6 +97,7 @@ def at_equal_budgets(
         own: those of the one size that the budgets are taken from, if `held` is empty.
         held: the judgements at budgets that the sweep holds equal.
         tolerance: nats per token within which losses count as equal.
+        compare: refuses rows that differ in more than width and size.
 
     Returns:
         One answer per budget, in the order of CURRENCIES.
@@ -107,12 +112,16 @@ def at_equal_budgets(
             found.append(AtBudget(currency, budget, source, evidence.optimum, {}))
         else:
             like = held[0].used if held and len(held[0].used) else own
-            found.append(_interpolated(currency, trials, like, tolerance))
+            found.append(_interpolated(currency, trials, like, tolerance, compare))
     return tuple(found)
 
 
 def _interpolated(
-    currency: str, trials: pd.DataFrame, like: pd.DataFrame, tolerance: float
+    currency: str,
+    trials: pd.DataFrame,
+    like: pd.DataFrame,
+    tolerance: float,
+    compare: Callable[[pd.DataFrame], Refusal | None],
 ) -> AtBudget:
     column = CURRENCIES[currency].column
     budget = float(like[column].median())
@@ -152,6 +161,9 @@ def _interpolated(
             f"run every width at {MINIMUM_SIZES} values of grid.d_model",
             left_out,
         )
+    refused = compare(usable)
+    if refused is not None:
+        return AtBudget(currency, budget, None, refused, dict(Counter(left_out)))
     ms, losses, replicates = zip(*_one_multiplier_a_width(points), strict=True)
     broken = trials[trials["state"].isin(["collapsed", "diverged"])]["width_multiplier"]
     optimum = find_optimum(

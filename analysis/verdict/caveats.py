@@ -8,20 +8,18 @@ import pandas as pd
 from analysis.laws.power_law import PowerLaw, is_shown
 from analysis.laws.saturation import Saturation
 from analysis.laws.spectral import RANKS, SpectralEvidence
-from analysis.settings import SAMPLES_PER_DIMENSION
+from analysis.settings import MINIMUM_RATES, SAMPLES_PER_DIMENSION
 from analysis.tables.sweep_tables import SweepTables
+from analysis.verdict.comparable import caveats_of_setups
 from analysis.verdict.equal_budget import BUDGETS, BudgetEvidence
 from analysis.verdict.loss_optimum import LossCurve
 from analysis.verdict.loss_resamples import MISFIT
 from analysis.verdict.next_cells import REPLICATES
 from analysis.verdict.supply import Supply, caveats_of_supply
-from analysis.verdict.tuned_rate import AXIS, TunedTrials, is_tunable
+from analysis.verdict.tuned_rate import AXIS, TunedTrials
 from analysis.wording import interval, large, multiple, percent, plural
 from trialstore.records import FIRST_SEMANTICS, OUTCOMES
 from trialstore.trial_state import WITHOUT_RESULT
-
-#: Value of the learning-rate axis in a group that is tuned per width.
-TUNED = "tuned per width"
 
 
 def caveats_of(
@@ -50,6 +48,7 @@ def caveats_of(
     yield from caveats_of_supply(supply)
     yield from _of_semantics(trials)
     yield from _of_runs(trials)
+    yield from caveats_of_setups(trials, tables, losses, spectral, tuned is not None)
     if tuned is None:
         yield _of_learning_rate(trials, tables)
     else:
@@ -177,20 +176,16 @@ def _of_runs(trials: pd.DataFrame) -> Iterator[str]:
             "There is one replicate, so the noise is estimated from the scatter about the fitted "
             "curves."
         )
-    versions = trials["versions"].dropna().nunique()
-    if versions > 1:
-        yield f"The trials ran under {versions} sets of library versions."
-    layouts = trials["layout"].dropna().nunique()
-    if layouts > 1:
-        yield f"The trials ran in {layouts} layouts (devices, workers, micro-batch)."
 
 
 def _of_learning_rate(trials: pd.DataFrame, tables: SweepTables) -> str:
-    if AXIS in trials:
-        beside = ""
-        if is_tunable(tables.trials):
-            beside = f"; the group `{TUNED}` has every width at its best rate"
-        return f"Each learning rate is its own group, so no width has a rate tuned for it{beside}."
+    rates = tables.trials[AXIS].nunique() if AXIS in trials else 0
+    if rates > 1:
+        return (
+            "Each learning rate is its own group, so no width has a rate tuned for it, and the "
+            f"optimum may be that of the rate. With {MINIMUM_RATES} rates on the grid there is one "
+            "verdict, with every width at its own best rate."
+        )
     rate = (tables.config.get("training") or {}).get("learning_rate")
     overrides = tables.config.get("overrides") or ()
     one = not any("learning_rate" in (override.get("set") or {}) for override in overrides)

@@ -13,6 +13,7 @@ from analysis.laws.spectral import PLATEAU, SpectralEvidence
 from analysis.refusal import Refusal
 from analysis.replicates import CONFIDENCE
 from analysis.tables.sweep_tables import DUPLICATE
+from analysis.verdict.differences import NotComparable
 from analysis.verdict.equal_budget import BUDGETS, BudgetEvidence
 from analysis.verdict.loss_optimum import plateau_of
 from trialstore.records import OUTCOMES
@@ -78,9 +79,7 @@ def evidence_of(
         "invalid_spectra": int(trials["invalid_spectra"].sum()),
         "replicates": int(trials["replicate"].nunique()),
         "confidence": CONFIDENCE,
-        "laws": {
-            name: _law(law) for name, law in {**spectral.laws, **spectral.utilisation}.items()
-        },
+        "laws": laws_of(spectral),
         "width_law": _law(spectral.width_law),
         "saturation": {name: _saturation(found) for name, found in spectral.saturation.items()},
         "laws_left_out": spectral.excluded,
@@ -95,6 +94,11 @@ def evidence_of(
         },
         "loss": losses_of(losses),
     }
+
+
+def laws_of(spectral: SpectralEvidence) -> dict[str, Any]:
+    """Return quantity -> law of a rank, as in recommendation.json."""
+    return {name: _law(law) for name, law in {**spectral.laws, **spectral.utilisation}.items()}
 
 
 def losses_of(losses: Sequence[BudgetEvidence]) -> dict[str, Any]:
@@ -145,10 +149,16 @@ def _loss(evidence: BudgetEvidence) -> dict[str, Any]:
     found = evidence.optimum
     shared = {"budget": BUDGETS[evidence.matching].name, "span": list(evidence.budget)}
     if isinstance(found, Refusal):
+        differ = {}
+        obstacle = "few widths" if len(evidence.used) else "no losses"
+        if isinstance(found, NotComparable):
+            obstacle = "not comparable"
+            differ = {"differences": [one.to_dict() for one in found.differences]}
         return {
             **shared,
+            **differ,
             "fitted": False,
-            "obstacle": "few widths" if len(evidence.used) else "no losses",
+            "obstacle": obstacle,
             "reason": found.reason,
             "widths": int(np.log(evidence.used["width_multiplier"]).nunique()),
             "replicates": int(evidence.used["replicate"].nunique()),

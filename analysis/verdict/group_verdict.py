@@ -15,6 +15,7 @@ from analysis.verdict.decision import Decision, decide
 from analysis.verdict.equal_budget import BudgetEvidence
 from analysis.verdict.evidence import evidence_of, losses_of, widths_of
 from analysis.verdict.false_recommendations import Evidence
+from analysis.verdict.fixed_rates import FixedRate
 from analysis.verdict.layer_verdict import LayerVerdict, representative
 from analysis.verdict.next_cells import NextCells
 from analysis.verdict.supply import SELECTION, Supply
@@ -43,6 +44,7 @@ class GroupVerdict:
     choices: tuple[Choice, ...]  # for quality and for efficiency; empty without a recommendation
     at_budgets: tuple[AtBudget, ...]  # the optimum at every kind of equal budget
     tuned: TunedTrials | None  # set where each width enters at its own learning rate
+    at_rates: tuple[FixedRate, ...]  # evidence at each rate; empty where the rate is not tuned
     supply: Supply  # passes over the data, and the judgement of the best losses
     layers: LayerVerdict  # which layers to widen and to narrow
     caveats: tuple[str, ...]
@@ -112,6 +114,7 @@ class GroupVerdict:
             "choices": {choice.goal: choice.to_dict() for choice in self.choices},
             "at_equal": {found.currency: found.to_dict() for found in self.at_budgets},
             "learning_rates": [w.to_dict() for w in self.tuned.widths] if self.tuned else None,
+            "at_learning_rates": [at.to_dict() for at in self.at_rates] if self.tuned else None,
             "evidence": {
                 **evidence_of(self.trials, self.spectral, self.losses, self.agrees),
                 "supply": self.supply.to_dict(),

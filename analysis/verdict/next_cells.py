@@ -11,6 +11,7 @@ import yaml
 
 from analysis.refusal import Refusal
 from analysis.settings import WIDTHS_WITH_ONE_REPLICATE
+from analysis.verdict.differences import NotComparable
 from analysis.verdict.equal_budget import BudgetEvidence
 from analysis.verdict.loss_optimum import EDGE_SHARE, LossCurve
 from analysis.verdict.tuned_rate import AXIS, TunedTrials
@@ -73,20 +74,11 @@ def missing_cells(trials: pd.DataFrame, group: Mapping[str, Any], rate: float) -
     counts = missing["state"].value_counts()
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
     failed = " with --retry-failed" if "failed" in counts.index else ""
-    total = float(missing["flops"].sum(skipna=False))
-    holds = tuple(dict.fromkeys(own for held in missing["holds"] for own in held))
-    return [
-        NextCells(
-            f"{plural(len(missing), 'planned cell')} without a result ({states}): repeat "
-            f"`widthlab run`{failed}",
-            holds,
-            _grid(group, _typed(missing), sorted({int(r) for r in missing["replicate"]})),
-            len(missing),
-            total,
-            total * rate,
-            planned=True,
-        )
-    ]
+    why = (
+        f"{plural(len(missing), 'planned cell')} without a result ({states}): repeat "
+        f"`widthlab run`{failed}"
+    )
+    return [_in_the_file(why, missing, group, rate)]
 
 
 def matched_cells(
@@ -165,6 +157,51 @@ def for_refusal(evidence: BudgetEvidence, group: Mapping[str, Any], rate: float)
     return asked
 
 
+def trained_anew(
+    refused: NotComparable, trials: pd.DataFrame, group: Mapping[str, Any], rate: float
+) -> list[NextCells]:
+    """Return the cells whose trials differ from most others in more than their width.
+
+    Args:
+        refused: the refusal of the judgement.
+        trials: rows of `SweepTables.trials` of the group.
+        group: axis -> value, or a tuple of values.
+        rate: device seconds per FLOP.
+    """
+    odd = trials[trials["id"].isin(refused.odd)].drop_duplicates("id")
+    why = f"{plural(len(odd), 'trial')} must be trained anew to equal the others in {refused.names}"
+    return [_in_the_file(why, odd, group, rate)]
+
+
+def third_rate(trials: pd.DataFrame, group: Mapping[str, Any], rate: float) -> list[NextCells]:
+    """Return a third learning rate beyond the better of two; nothing without equal budgets.
+
+    Args:
+        trials: rows of `SweepTables.trials` at both rates, and alike in all other axes.
+        group: axis -> value.
+        rate: device seconds per FLOP.
+    """
+    cells = trials[[any(own != "none" for own in holds) for holds in trials["holds"]]]
+    if cells.empty:
+        return []
+    low, high = np.sort(trials[AXIS].dropna().astype(float).unique())
+    completed = cells[cells["state"] == "completed"]
+    losses = completed.pivot_table(
+        index=["D", "d_model", "replicate"], columns=AXIS, values="val_loss"
+    ).reindex(columns=[low, high])
+    # Without losses to compare, the smaller one: a larger one is likelier to diverge.
+    larger = bool((losses[high] - losses[low]).mean() < 0)
+    beyond = float(f"{high**2 / low if larger else low**2 / high:.3g}")
+    seeds = sorted({int(r) for r in cells["replicate"]})
+    holds = tuple(dict.fromkeys(h for held in cells["holds"] for h in held if h != "none"))
+    why = (
+        "a third learning rate gives one verdict, with every width at its own best rate: add "
+        f"{beyond:g}"
+    )
+    wider = {**group, AXIS: beyond}
+    return [_priced(why, holds, wider, _typed(cells), seeds, cells[cells[AXIS] == low], rate)]
+
+
 def more_rates(
     tuned: TunedTrials, trials: pd.DataFrame, group: Mapping[str, Any], rate: float
 ) -> list[NextCells]:
@@ -201,6 +238,15 @@ def seconds_per_flop(trials: pd.DataFrame) -> float:
     if ended.empty:
         return float("nan")
     return float(ended["seconds_total"].sum() / ended["flops"].sum())
+
+
+def _in_the_file(why: str, cells: pd.DataFrame, group: Mapping[str, Any], rate: float) -> NextCells:
+    """Cells that the sweep file has already, to be trained or trained anew."""
+    total = float(cells["flops"].sum(skipna=False))
+    holds = tuple(dict.fromkeys(own for held in cells["holds"] for own in held))
+    seeds = sorted({int(r) for r in cells["replicate"]})
+    grid = _grid(group, _typed(cells), seeds)
+    return NextCells(why, holds, grid, len(cells), total, total * rate, planned=True)
 
 
 def _beyond(widths: Sequence[float], curve: LossCurve) -> list[float]:

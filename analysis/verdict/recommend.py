@@ -6,21 +6,23 @@ decides; the spectra are reported beside it. Pure: no I/O.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from analysis.laws.spectral import SpectralEvidence, SpectralStop, judge_spectra
+from analysis.laws.spectral import SpectralStop
 from analysis.settings import FALSE_RECOMMENDATIONS, TOLERANCE_NATS
 from analysis.tables.sweep_tables import SweepTables, reference_multiplier
 from analysis.verdict import next_cells
-from analysis.verdict.budgets import AtBudget, at_equal_budgets
-from analysis.verdict.caveats import TUNED, caveats_of
+from analysis.verdict.budgets import at_equal_budgets
+from analysis.verdict.cases import Case, Judge, cases_of, like
+from analysis.verdict.caveats import caveats_of
 from analysis.verdict.choices import choices_of
+from analysis.verdict.comparable import compare_trials
 from analysis.verdict.decision import decide
-from analysis.verdict.equal_budget import BudgetEvidence, LossRule, judge_losses, runs_of
+from analysis.verdict.differences import NotComparable
+from analysis.verdict.equal_budget import BudgetEvidence, LossRule
 from analysis.verdict.false_recommendations import (
     Evidence,
     Look,
@@ -33,11 +35,9 @@ from analysis.verdict.group_verdict import GroupVerdict, Recommendation
 from analysis.verdict.layer_verdict import judge_layers
 from analysis.verdict.loss_optimum import LossCurve
 from analysis.verdict.next_cells import NextCells
-from analysis.verdict.run_noise import NO_TREND, NoiseTrend, noise_trend, unsuspected
-from analysis.verdict.supply import Supply, judge_supply
+from analysis.verdict.supply import judge_supply
 from analysis.verdict.transfer import SizeOptimum, Target, Transfer, transfer
 from analysis.verdict.tuned_rate import AXIS as RATE_AXIS
-from analysis.verdict.tuned_rate import TunedTrials, is_tunable, tune
 from analysis.wording import group_label
 from trialstore.sweep_file import positive, section
 from trialstore.trial_state import UNFINISHED
@@ -51,8 +51,8 @@ LONGEST_SLUG = 120
 def recommend(tables: SweepTables) -> Recommendation:
     """Judge every group of a sweep.
 
-    With three or more learning rates on the grid, each combination of the other axes is judged
-    twice: with every width at its own rate, and at each rate of the grid.
+    With three or more learning rates on the grid, a combination of the other axes has one verdict,
+    with every width at its own rate. What is found at each rate is part of its evidence.
 
     Args:
         tables: the sweep, as `load_sweep` returns it.
@@ -69,19 +69,117 @@ def recommend(tables: SweepTables) -> Recommendation:
     """
     analysis = section(tables.config, "analysis")
     rule = loss_rule(analysis)
-    cases = _cases(tables, rule)
+    judge = Judge(tables, rule)
+    cases = cases_of(judge)
+    controlled = _controlled(cases, tables, rule)
+    verdicts = [_judge(case, judge, controlled.get(number)) for number, case in enumerate(cases)]
+    transfers = _transfers(verdicts, analysis)
+    told = tuple(_told_apart(verdicts))
+    return Recommendation(tables.name, tables.aggregation.text, told, transfers, tables.left_out)
+
+
+def loss_rule(analysis: Mapping[str, Any]) -> LossRule:
+    """Return the settings of the judgement of losses. Raises InputError for unusable ones."""
+    noise = analysis.get("noise_nats")
+    return LossRule(
+        positive(analysis, "tolerance_nats", TOLERANCE_NATS),
+        positive(analysis, "false_recommendations", FALSE_RECOMMENDATIONS),
+        None if noise is None else positive(analysis, "noise_nats"),
+    )
+
+
+def _controlled(cases: Sequence[Case], tables: SweepTables, rule: LossRule) -> dict[int, Evidence]:
+    """The evidence of each group with a loss curve, over its looks and all groups, by its place."""
     curves, looks = {}, {}
     for number, case in enumerate(cases):
         if case.losses and isinstance(curve := case.losses[0].optimum, LossCurve):
             curves[number] = curve
             looks[number] = with_look(looks_in(tables.earlier), _look(case, curve))
-    controlled = evidence_of_looks(curves, looks, rule.false_recommendations)
-    verdicts = [
-        _judge(case, tables, rule, controlled.get(number)) for number, case in enumerate(cases)
-    ]
-    transfers = _transfers(verdicts, analysis)
-    told = tuple(_told_apart(verdicts))
-    return Recommendation(tables.name, tables.aggregation.text, told, transfers, tables.left_out)
+    return evidence_of_looks(curves, looks, rule.false_recommendations)
+
+
+def _look(case: Case, curve: LossCurve) -> Look:
+    """The present look at a group."""
+    to_come = case.losses[0].planned["state"].isin(UNFINISHED)
+    return Look(frozenset(case.losses[0].used["id"]), not to_come.any(), curve.recommended)
+
+
+def _judge(case: Case, judge: Judge, controlled: Evidence | None) -> GroupVerdict:
+    tables, rule, losses = judge.tables, judge.rule, case.losses
+    if controlled is not None and not controlled.sufficient:
+        losses = (withheld(losses[0], controlled, rule.false_recommendations), *losses[1:])
+    decided, spectral = decide(losses), case.spectral
+    multiplier = decided.width_multiplier
+    agrees = None
+    if multiplier is not None and isinstance(spectral.stop, SpectralStop):
+        agrees = spectral.stop.agrees(multiplier)
+    supply = judge_supply(case.trials, rule.tolerance, lambda rows: judge.again(case, rows))
+    return GroupVerdict(
+        group=case.group,
+        label=group_label(case.group),
+        slug=_slug(group_label(case.group)),
+        width_multiplier=multiplier,
+        plateau=decided.plateau,
+        interval=decided.curve.interval if decided.curve else None,
+        sentence=decided.sentence,
+        rule=decided.rule,
+        trials=case.trials,
+        spectral=spectral,
+        losses=losses,
+        controlled=controlled,
+        agrees=agrees,
+        choices=choices_of(losses[0]) if losses else (),
+        at_budgets=at_equal_budgets(
+            case.sizes,
+            case.judged,
+            losses,
+            rule.tolerance,
+            lambda rows: compare_trials(rows, tables, free=case.free),
+        ),
+        tuned=case.tuned,
+        at_rates=case.at_rates,
+        supply=supply,
+        layers=judge_layers(spectral, multiplier, tables),
+        caveats=tuple(
+            caveats_of(case.trials, spectral, losses, multiplier, tables, supply, case.tuned)
+        ),
+        run_next=tuple(_run_next(case, losses, tables)),
+    )
+
+
+def _run_next(
+    case: Case, losses: Sequence[BudgetEvidence], tables: SweepTables
+) -> Iterator[NextCells]:
+    """The cells that are missing, and those that could remove the obstacle to a verdict."""
+    trials, rate = case.trials, next_cells.seconds_per_flop(tables.trials)
+    yield from next_cells.missing_cells(trials, case.on_grid, rate)
+    if case.tuned is not None:
+        yield from next_cells.more_rates(case.tuned, trials, case.group, rate)
+    yield from _to_decide(losses, trials, case.on_grid, tables, rate)
+    if case.tuned is None and RATE_AXIS in case.group:
+        rates = like(tables.trials, case.group, but=(RATE_AXIS,))
+        if rates[RATE_AXIS].nunique() == 2:  # a third makes them tunable
+            yield from next_cells.third_rate(rates, case.group, rate)
+
+
+def _to_decide(
+    losses: Sequence[BudgetEvidence],
+    trials: pd.DataFrame,
+    group: Mapping[str, Any],
+    tables: SweepTables,
+    rate: float,
+) -> list[NextCells]:
+    """The cells that could remove the obstacle to a verdict."""
+    if not losses:
+        reference = reference_multiplier(tables.config)
+        return next_cells.matched_cells(trials, group, rate, reference)
+    optimum = losses[0].optimum
+    if isinstance(optimum, NotComparable):
+        return next_cells.trained_anew(optimum, trials, group, rate)
+    decided = decide(losses)
+    if decided.curve is None and decided.plateau is None:
+        return next_cells.for_refusal(losses[0], group, rate)
+    return []
 
 
 def _slug(label: str) -> str:
@@ -98,167 +196,6 @@ def _told_apart(verdicts: Iterable[GroupVerdict]) -> Iterator[GroupVerdict]:
             slug = f"{verdict.slug}-{number}"
         taken.add(slug.lower())
         yield replace(verdict, slug=slug)
-
-
-def _same(trials: pd.DataFrame, group: Mapping[str, Any], but: Iterable[str]) -> pd.DataFrame:
-    """The trials that have a group's values on all axes except `but`."""
-    alike = np.ones(len(trials), bool)
-    for axis, value in group.items():
-        if axis not in but:
-            column = trials[axis]
-            alike &= (column.isna() if value is None else column == value).to_numpy(bool)
-    return trials[alike]
-
-
-def _groups(
-    trials: pd.DataFrame, axes: tuple[str, ...]
-) -> list[tuple[dict[str, Any], pd.DataFrame]]:
-    if not axes:
-        return [({}, trials)]
-    found = trials.groupby(list(axes), sort=True, dropna=False)
-    return [
-        # The key from groupby is no use: beside a missing value pandas turns integers into floats.
-        ({axis: _plain(members[axis].iloc[0]) for axis in axes}, members)
-        for _, members in found
-    ]
-
-
-def loss_rule(analysis: Mapping[str, Any]) -> LossRule:
-    """Return the settings of the judgement of losses. Raises InputError for unusable ones."""
-    noise = analysis.get("noise_nats")
-    return LossRule(
-        positive(analysis, "tolerance_nats", TOLERANCE_NATS),
-        positive(analysis, "false_recommendations", FALSE_RECOMMENDATIONS),
-        None if noise is None else positive(analysis, "noise_nats"),
-    )
-
-
-@dataclass(frozen=True)
-class _Case:
-    """A group to judge, and its losses at equal budgets."""
-
-    group: Mapping[str, Any]  # axis -> value
-    trials: pd.DataFrame
-    sizes: pd.DataFrame  # its trials at every d_model of the grid
-    losses: tuple[BudgetEvidence, ...]
-    tuned: TunedTrials | None  # with every width at its own learning rate
-
-    @property
-    def judged(self) -> pd.DataFrame:
-        """The trials whose losses are judged."""
-        return self.trials if self.tuned is None else self.tuned.trials
-
-
-def _cases(tables: SweepTables, rule: LossRule) -> list[_Case]:
-    """Every group with its losses; those tuned per width first."""
-    axes, trials = tables.group_axes, tables.trials
-    cases = []
-    if is_tunable(trials):
-        for group, rows in _groups(trials, tuple(axis for axis in axes if axis != RATE_AXIS)):
-            if is_tunable(rows) and len((tuned := tune(rows)).trials):
-                losses = judge_losses(tuned.trials, rule)
-                named = {**group, RATE_AXIS: TUNED}
-                cases.append(_Case(named, rows, tuned.trials, losses, tuned))
-    for group, rows in _groups(trials, axes):
-        sizes = _same(trials, group, but=("base_d_model",))
-        cases.append(_Case(group, rows, sizes, judge_losses(rows, rule, family=sizes), None))
-    trend = _common_trend(cases)
-    if not trend.established:  # then each group's own was looked for
-        return cases
-    return [
-        replace(case, losses=judge_losses(case.judged, rule, family=case.sizes, trend=trend))
-        for case in cases
-    ]
-
-
-def _common_trend(cases: Sequence[_Case]) -> NoiseTrend:
-    """The trend of the noise over the width in all groups together; none for one group."""
-    if len(cases) < 2:
-        return NO_TREND
-    return noise_trend(
-        [
-            runs.only(unsuspected(runs))
-            for case in cases
-            if case.losses
-            for runs in (runs_of(case.judged, case.losses[0].matching),)
-        ]
-    )
-
-
-def _look(case: _Case, curve: LossCurve) -> Look:
-    """The present look at a group."""
-    to_come = case.losses[0].planned["state"].isin(UNFINISHED)
-    return Look(frozenset(case.losses[0].used["id"]), not to_come.any(), curve.recommended)
-
-
-def _judge(
-    case: _Case, tables: SweepTables, rule: LossRule, controlled: Evidence | None
-) -> GroupVerdict:
-    losses, tuned, trials = case.losses, case.tuned, case.trials
-    if controlled is not None and not controlled.sufficient:
-        losses = (withheld(losses[0], controlled, rule.false_recommendations), *losses[1:])
-    seconds = next_cells.seconds_per_flop(tables.trials)
-    if tuned is None:
-        spectral, on_grid = judge_spectra(trials), dict(case.group)
-        run_next = next_cells.missing_cells(trials, on_grid, seconds)
-    else:
-        spectral = judge_spectra(trials[trials[RATE_AXIS] == tuned.common_rate])
-        rates = tuple(float(value) for value in np.sort(trials[RATE_AXIS].dropna().unique()))
-        on_grid = {**case.group, RATE_AXIS: rates}
-        run_next = next_cells.more_rates(tuned, trials, on_grid, seconds)
-    decided = decide(losses)
-    if not losses:
-        reference = reference_multiplier(tables.config)
-        run_next += next_cells.matched_cells(trials, on_grid, seconds, reference)
-    elif decided.curve is None and decided.plateau is None:
-        run_next += next_cells.for_refusal(losses[0], on_grid, seconds)
-    at_budgets = at_equal_budgets(case.sizes, case.judged, losses, rule.tolerance)
-    supply = judge_supply(
-        trials,
-        rule.tolerance,
-        lambda rows: judge_losses(rows if tuned is None else tune(rows).trials, rule),
-    )
-    return _verdict(case, losses, spectral, at_budgets, run_next, tables, supply, controlled)
-
-
-def _verdict(
-    case: _Case,
-    losses: tuple[BudgetEvidence, ...],
-    spectral: SpectralEvidence,
-    at_budgets: tuple[AtBudget, ...],
-    run_next: Sequence[NextCells],
-    tables: SweepTables,
-    supply: Supply,
-    controlled: Evidence | None,
-) -> GroupVerdict:
-    group, trials, tuned = case.group, case.trials, case.tuned
-    decided = decide(losses)
-    multiplier, stop = decided.width_multiplier, spectral.stop
-    agrees = None
-    if multiplier is not None and isinstance(stop, SpectralStop):
-        agrees = stop.agrees(multiplier)
-    return GroupVerdict(
-        group=group,
-        label=group_label(group),
-        slug=_slug(group_label(group)),
-        width_multiplier=multiplier,
-        plateau=decided.plateau,
-        interval=decided.curve.interval if decided.curve else None,
-        sentence=decided.sentence,
-        rule=decided.rule,
-        trials=trials,
-        spectral=spectral,
-        losses=losses,
-        controlled=controlled,
-        agrees=agrees,
-        choices=choices_of(losses[0]) if losses else (),
-        at_budgets=at_budgets,
-        tuned=tuned,
-        supply=supply,
-        layers=judge_layers(spectral, multiplier, tables),
-        caveats=tuple(caveats_of(trials, spectral, losses, multiplier, tables, supply, tuned)),
-        run_next=tuple(run_next),
-    )
 
 
 def _transfers(
@@ -293,10 +230,3 @@ def _size(verdict: GroupVerdict) -> SizeOptimum | None:
         optimum=evidence.optimum.optimum,
         interval=verdict.interval,
     )
-
-
-def _plain(value: Any) -> Any:
-    """A NumPy scalar as a Python one; NaN as None."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and np.isnan(value) else value

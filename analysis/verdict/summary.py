@@ -5,8 +5,10 @@ from collections import Counter
 from collections.abc import Iterator
 
 from analysis.laws.power_law import PowerLaw, is_shown
+from analysis.laws.spectral import SpectralEvidence
 from analysis.refusal import Refusal
 from analysis.tables.sweep_tables import SweepTables
+from analysis.verdict.fixed_rates import NO_VERDICT
 from analysis.verdict.group_verdict import GroupVerdict, Recommendation
 from analysis.verdict.supply import SELECTION
 from analysis.wording import bracketed, duration, flops, group_label, passes_text, plural
@@ -65,17 +67,24 @@ def _laws(recommendation: Recommendation) -> Iterator[str]:
     yield from _wrapped(f"(a trial's rank: {recommendation.aggregation})", "")
     yield row("group", "soft rank", "hard rank", "soft - hard")
     for verdict in recommendation.groups:
-        laws = verdict.spectral.laws
-        gap = laws["asymmetry"]
-        soft = laws["soft_rank"]
-        if isinstance(soft, Refusal) and isinstance(laws["hard_rank"], Refusal):
-            yield row(verdict.label, "no law")
+        soft = verdict.spectral.laws["soft_rank"]
+        yield row(verdict.label, *_exponents(verdict.spectral))
+        if isinstance(soft, Refusal) and isinstance(verdict.spectral.laws["hard_rank"], Refusal):
             yield from _wrapped(f"({soft.sentence})", "    ")
-            continue
-        cells = [_exponent(laws[name]) for name in ("soft_rank", "hard_rank", "asymmetry")]
-        if isinstance(gap, PowerLaw):
-            cells[2] += "" if is_shown(gap) else " not shown"
-        yield row(verdict.label, *cells)
+        for at in verdict.at_rates:
+            yield row(f"  learning rate {at.learning_rate:g}", *_exponents(at.spectral))
+
+
+def _exponents(spectral: SpectralEvidence) -> list[str]:
+    """The exponents of soft rank, hard rank and their ratio; `no law` where none has one."""
+    laws = spectral.laws
+    gap = laws["asymmetry"]
+    if isinstance(laws["soft_rank"], Refusal) and isinstance(laws["hard_rank"], Refusal):
+        return ["no law"]
+    cells = [_exponent(laws[name]) for name in ("soft_rank", "hard_rank", "asymmetry")]
+    if isinstance(gap, PowerLaw):
+        cells[2] += "" if is_shown(gap) else " not shown"
+    return cells
 
 
 def _exponent(law: PowerLaw | Refusal) -> str:
@@ -98,6 +107,9 @@ def _verdict(verdict: GroupVerdict, common: list[str]) -> Iterator[str]:
         deciding = verdict.deciding is not None and found.currency == verdict.deciding.matching
         if found.source is not None and not deciding:
             yield from _wrapped(f"{found.sentence}.", "  ")
+    if verdict.at_rates:
+        each = "; ".join(at.sentence for at in verdict.at_rates)
+        yield from _wrapped(f"optimum at one learning rate: {each}. {NO_VERDICT}", "  ")
     yield from _wrapped(f"spectra: {verdict.spectral_sentence}.", "  ")
     for caveat in verdict.caveats:
         if caveat not in common:

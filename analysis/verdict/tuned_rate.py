@@ -15,11 +15,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.replicates import Floats
+from analysis.settings import MINIMUM_RATES
 from analysis.verdict.equal_budget import BUDGETS
 
 AXIS = "learning_rate"
-#: Learning rates needed: a parabola has three parameters.
-MINIMUM_RATES = 3
 _CELL = ["D", "d_model", "base_d_model"]
 
 
@@ -59,13 +58,16 @@ def is_tunable(trials: pd.DataFrame) -> bool:
     return AXIS in trials and trials[AXIS].nunique() >= MINIMUM_RATES
 
 
-def tune(trials: pd.DataFrame) -> TunedTrials:
+def tune(trials: pd.DataFrame, *, equal_budgets: bool = True) -> TunedTrials:
     """Tune the learning rate of every width of one group.
 
     Args:
         trials: rows of `SweepTables.trials` of the group, with several learning rates.
+        equal_budgets: whether to tune only cells of equal budget.
     """
-    held = trials[[any(own in BUDGETS for own in holds) for holds in trials["holds"]]]
+    held = trials
+    if equal_budgets:
+        held = trials[[any(own in BUDGETS for own in holds) for holds in trials["holds"]]]
     rows: list[pd.DataFrame] = []
     widths: list[TunedWidth] = []
     for _, cells in held.groupby(_CELL, sort=True):

@@ -9,6 +9,7 @@ from analysis.wording import plural
 from orchestrator.grid.branches import Branch, branches
 from orchestrator.grid.expand import Dropped, Grid, Merged, PlannedTrial
 from orchestrator.grid.muon_notes import muon_notes
+from orchestrator.grid.plan_comparable import refused_verdicts
 from orchestrator.grid.plan_cost import DEFAULT_RATES, START_SECONDS, measuring_flops
 from orchestrator.grid.plan_warnings import warnings
 from orchestrator.grid.supply import supply_notes, supply_warnings
@@ -149,6 +150,7 @@ def make_plan(
         notes=[*_notes(rows, ids_known), *_of_supply(supply_notes, contents, grid)],
         warnings=[
             *_of_supply(supply_warnings, contents, grid),
+            *refused_verdicts(grid.trials),
             *warnings(config, grid.trials),
         ],
         totals=_totals(config, rows),

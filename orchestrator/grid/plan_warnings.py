@@ -8,7 +8,7 @@ from analysis.settings import SAMPLES_PER_DIMENSION, WIDTHS_FOR_A_LAW, WIDTHS_WI
 from analysis.wording import plural
 from orchestrator.grid.expand import PlannedTrial
 from orchestrator.grid.plan_cost import measurements
-from orchestrator.sweep.config import AXES, SweepConfig
+from orchestrator.sweep.config import SweepConfig
 
 #: Axes along which trials are compared. The other axes define the groups.
 WIDTH_AND_SEED = ("width_multiplier", "seed", "d_model", "D")
@@ -61,7 +61,6 @@ def warnings(config: SweepConfig, trials: list[PlannedTrial]) -> Iterator[str]:
         )
     yield from _not_as_published(trials)
     yield from _nothing_shared(config, trials)
-    yield from _unlike_widths(config)
 
 
 def _too_few(config: SweepConfig, trials: list[PlannedTrial]) -> Iterator[str]:
@@ -119,20 +118,4 @@ def _nothing_shared(config: SweepConfig, trials: list[PlannedTrial]) -> Iterator
         yield (
             "schedule wsd with several values of steps, but the warm-up is a fraction of them: the "
             "runs differ from the start and share no updates; set training.warmup_steps"
-        )
-
-
-def _unlike_widths(config: SweepConfig) -> Iterator[str]:
-    """Overrides after which the widths of a group differ in more than their width."""
-    keys = [
-        key
-        for override in config.overrides
-        if override.when.keys() & {"width_multiplier", "ffn_width"}
-        for key in override.set
-        if key in AXES  # the other keys are layout on devices, not part of the trial
-    ]
-    if keys:
-        yield (
-            f"overrides set {', '.join(dict.fromkeys(keys))} for some widths only: the widths "
-            "then differ in more than their width"
         )

@@ -204,14 +204,15 @@ def test_no_one_learning_rate_is_named_where_an_override_sets_another(build_swee
     assert "The learning rate was not tuned per width." in verdict.caveats
 
 
-def test_mixed_versions_and_layouts_are_said(build_sweep: Build) -> None:
+def test_mixed_versions_and_layouts_are_said_with_their_widths(build_sweep: Build) -> None:
     sweep = build_sweep()
     key = "trials/gpt2-pre-64-128-0/result.json"
     result = json.loads(sweep.get(key))
     sweep.put(key, encode_json({**result, "versions": {"torch": "9"}, "layout": {"workers": 2}}))
     (verdict,) = verdicts(sweep)
-    assert any("2 sets of library versions" in caveat for caveat in verdict.caveats)
-    assert any("2 layouts" in caveat for caveat in verdict.caveats)
+    said = " ".join(verdict.caveats)
+    assert mentions(said, "workers 2 at 2x in 1 of 2 trials ... 1 elsewhere")
+    assert mentions(said, "torch 9 at 2x ... 2.13.0 elsewhere")
 
 
 def test_one_width_without_snapshots_and_without_losses_is_still_judged(

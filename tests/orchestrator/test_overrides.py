@@ -188,7 +188,7 @@ def test_widths_that_differ_in_more_than_their_width_are_warned_of():
     text = "overrides: [{when: {width_multiplier: 4}, set: {learning_rate: 5e-4}}]\n"
     config = parse_sweep(BASE + text, "mini.yaml")
     warnings = make_plan(config, expand(config, DATA, 512)).warnings
-    assert any("set learning_rate for some widths" in text for text in warnings)
+    assert any(mentions(text, "training.learning_rate ... 0.0005 at 4x") for text in warnings)
 
 
 @pytest.mark.parametrize("axis", ["activation: [null, relu]", "kv_heads: [null, 2]"])
