@@ -19,6 +19,7 @@ from analysis.verdict import next_cells
 from analysis.verdict.budgets import AtBudget, at_equal_budgets
 from analysis.verdict.caveats import TUNED, caveats_of
 from analysis.verdict.choices import choices_of
+from analysis.verdict.comparisons import compare
 from analysis.verdict.decision import decide
 from analysis.verdict.equal_budget import BudgetEvidence, judge_losses
 from analysis.verdict.group_verdict import GroupVerdict, Recommendation
@@ -72,7 +73,9 @@ def recommend(tables: SweepTables) -> Recommendation:
         verdicts.append(_judge(group, trials, sizes, tables, tolerance, rate))
     transfers = _transfers(verdicts, analysis)
     told = tuple(_told_apart(verdicts))
-    return Recommendation(tables.name, tables.aggregation.text, told, transfers, tables.left_out)
+    return Recommendation(
+        tables.name, tables.aggregation.text, told, transfers, tables.left_out, compare(tables)
+    )
 
 
 def _slug(label: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from analysis.laws.power_law import PowerLaw, is_shown
 from analysis.refusal import Refusal
 from analysis.tables.sweep_tables import SweepTables
+from analysis.verdict.comparison_lines import comparison_lines
 from analysis.verdict.group_verdict import GroupVerdict, Recommendation
 from analysis.verdict.supply import SELECTION
 from analysis.wording import bracketed, duration, flops, group_label, passes_text, plural
@@ -22,6 +23,9 @@ def summarise(tables: SweepTables, recommendation: Recommendation) -> str:
         lines += [*_verdict(verdict, common), ""]
     for found in recommendation.transfers:
         lines += [*_wrapped(f"{found.label}: {found.sentence}.", "", "  "), ""]
+    compared = list(comparison_lines(recommendation.comparisons))
+    if compared:
+        lines += [*compared, ""]
     if common:
         lines.append("Caveats of every group" if len(recommendation.groups) > 1 else "Caveats")
         lines += [line for caveat in common for line in _wrapped(caveat, "  - ")]
