@@ -32,14 +32,15 @@ def comparisons_section(found: Comparisons, svgs: Mapping[str, bytes]) -> Markup
     shown = main_pairs(found, MOST_ROWS)
     others = [pair for pair in found.pairs if not pair.primary]
     remarks = [(pair, "; ".join(pair.remarks)) for pair in known if pair.remarks]
-    bases = list(dict.fromkeys(pair.basis for pair in known))
+    bases, at_others = ({pair.basis for pair in pairs} for pairs in (known, others))
     return render(
         "comparisons.html",
         about=sentence(about(found)),
         counts=counts(found),
         judged=found.judged,
         figure=drawn_figure(svgs, "comparisons", CAPTION),
-        basis=bases[0] if len(bases) == 1 else "",
+        basis=next(iter(bases)) if len(bases) == 1 else "",
+        others_basis=next(iter(at_others)) if len(at_others) == 1 else "",
         shown=_table(shown) if shown else None,
         all=_table(known) if len(known) > len(shown) else None,
         count=plural(len(known), "comparison"),
@@ -81,15 +82,22 @@ def differences_table(found: Comparisons) -> pd.DataFrame:
 
 
 def _table(pairs: Sequence[Comparison], *, cells: bool = False) -> Table:
-    several = len({pair.basis for pair in pairs}) > 1 or cells
+    several = len({pair.basis for pair in pairs}) > 1
     placed = any(pair.place for pair in pairs)
-    names = ["comparison", *(["of"] if placed else []), "difference", "90 % interval", "lower in"]
-    names += ["finding", "told from", *(["equal in a pair, and ratios"] if several else [])]
+    names = [
+        "comparison",
+        *(["where"] if placed else []),
+        "difference",
+        "90 % interval",
+        "first lower in",
+    ]
+    names += ["finding", "smallest told", *(["cells"] if cells else [])]
+    names += ["equal in a pair, and ratios"] if several else []
     groups: dict[str, list[list[str]]] = {}
     for pair in pairs:
         row = [pair.label, *([pair.place] if placed else []), *_numbers(pair)]
-        if several:
-            row.append((f"{CELL_NAMES[pair.cells]}: " if cells else "") + pair.basis)
+        row += [CELL_NAMES[pair.cells]] if cells else []
+        row += [pair.basis] if several else []
         groups.setdefault(axis_of(pair.groups.axis).replace("_", " "), []).append(row)
     return Table(names, groups)
 
@@ -122,7 +130,7 @@ def _by_width(pairs: Sequence[Comparison]) -> Table:
             cells[multiple(width)] = f"{mean:+.3f}{known}"
         p = "" if pair.width_p is None else f"{pair.width_p:.2g}"
         rows.append([_named(pair), *cells.values(), p])
-    return Table(["comparison", *widths, "same at all widths: p"], {"": rows})
+    return Table(["comparison", *widths, "p"], {"": rows})
 
 
 def _several(pair: Comparison) -> bool:

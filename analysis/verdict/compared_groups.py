@@ -34,6 +34,7 @@ class ComparedGroups:
     baseline: str  # the value that the sweep file names first, with what follows from it
     other: str
     where: Mapping[str, Any]  # values of the axes that both groups share
+    place: str  # of these, the ones that vary in the sweep, in a few words
     tuned: bool  # every width at its own learning rate
     settings: tuple[str, ...]  # what the sweep file's overrides set differently, in words
     of_baseline: pd.DataFrame  # rows of `SweepTables.trials`
@@ -67,8 +68,12 @@ def _tuned(trials: pd.DataFrame) -> pd.DataFrame:
     if any(held):
         return tune(trials.assign(holds=pd.Series(held, index=trials.index))).trials
     # `tune` looks at cells of equal budget only; at one d_model a width is a cell as well.
-    as_held = tune(trials.assign(holds=[("params",)] * len(trials))).trials
-    return as_held.assign(holds=[("none",)] * len(as_held))
+    as_held = tune(_holding(trials, "params")).trials
+    return _holding(as_held, "none")
+
+
+def _holding(trials: pd.DataFrame, cells: str) -> pd.DataFrame:
+    return trials.assign(holds=pd.Series([(cells,) for _ in trials.index], index=trials.index))
 
 
 def _groups(trials: pd.DataFrame, axes: Sequence[str]) -> list[tuple[Group, pd.DataFrame]]:
@@ -95,15 +100,17 @@ def _pairs(
         if axis is None or axis == SIZE:
             continue
         (low, (base, trials)), (high, (other, others)) = sorted(
-            (one, two), key=lambda item: _place(item[1][0][axis], axis, tables.config)
+            (one, two), key=lambda item: _rank(item[1][0][axis], axis, tables.config)
         )
         differing = [name for name in axes if base[name] != other[name]]
+        shared = {name: value for name, value in base.items() if other[name] == value}
+        shared |= {RATE_AXIS: TUNED} if tuned else {}
         yield ComparedGroups(
             axis=axis,
             baseline=group_label({name: base[name] for name in differing}),
             other=group_label({name: other[name] for name in differing}),
-            where={name: value for name, value in base.items() if other[name] == value}
-            | ({RATE_AXIS: TUNED} if tuned else {}),
+            where=shared,
+            place=_place(shared, tables.trials),
             tuned=tuned,
             settings=tuple(_settings(base, other, tables.config)),
             of_baseline=trials,
@@ -142,7 +149,16 @@ def _follows(axis: str, leader: str, side: Group, groups: Sequence[Group]) -> bo
     return True
 
 
-def _place(value: Any, axis: str, config: Mapping[str, Any]) -> tuple[int, float, str]:
+def _place(shared: Mapping[str, Any], trials: pd.DataFrame) -> str:
+    varying = {
+        axis: value
+        for axis, value in shared.items()
+        if value is not None and trials[axis].nunique(dropna=False) > 1
+    }
+    return group_label(varying) if varying else ""
+
+
+def _rank(value: Any, axis: str, config: Mapping[str, Any]) -> tuple[int, float, str]:
     """Sorts values in the order of the sweep file, others behind them by size and name."""
     listed = section(config, "grid").get(axis_of(axis))
     known = list(listed) if isinstance(listed, list) else []

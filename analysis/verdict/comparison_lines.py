@@ -4,13 +4,13 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator
 
-from analysis.verdict.comparisons import Comparison, Comparisons
+from analysis.verdict.comparisons import Comparison, Comparisons, Outcome
 from analysis.wording import plural
 
 COLUMNS = 96
 #: Comparisons that get lines of their own; the report has all.
 MOST_LINES = 6
-_ORDER = ("told", "no interval", "not told", "refused")
+_ORDER: tuple[Outcome, ...] = ("told", "no interval", "not told", "refused")
 
 
 def comparison_lines(found: Comparisons) -> Iterator[str]:
@@ -20,9 +20,12 @@ def comparison_lines(found: Comparisons) -> Iterator[str]:
     yield "Comparisons between groups: held-out loss of the first-named less that of the second"
     yield from _wrapped(f"({about(found)})", "  ")
     shown = sorted(found.pairs, key=_rank)[:MOST_LINES]
+    bases = {pair.basis for pair in shown if pair.basis}
+    if len(bases) == 1:
+        yield from _wrapped(f"(in every pair here: {next(iter(bases))})", "  ")
     for pair in shown:
         place = f" ({pair.place})" if pair.place else ""
-        basis = f"; {pair.basis}" if pair.basis else ""
+        basis = f"; {pair.basis}" if pair.basis and len(bases) > 1 else ""
         yield from _wrapped(f"{pair.label}{place}: {pair.finding}{basis}.", "  ", "    ")
     hidden = len(found.pairs) - len(shown)
     if hidden:

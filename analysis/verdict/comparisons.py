@@ -20,7 +20,7 @@ from analysis.verdict.next_cells import REPLICATES
 from analysis.verdict.paired_cells import CELLS, COSTS, NO_CELLS, PairedCells, pair_cells
 from analysis.verdict.paired_differences import PairedDifference, paired_difference
 from analysis.verdict.simultaneous import POWER, Contrast, Design, Limit, holm, simultaneous_limits
-from analysis.wording import axis_of, bracketed, group_label, multiple, percent, plural
+from analysis.wording import axis_of, bracketed, multiple, percent, plural
 
 Outcome = Literal["told", "not told", "no interval", "refused"]
 
@@ -55,11 +55,8 @@ class Comparison:
 
     @property
     def place(self) -> str:
-        """The axes that both groups share: `llama, depth 12`."""
-        shared = {axis: v for axis, v in self.groups.where.items() if axis != "base_d_model"}
-        sized = self.groups.where.get("base_d_model")
-        label = group_label(shared) if any(v is not None for v in shared.values()) else ""
-        return label + (f"{', ' if label else ''}d_model {sized:g}" if sized else "")
+        """The axes that both groups share and that vary in the sweep: `llama, depth 12`."""
+        return self.groups.place
 
     @property
     def outcome(self) -> Outcome:

@@ -106,8 +106,9 @@ class _Curve:
 
 def _with_cost(trials: pd.DataFrame, column: str) -> pd.DataFrame:
     """The trials with a positive cost: per width the median over replicates, for times scatter."""
-    cost = trials.groupby("width")[column].transform("median")
-    with_cost = trials.assign(**{"cost": cost, column: cost}).reset_index(drop=True)
+    plain = trials.reset_index(drop=True)
+    cost = plain.groupby("width")[column].transform("median")
+    with_cost = plain.assign(**{"cost": cost, column: cost})
     return with_cost[with_cost["cost"] > 0]
 
 

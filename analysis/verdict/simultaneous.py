@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from analysis.replicates import CONFIDENCE, Floats
 
@@ -72,10 +72,10 @@ def simultaneous_limits(contrasts: Sequence[Contrast]) -> list[Limit]:
     limits = []
     variances = np.array([[own.variance for own in contrasts]])
     for own, variance, freedom in zip(
-        contrasts, _shrunk(variances, design, pools)[0], df, strict=True
+        design, _shrunk(variances, design, pools)[0], df, strict=True
     ):
         error = float(np.sqrt(variance / len(own.replicates)))
-        reach = float(stats.t.isf(level / 2, freedom))
+        reach = float(-special.stdtrit(freedom, level / 2))
         limits.append(Limit(error, reach * error, _shift(reach, freedom) * error))
     return limits
 
@@ -171,7 +171,7 @@ def _simulated(
     smallest = np.ones(DRAWS)
     for freedom in set(df):
         alike = [place for place, own in enumerate(df) if own == freedom]
-        smallest = np.minimum(smallest, 2 * stats.t.sf(t[:, alike].max(axis=1), freedom))
+        smallest = np.minimum(smallest, 2 * special.stdtr(freedom, -t[:, alike].max(axis=1)))
     return float(np.quantile(smallest, 1 - CONFIDENCE))
 
 
@@ -183,5 +183,5 @@ def _shift(reach: float, df: float) -> float:
     limits = reach * np.sqrt(stats.chi2.ppf(shares, df) / df)
     high = 10 * (float(limits[-1]) + 5)
     return float(
-        optimize.brentq(lambda at: stats.norm.sf(limits - at).mean() - POWER, 0, high, xtol=1e-3)
+        optimize.brentq(lambda at: special.ndtr(at - limits).mean() - POWER, 0, high, xtol=1e-3)
     )

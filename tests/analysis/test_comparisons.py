@@ -1,90 +1,20 @@
 """Claims about comparisons between groups: paired, simultaneous, nothing dropped in silence."""
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
+from compared_tables import LNS_AHEAD, PLACEMENTS, WIDTHS, noisy, tables
 
-from analysis.tables.aggregation import Aggregation
 from analysis.tables.sweep_tables import SweepTables
 from analysis.verdict.comparison_lines import MOST_LINES, comparison_lines
 from analysis.verdict.comparisons import Comparison, compare
-
-WIDTHS = (1.0, 2.0, 4.0, 8.0)
-Loss = Callable[[Mapping[str, Any], np.random.Generator], float]
-
-
-def noisy(effects: Mapping[Any, float], noise: float = 0.003) -> Loss:
-    """A loss that falls with the width; seeds have luck, and some values of axes an effect."""
-
-    def loss(cell: Mapping[str, Any], rng: np.random.Generator) -> float:
-        own = sum(effects.get(value, 0.0) for value in cell.values() if isinstance(value, str))
-        luck = 0.05 * np.sin(10.0 * cell["replicate"])
-        return float(3.5 - 0.1 * np.log(cell["m"]) + luck + own + noise * rng.standard_normal())
-
-    return loss
-
-
-def tables(
-    loss: Loss,
-    axes: Mapping[str, Sequence[Any]],
-    *,
-    widths: Sequence[float] = WIDTHS,
-    seeds: int = 3,
-    holds: tuple[str, ...] = ("none",),
-    config: Mapping[str, Any] | None = None,
-    change: Callable[[dict[str, Any]], Mapping[str, Any] | None] = lambda row: {},
-) -> SweepTables:
-    """A sweep over `axes`. `change` returns what is different in a trial; None leaves it out."""
-    rng, rows = np.random.default_rng(7), []
-    for values in itertools.product(*axes.values(), widths, range(seeds)):
-        *own, m, seed = values
-        cell = {**dict(zip(axes, own, strict=True)), "m": m, "replicate": seed}
-        row = {
-            **cell,
-            "id": "-".join(map(str, values)),
-            "state": "completed",
-            "holds": holds,
-            "D": 64 * m,
-            "d_model": 64.0,
-            "base_d_model": 64.0,
-            "uniform_width": True,
-            "width_multiplier": m,
-            "typed_multiplier": m,
-            "val_loss": loss(cell, rng),
-            "tokens": 1e6,
-            "flops": 1e12 * m,
-            "parameters_non_embedding": 1e5 * m,
-            "seconds_training": 10.0 * m,
-            "layout": '{"device": "cpu"}',
-        }
-        changed = change(row)
-        if changed is not None:
-            rows.append(row | dict(changed))
-    return SweepTables(
-        name="made-up",
-        url="nowhere",
-        config={"grid": {name: list(values) for name, values in axes.items()}, **(config or {})},
-        group_axes=tuple(axes),
-        aggregation=Aggregation.of({}),
-        trials=pd.DataFrame(rows),
-        spectra=pd.DataFrame(),
-        curves=pd.DataFrame(),
-        eigenvalues=pd.DataFrame(),
-        versions={},
-    )
 
 
 def only(sweep: SweepTables) -> Comparison:
     (found,) = compare(sweep).pairs
     return found
-
-
-PLACEMENTS = {"norm": ["pre", "lns"]}
-LNS_AHEAD = noisy({"lns": -0.03})
 
 
 # --- what is told --------------------------------------------------------------------------
@@ -135,15 +65,14 @@ def test_no_difference_is_no_claim_and_says_what_could_have_been_told() -> None:
 
 
 def test_an_interval_is_wider_where_more_is_compared() -> None:
-    many = compare(tables(noisy({}), {"norm": [f"n{i}" for i in range(6)]}))
-    assert many.judged == 15
-    reach = [own.limit.half_width / own.limit.error for own in many.pairs if own.limit]
-    assert min(reach) > only(tables(noisy({}), PLACEMENTS)).limit.half_width * 0  # all have one
     two = only(tables(noisy({}), PLACEMENTS, seeds=5))
-    six = compare(tables(noisy({}), {"norm": [f"n{i}" for i in range(6)]}, seeds=5)).pairs[0]
+    six = compare(tables(noisy({}), {"norm": [f"n{i}" for i in range(6)]}, seeds=5))
+    assert six.judged == 15
     assert two.limit is not None
-    assert six.limit is not None
-    assert six.limit.half_width / six.limit.error > two.limit.half_width / two.limit.error
+    reach = two.limit.half_width / two.limit.error
+    for pair in six.pairs:
+        assert pair.limit is not None
+        assert pair.limit.half_width / pair.limit.error > reach
 
 
 def test_one_replicate_has_counts_and_no_interval() -> None:
@@ -173,7 +102,7 @@ def test_a_difference_that_changes_sign_with_the_width_is_not_hidden_in_a_mean()
 
 
 def test_a_common_difference_depends_on_no_width() -> None:
-    assert not only(tables(LNS_AHEAD, PLACEMENTS)).depends_on_width
+    assert not only(tables(LNS_AHEAD, PLACEMENTS, seeds=5)).depends_on_width
 
 
 # --- pairs that are missing ----------------------------------------------------------------
@@ -256,11 +185,31 @@ def test_what_is_equal_is_measured_and_what_is_not_has_its_ratio() -> None:
             "layout": "one" if gated else "another",
         }
 
-    found = only(tables(noisy({}), {"architecture": ["gpt2", "llama"]}, change=change))
+    sweep = tables(noisy({}), {"architecture": ["gpt2", "llama"]}, change=change)
+    found = compare(sweep).pairs[0]
     assert found.paired.equal == ("flops",)
     assert found.paired.ratios["parameters"] == pytest.approx((1.33, 1.33, 1.33))
     assert "parameters x1.33" in found.basis
     assert "seconds" not in found.paired.ratios  # the layouts differ
+
+
+def test_losses_are_interpolated_to_equal_parameters_where_equal_widths_differ_in_them() -> None:
+    """The loss depends on the parameters alone, so the gate buys nothing."""
+
+    def change(row: dict[str, Any]) -> dict[str, Any]:
+        size = row["m"] * (1.5 if row["architecture"] == "llama" else 1.0)
+        luck = 0.05 * row["replicate"]
+        return {"parameters_non_embedding": 1e5 * size, "val_loss": 3.5 - 0.1 * np.log(size) + luck}
+
+    axes = {"architecture": ["gpt2", "llama"]}
+    at_width, at_size = compare(tables(noisy({}), axes, change=change)).pairs
+    assert at_width.difference.mean == pytest.approx(-0.1 * np.log(1.5))
+    assert (at_size.cells, at_size.primary) == ("parameters", False)
+    assert at_size.difference.mean == pytest.approx(0, abs=1e-9)
+    assert list(at_size.difference.widths) == [2.0, 4.0, 8.0]  # 1x has no equal in the gated one
+    assert at_size.to_dict()["missing"] == {"its cost is beyond the widths of the other group": 3}
+    assert at_size.paired.ratios["parameters"] == pytest.approx((1, 1, 1))
+    assert at_size.paired.ratios["flops"] == pytest.approx((2 / 3, 2 / 3, 2 / 3))
 
 
 def test_cells_of_equal_parameters_decide_where_they_are_equal() -> None:
@@ -324,7 +273,7 @@ def test_three_rates_are_compared_tuned_as_well() -> None:
     axes = {**PLACEMENTS, "learning_rate": [1e-3, 2e-3, 4e-3, 8e-3, 16e-3]}
     found = compare(tables(loss, axes, seeds=3)).pairs
     tuned, *fixed = [own for own in found if own.groups.axis == "norm"]
-    assert tuned.place == "learning rate tuned per width"
+    assert tuned.place == "tuned per width"
     assert tuned.outcome == "not told"  # each at its own rate, neither is better
     assert len(fixed) == 5
     assert {own.outcome for own in fixed} == {"told", "not told"}  # 4e-3 favours neither
