@@ -37,6 +37,7 @@ def comparisons_section(found: Comparisons, svgs: Mapping[str, bytes]) -> Markup
         "comparisons.html",
         about=sentence(about(found)),
         counts=counts(found),
+        notes=found.notes,
         judged=found.judged,
         figure=drawn_figure(svgs, "comparisons", CAPTION),
         basis=next(iter(bases)) if len(bases) == 1 else "",

@@ -28,6 +28,8 @@ def comparison_lines(found: Comparisons) -> Iterator[str]:
         basis = f"; {pair.basis}" if pair.basis and len(bases) > 1 else ""
         yield from _wrapped(f"{pair.label}{place}: {pair.finding}{basis}.", "  ", "    ")
     hidden = len(found.pairs) - len(shown)
+    for note in found.notes:
+        yield from _wrapped(note, "  - ", "    ")
     if hidden:
         yield from _wrapped(f"{hidden} more in the report ({counts(found)} in all)", "  ")
 

@@ -13,13 +13,11 @@ import numpy as np
 
 from analysis.refusal import Refusal
 from analysis.replicates import CONFIDENCE, Interval
-from analysis.tables.sweep_tables import SweepTables
-from analysis.verdict.compared_groups import ComparedGroups, compared_groups
-from analysis.verdict.equal_cost_pairs import pair_at_equal_cost
+from analysis.verdict.compared_groups import ComparedGroups
 from analysis.verdict.next_cells import REPLICATES
-from analysis.verdict.paired_cells import CELLS, COSTS, NO_CELLS, PairedCells, pair_cells
-from analysis.verdict.paired_differences import PairedDifference, paired_difference
-from analysis.verdict.simultaneous import POWER, Contrast, Design, Limit, holm, simultaneous_limits
+from analysis.verdict.paired_cells import COSTS, PairedCells
+from analysis.verdict.paired_differences import PairedDifference
+from analysis.verdict.simultaneous import POWER, Limit
 from analysis.wording import axis_of, bracketed, multiple, percent, plural
 
 Outcome = Literal["told", "not told", "no interval", "refused"]
@@ -31,9 +29,6 @@ CELL_NAMES = {
     "none": "cells at fixed d_model",
     **{cost: f"interpolated to equal {name}" for cost, (_, name) in COSTS.items()},
 }
-#: Costs at equal width that differ by more (in the logarithm) are also compared at equal cost.
-#: Measured times scatter by less.
-WORTH_MATCHING = 0.05
 
 
 @dataclass(frozen=True)
@@ -80,8 +75,8 @@ class Comparison:
         """Pairs in which `other` has the lower loss, and all pairs."""
         if isinstance(self.paired, Refusal):
             return 0, 0
-        apart = self.paired.pairs["difference"]
-        return int((apart < 0).sum()), len(apart)
+        apart = self.paired.differences
+        return sum(difference < 0 for difference in apart), len(apart)
 
     @property
     def depends_on_width(self) -> bool:
@@ -247,6 +242,20 @@ class Comparisons:
     """All comparisons of a sweep: by axis, those at tuned rates first."""
 
     pairs: tuple[Comparison, ...] = ()
+    sizes: bool = False  # whether the sweep has several model sizes, which are not compared
+
+    @property
+    def notes(self) -> list[str]:
+        """What is not compared, and what the comparisons hold for, in sentences."""
+        told = []
+        if self.pairs and not all(pair.groups.tuned for pair in self.pairs):
+            told.append(
+                "A comparison holds for the learning rate at which it was run, unless the rates "
+                "are tuned: another group may have another best rate."
+            )
+        if self.pairs and self.sizes:
+            told.append("Groups that differ in their model size, d_model, are not compared.")
+        return told
 
     @property
     def judged(self) -> int:
@@ -258,85 +267,9 @@ class Comparisons:
         return {
             "confidence": CONFIDENCE,
             "simultaneous_over": self.judged,
+            "notes": self.notes,
             "pairs": [pair.to_dict() for pair in self.pairs],
         }
-
-
-def compare(tables: SweepTables) -> Comparisons:
-    """Compare all groups of a sweep that differ in one axis.
-
-    Args:
-        tables: the sweep, as `load_sweep` returns it.
-    """
-    raw = [found for groups in compared_groups(tables) for found in _paired(groups)]
-    contrasts = {
-        place: Contrast(_design(found, found.difference.replicates), found.difference.variance)
-        for place, found in enumerate(raw)
-        if found.difference is not None and found.difference.variance is not None
-    }
-    limits = dict(zip(contrasts, simultaneous_limits(list(contrasts.values())), strict=True))
-    tested = [found.difference.width_p if found.difference is not None else None for found in raw]
-    adjusted = holm(tested)
-    return Comparisons(
-        tuple(
-            Comparison(
-                found.groups,
-                found.cells,
-                found.primary,
-                found.paired,
-                found.difference,
-                limits.get(place),
-                adjusted[place],
-            )
-            for place, found in enumerate(raw)
-        )
-    )
-
-
-def _design(found: Comparison, replicates: tuple[int, ...]) -> Design:
-    one, two = found.groups.nodes
-    pool = (found.groups.axis, found.groups.tuned, found.cells)
-    return Design(((found.cells, one), (found.cells, two)), replicates, pool)
-
-
-def _paired(groups: ComparedGroups) -> list[Comparison]:
-    """The comparison at every matching with pairs; one refusal where no matching has any."""
-    each = {cells: pair_cells(groups.of_baseline, groups.of_other, cells) for cells in CELLS}
-    made = {cells: found for cells, found in each.items() if isinstance(found, PairedCells)}
-    if not made:
-        refusals = {cells: found for cells, found in each.items() if isinstance(found, Refusal)}
-        planned = {cells: own for cells, own in refusals.items() if own.reason != NO_CELLS}
-        cells, refusal = next(iter((planned or refusals).items()))
-        return [Comparison(groups, cells, True, refusal, None, None)]
-    # Cells matched to budgets that differ between the groups are no better than equal widths.
-    own = {"params": "parameters", "flops": "flops", "none": ""}
-    first = next(
-        (name for name, found in made.items() if not own[name] or own[name] in found.equal),
-        next(iter(made)),
-    )
-    at_width = made.get("none")
-    for cost in COSTS if at_width is not None else ():
-        apart = abs(np.log(at_width.ratios.get(cost, (1.0, 1.0, 1.0))[1])) if at_width else 0.0
-        if apart > WORTH_MATCHING and not any(cost in found.equal for found in made.values()):
-            interpolated = pair_at_equal_cost(groups.of_baseline, groups.of_other, cost)
-            if isinstance(interpolated, PairedCells):
-                made[cost] = interpolated
-    ordered = [first, *(cells for cells in made if cells != first)]
-    return [
-        Comparison(
-            groups,
-            cells,
-            cells == first,
-            made[cells],
-            paired_difference(
-                made[cells].pairs["width"],
-                made[cells].pairs["replicate"],
-                made[cells].pairs["difference"],
-            ),
-            None,
-        )
-        for cells in ordered
-    ]
 
 
 def _ratio(low: float, middle: float, high: float) -> str:

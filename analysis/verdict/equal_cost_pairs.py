@@ -6,111 +6,113 @@ logarithm of the cost. Nothing is extrapolated. The error of the interpolation i
 interval.
 """
 
-from collections import Counter
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 from scipy.interpolate import PchipInterpolator
 
 from analysis.refusal import Refusal
-from analysis.tables.sweep_tables import matched
 from analysis.verdict.budgets import MINIMUM_SIZES
 from analysis.verdict.loss_optimum import usable
-from analysis.verdict.paired_cells import BROKEN, COSTS, SAME_TOKENS, PairedCells, keyed
+from analysis.verdict.paired_cells import (
+    COSTS,
+    SAME_TOKENS,
+    GroupCells,
+    PairedCells,
+    Trial,
+    spread,
+)
 
 _BEYOND = "its cost is beyond the widths of the other group"
 _FEW = f"the other group has fewer than {MINIMUM_SIZES} widths of this replicate"
 
 
-def pair_at_equal_cost(
-    baseline: pd.DataFrame, other: pd.DataFrame, cost: str
-) -> PairedCells | Refusal:
+def pair_at_equal_cost(baseline: GroupCells, other: GroupCells, cost: str) -> PairedCells | Refusal:
     """Pair every trial of the baseline with the other group at the same cost.
 
     Args:
-        baseline: Rows of `SweepTables.trials` of one group.
+        baseline: The trials of one group at fixed d_model.
         other: Those of the other group.
         cost: A key of COSTS.
 
     Returns:
         The pairs, whose width is that of the baseline; a refusal where there are none.
     """
-    column = COSTS[cost][0]
-    sides = [
-        keyed(matched(trials, "none").drop_duplicates("id"), "none") for trials in (baseline, other)
-    ]
-    done = [side[(side["state"] == "completed") & usable(side["val_loss"])] for side in sides]
-    one, two = (_with_cost(side, column) for side in done)
-    if cost == "seconds" and pd.concat([one["layout"], two["layout"]]).nunique() > 1:
+    one, two = _completed(baseline, COSTS[cost][0]), _completed(other, COSTS[cost][0])
+    one_layout = len({trial["layout"] for trial in (*one, *two)}) == 1
+    if cost == "seconds" and not one_layout:
         return Refusal("the trials ran in several layouts, so their times are not comparable")
-    tokens = pd.concat([one["tokens"], two["tokens"]]).dropna()
-    if len(tokens) and tokens.max() / tokens.min() > 1 + SAME_TOKENS:
+    tokens = [trial["tokens"] for trial in (*one, *two) if np.isfinite(trial["tokens"])]
+    if tokens and max(tokens) / min(tokens) > 1 + SAME_TOKENS:
         return Refusal("the training tokens differ")
-    curves = {replicate: _Curve(cells) for replicate, cells in two.groupby("replicate")}
-    rows: list[dict[str, Any]] = []
-    why: Counter[str] = Counter()
-    why["no completed trial"] = len(sides[0]) - len(one)
-    for _, trial in one.iterrows():
+    by_replicate: dict[int, list[Trial]] = defaultdict(list)
+    for trial in two:
+        by_replicate[trial["replicate"]].append(trial)
+    curves = {replicate: _Curve(trials) for replicate, trials in by_replicate.items()}
+    why: Counter[str] = Counter({"no completed trial": len(baseline.trials) - len(one)})
+    pairs: list[tuple[Trial, _Curve]] = []
+    for trial in one:
         curve = curves.get(trial["replicate"])
         if curve is None or curve.points < MINIMUM_SIZES:
             why[_FEW] += 1
         elif not curve.low <= trial["cost"] <= curve.high:
             why[_BEYOND] += 1
         else:
-            rows.append(
-                {name: trial[name] for name in ("width", "replicate", "D", "d_model")}
-                | {"width_multiplier": trial["width_multiplier"]}
-                | {"difference": curve.loss(trial["cost"]) - trial["val_loss"]}
-                | {name: curve.of(name, trial["cost"]) / trial[COSTS[name][0]] for name in COSTS}
-            )
+            pairs.append((trial, curve))
     missing = {reason: count for reason, count in why.items() if count}
-    if not rows:
+    if not pairs:
         return Refusal("no width can be interpolated", excluded=missing)
-    pairs = pd.DataFrame(rows).sort_values(["width", "replicate"], ignore_index=True)
-    shown = [name for name in COSTS if np.isfinite(pairs[name]).all()]
-    if "seconds" in shown and pd.concat([one["layout"], two["layout"]]).nunique() > 1:
-        shown.remove("seconds")
+    ratios = {
+        name: spread([curve.of(column, own["cost"]) / own[column] for own, curve in pairs])
+        for name, (column, _) in COSTS.items()
+        if name != "seconds" or one_layout
+    }
     return PairedCells(
         cells=cost,
-        pairs=pairs.drop(columns=list(COSTS)),
-        planned=len(sides[0]),
-        broken=(
-            int(sides[0]["state"].isin(BROKEN).sum()),
-            int(sides[1]["state"].isin(BROKEN).sum()),
-        ),
+        widths=tuple(own["width"] for own, _ in pairs),
+        replicates=tuple(own["replicate"] for own, _ in pairs),
+        differences=tuple(curve.loss(own["cost"]) - own["val_loss"] for own, curve in pairs),
+        planned=len(baseline.trials),
+        broken=(baseline.broken, other.broken),
         missing=missing,
-        ratios={name: _spread(pairs[name]) for name in shown},
+        ratios={name: found for name, found in ratios.items() if found is not None},
     )
 
 
 class _Curve:
     """The loss of one replicate of a group over the cost of its widths."""
 
-    def __init__(self, cells: pd.DataFrame) -> None:
-        ordered = cells.sort_values("cost").drop_duplicates("cost")
+    def __init__(self, trials: Sequence[Trial]) -> None:
+        ordered = sorted({trial["cost"]: trial for trial in trials}.items())
         self.points = len(ordered)
-        self._cells, self._x = ordered, np.log(ordered["cost"].to_numpy(float))
-        self.low, self.high = ordered["cost"].min(), ordered["cost"].max()
+        self.low, self.high = ordered[0][0], ordered[-1][0]
+        self._trials = [trial for _, trial in ordered]
+        self._x = np.log([cost for cost, _ in ordered])
 
     def loss(self, cost: float) -> float:
         """The loss at a cost within `low` and `high`."""
-        y = self._cells["val_loss"].to_numpy(float)
+        y = [trial["val_loss"] for trial in self._trials]
         return float(PchipInterpolator(self._x, y)(np.log(cost)))
 
-    def of(self, name: str, cost: float) -> float:
+    def of(self, column: str, cost: float) -> float:
         """Another cost at that cost."""
-        y = np.log(self._cells[COSTS[name][0]].to_numpy(float))
+        y = np.log([trial[column] for trial in self._trials])
         return float(np.exp(np.interp(np.log(cost), self._x, y)))
 
 
-def _with_cost(trials: pd.DataFrame, column: str) -> pd.DataFrame:
-    """The trials with a positive cost: per width the median over replicates, for times scatter."""
-    plain = trials.reset_index(drop=True)
-    cost = plain.groupby("width")[column].transform("median")
-    with_cost = plain.assign(**{"cost": cost, column: cost})
-    return with_cost[with_cost["cost"] > 0]
-
-
-def _spread(ratio: "pd.Series[float]") -> tuple[float, float, float]:
-    return float(ratio.min()), float(ratio.median()), float(ratio.max())
+def _completed(group: GroupCells, column: str) -> list[Trial]:
+    """The completed trials with their `cost`: per width the median, because times scatter."""
+    done = [
+        trial
+        for trial in group.trials.values()
+        if trial["state"] == "completed" and usable(trial["val_loss"]) and trial[column] > 0
+    ]
+    costs: dict[float, list[float]] = defaultdict(list)
+    for trial in done:
+        costs[trial["width"]].append(trial[column])
+    return [
+        {**trial, column: cost, "cost": cost}
+        for trial in done
+        for cost in [float(np.median(costs[trial["width"]]))]
+    ]

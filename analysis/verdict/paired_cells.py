@@ -1,7 +1,7 @@
 """Pair the trials of two groups: the same width and the same replicate in both."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,13 +30,35 @@ SAME_TOKENS = 1e-3
 NO_CELLS = "one of the groups has no such cells"
 
 
+Trial = Mapping[str, Any]  # values of a row of `SweepTables.trials`, with its width
+Key = tuple[float, float, Any]  # model size, width, replicate
+_COLUMNS = (
+    *("state", "width", "replicate", "val_loss", "tokens", "layout"),
+    *(column for column, _ in COSTS.values()),
+)
+
+
+@dataclass(frozen=True)
+class GroupCells:
+    """The trials of one group at the cells of one matching."""
+
+    trials: Mapping[Key, Trial]
+    uneven: int  # trials whose layers differ in width; they are not paired
+
+    @property
+    def broken(self) -> int:
+        """How many collapsed or diverged."""
+        return sum(trial["state"] in BROKEN for trial in self.trials.values())
+
+
 @dataclass(frozen=True)
 class PairedCells:
     """The paired trials of two groups at the cells of one matching."""
 
     cells: str  # of CELLS, or a key of COSTS where losses are interpolated to an equal cost
-    pairs: pd.DataFrame  # one row per pair of completed trials: width, replicate, D, d_model and
-    # width_multiplier of the baseline, difference [nats, other less baseline]
+    widths: tuple[float, ...]  # [n] D / d_model of each pair, of the baseline
+    replicates: tuple[int, ...]  # [n]
+    differences: tuple[float, ...]  # [n] nats, other less baseline
     planned: int  # widths and replicates planned for either group
     broken: tuple[int, int]  # of these, cells with a collapsed or diverged trial, by group
     missing: Mapping[str, int]  # why a planned cell makes no pair -> cells
@@ -58,98 +80,103 @@ class PairedCells:
         return self.cells in COSTS
 
 
-def pair_cells(baseline: pd.DataFrame, other: pd.DataFrame, cells: str) -> PairedCells | Refusal:
-    """Pair the trials of two groups at the cells of one matching.
+def group_cells(trials: pd.DataFrame, cells: str) -> GroupCells:
+    """Return the trials of a group that may be paired at the cells of one matching.
+
+    At one d_model a trial is paired by D; at an equal budget by the multiplier of the grid, which
+    either group comes as near to as its budget allows. A duplicate gives way to the trial that
+    counts.
 
     Args:
-        baseline: Rows of `SweepTables.trials` of one group.
-        other: Those of the other group.
+        trials: Rows of `SweepTables.trials` of the group.
         cells: The matching: "params", "flops" or "none".
+    """
+    every = matched(trials, cells).drop_duplicates("id")
+    own = every[every["uniform_width"] & (every["state"] != "duplicate")]
+    typed = own["typed_multiplier"].fillna(own["width_multiplier"])
+    width = own["D"] / own["d_model"] if cells == "none" else typed
+    size = own["d_model"] if cells == "none" else own["base_d_model"]
+    rows: list[dict[Any, Any]] = own.assign(width=width.round(6))[list(_COLUMNS)].to_dict("records")
+    found: dict[Key, Trial] = {}
+    for model, row in zip(size, rows, strict=True):
+        found.setdefault((float(model), row["width"], row["replicate"]), row)
+    return GroupCells(found, int((~every["uniform_width"]).sum()))
+
+
+def pair_cells(baseline: GroupCells, other: GroupCells, cells: str) -> PairedCells | Refusal:
+    """Pair the trials of two groups at the cells of one matching.
 
     Returns:
         The pairs; a refusal without cells, pairs, or an equal number of tokens.
     """
-    planned = [matched(trials, cells).drop_duplicates("id") for trials in (baseline, other)]
-    sides = [keyed(trials, cells) for trials in planned]
-    if any(side.empty for side in sides):
+    if not (baseline.trials and other.trials):
         return Refusal(NO_CELLS)
-    keys = sides[0].index.union(sides[1].index)
-    states = [side["state"].reindex(keys) for side in sides]
-    broken = tuple(int(own.isin(BROKEN).sum()) for own in states)
-    why = Counter(_why_not(*own) for own in zip(*states, strict=True))
-    common = keys[[not _why_not(*own) for own in zip(*states, strict=True)]]
-    one, two = (side.loc[common] for side in sides)
-    good = usable(one["val_loss"]) & usable(two["val_loss"])
-    if not good.all():
-        why["loss not finite"] += int((~good).sum())
-    one, two = one[good], two[good]
-    why["layers of different width"] = max(int((~own["uniform_width"]).sum()) for own in planned)
-    missing = {reason: count for reason, count in why.items() if reason and count}
-    if one.empty:
-        return Refusal(f"no pair of completed trials ({_listed(missing)})", excluded=missing)
-    least, most = tokens_apart(one, two)
+    keys = sorted({*baseline.trials, *other.trials})
+    pairs: list[tuple[Trial, Trial]] = []
+    why: Counter[str] = Counter()
+    for key in keys:
+        one, two = baseline.trials.get(key), other.trials.get(key)
+        reason = _why_not(one, two)
+        if reason or one is None or two is None:
+            why[reason] += 1
+        else:
+            pairs.append((one, two))
+    why["layers of different width"] = max(baseline.uneven, other.uneven)
+    missing = {reason: count for reason, count in why.items() if count}
+    if not pairs:
+        listed = ", ".join(f"{count} {reason}" for reason, count in missing.items())
+        return Refusal(f"no pair of completed trials ({listed})", excluded=missing)
+    least, most = tokens_apart(pairs)
     if most / least > 1 + SAME_TOKENS:
         return Refusal(f"the training tokens of a pair differ ({large(least)} and {large(most)})")
-    pairs = one[["width", "replicate", "D", "d_model", "width_multiplier"]].assign(
-        difference=(two["val_loss"] - one["val_loss"]).to_numpy(float)
-    )
     return PairedCells(
         cells=cells,
-        pairs=pairs.reset_index(drop=True).sort_values(["width", "replicate"], ignore_index=True),
+        widths=tuple(one["width"] for one, _ in pairs),
+        replicates=tuple(one["replicate"] for one, _ in pairs),
+        differences=tuple(two["val_loss"] - one["val_loss"] for one, two in pairs),
         planned=len(keys),
-        broken=(broken[0], broken[1]),
+        broken=(baseline.broken, other.broken),
         missing=missing,
-        ratios=_ratios(one, two),
+        ratios=_ratios(pairs),
     )
 
 
-def keyed(trials: pd.DataFrame, cells: str) -> pd.DataFrame:
-    """Return the trials that may be paired, indexed by d_model, width and replicate.
-
-    At one d_model that is D; at an equal budget it is the multiplier of the grid, which either
-    group comes as near to as its budget allows. A duplicate gives way to the trial that counts.
-    """
-    own = trials[trials["uniform_width"] & (trials["state"] != "duplicate")]
-    typed = own["typed_multiplier"].fillna(own["width_multiplier"])
-    width = own["D"] / own["d_model"] if cells == "none" else typed
-    size = own["d_model"] if cells == "none" else own["base_d_model"]
-    keyed = own.assign(width=width.round(6), size=size)
-    keyed = keyed.drop_duplicates(["size", "width", "replicate"])
-    return keyed.set_index(["size", "width", "replicate"], drop=False).sort_index()
-
-
-def _why_not(one: Any, two: Any) -> str:
+def _why_not(one: Trial | None, two: Trial | None) -> str:
     """Why two trials make no pair; an empty string if they do."""
-    if one == two == "completed":
-        return ""
-    for broken in BROKEN:
-        if broken in (one, two):
-            return broken
-    if not (isinstance(one, str) and isinstance(two, str)):
+    for state in BROKEN:
+        if any(trial is not None and trial["state"] == state for trial in (one, two)):
+            return state
+    if one is None or two is None:
         return "planned in one group only"
-    return str(two if one == "completed" else one)
+    for trial in (one, two):
+        if trial["state"] != "completed":
+            return str(trial["state"])
+    losses = usable([one["val_loss"], two["val_loss"]])
+    return "" if losses.all() else "loss not finite"
 
 
-def tokens_apart(one: pd.DataFrame, two: pd.DataFrame) -> Interval:
+def tokens_apart(pairs: Sequence[tuple[Trial, Trial]]) -> Interval:
     """Return the tokens of the pair that differs most, the smaller number first."""
-    tokens = np.stack([one["tokens"].to_numpy(float), two["tokens"].to_numpy(float)])
-    tokens = tokens[:, np.isfinite(tokens).all(axis=0)]
-    if not tokens.size:
-        return 1.0, 1.0
-    low, high = tokens.min(axis=0), tokens.max(axis=0)
-    worst = int(np.argmax(high / low))
-    return float(low[worst]), float(high[worst])
+    known = [
+        tuple(sorted((one["tokens"], two["tokens"])))
+        for one, two in pairs
+        if np.isfinite([one["tokens"], two["tokens"]]).all()
+    ]
+    return max(known, key=lambda tokens: tokens[1] / tokens[0], default=(1.0, 1.0))
 
 
-def _ratios(one: pd.DataFrame, two: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
+def spread(ratios: Sequence[float]) -> tuple[float, float, float] | None:
+    """Return the least, the median and the largest ratio; None if one is unknown."""
+    if not np.isfinite(ratios).all():
+        return None
+    return float(min(ratios)), float(np.median(ratios)), float(max(ratios))
+
+
+def _ratios(pairs: Sequence[tuple[Trial, Trial]]) -> dict[str, tuple[float, float, float]]:
+    layouts = {trial["layout"] for pair in pairs for trial in pair}
     found = {}
-    layouts = pd.concat([one["layout"], two["layout"]]).nunique(dropna=False)
     for name, (column, _) in COSTS.items():
-        ratio = two[column].to_numpy(float) / one[column].to_numpy(float)
-        if np.isfinite(ratio).all() and (name != "seconds" or layouts == 1):
-            found[name] = (float(ratio.min()), float(np.median(ratio)), float(ratio.max()))
+        own = spread([two[column] / one[column] if one[column] else np.nan for one, two in pairs])
+        if own is not None and (name != "seconds" or len(layouts) == 1):
+            found[name] = own
     return found
-
-
-def _listed(missing: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {why}" for why, count in missing.items())

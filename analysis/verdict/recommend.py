@@ -19,7 +19,7 @@ from analysis.verdict import next_cells
 from analysis.verdict.budgets import AtBudget, at_equal_budgets
 from analysis.verdict.caveats import TUNED, caveats_of
 from analysis.verdict.choices import choices_of
-from analysis.verdict.comparisons import compare
+from analysis.verdict.compare import compare
 from analysis.verdict.decision import decide
 from analysis.verdict.equal_budget import BudgetEvidence, judge_losses
 from analysis.verdict.group_verdict import GroupVerdict, Recommendation

@@ -160,12 +160,13 @@ def _simulated(
     }
     means = rng.standard_normal((DRAWS, len(nodes), len(seeds)))
     means[np.arange(DRAWS), rng.integers(len(nodes), size=DRAWS)] *= noisier
+    means = np.ascontiguousarray(means.transpose(1, 2, 0))  # sums over seeds are fast this way
     mean, variance = np.empty((DRAWS, len(designs))), np.empty((DRAWS, len(designs)))
     for place, own in enumerate(designs):
         one, two = (nodes[node] for node in own.nodes)
         at = [seeds[seed] for seed in own.replicates]
-        apart = means[:, two, at] - means[:, one, at]
-        mean[:, place], variance[:, place] = apart.mean(axis=1), apart.var(axis=1, ddof=1)
+        apart = means[two][at] - means[one][at]
+        mean[:, place], variance[:, place] = apart.mean(axis=0), apart.var(axis=0, ddof=1)
     count = np.array([len(own.replicates) for own in designs])
     t = np.abs(mean) / np.sqrt(_shrunk(variance, designs, pools) / count)
     smallest = np.ones(DRAWS)

@@ -10,7 +10,7 @@ from compared_tables import LNS_AHEAD, PLACEMENTS, WIDTHS, tables
 
 from analysis.figures.comparison_figures import differences
 from analysis.pipeline import analyse
-from analysis.verdict.comparisons import compare
+from analysis.verdict.compare import compare
 from trialstore.storage import LocalStorage
 from widthlab.verdict import Verdict
 

@@ -8,8 +8,9 @@ import pytest
 from compared_tables import LNS_AHEAD, PLACEMENTS, WIDTHS, noisy, tables
 
 from analysis.tables.sweep_tables import SweepTables
+from analysis.verdict.compare import compare
 from analysis.verdict.comparison_lines import MOST_LINES, comparison_lines
-from analysis.verdict.comparisons import Comparison, compare
+from analysis.verdict.comparisons import Comparison
 
 
 def only(sweep: SweepTables) -> Comparison:
