@@ -13,6 +13,10 @@ from trialstore.storage import open_storage
 from widthlab import html
 from widthlab.arguments import naming_arguments
 
+_COMPARED = (
+    *("axis", "other", "baseline", "where", "cells", "outcome", "difference"),
+    *("ahead", "pairs", "basis", "sentence"),
+)
 AggregateLayers = Literal["median", "mean", "first", "deepest"]
 
 
@@ -50,22 +54,47 @@ class Verdict:
             )
         return pd.DataFrame(rows)
 
+    @property
+    def comparisons(self) -> pd.DataFrame:
+        """One row per comparison of two groups that differ in one axis: axis, other, baseline,
+        where (the axes that they share), cells (the matching of the paired cells), outcome (`told`,
+        `not told`, `no interval` or `refused`), difference [nats per token, other less baseline]
+        with its simultaneous 90 % interval low to high, ahead of pairs in which other has the lower
+        loss, basis (what is equal in a pair), and the sentence. docs/verdict.md has the rules."""
+        found = self.recommendation["comparisons"]["pairs"]
+        rows = []
+        for pair in found:
+            low, high = pair["interval"] or (None, None)
+            given = {name: pair.get(name) for name in _COMPARED}
+            where = {axis: value for axis, value in pair["where"].items() if value is not None}
+            told = ", ".join(f"{axis} {value}" for axis, value in where.items())
+            rows.append(given | {"where": told, "low": low, "high": high})
+        return pd.DataFrame(rows, columns=[*_COMPARED, "low", "high"])
+
     def __str__(self) -> str:
         return f"{self.summary}\n\nreport   {self.report_url}"
 
     __repr__ = __str__  # a Python prompt shows a result by its repr
 
     def _repr_html_(self) -> str:
-        groups = self.groups
+        groups, compared = self.groups, self.comparisons
         return "".join(
             [
                 html.heading(f"Verdict of {self.recommendation['sweep']}"),
                 html.table(groups.drop(columns="sentence").dropna(axis="columns", how="all")),
                 html.listing(groups["group"] + ": " + groups["sentence"]),
+                *self._compared(compared),
                 html.folded("laws and caveats", self.summary),
                 html.paragraph(f"report: {self.report_url}"),
             ]
         )
+
+    def _compared(self, found: pd.DataFrame) -> list[str]:
+        """The comparisons in HTML; nothing where there are none."""
+        if found.empty:
+            return []
+        shown = found.drop(columns=["sentence", "basis"]).dropna(axis="columns", how="all")
+        return [html.heading("Comparisons between groups"), html.table(shown)]
 
 
 def load_sweep(

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from analysis.figures.comparison_figures import differences
 from analysis.figures.style import (
     DASHES,
     EDIM,
@@ -37,6 +38,7 @@ def overviews(recommendation: Recommendation) -> Iterator[tuple[str, Figure]]:
     for name, figure in (
         ("optima", optima(recommendation)),
         ("exponents", exponents(recommendation)),
+        ("comparisons", differences(recommendation.comparisons)),
     ):
         if figure is not None:
             yield name, figure

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from analysis.laws.power_law import PowerLaw, is_shown
 from analysis.laws.spectral import PLATEAU
 from analysis.refusal import Refusal
+from analysis.report.comparisons import comparisons_section
 from analysis.report.data import data_section
 from analysis.report.front import front
 from analysis.report.group import group_section
@@ -62,6 +63,7 @@ def build_report(
         headline=headline(tables).removeprefix(f"{tables.name}: "),
         sections=[
             front(recommendation, common, svgs),
+            comparisons_section(recommendation.comparisons, svgs),
             _rank_laws(recommendation, svgs),
             *(
                 group_section(verdict, layers[verdict.slug], common, svgs)

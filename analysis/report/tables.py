@@ -11,6 +11,7 @@ from analysis.laws.power_law import PowerLaw
 from analysis.laws.saturation import Saturation
 from analysis.laws.spectral import SpectralEvidence
 from analysis.refusal import Refusal
+from analysis.report.comparisons import comparisons_table, differences_table
 from analysis.report.data import sources_table
 from analysis.tables.sweep_tables import SweepTables
 from analysis.verdict.evidence import widths_of
@@ -30,8 +31,8 @@ def report_tables(
 ) -> dict[str, pd.DataFrame]:
     """Return the tables of a sweep by name; tables without columns are left out.
 
-    Names: trials, laws, widths, layers, spectra, curves, sources. The axes of the grid are columns
-    of each but sources.
+    Names: trials, laws, widths, layers, spectra, curves, comparisons, differences, sources. The
+    axes of the grid are columns of each but the last three.
     """
     frames = {
         "trials": tables.trials.assign(holds=tables.trials["holds"].map("+".join)),
@@ -40,6 +41,8 @@ def report_tables(
         "layers": _rows(recommendation, lambda verdict: _layer_rows(layers[verdict.slug])),
         "spectra": tables.with_axes(tables.spectra),
         "curves": tables.with_axes(tables.curves),
+        "comparisons": comparisons_table(recommendation.comparisons),
+        "differences": differences_table(recommendation.comparisons),
         "sources": sources_table(tables),
     }
     return {name: one_type(frame) for name, frame in frames.items() if len(frame.columns)}

@@ -1,7 +1,7 @@
 """The verdicts of a sweep, group by group, and their JSON."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pandas as pd
@@ -11,6 +11,7 @@ from analysis.refusal import Refusal
 from analysis.replicates import Interval
 from analysis.verdict.budgets import AtBudget
 from analysis.verdict.choices import Choice
+from analysis.verdict.comparisons import Comparisons
 from analysis.verdict.decision import Decision, decide
 from analysis.verdict.equal_budget import BudgetEvidence
 from analysis.verdict.evidence import evidence_of, losses_of, widths_of
@@ -149,6 +150,8 @@ class Recommendation:
     left_out: tuple[
         str, ...
     ] = ()  # finished trials of the directory that no verdict uses, in words
+    # Of groups that differ in one axis.
+    comparisons: Comparisons = field(default_factory=Comparisons)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of recommendation.json."""
@@ -158,4 +161,5 @@ class Recommendation:
             "groups": [group.to_dict() for group in self.groups],
             "transfer": [found.to_dict() for found in self.transfers],
             "left_out": list(self.left_out),
+            "comparisons": self.comparisons.to_dict(),
         }

@@ -20,6 +20,7 @@ from analysis.verdict.cases import Case, Judge, cases_of, like
 from analysis.verdict.caveats import caveats_of
 from analysis.verdict.choices import choices_of
 from analysis.verdict.comparable import compare_trials
+from analysis.verdict.compare import compare
 from analysis.verdict.decision import decide
 from analysis.verdict.differences import NotComparable
 from analysis.verdict.equal_budget import BudgetEvidence, LossRule
@@ -75,7 +76,9 @@ def recommend(tables: SweepTables) -> Recommendation:
     verdicts = [_judge(case, judge, controlled.get(number)) for number, case in enumerate(cases)]
     transfers = _transfers(verdicts, analysis)
     told = tuple(_told_apart(verdicts))
-    return Recommendation(tables.name, tables.aggregation.text, told, transfers, tables.left_out)
+    return Recommendation(
+        tables.name, tables.aggregation.text, told, transfers, tables.left_out, compare(tables)
+    )
 
 
 def loss_rule(analysis: Mapping[str, Any]) -> LossRule:

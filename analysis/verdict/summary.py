@@ -8,6 +8,7 @@ from analysis.laws.power_law import PowerLaw, is_shown
 from analysis.laws.spectral import SpectralEvidence
 from analysis.refusal import Refusal
 from analysis.tables.sweep_tables import SweepTables
+from analysis.verdict.comparison_lines import comparison_lines
 from analysis.verdict.fixed_rates import NO_VERDICT
 from analysis.verdict.group_verdict import GroupVerdict, Recommendation
 from analysis.verdict.supply import SELECTION
@@ -24,6 +25,9 @@ def summarise(tables: SweepTables, recommendation: Recommendation) -> str:
         lines += [*_verdict(verdict, common), ""]
     for found in recommendation.transfers:
         lines += [*_wrapped(f"{found.label}: {found.sentence}.", "", "  "), ""]
+    compared = list(comparison_lines(recommendation.comparisons))
+    if compared:
+        lines += [*compared, ""]
     if common:
         lines.append("Caveats of every group" if len(recommendation.groups) > 1 else "Caveats")
         lines += [line for caveat in common for line in _wrapped(caveat, "  - ")]
