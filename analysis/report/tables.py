@@ -13,7 +13,7 @@ from analysis.refusal import Refusal
 from analysis.report.data import sources_table
 from analysis.tables.sweep_tables import SweepTables
 from analysis.verdict.group_verdict import GroupVerdict, Recommendation
-from analysis.verdict.layer_verdict import LayerVerdict, layer_rows
+from analysis.verdict.layer_verdict import LayerVerdict, layer_laws, layer_rows
 
 #: A larger table is written as Parquet only: spreadsheets end at 1,048,576 rows.
 MOST_CSV_ROWS = 200_000
@@ -26,14 +26,15 @@ def report_tables(
 ) -> dict[str, pd.DataFrame]:
     """Return the tables of a sweep by name; tables without columns are left out.
 
-    Names: trials, laws, widths, layers, spectra, curves, sources. The axes of the grid are columns
-    of each but sources.
+    Names: trials, laws, widths, layers, layer_laws, spectra, curves, sources. The axes of the grid
+    are columns of each but sources.
     """
     frames = {
         "trials": tables.trials.assign(holds=tables.trials["holds"].map("+".join)),
         "laws": _rows(recommendation, _law_rows),
         "widths": _rows(recommendation, lambda verdict: verdict.alternatives),
         "layers": _rows(recommendation, lambda verdict: _layer_rows(layers[verdict.slug])),
+        "layer_laws": _rows(recommendation, lambda verdict: layer_laws(verdict.layers.spread)),
         "spectra": tables.with_axes(tables.spectra),
         "curves": tables.with_axes(tables.curves),
         "sources": sources_table(tables),

@@ -75,6 +75,7 @@ def evidence_of(
             DUPLICATE: int(states.get(DUPLICATE, 0)),
         },
         "invalid_spectra": int(trials["invalid_spectra"].sum()),
+        "not_debiased": int(trials["not_debiased"].sum()),
         "replicates": int(trials["replicate"].nunique()),
         "confidence": CONFIDENCE,
         "laws": {

@@ -176,6 +176,11 @@ def _verdict(
     agrees = None
     if multiplier is not None and isinstance(stop, SpectralStop):
         agrees = stop.agrees(multiplier)
+    layers = judge_layers(spectral, multiplier, tables)
+    caveats = [
+        *caveats_of(trials, spectral, losses, multiplier, tables, supply, tuned),
+        *layers.caveats(spectral),
+    ]
     return GroupVerdict(
         group=group,
         label=group_label(group),
@@ -192,8 +197,8 @@ def _verdict(
         at_budgets=at_budgets,
         tuned=tuned,
         supply=supply,
-        layers=judge_layers(spectral, multiplier, tables),
-        caveats=tuple(caveats_of(trials, spectral, losses, multiplier, tables, supply, tuned)),
+        layers=layers,
+        caveats=tuple(caveats),
         run_next=tuple(run_next),
     )
 

@@ -63,19 +63,23 @@ def _laws(recommendation: Recommendation) -> Iterator[str]:
         return above + f"  {label:<{label_width}}  {columns}".rstrip()
 
     yield from _wrapped(f"(a trial's rank: {recommendation.aggregation})", "")
+    yield from _wrapped("(hard rank: debiased in the number of samples; raw: as recorded)", "")
     yield row("group", "soft rank", "hard rank", "soft - hard")
     for verdict in recommendation.groups:
         laws = verdict.spectral.laws
         gap = laws["asymmetry"]
         soft = laws["soft_rank"]
-        if isinstance(soft, Refusal) and isinstance(laws["hard_rank"], Refusal):
+        if isinstance(soft, Refusal) and isinstance(laws["hard_rank_debiased"], Refusal):
             yield row(verdict.label, "no law")
             yield from _wrapped(f"({soft.sentence})", "    ")
             continue
-        cells = [_exponent(laws[name]) for name in ("soft_rank", "hard_rank", "asymmetry")]
+        cells = [_exponent(laws[name]) for name in ("soft_rank", "hard_rank_debiased", "asymmetry")]
         if isinstance(gap, PowerLaw):
             cells[2] += "" if is_shown(gap) else " not shown"
         yield row(verdict.label, *cells)
+        yield from _wrapped(f"raw hard rank {_exponent(laws['hard_rank'])}", "      ")
+        if verdict.layers.spread_sentence:
+            yield from _wrapped(f"single layers: {verdict.layers.spread_sentence}", "      ")
 
 
 def _exponent(law: PowerLaw | Refusal) -> str:

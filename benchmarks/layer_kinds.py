@@ -1,0 +1,106 @@
+"""How often layers are called two kinds, where they are and where they are not.
+
+    python benchmarks/layer_kinds.py [--sets 500]
+
+Draws a rank for every layer, width and replicate of a sweep. All layers of a trial share a part of
+the noise. Three further kinds of noise, as in benchmarks/law_coverage.py: of single layers and
+trials only; widths that scatter about a layer's law (misfit); replicates whose slopes differ by
+layer. Prints the share of studies in which layers are called two kinds, with its standard error, and
+the median and the spread of the exponents. Fifteen minutes on one core.
+"""
+
+import argparse
+import sys
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.laws.layer_kinds import LayerSpread, spread_over_layers
+
+Floats = NDArray[np.float64]
+
+D_MIN, SPAN = 256, 8
+#: In ln rank: of a trial, of a layer of a trial, of a width in a layer, and of a replicate's slope.
+TRIAL, LAYER, WIDTH, SLOPE = 0.03, 0.04, 0.04, 0.06
+KINDS = ("noise", "misfit", "slopes")
+#: Claimed at most where layers are not of two kinds, and at least where kinds differ by 0.5 or 1.
+FALSE, FOUND = 0.05, 0.9
+
+
+def truths(layers: int, rng: np.random.Generator) -> dict[str, tuple[bool, Floats]]:
+    """Whether there are two kinds, and the exponent [layers] of every layer."""
+    half = np.arange(layers) < layers / 2
+    return {
+        "all alike, 0.5": (False, np.full(layers, 0.5)),
+        "normal, 0.5 +- 0.15": (False, rng.normal(0.5, 0.15, layers)),
+        "even from 0 to 1": (False, np.linspace(0, 1, layers)),
+        "kinds 0.4 and 0.6": (True, np.where(half, 0.4, 0.6)),
+        "kinds 0.25 and 0.75": (True, np.where(half, 0.25, 0.75)),
+        "kinds 0 and 1": (True, np.where(half, 0.0, 1.0)),
+        "a third 0, the rest 1": (True, np.where(np.arange(layers) < layers / 3, 0.0, 1.0)),
+    }
+
+
+def study(
+    exponents: Floats, kind: str, widths: int, replicates: int, rng: np.random.Generator
+) -> LayerSpread:
+    """Judge one made-up sweep."""
+    at = np.geomspace(D_MIN, SPAN * D_MIN, widths)
+    log_x, layers = np.log(at / D_MIN), len(exponents)
+    shape = (replicates, widths, layers)
+    log_y = 3 + log_x[:, None] * exponents + LAYER * rng.standard_normal(shape)
+    log_y = log_y + TRIAL * rng.standard_normal((replicates, widths, 1))
+    if kind == "misfit":
+        log_y += WIDTH * rng.standard_normal((1, widths, layers))
+    if kind == "slopes":
+        log_y += SLOPE * rng.standard_normal((replicates, 1, layers)) * log_x[:, None]
+    replicate, width, layer = (index.ravel() for index in np.indices(shape))
+    ids = np.char.add(np.char.add(replicate.astype(str), "-"), width.astype(str))
+    spectra = pd.DataFrame(
+        {"id": ids, "site": "post", "step": 100, "layer": layer, "rank": np.exp(log_y).ravel()}
+    )
+    used = pd.DataFrame({"id": ids, "D": at[width], "replicate": replicate}).drop_duplicates("id")
+    found = spread_over_layers(spectra, used, "rank", "rank")
+    assert isinstance(found, LayerSpread)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sets", type=int, default=500)
+    sets = parser.parse_args().sets
+    print(f"% of {sets} studies in which layers are called two kinds (standard error)\n")
+    designs = [(w, r) for w in (5, 7) for r in (1, 3)]
+    heads = "".join(f"{f'{w} x {r}':>14}" for w, r in designs)
+    print(f"{'noise':<8}{'layers':>6}  {'exponents':<24}{heads}")
+    worst = 0.0
+    lowest = 1.0
+    for kind in KINDS:
+        for layers in (2, 6, 12):
+            for name in truths(layers, np.random.default_rng(0)):
+                cells = []
+                for widths, replicates in designs:
+                    rng = np.random.default_rng([layers, widths, replicates])
+                    called = []
+                    for _ in range(sets):
+                        two, exponents = truths(layers, rng)[name]
+                        found = study(exponents, kind, widths, replicates, rng)
+                        called.append(found.kinds is not None)
+                    share = float(np.mean(called))
+                    # Two layers that differ are always two kinds, so only alike ones are false.
+                    if name.startswith("all") or (not two and layers > 6):
+                        worst = max(worst, share)
+                    elif two and "0.6" not in name and (kind != "slopes" or replicates > 1):
+                        lowest = min(lowest, share)
+                    error = 100 * np.sqrt(share * (1 - share) / sets)
+                    cells.append(f"{f'{100 * share:.1f} ({error:.1f})':>14}")
+                print(f"{kind:<8}{layers:>6}  {name:<24}{''.join(cells)}", flush=True)
+    print(
+        f"\nfalse {100 * worst:.1f} % at most; kinds 0.5 or more apart {100 * lowest:.1f} % at least"
+    )
+    return 0 if worst <= FALSE and lowest >= FOUND else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
