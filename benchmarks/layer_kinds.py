@@ -5,8 +5,7 @@
 Draws a rank for every layer, width and replicate of a sweep. All layers of a trial share a part of
 the noise. Three further kinds of noise, as in benchmarks/law_coverage.py: of single layers and
 trials only; widths that scatter about a layer's law (misfit); replicates whose slopes differ by
-layer. Prints the share of studies in which layers are called two kinds, with its standard error, and
-the median and the spread of the exponents. Fifteen minutes on one core.
+layer. Prints the share of studies in which layers are called two kinds, with its standard error.
 """
 
 import argparse
@@ -97,7 +96,8 @@ def main() -> int:
                     cells.append(f"{f'{100 * share:.1f} ({error:.1f})':>14}")
                 print(f"{kind:<8}{layers:>6}  {name:<24}{''.join(cells)}", flush=True)
     print(
-        f"\nfalse {100 * worst:.1f} % at most; kinds 0.5 or more apart {100 * lowest:.1f} % at least"
+        f"\nfalse {100 * worst:.1f} % at most; "
+        f"kinds 0.5 or more apart {100 * lowest:.1f} % at least"
     )
     return 0 if worst <= FALSE and lowest >= FOUND else 1
 

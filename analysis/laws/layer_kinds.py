@@ -79,13 +79,13 @@ class LayerSpread:
         """Range and quartiles, and the kinds if there are two, without a final full stop."""
         low, _, high = self.quartiles
         told = f"{interval(self.range)}, quartiles {low:.2f} and {high:.2f}"
-        return f"{told} ({self.kinds_text})" if self.kinds else told
+        return f"{told} (two kinds: {self.kinds_text})" if self.kinds else told
 
     @property
     def kinds_text(self) -> str:
-        """`layers 0-5 as D^0.00, layers 6-11 as D^1.02`; empty if not of two kinds."""
-        return ", ".join(
-            f"{named_layers(kind.layers)} as D^{kind.beta:.2f}" for kind in self.kinds or ()
+        """`as D^0.00 in layers 0-5 and as D^1.02 in layers 6-11`; empty if not of two kinds."""
+        return " and ".join(
+            f"as D^{kind.beta:.2f} in {named_layers(kind.layers)}" for kind in self.kinds or ()
         )
 
     def to_dict(self) -> dict[str, Any]:

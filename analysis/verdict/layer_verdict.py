@@ -57,11 +57,14 @@ class LayerVerdict:
             law = spectral.laws[name]
             if isinstance(found, LayerSpread) and found.kinds and isinstance(law, PowerLaw):
                 told.append(
-                    f"{RANK_NAMES[name]} grows as D^{law.beta:.2f} in the rank law, but in "
+                    f"{RANK_NAMES[name]} grows as D^{law.beta:.2f} by the law of all layers, but "
                     f"{found.kinds_text}"
                 )
         if told:
-            yield f"The layers are of two kinds, which a rank law hides: {'; '.join(told)}."
+            yield (
+                "The layers are of two kinds, and one rank law for all describes neither: "
+                f"{'; '.join(told)}."
+            )
 
     def to_yaml(self) -> str | None:
         """Return the list and the uniform width as a piece of a sweep file; None without a list."""

@@ -1,5 +1,6 @@
 """Claims about the spread over layers: two kinds are named, one kind is not split."""
 
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -46,7 +47,7 @@ def test_an_even_number_of_layers_of_two_kinds_is_named_by_kind(replicates: int)
     slow, fast = found.kinds
     assert (slow.layers, fast.layers) == ((0, 1, 2), (3, 4, 5))
     assert (slow.beta, fast.beta) == pytest.approx((0.0, 1.02), abs=0.05)
-    assert "layers 0-2 as D^" in found.text
+    assert "in layers 0-2 and as D^" in found.text
     assert found.range == pytest.approx((0.0, 1.02), abs=0.08)
     assert found.to_dict()["kinds"][1]["layers"] == [3, 4, 5]
 
@@ -103,6 +104,32 @@ def test_one_layer_or_two_widths_are_refused(exponents: list[float], widths: int
     spectra, trials = study([*exponents, 0.5][: max(len(exponents), 1)])
     used = trials[trials["D"].isin(WIDTHS[:widths])]
     assert isinstance(spread_over_layers(spectra, used, "rank", "rank"), Refusal)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_two_kinds_stand_in_terminal_report_tables_and_json(
+    build_sweep: Callable[..., LocalStorage],
+) -> None:
+    sweep = build_sweep({("gpt2", "pre"): {"first_layer": 9.0, "jitter": 0.01}}, seeds=[0, 1])
+    done = analyse(sweep)
+    (group,) = done.recommendation["groups"]
+    for rank, beta in (("hard_rank_debiased", 0.05), ("soft_rank", 0.1)):
+        found = group["layers"]["exponents"][rank]
+        slow, fast = found["kinds"]
+        assert (slow["layers"], fast["layers"]) == ([0], [1])
+        assert slow["beta"] == pytest.approx(0, abs=beta)
+        assert fast["beta"] - slow["beta"] > 0.1
+        law = group["evidence"]["laws"][rank]["beta"]
+        assert slow["beta"] < law < fast["beta"]
+        low, high = found["range"]
+        assert f"{low:.2f} to {high:.2f}" in done.summary
+    (caveat,) = (text for text in group["caveats"] if "two kinds" in text)
+    page = sweep.get("report/report.html").decode()
+    assert "in layer 0 and as D^" in caveat
+    assert caveat.split(": ")[1][:20] in page
+    laws = pd.read_csv(io.BytesIO(sweep.get("report/tables/layer_laws.csv")))
+    of_hard = laws[laws["quantity"] == "hard_rank_debiased"].set_index("layer")
+    assert of_hard["kind"].to_dict() == {0: "slower", 1: "faster"}
 
 
 @pytest.mark.parametrize(
