@@ -1,6 +1,6 @@
 """How often layers are called two kinds, where they are and where they are not.
 
-    python benchmarks/layer_kinds.py [--sets 500]
+    python benchmarks/layer_kinds.py [--sets 500] [--only alike|others] [--layers 2 6 12]
 
 Draws a rank for every layer, width and replicate of a sweep. All layers of a trial share a part of
 the noise. Three further kinds of noise, as in benchmarks/law_coverage.py: of single layers and
@@ -68,16 +68,21 @@ def study(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", type=int, default=500)
-    sets = parser.parse_args().sets
+    parser.add_argument("--only", choices=("alike", "others"))
+    parser.add_argument("--layers", type=int, nargs="+", default=[2, 6, 12])
+    asked = parser.parse_args()
+    sets = asked.sets
     print(f"% of {sets} studies in which layers are called two kinds (standard error)\n")
-    designs = [(w, r) for w in (5, 7) for r in (1, 3)]
+    designs = [(7, 1), (5, 3)]
     heads = "".join(f"{f'{w} x {r}':>14}" for w, r in designs)
     print(f"{'noise':<8}{'layers':>6}  {'exponents':<24}{heads}")
     worst = 0.0
     lowest = 1.0
     for kind in KINDS:
-        for layers in (2, 6, 12):
+        for layers in asked.layers:
             for name in truths(layers, np.random.default_rng(0)):
+                if asked.only not in (None, "alike" if name.startswith("all") else "others"):
+                    continue
                 cells = []
                 for widths, replicates in designs:
                     rng = np.random.default_rng([layers, widths, replicates])

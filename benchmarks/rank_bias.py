@@ -196,10 +196,10 @@ def _cells(rows: Floats, digits: int = 1) -> str:
 # --- activations of trained models ---------------------------------------------------------
 
 #: Tokens of the reference, from other windows than those of the estimates.
-REFERENCE = 98_304
+REFERENCE = 49_152
 #: N / D, and disjoint samples of tokens for each.
-MEASURED, REPEATS = (4, 10, 16), 4
-UPDATES = 300
+MEASURED, REPEATS = (4, 16), 4
+UPDATES = 120
 
 
 def trained_activations() -> Iterator[tuple[str, int, Floats]]:
@@ -214,7 +214,7 @@ def trained_activations() -> Iterator[tuple[str, int, Floats]]:
 
     torch.set_num_threads(1)
     store = open_store(DataSource())
-    widths = (128, 256, 512, 1024)
+    widths = (128, 256, 512)
     needed = REFERENCE + REPEATS * MEASURED[-1] * widths[-1]
     windows = heldout_windows(store.heldout, needed, WINDOW, store.data_spec.corpus_fingerprint)
     shuffled = torch.from_numpy(np.random.default_rng(0).permutation(windows)[:, :-1])

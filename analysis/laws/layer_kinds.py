@@ -10,9 +10,8 @@ Layers are said to be of two kinds if all of these hold:
 
 - They differ by more than their errors: an F-test of the exponents against their errors, at 1 %.
   The exponents are those of a layer's rank over the geometric mean of all layers, paired within
-  trials, so that what all layers of a trial share cancels. The error is the scatter of the widths
-  or that of the replicates' slopes, whichever is larger, pooled over layers as in
-  `analysis.laws.layers`.
+  trials, so that what all layers of a trial share cancels. Their errors are those of
+  `analysis.laws.law_errors`, pooled over layers.
 - They split into two bunches: the means of the bunches lie at least BUNCHED standard deviations of
   a bunch apart. Exponents that are spread evenly, or normally, are 3.5 and 2.7 apart at their best
   split, so they are no bunches: their range and quartiles tell what there is to tell.
@@ -31,7 +30,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.laws.law_errors import ErrorTerm
+from analysis.laws.law_errors import ROUNDING
 from analysis.laws.layer_ranks import ranks_by_layer
 from analysis.laws.power_law import PowerLaw, fit_power_law
 from analysis.refusal import Refusal
@@ -151,22 +150,17 @@ def _difference(relative: list[PowerLaw]) -> float:
 
     The L relative exponents sum to zero, so their variance is (L - 1)/L of that of independent
     ones. F is their mean square over L - 1, divided by L/(L - 1) times the mean of their variances.
+    A variance that is the sum of several has Satterthwaite's degrees of freedom.
     """
-    spread = float(sum(law.beta**2 for law in relative))
     layers = len(relative)
-    kinds = [[law.width_error for law in relative]]
-    slopes = [law.replicate_error for law in relative if law.replicate_error is not None]
-    if len(slopes) == layers:
-        kinds.append(slopes)
-    return max(_f_test(spread, layers, errors) for errors in kinds)
-
-
-def _f_test(spread: float, layers: int, errors: list[ErrorTerm]) -> float:
-    variance = float(np.mean([error.variance for error in errors]))
-    if variance == 0:  # made-up data without noise
-        return 1.0 if spread == 0 else 0.0
-    df = errors[0].df * (layers - 1)
-    return float(stats.f.sf(spread / layers / variance, layers - 1, df))
+    spread = float(sum(law.beta**2 for law in relative))
+    variances = [sum(error.variance for error in law.beta_errors) for law in relative]
+    pooled = float(np.mean(variances))
+    if pooled <= ROUNDING:  # made-up data without noise
+        return 1.0 if spread <= ROUNDING else 0.0
+    squares = sum(error.variance**2 / error.df for law in relative for error in law.beta_errors)
+    df = (layers - 1) / layers * sum(variances) ** 2 / squares
+    return float(stats.f.sf(spread / layers / pooled, layers - 1, df))
 
 
 def two_bunches(layers: list[int], betas: Floats) -> tuple[LayerKind, LayerKind] | None:

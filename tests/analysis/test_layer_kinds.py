@@ -110,7 +110,7 @@ def test_one_layer_or_two_widths_are_refused(exponents: list[float], widths: int
 def test_two_kinds_stand_in_terminal_report_tables_and_json(
     build_sweep: Callable[..., LocalStorage],
 ) -> None:
-    sweep = build_sweep({("gpt2", "pre"): {"first_layer": 9.0, "jitter": 0.01}}, seeds=[0, 1])
+    sweep = build_sweep({("gpt2", "pre"): {"first_layer": 9.0, "decay": 0.4}}, seeds=[0, 1, 2])
     done = analyse(sweep)
     (group,) = done.recommendation["groups"]
     for rank, beta in (("hard_rank_debiased", 0.05), ("soft_rank", 0.1)):
