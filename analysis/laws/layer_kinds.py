@@ -138,15 +138,18 @@ def spread_over_layers(
         assert isinstance(against, PowerLaw)  # it has the cells of the layer's own law
         laws[int(layer)] = law
         relative.append(against)
-    p = _difference(relative)
+    p = difference_p(relative)
     betas = np.array([law.beta for law in laws.values()])
     low, middle, high = (float(at) for at in np.quantile(betas, (0.25, 0.5, 0.75)))
     kinds = two_bunches([*laws], betas) if p < DIFFERENT else None
     return LayerSpread(laws, (low, middle, high), kinds, p, left_out)
 
 
-def _difference(relative: list[PowerLaw]) -> float:
-    """The p-value of the F-test that all layers have the same exponent.
+def difference_p(relative: list[PowerLaw]) -> float:
+    """Return the p-value of the F-test that all layers have the same exponent.
+
+    Args:
+        relative: [L] laws of a layer's rank over the geometric mean of all layers.
 
     The L relative exponents sum to zero, so their variance is (L - 1)/L of that of independent
     ones. F is their mean square over L - 1, divided by L/(L - 1) times the mean of their variances.
