@@ -127,8 +127,10 @@ def _medians(place: str, layers: Sequence[Row]) -> Iterator[_Value]:
 
 
 def _debiased(row: Row) -> float:
-    given = [row.get(name) for name in ("hard_rank", "N", "D")]
-    return math.nan if None in given else float(debiased_hard_rank(*given))
+    rank, samples, width = (row.get(name) for name in ("hard_rank", "N", "D"))
+    if rank is None or samples is None or width is None:
+        return math.nan
+    return float(debiased_hard_rank(rank, samples, width))
 
 
 def batches(
