@@ -1,6 +1,6 @@
 """The text form of numbers, intervals and groups, for the report and the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,24 @@ def passes_text(passes: Interval) -> str:
     """Format the fewest and most passes over the data: `25.5`, or `12.7 to 25.5`."""
     fewest, most = (f"{number:.3g}" for number in passes)
     return most if fewest == most else f"{fewest} to {most}"
+
+
+def named_layers(layers: Sequence[int]) -> str:
+    """Name layers in ascending order, runs of three or more as one: `layers 0-5, 7 and 9`."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    words = [
+        word
+        for run in runs
+        for word in ([f"{run[0]}-{run[-1]}"] if len(run) > 2 else map(str, run))
+    ]
+    *others, final = words
+    noun = "layer" if len(layers) == 1 else "layers"
+    return f"{noun} {', '.join(others)} and {final}" if others else f"{noun} {final}"
 
 
 def plural(number: int, noun: str) -> str:

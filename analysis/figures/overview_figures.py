@@ -23,7 +23,9 @@ from analysis.figures.style import (
     panels,
     title,
 )
+from analysis.laws.layer_kinds import LayerSpread
 from analysis.laws.power_law import PowerLaw
+from analysis.laws.spectral import RANK_NAMES
 from analysis.replicates import CONFIDENCE
 from analysis.verdict.group_verdict import Recommendation
 from analysis.verdict.loss_optimum import LossCurve
@@ -109,29 +111,37 @@ def _rows(labels: list[str]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+#: Ranks whose exponents are drawn, and their colours.
+COLOURS = {"soft_rank": SOFT, "hard_rank_debiased": HARD}
+
+
 def exponents(recommendation: Recommendation) -> Figure | None:
-    """Draw the exponents of soft and hard rank of every group with their 90 % intervals."""
+    """Draw the exponents of soft and hard rank of every group with their 90 % intervals.
+
+    Thin: the range of the exponents of single layers.
+    """
     rows = [
-        (verdict.label, {name: verdict.spectral.laws[name] for name in ("soft_rank", "hard_rank")})
+        (verdict, {name: verdict.spectral.laws[name] for name in COLOURS})
         for verdict in recommendation.groups
     ]
     rows = [row for row in rows if any(isinstance(law, PowerLaw) for law in row[1].values())]
     if not rows:
         return None
-    figure, axes = _rows([label for label, _ in rows])
+    figure, axes = _rows([verdict.label for verdict, _ in rows])
     named: set[str] = set()
-    for place, (_, laws) in enumerate(rows):
-        for (name, law), colour, shift in zip(
-            laws.items(), (SOFT, HARD), (-0.13, 0.13), strict=True
-        ):
+    for place, (verdict, laws) in enumerate(rows):
+        for (name, law), shift in zip(laws.items(), (-0.13, 0.13), strict=True):
             if not isinstance(law, PowerLaw):
                 continue
+            colour, layers = COLOURS[name], verdict.layers.spread.get(name)
+            if isinstance(layers, LayerSpread):
+                axes.hlines(place + shift, *layers.range, colors=colour, linewidth=0.8, alpha=0.6)
             axes.plot(law.beta_interval, [place + shift] * 2, color=colour, linewidth=2)
             axes.plot(law.beta, place + shift, "o", color=colour, markersize=5)
             if name not in named:
                 named.add(name)
                 axes.annotate(
-                    name.replace("_", " "),
+                    RANK_NAMES[name],
                     (law.beta, place + shift),
                     xytext=(0, 7 if shift < 0 else -14),
                     textcoords="offset points",

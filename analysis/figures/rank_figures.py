@@ -32,11 +32,14 @@ from analysis.figures.style import (
 from analysis.laws.layers import LayerAdvice, LayerGrowth
 from analysis.laws.power_law import PowerLaw
 from analysis.laws.saturation import Saturation
-from analysis.laws.spectral import PLATEAU
+from analysis.laws.spectral import PLATEAU, RANK_NAMES
 from analysis.refusal import Refusal
 from analysis.tables.sweep_tables import LAW_SITE, SweepTables
 from analysis.verdict.group_verdict import GroupVerdict
 from analysis.wording import interval
+
+#: Ranks whose laws are drawn, and their colours.
+DRAWN = {"soft_rank": SOFT, "hard_rank_debiased": HARD}
 
 
 def rank_laws(verdict: GroupVerdict) -> Figure | None:
@@ -46,10 +49,10 @@ def rank_laws(verdict: GroupVerdict) -> Figure | None:
         return None
     figure, (axes,) = panels()
     labels: list[tuple[float, str, Any]] = []
-    for name, colour in (("soft_rank", SOFT), ("hard_rank", HARD)):
+    for name, colour in DRAWN.items():
         axes.plot(used["D"], used[name], "o", color=colour, markersize=4.5)
         law = verdict.spectral.laws[name]
-        text = name.replace("_", " ")
+        text = RANK_NAMES[name]
         end = float(used.loc[used["D"] == used["D"].max(), name].median())
         if isinstance(law, PowerLaw):
             fine = np.geomspace(*law.x_range, 100)
@@ -60,10 +63,10 @@ def rank_laws(verdict: GroupVerdict) -> Figure | None:
         labels.append((end, text, colour))
     measured = left_out[np.isfinite(left_out["soft_rank"])]
     if len(measured):
-        ranks = [*measured["hard_rank"], *measured["soft_rank"]]
+        ranks = [*measured["hard_rank_debiased"], *measured["soft_rank"]]
         crosses(axes, [*measured["D"]] * 2, ranks, "left out")
     log_ranks(axes, "rank (directions)")
-    for name, colour in (("soft_rank", SOFT), ("hard_rank", HARD)):
+    for name, colour in DRAWN.items():
         found = verdict.spectral.saturation[name]
         if isinstance(found, Saturation) and found.saturates:
             axes.axvline(found.onset, color=colour, linewidth=0.9, linestyle=DASHES)

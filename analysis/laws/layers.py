@@ -27,12 +27,12 @@ import pandas as pd
 from scipy.optimize import brentq
 
 from analysis.laws.law_errors import ErrorTerm
+from analysis.laws.layer_ranks import ranks_by_layer
 from analysis.laws.power_law import PowerLaw, fit_power_law
 from analysis.refusal import Refusal
 from analysis.replicates import CONFIDENCE, Floats, Interval
 from analysis.settings import AGGREGATE_LAST
-from analysis.tables.sweep_tables import LAW_SITE
-from analysis.wording import bracketed
+from analysis.wording import bracketed, named_layers
 
 #: Largest factor between a layer's width and the uniform width, either way.
 LARGEST_SHIFT = 1.5
@@ -78,7 +78,7 @@ class LayerAdvice:
         if not self.widen and not self.narrow:
             return f"{mean}; no layer is known to grow faster or slower than the others"
         said = [
-            f"{_named(layers)} {'grow' if len(layers) > 1 else 'grows'} {how}"
+            f"{named_layers(layers)} {'grow' if len(layers) > 1 else 'grows'} {how}"
             for layers, how in (
                 (self.widen, "faster and can use more width"),
                 (self.narrow, "slower and can do with less width"),
@@ -131,7 +131,8 @@ def advise_layers(
         out and counted.
     """
     trials = used.drop_duplicates("id").set_index("id")
-    edim, left_out = _edim(spectra[spectra["id"].isin(trials.index)], trials.index, last)
+    own_spectra = spectra[spectra["id"].isin(trials.index)]
+    edim, left_out = ranks_by_layer(own_spectra, "edim", trials.index, last, "eDim")
     layers_found = edim.shape[1]
     if layers_found < 2:
         there = "one layer" if layers_found else "none"
@@ -192,23 +193,6 @@ def _together(laws: list[PowerLaw]) -> float:
     return max(error.half_width(confidence) for error in pooled)
 
 
-def _edim(spectra: pd.DataFrame, ids: pd.Index, last: int) -> tuple[pd.DataFrame, dict[str, int]]:
-    """eDim with a row per trial and a column per layer, and counts of the data left out."""
-    measured = spectra[(spectra["site"] == LAW_SITE) & (spectra["step"] > 0)]
-    age = measured.groupby(["id", "layer"])["step"].rank(method="dense", ascending=False)
-    newest = measured[age <= last]
-    valid = np.isfinite(newest["edim"]) & (newest["edim"] >= 1)
-    edim = newest[valid].groupby(["id", "layer"])["edim"].median().unstack("layer")
-    edim = edim.reindex(pd.Index(newest["id"].unique()))
-    whole = edim.notna().all(axis=1)
-    counts = {
-        "trials without spectra": len(ids.difference(edim.index)),
-        "trials without an eDim of every layer": int((~whole).sum()),
-        "snapshots whose eDim is no number from 1 on": int((~valid).sum()),
-    }
-    return edim[whole], {reason: count for reason, count in counts.items() if count}
-
-
 def _shared(share: Floats, low: float, high: float, width: float) -> Floats:
     """Widths proportional to `share` [L], within [low, high] and with the mean `width`."""
     # The bounds are within this factor of each other, so a smaller share changes nothing.
@@ -227,9 +211,3 @@ def _rounded(units: Floats, width: int, multiple: int) -> Floats:
     spare = round(len(units) * width / multiple) - int(whole.sum())
     whole[np.argsort(whole - units, kind="stable")[:spare]] += 1
     return whole
-
-
-def _named(layers: tuple[int, ...]) -> str:
-    """`layer 3`, `layers 0, 1 and 5`."""
-    *others, final = map(str, layers)
-    return f"layers {', '.join(others)} and {final}" if others else f"layer {final}"

@@ -28,8 +28,17 @@ from analysis.refusal import Refusal
 from analysis.tables.sweep_tables import matched
 from analysis.wording import bracketed, multiple
 
-#: Columns of `SweepTables.trials` that get a rank law.
-RANKS = ("soft_rank", "hard_rank", "edim")
+#: Columns of `SweepTables.trials` that get a rank law, and their names in output. The hard rank is
+#: the debiased one (`analysis.sampling_bias`); the recorded one stands beside it.
+RANK_NAMES = {
+    "soft_rank": "soft rank",
+    "hard_rank_debiased": "hard rank",
+    "edim": "eDim",
+    "hard_rank": "raw hard rank",
+}
+RANKS = tuple(RANK_NAMES)
+#: Of the two ranks as recorded, both too low: most of their biases cancels (docs/spectra.md).
+ASYMMETRY_NAME = "soft / raw hard rank"
 #: Growth counts as ended below this d ln eDim / d ln D: twice the width gives 19 % more eDim.
 PLATEAU = 0.25
 #: The spectral stop agrees with the recommended width within this factor.
@@ -38,7 +47,10 @@ AGREEMENT_FACTOR = 1.5
 
 @dataclass(frozen=True)
 class SpectralStop:
-    """The smallest width beyond which neither eDim nor hard rank grows. It vetoes nothing."""
+    """The smallest width beyond which neither eDim nor hard rank (debiased) grows.
+
+    It vetoes nothing.
+    """
 
     multiplier: float | None  # D / d_model; None: none is established within the grid
     sentence: str
@@ -60,7 +72,7 @@ class SpectralEvidence:
     laws: Mapping[str, PowerLaw | Refusal]  # by RANKS, and "asymmetry"
     width_law: PowerLaw | Refusal  # of the final held-out loss; its exponent is negative
     saturation: Mapping[str, Saturation | Refusal]  # by RANKS, and "val_loss"
-    elasticity: Mapping[str, LocalElasticity | Refusal]  # of edim and hard_rank
+    elasticity: Mapping[str, LocalElasticity | Refusal]  # by RANKS but soft_rank
     stop: SpectralStop | Refusal
     refused: Refusal | None = None  # why no law may be fitted, though there are cells
 
@@ -76,8 +88,8 @@ class SpectralEvidence:
 
     @property
     def utilisation(self) -> dict[str, PowerLaw | Refusal]:
-        """The laws of soft rank / D and hard rank / D."""
-        laws = {name: self.laws[name] for name in ("soft_rank", "hard_rank")}
+        """The laws of soft rank / D, hard rank / D and raw hard rank / D."""
+        laws = {name: self.laws[name] for name in RANKS if name != "edim"}
         return {
             name.replace("rank", "utilisation"): per_width(law)
             if isinstance(law, PowerLaw)
@@ -117,7 +129,8 @@ def judge_spectra(
     }
     elasticity = {
         name: missing or local_elasticity(width, used[name], replicate)
-        for name in ("edim", "hard_rank")
+        for name in RANKS
+        if name != "soft_rank"
     }
     return SpectralEvidence(
         used=used,
@@ -162,7 +175,7 @@ def _why_not(trial: "pd.Series[Any]", d_model: float) -> str:
 def _stop(
     elasticity: Mapping[str, LocalElasticity | Refusal], d_model: float
 ) -> SpectralStop | Refusal:
-    edim, hard = elasticity["edim"], elasticity["hard_rank"]
+    edim, hard = elasticity["edim"], elasticity["hard_rank_debiased"]
     if isinstance(edim, Refusal):
         return edim
     if isinstance(hard, Refusal):
@@ -171,6 +184,8 @@ def _stop(
         return Refusal(
             "the growth of eDim has no interval", "run five widths, or more replicates of each"
         )
+    if [step.low for step in edim.steps] != [step.low for step in hard.steps]:
+        return Refusal("some width has an eDim and no debiased hard rank", "raise `spectra.tokens`")
     stop = None
     for wide, tall in zip(reversed(edim.steps), reversed(hard.steps), strict=True):
         assert wide.interval is not None

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 import pandas as pd
 from markupsafe import Markup
 
+from analysis.laws.layer_kinds import LayerSpread
 from analysis.laws.power_law import PowerLaw, is_shown
-from analysis.laws.spectral import PLATEAU
+from analysis.laws.spectral import PLATEAU, RANK_NAMES
 from analysis.refusal import Refusal
 from analysis.report.comparisons import comparisons_section
 from analysis.report.data import data_section
@@ -22,18 +23,13 @@ from analysis.tables.sweep_tables import SweepTables
 from analysis.verdict.group_verdict import Recommendation
 from analysis.verdict.layer_verdict import LayerVerdict
 from analysis.verdict.summary import headline, shared_caveats
-from analysis.wording import bracketed
+from analysis.wording import bracketed, interval
 
-QUANTITIES = {
-    "soft_rank": "soft rank",
-    "hard_rank": "hard rank",
-    "edim": "eDim",
-    "asymmetry": "soft - hard",
-}
+QUANTITIES = {**RANK_NAMES, "asymmetry": "soft - raw hard"}
 
 EXPONENTS = (
     "With an exponent of 1 the rank grows in proportion to D; with 0, a wider layer uses no more "
-    "directions."
+    "directions. Thin lines: range of the exponents of single layers."
 )
 
 
@@ -82,7 +78,7 @@ def _rank_laws(recommendation: Recommendation, svgs: Mapping[str, bytes]) -> Mar
     several = len(recommendation.groups) > 1
     laws = [verdict.spectral.laws for verdict in recommendation.groups]
     rows = [
-        [verdict.label, *(_law(own[name], name) for name in QUANTITIES)]
+        [verdict.label, *(_law(own[name], name, verdict.layers) for name in QUANTITIES)]
         for verdict, own in zip(recommendation.groups, laws, strict=True)
     ]
     return render(
@@ -96,8 +92,12 @@ def _rank_laws(recommendation: Recommendation, svgs: Mapping[str, bytes]) -> Mar
     )
 
 
-def _law(law: PowerLaw | Refusal, name: str) -> str:
+def _law(law: PowerLaw | Refusal, name: str, layers: LayerVerdict) -> str:
+    """An exponent with its interval, and the range of the exponents of single layers."""
     if isinstance(law, Refusal):
         return "no law"
     maybe_zero = name == "asymmetry" and not is_shown(law)
-    return f"{law.beta:.2f} {bracketed(law.beta_interval)}{' includes 0' if maybe_zero else ''}"
+    spread = layers.spread.get(name)
+    beside = f"; layers {interval(spread.range)}" if isinstance(spread, LayerSpread) else ""
+    note = " includes 0" if maybe_zero else beside
+    return f"{law.beta:.2f} {bracketed(law.beta_interval)}{note}"

@@ -46,8 +46,11 @@ def _loss_optimum(verdict: GroupVerdict) -> str:
 
 def _rank_laws(verdict: GroupVerdict) -> str:
     spectral = verdict.spectral
-    text = "Points: runs. Lines: power laws, least squares in the logarithms, with 90 % bands."
-    found = (spectral.saturation[name] for name in ("soft_rank", "hard_rank"))
+    text = (
+        "Points: runs. Lines: power laws, least squares in the logarithms, with 90 % bands. Hard "
+        "rank: debiased in the number of samples."
+    )
+    found = (spectral.saturation[name] for name in ("soft_rank", "hard_rank_debiased"))
     if any(isinstance(test, Saturation) and test.saturates for test in found):
         text += " Dashed: the width from which on a rank levels off, by the plateau test."
     if np.isfinite(spectral.left_out["soft_rank"].astype(float)).any():

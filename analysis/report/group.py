@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
+from analysis.laws.layer_kinds import LayerSpread
 from analysis.laws.layers import LayerAdvice
 from analysis.laws.power_law import PowerLaw
 from analysis.laws.saturation import Saturation
+from analysis.laws.spectral import ASYMMETRY_NAME, RANK_NAMES
 from analysis.refusal import Refusal
 from analysis.report.captions import captions_of
 from analysis.report.page import (
@@ -30,18 +32,17 @@ from analysis.verdict.tuned_rate import TunedTrials
 from analysis.wording import bracketed, interval, multiple, plural
 from trialstore.records import FIRST_SEMANTICS
 
-LAWS = {
-    "soft_rank": "soft rank",
-    "hard_rank": "hard rank",
-    "edim": "eDim",
-    "asymmetry": "soft / hard rank",
-}
+LAWS = {**RANK_NAMES, "asymmetry": ASYMMETRY_NAME}
 LOSS = "loss"
 NO_FREE_CELLS = (
     "Rank laws need cells at fixed d_model, and the sweep has none: add `none` to `match` in the "
     "sweep file"
 )
-UTILISATION = {"soft_utilisation": "soft rank / D", "hard_utilisation": "hard rank / D"}
+UTILISATION = {
+    "soft_utilisation": "soft rank / D",
+    "hard_utilisation_debiased": "hard rank / D",
+    "hard_utilisation": "raw hard rank / D",
+}
 AGREEMENT = {
     True: "The spectra agree with the recommended width: ",
     False: "The spectra disagree with the recommended width: ",
@@ -79,7 +80,7 @@ def group_section(
         caveats=[sentence(caveat) for caveat in verdict.caveats if caveat not in common],
         anew=FIRST_SEMANTICS if old else None,
         agreement=AGREEMENT[verdict.agrees],
-        laws=_law_table(verdict, fitted) if fitted else None,
+        laws=_law_table(verdict, layers, fitted) if fitted else None,
         about_laws=_about_laws(verdict, fitted) if fitted else "",
         missing=_missing(verdict, laws),
         layers=layers,
@@ -175,27 +176,43 @@ def _missing(verdict: GroupVerdict, laws: Mapping[str, PowerLaw | Refusal]) -> l
     return [f"No law for some quantities: {reason}" for reason in reasons]
 
 
-def _law_table(verdict: GroupVerdict, fitted: Mapping[str, PowerLaw]) -> Table:
+def _law_table(
+    verdict: GroupVerdict, layers: LayerVerdict, fitted: Mapping[str, PowerLaw]
+) -> Table:
     saturation = {LOSS: verdict.spectral.saturation["val_loss"]} | {
         text: found
         for name, text in LAWS.items()
         if (found := verdict.spectral.saturation.get(name)) is not None
     }
     rows = [
-        _law(text, law, saturation.get(text), digits=3 if text == LOSS else 2)
+        _law(text, law, saturation.get(text), of_layers, digits=3 if text == LOSS else 2)
         for text, law in fitted.items()
+        for of_layers in [_single_layers(layers, text)]
     ]
-    names = ["", "~ D^", "90 % interval", "leave one out", "R²", "lack of fit", "levels off"]
+    names = ["", "~ D^", "90 % interval", "single layers", "leave one out", "R²", "lack of fit"]
+    names.append("levels off")
     return plain_table(*without_empty(names, rows))
 
 
+def _single_layers(layers: LayerVerdict, text: str) -> str:
+    """The range of the layers' own exponents; empty for a quantity without them."""
+    found = next((of for name, of in layers.spread.items() if LAWS[name] == text), None)
+    return interval(found.range) if isinstance(found, LayerSpread) else ""
+
+
 def _law(
-    text: str, law: PowerLaw, levels_off: Saturation | Refusal | None, *, digits: int
+    text: str,
+    law: PowerLaw,
+    levels_off: Saturation | Refusal | None,
+    single_layers: str,
+    *,
+    digits: int,
 ) -> list[str]:
     return [
         text,
         f"{law.beta:.{digits}f}",
         bracketed(law.beta_interval, digits),
+        single_layers,
         "" if law.leave_one_out is None else interval(law.leave_one_out, digits),
         f"{law.r_squared:.2f}" if law.r_squared == law.r_squared else "",
         "" if law.lack_of_fit_p is None else f"p = {law.lack_of_fit_p:.2g}",
@@ -225,6 +242,8 @@ def _about_laws(verdict: GroupVerdict, fitted: Mapping[str, PowerLaw]) -> str:
     if used:
         shares = ", ".join(f"{text} ~ {exponent}" for text, exponent in used.items())
         told.append(f"Share of the width in use: {shares}.")
+    if verdict.layers.spread_sentence:
+        told.append(f"Exponents of single layers: {verdict.layers.spread_sentence}.")
     methods: dict[str, list[str]] = {}
     for text, law in fitted.items():
         methods.setdefault(law.interval_method, []).append(text)

@@ -17,7 +17,7 @@ from analysis.tables.sweep_tables import SweepTables
 from analysis.verdict.evidence import widths_of
 from analysis.verdict.fixed_rates import FixedRate
 from analysis.verdict.group_verdict import GroupVerdict, Recommendation
-from analysis.verdict.layer_verdict import LayerVerdict, layer_rows
+from analysis.verdict.layer_verdict import LayerVerdict, layer_laws, layer_rows
 from analysis.verdict.tuned_rate import AXIS as RATE_AXIS
 
 #: A larger table is written as Parquet only: spreadsheets end at 1,048,576 rows.
@@ -31,14 +31,15 @@ def report_tables(
 ) -> dict[str, pd.DataFrame]:
     """Return the tables of a sweep by name; tables without columns are left out.
 
-    Names: trials, laws, widths, layers, spectra, curves, comparisons, differences, sources. The
-    axes of the grid are columns of each but the last three.
+    Names: trials, laws, widths, layers, layer_laws, spectra, curves, comparisons, differences,
+    sources. The axes of the grid are columns of each but the last three.
     """
     frames = {
         "trials": tables.trials.assign(holds=tables.trials["holds"].map("+".join)),
         "laws": _rows(recommendation, _law_rows, _laws_at_rate),
         "widths": _rows(recommendation, lambda verdict: verdict.alternatives, _widths_at_rate),
         "layers": _rows(recommendation, lambda verdict: _layer_rows(layers[verdict.slug])),
+        "layer_laws": _rows(recommendation, lambda verdict: layer_laws(verdict.layers.spread)),
         "spectra": tables.with_axes(tables.spectra),
         "curves": tables.with_axes(tables.curves),
         "comparisons": comparisons_table(recommendation.comparisons),

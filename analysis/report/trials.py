@@ -28,7 +28,8 @@ COLUMNS = {
     "val_loss_se": "s.e.",
     "val_bits_per_byte": "bits per byte",
     "soft_rank": "soft",
-    "hard_rank": "hard",
+    "hard_rank_debiased": "hard",
+    "hard_rank": "raw hard",
     "edim": "eDim",
     "seconds_total": "time",
 }
@@ -40,8 +41,8 @@ SHARED = (
     *("passes", "bits per byte"),
 )
 ABOUT = (
-    "Loss: final held-out loss in nats per token. Soft, hard and eDim: ranks, in directions. Time: "
-    "total device time."
+    "Loss: final held-out loss in nats per token. Soft, hard and eDim: ranks, in directions; hard "
+    "is debiased in the number of samples, raw hard as recorded. Time: total device time."
 )
 #: Notes on columns that only trials from semantics version 2 on fill.
 ABOUT_PASSES = "Passes: epochs over the training data."

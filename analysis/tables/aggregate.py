@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.sampling_bias import debiased_hard_rank
 from analysis.tables.aggregation import Aggregation, LayerStatistic
 from trialstore.records import SPECTRUM_COLUMNS
 
@@ -12,6 +13,15 @@ from trialstore.records import SPECTRUM_COLUMNS
 LAW_SITE = "post"
 #: Metrics that are at least 1 for every spectrum.
 RANKS = ("hard_rank", "soft_rank", "edim")
+#: The hard rank without its bias in the number of samples: computed here, not recorded.
+DEBIASED = "hard_rank_debiased"
+METRICS = (*SPECTRUM_COLUMNS, DEBIASED)
+
+
+def with_debiased(spectra: pd.DataFrame) -> pd.DataFrame:
+    """Add `hard_rank_debiased` to rows of `SweepTables.spectra`; NaN where N is too small."""
+    found = debiased_hard_rank(*(spectra[name].astype(float) for name in ("hard_rank", "N", "D")))
+    return spectra.assign(**{DEBIASED: found})
 
 
 def aggregate(spectra: pd.DataFrame, how: Aggregation) -> pd.DataFrame:
@@ -26,24 +36,26 @@ def aggregate(spectra: pd.DataFrame, how: Aggregation) -> pd.DataFrame:
 
     Returns:
         A row per trial that has a snapshot after step 0, indexed by id, with every metric of a
-        spectrum and the columns
+        spectrum, `hard_rank_debiased` and the columns
 
         - snapshots: of the layer that has the fewest
         - undersampled: whether any spectrum is
         - n_over_d: the least samples per dimension
         - invalid_spectra: spectra (layer x snapshot) with a rank that was left out
+        - not_debiased: spectra with a hard rank that has no debiased value, because N is too small
     """
     used = spectra[(spectra["site"] == LAW_SITE) & (spectra["step"] > 0)]
     age = used.groupby(["id", "layer"])["step"].rank(method="dense", ascending=False)
     used = used[age <= how.last]
-    metrics = used[list(SPECTRUM_COLUMNS)].astype(float)
+    metrics = used[list(METRICS)].astype(float)
     valid = pd.DataFrame(np.isfinite(metrics.to_numpy()), metrics.index, metrics.columns)
     for rank in RANKS:
         valid[rank] &= metrics[rank] >= 1
     invalid = pd.Series(~valid[list(RANKS)].to_numpy().all(axis=1), used.index)
-    used = used.assign(**metrics.where(valid), invalid_spectra=invalid)
+    lost = valid["hard_rank"] & ~valid[DEBIASED]
+    used = used.assign(**metrics.where(valid), invalid_spectra=invalid, not_debiased=lost)
     by_layer = used.groupby(["id", "layer"], sort=True)  # in order of depth
-    layers = by_layer[list(SPECTRUM_COLUMNS)].median()
+    layers = by_layer[list(METRICS)].median()
     by_trial = used.assign(undersampled=used["status"] == "undersampled").groupby("id")
     return pd.concat(
         [
@@ -51,6 +63,7 @@ def aggregate(spectra: pd.DataFrame, how: Aggregation) -> pd.DataFrame:
             by_trial["undersampled"].any(),
             by_trial["n_over_d"].min().astype(float),
             by_trial["invalid_spectra"].sum().astype(int),
+            by_trial["not_debiased"].sum().astype(int),
             _over_layers(layers, how.layers),
         ],
         axis="columns",
@@ -75,5 +88,6 @@ def without_spectra() -> dict[str, Any]:
         "undersampled": False,
         "n_over_d": np.nan,
         "invalid_spectra": 0,
-        **dict.fromkeys(SPECTRUM_COLUMNS, np.nan),
+        "not_debiased": 0,
+        **dict.fromkeys(METRICS, np.nan),
     }

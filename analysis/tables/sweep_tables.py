@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.settings import REFERENCE_MULTIPLIER
-from analysis.tables.aggregate import LAW_SITE, aggregate, without_spectra
+from analysis.tables.aggregate import LAW_SITE, aggregate, with_debiased, without_spectra
 from analysis.tables.aggregation import Aggregation
 from analysis.tables.semantics import (
     finished_beside,
@@ -84,8 +84,8 @@ class SweepTables:
     `aggregation` names (`analysis.tables.aggregate.aggregate`).
 
     `spectra` has a row per trial, layer, site and snapshot, `curves` a row per trial and recorded
-    step, with the columns of `trialstore.records`; `eigenvalues` a row per trial and layer of the
-    last snapshot.
+    step, with the columns of `trialstore.records` and, in `spectra`, hard_rank_debiased
+    (`analysis.sampling_bias`); `eigenvalues` a row per trial and layer of the last snapshot.
     """
 
     name: str
@@ -209,7 +209,7 @@ def load_sweep(
     group_axes = [axes[name] for name in axes if name not in WITHIN_GROUP]
     reference = reference_multiplier(config)
     typed = section(config, "grid").get("d_model")
-    snapshots = pa.concat_tables(spectra).to_pandas()
+    snapshots = with_debiased(pa.concat_tables(spectra).to_pandas())
     trials = _summed_up(_frame(_marked(rows, cells), axes.values()), snapshots, how)
     trials = _by_size(trials, group_axes, typed, reference)
     if trials["base_d_model"].nunique() > 1:
@@ -276,7 +276,14 @@ def _summed_up(trials: pd.DataFrame, spectra: pd.DataFrame, how: Aggregation) ->
             "out of the summaries (column invalid_spectra of the table of trials)",
             invalid,
         )
-    types = {"snapshots": int, "undersampled": bool, "invalid_spectra": int}
+    lost = int(summary["not_debiased"].sum())
+    if lost:
+        logger.warning(
+            "%d spectra have too few samples for a debiased hard rank, which is left out of the "
+            "summaries (column not_debiased of the table of trials)",
+            lost,
+        )
+    types = {"snapshots": int, "undersampled": bool, "invalid_spectra": int, "not_debiased": int}
     return pd.concat([trials, found.astype(types)], axis="columns")
 
 

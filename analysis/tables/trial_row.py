@@ -23,11 +23,12 @@ MEASURED = frozenset(
     (
         *("id", "state", "reason", "holds", "replicate", "uniform_width", "typed_multiplier"),
         *("base_d_model", "step", "steps", "tokens", "flops", "flops_per_token", "snapshots"),
-        *("undersampled", "n_over_d", "invalid_spectra", "versions", "layout"),
+        *("undersampled", "n_over_d", "invalid_spectra", "not_debiased", "versions", "layout"),
         *("semantics_version", "best_val_loss", "best_val_loss_step", "lossless"),
         *_LOSSES,
         *_DATA,
         *SPECTRUM_COLUMNS,
+        "hard_rank_debiased",
     )
 )
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from analysis.laws.power_law import PowerLaw, is_shown
 from analysis.laws.saturation import Saturation
-from analysis.laws.spectral import RANKS, SpectralEvidence
+from analysis.laws.spectral import RANK_NAMES, SpectralEvidence
 from analysis.settings import MINIMUM_RATES, SAMPLES_PER_DIMENSION
 from analysis.tables.sweep_tables import SweepTables
 from analysis.verdict.comparable import caveats_of_setups
@@ -20,6 +20,9 @@ from analysis.verdict.tuned_rate import AXIS, TunedTrials
 from analysis.wording import interval, large, multiple, percent, plural
 from trialstore.records import FIRST_SEMANTICS, OUTCOMES
 from trialstore.trial_state import WITHOUT_RESULT
+
+#: Ranks whose laws get caveats: the raw hard rank only stands beside the debiased one.
+_REPORTED = frozenset(RANK_NAMES) - {"hard_rank"}
 
 
 def caveats_of(
@@ -220,7 +223,15 @@ def _of_spectra(trials: pd.DataFrame, spectral: SpectralEvidence) -> Iterator[st
     if under:
         yield (
             f"The spectra of {under} of {len(trials)} cells are undersampled (N/D below "
-            f"{SAMPLES_PER_DIMENSION}): their ranks are biased downward, more so at larger D."
+            f"{SAMPLES_PER_DIMENSION}): their ranks are biased downward, more so at larger D. Only "
+            "the hard rank is corrected for it, as if tokens were independent and Gaussian; tokens "
+            "that resemble each other leave it too low."
+        )
+    lost = int(trials["not_debiased"].sum())
+    if lost:
+        yield (
+            "Snapshots of a layer with too few samples for a debiased hard rank: "
+            f"{lost}; its law leaves them out."
         )
     invalid = int(trials["invalid_spectra"].sum())
     if invalid:
@@ -229,9 +240,9 @@ def _of_spectra(trials: pd.DataFrame, spectral: SpectralEvidence) -> Iterator[st
             f"{invalid}; they are left out."
         )
     saturating = [
-        _written(name)
+        RANK_NAMES[name]
         for name, found in spectral.saturation.items()
-        if isinstance(found, Saturation) and found.saturates and name in RANKS
+        if isinstance(found, Saturation) and found.saturates and name in _REPORTED
     ]
     if under and saturating:
         yield (
@@ -254,12 +265,8 @@ def _of_spectra(trials: pd.DataFrame, spectral: SpectralEvidence) -> Iterator[st
         )
     for name, law in spectral.laws.items():
         misfit = isinstance(law, PowerLaw) and law.lack_of_fit_p
-        if misfit and misfit < MISFIT and name != "asymmetry":
+        if misfit and misfit < MISFIT and name in _REPORTED:
             yield (
-                f"{_written(name)} does not follow a power law within the noise of the "
+                f"{RANK_NAMES[name]} does not follow a power law within the noise of the "
                 f"replicates (p = {misfit:.2g}): read its exponent as an average slope."
             )
-
-
-def _written(rank: str) -> str:
-    return rank.replace("_", " ").replace("edim", "eDim")

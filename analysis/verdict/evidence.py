@@ -77,6 +77,7 @@ def evidence_of(
             DUPLICATE: int(states.get(DUPLICATE, 0)),
         },
         "invalid_spectra": int(trials["invalid_spectra"].sum()),
+        "not_debiased": int(trials["not_debiased"].sum()),
         "replicates": int(trials["replicate"].nunique()),
         "confidence": CONFIDENCE,
         "laws": laws_of(spectral),
@@ -189,6 +190,7 @@ def _loss(evidence: BudgetEvidence) -> dict[str, Any]:
             for suspect in found.suspects
         ],
         "support_without_suspects": found.support_without,
+        "support_if_narrow_are_noisy": found.support_if_noisy,
         "log_evidence": found.log_evidence,
         "plateau": plateau_of(found),
         "widths": len(found.multiplier),

@@ -146,6 +146,7 @@ def for_refusal(evidence: BudgetEvidence, group: Mapping[str, Any], rate: float)
         asked.append(add("the optimum may lie beyond the grid: extend it", beyond, seeds))
     more = {
         "uncertain": "the noise is too large",
+        "one replicate": "one replicate does not show the noise of each width",
         "single runs": "the optimum rests on single runs",
         "many looks": "several looks or groups need more evidence",
     }

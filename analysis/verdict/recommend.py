@@ -117,6 +117,11 @@ def _judge(case: Case, judge: Judge, controlled: Evidence | None) -> GroupVerdic
     if multiplier is not None and isinstance(spectral.stop, SpectralStop):
         agrees = spectral.stop.agrees(multiplier)
     supply = judge_supply(case.trials, rule.tolerance, lambda rows: judge.again(case, rows))
+    layers = judge_layers(spectral, multiplier, tables)
+    caveats = [
+        *caveats_of(case.trials, spectral, losses, multiplier, tables, supply, case.tuned),
+        *layers.caveats(spectral),
+    ]
     return GroupVerdict(
         group=case.group,
         label=group_label(case.group),
@@ -142,10 +147,8 @@ def _judge(case: Case, judge: Judge, controlled: Evidence | None) -> GroupVerdic
         tuned=case.tuned,
         at_rates=case.at_rates,
         supply=supply,
-        layers=judge_layers(spectral, multiplier, tables),
-        caveats=tuple(
-            caveats_of(case.trials, spectral, losses, multiplier, tables, supply, case.tuned)
-        ),
+        layers=layers,
+        caveats=tuple(caveats),
         run_next=tuple(_run_next(case, losses, tables)),
     )
 

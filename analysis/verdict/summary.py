@@ -69,12 +69,18 @@ def _laws(recommendation: Recommendation) -> Iterator[str]:
         return above + f"  {label:<{label_width}}  {columns}".rstrip()
 
     yield from _wrapped(f"(a trial's rank: {recommendation.aggregation})", "")
+    yield from _wrapped("(hard rank: debiased in the number of samples; raw: as recorded)", "")
     yield row("group", "soft rank", "hard rank", "soft - hard")
     for verdict in recommendation.groups:
         soft = verdict.spectral.laws["soft_rank"]
+        hard = verdict.spectral.laws["hard_rank"]
         yield row(verdict.label, *_exponents(verdict.spectral))
-        if isinstance(soft, Refusal) and isinstance(verdict.spectral.laws["hard_rank"], Refusal):
+        if isinstance(soft, Refusal) and isinstance(hard, Refusal):
             yield from _wrapped(f"({soft.sentence})", "    ")
+        else:
+            yield from _wrapped(f"raw hard rank {_exponent(hard)}", "      ")
+        if verdict.layers.spread_sentence:
+            yield from _wrapped(f"single layers: {verdict.layers.spread_sentence}", "      ")
         for at in verdict.at_rates:
             yield row(f"  learning rate {at.learning_rate:g}", *_exponents(at.spectral))
 
@@ -83,9 +89,9 @@ def _exponents(spectral: SpectralEvidence) -> list[str]:
     """The exponents of soft rank, hard rank and their ratio; `no law` where none has one."""
     laws = spectral.laws
     gap = laws["asymmetry"]
-    if isinstance(laws["soft_rank"], Refusal) and isinstance(laws["hard_rank"], Refusal):
+    if isinstance(laws["soft_rank"], Refusal) and isinstance(laws["hard_rank_debiased"], Refusal):
         return ["no law"]
-    cells = [_exponent(laws[name]) for name in ("soft_rank", "hard_rank", "asymmetry")]
+    cells = [_exponent(laws[name]) for name in ("soft_rank", "hard_rank_debiased", "asymmetry")]
     if isinstance(gap, PowerLaw):
         cells[2] += "" if is_shown(gap) else " not shown"
     return cells

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
+from analysis.sampling_bias import debiased_hard_rank
 from orchestrator.mlflow.tracking import METRICS_PER_CALL, Point
 from trialstore.records import ALL_TOKENS, FIRST_SEMANTICS, METRICS, SPECTRA
 
@@ -43,10 +44,12 @@ LAYER_METRICS = (
 )
 #: Metrics of the median layer: also those that follow from the others or rarely change.
 MEDIAN_METRICS = (*LAYER_METRICS, "sui", "n_over_d")
+#: Median of what no record has: it is computed from a row's hard rank, N and D.
+DEBIASED = "hard_rank_debiased"
 
 COLUMNS = {
     METRICS: ["step", "time_ms", "kind", *(c for names in METRIC_NAMES.values() for c in names)],
-    SPECTRA: ["step", "time_ms", "site", "layer", "bucket", *MEDIAN_METRICS],
+    SPECTRA: ["step", "time_ms", "site", "layer", "bucket", "N", "D", *MEDIAN_METRICS],
 }
 
 Row = Mapping[str, Any]
@@ -118,6 +121,16 @@ def _medians(place: str, layers: Sequence[Row]) -> Iterator[_Value]:
         known = [row[name] for row in layers if row[name] is not None and math.isfinite(row[name])]
         if known:  # otherwise every layer is counted as not finite already
             yield _Value(f"{place}{name}", statistics.median(known), time_ms)
+    debiased = [rank for rank in map(_debiased, layers) if math.isfinite(rank)]
+    if debiased:
+        yield _Value(f"{place}{DEBIASED}", statistics.median(debiased), time_ms)
+
+
+def _debiased(row: Row) -> float:
+    rank, samples, width = (row.get(name) for name in ("hard_rank", "N", "D"))
+    if rank is None or samples is None or width is None:
+        return math.nan
+    return float(debiased_hard_rank(rank, samples, width))
 
 
 def batches(

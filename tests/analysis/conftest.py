@@ -31,6 +31,7 @@ class Truth:
     noise: float = 0.002  # nats, of one run
     decay: float = 1.2  # eigenvalue k is k^-decay: the ranks follow
     directions: float = np.inf  # eigenvalues beyond this many fall away: the ranks level off
+    first_layer: float = np.inf  # the same of layer 0 alone
     jitter: float = 0.02  # of the eigenvalues' decay, from trial to trial
 
 
@@ -130,7 +131,8 @@ def spectra_rows(
             decay = decays[layer] * (1 - np.exp(-step / 60)) + 0.02 * rng.standard_normal()
             k = np.arange(1.0, cell.width + 1)
             noise = np.exp(0.1 * rng.standard_normal(cell.width))
-            planted = k**-decay * np.exp(-((k / truth.directions) ** 2))
+            end = min(truth.directions, truth.first_layer if layer == 0 else np.inf)
+            planted = k**-decay * np.exp(-((k / end) ** 2))
             eigenvalues = np.sort(planted * noise)[::-1]
             found = measure(eigenvalues)
             rows.append(

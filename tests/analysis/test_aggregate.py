@@ -18,7 +18,7 @@ def spectra(ranks: dict[int, list[float]], trial: str = "a", **columns: Any) -> 
     """Rows of one trial from the ranks of each layer at steps 10, 20, ..."""
     rows = [
         {
-            **dict.fromkeys(SPECTRUM_COLUMNS, 2.0),
+            **dict.fromkeys((*SPECTRUM_COLUMNS, "hard_rank_debiased"), 2.0),
             "id": trial,
             "step": 10 * (i + 1),
             "site": "post",
@@ -80,6 +80,14 @@ def test_a_rank_that_no_spectrum_has_is_left_out_and_counted(bad: float) -> None
     assert found["soft_rank"] == 5.0
     assert found["invalid_spectra"] == 1
     assert found["snapshots"] == 3
+
+
+def test_a_hard_rank_without_a_debiased_one_is_counted_by_itself() -> None:
+    rows = spectra({0: [4.0, 4.0, 4.0]})
+    rows["hard_rank_debiased"] = [2.5, np.nan, 3.5]
+    found = aggregate(rows, Aggregation()).loc["a"]
+    assert (found["hard_rank"], found["hard_rank_debiased"]) == (2.0, 3.0)
+    assert (found["not_debiased"], found["invalid_spectra"]) == (1, 0)
 
 
 @pytest.mark.parametrize("layers", ["first", "deepest"])

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 
 from analysis.figures import overview_figures, rank_figures
 from analysis.figures import verdict_figures as figures
-from analysis.laws.spectral import RANKS
+from analysis.figures.rank_figures import DRAWN
+from analysis.laws.spectral import RANK_NAMES
 from analysis.pipeline import Analysis, analyse
 from analysis.tables.sweep_tables import SweepTables, load_sweep
 from analysis.verdict.budgets import CURRENCIES
@@ -138,8 +139,8 @@ def test_laws_are_one_in_text_figure_table_and_json(sweep: LocalStorage) -> None
         assert f"{law['beta']:.2f} {bracketed(law['beta_interval'])}" in page
         assert csv.loc[name, "beta"] == pytest.approx(law["beta"])
         assert csv.loc[name, "beta_low"] == pytest.approx(law["beta_interval"][0])
-        if name in ("soft_rank", "hard_rank"):
-            assert f"{name.replace('_', ' ')} ~ D^{law['beta']:.2f}" in drawn
+        if name in DRAWN:
+            assert f"{RANK_NAMES[name]} ~ D^{law['beta']:.2f}" in drawn
             assert interval(law["beta_interval"]) in drawn
 
 
@@ -239,7 +240,7 @@ def test_the_terminal_says_what_the_report_and_json_say(
     for text in said:
         assert text in terminal
         assert text.removeprefix("no recommendation: ")[1:] in page
-    for name in ("soft_rank", "hard_rank", "asymmetry"):
+    for name in ("soft_rank", "hard_rank", "hard_rank_debiased", "asymmetry"):
         law = group["evidence"]["laws"][name]
         assert f"{law['beta']:.2f} {bracketed(law['beta_interval'])}" in terminal
     for cells in group["run_next"]:
@@ -276,7 +277,7 @@ def test_rank_laws_are_drawn_as_they_are_told(
     runs = csv(sweep, "trials").set_index("id").loc[used["id"]]
     drawn = [line for line in lines(rank_figures.rank_laws(judged[0])) if len(line.get_xdata()) > 2]
     points, laws = drawn[0::2], drawn[1::2]
-    for name, dots, line in zip(("soft_rank", "hard_rank"), points, laws, strict=False):
+    for name, dots, line in zip(DRAWN, points, laws, strict=False):
         law = group["evidence"]["laws"][name]
         assert dots.get_ydata() == pytest.approx(runs[name].to_numpy())
         slope, level = np.polyfit(np.log(line.get_xdata()), np.log(line.get_ydata()), 1)
@@ -364,7 +365,7 @@ def test_groups_beside_each_other_are_one_in_figures_and_json(build_sweep: Build
     assert f"{multiple(groups[0]['width_multiplier'])} undecided" in words
 
     exponents = lines(overview_figures.exponents(recommendation))
-    told = [group["evidence"]["laws"][name] for group in groups for name in RANKS[:2]]
+    told = [group["evidence"]["laws"][name] for group in groups for name in DRAWN]
     assert [line.get_xdata()[0] for line in exponents[1::2]] == [law["beta"] for law in told]
     intervals = [list(line.get_xdata()) for line in exponents[0::2]]
     assert intervals == [list(law["beta_interval"]) for law in told]

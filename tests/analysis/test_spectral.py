@@ -40,6 +40,7 @@ def trials(
                     "snapshots": 5,
                     "soft_rank": end**0.9 * np.exp(error[0]),
                     "hard_rank": end**0.5 * np.exp(error[1]),
+                    "hard_rank_debiased": 1.01 * end**0.52 * np.exp(error[1]),
                     "edim": end**0.7 * np.exp(error[2]),
                     "val_loss": 4 * width**-0.05 * np.exp(0.1 * error[3]),
                 }
@@ -61,7 +62,8 @@ def law(found: PowerLaw | Refusal) -> PowerLaw:
 
 def test_planted_exponents_are_found_and_the_asymmetry_is_their_difference() -> None:
     found = judge_spectra(trials())
-    for name, beta in (("soft_rank", 0.9), ("hard_rank", 0.5), ("edim", 0.7), ("asymmetry", 0.4)):
+    planted = {"soft_rank": 0.9, "hard_rank": 0.5, "hard_rank_debiased": 0.52, "edim": 0.7}
+    for name, beta in {**planted, "asymmetry": 0.4}.items():
         low, high = law(found.laws[name]).beta_interval
         assert low < beta < high
         assert high - low < 0.05
@@ -124,6 +126,17 @@ def test_a_rank_without_a_logarithm_is_counted_by_the_laws_it_would_enter(
     assert sum(law(found.laws["asymmetry"]).excluded.values()) == 1
     assert law(found.laws["soft_rank"]).excluded == {}
     assert law(found.laws["hard_rank"]).beta == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_width_without_a_debiased_rank_leaves_no_spectral_stop() -> None:
+    frame = trials()
+    frame.loc[frame["D"] == 512, "hard_rank_debiased"] = np.nan
+    found = judge_spectra(frame)
+    assert isinstance(found.stop, Refusal)
+    assert "debiased" in found.stop.reason
+    assert found.stop.next_step == "raise `spectra.tokens`"
+    assert law(found.laws["hard_rank"]).excluded == {}
+    assert law(found.laws["hard_rank_debiased"]).excluded == {"not finite": 3}
 
 
 def test_a_missing_loss_is_counted_by_the_width_law() -> None:

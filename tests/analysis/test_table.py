@@ -295,7 +295,7 @@ def test_a_hundred_thousand_snapshots_of_layers_are_summed_up_exactly() -> None:
             "site": "post",
             "status": "well sampled",
             "n_over_d": 20.0,
-            **{name: ranks.ravel() for name in SPECTRUM_COLUMNS},
+            **{name: ranks.ravel() for name in (*SPECTRUM_COLUMNS, "hard_rank_debiased")},
         }
     )
     assert len(rows) == 100_000

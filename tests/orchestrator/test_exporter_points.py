@@ -87,6 +87,16 @@ def test_a_bucket_of_tokens_has_its_own_metrics_and_its_own_median() -> None:
     assert {(point.step, point.time_ms) for point in step.points} == {(20, 7)}
 
 
+def test_the_median_of_the_debiased_hard_rank_is_sent_beside_the_raw_one() -> None:
+    rows = [snapshot_row(layer, "all", 20.0 + layer, N=101, D=64) for layer in range(3)]
+    (step,) = step_points(SPECTRA, rows)
+    ranks = {point.key: point.value for point in step.points}
+    assert ranks["spectra/post/median/hard_rank"] == 21.0
+    # n = 100: 21 / (100^2 / (99 * 102) * (1 - 0.21)) - 0.02
+    assert ranks["spectra/post/median/hard_rank_debiased"] == pytest.approx(26.823, abs=1e-3)
+    assert not any("L01/hard_rank_debiased" in key for key in ranks)
+
+
 def test_a_bucket_that_is_not_finite_is_counted_in_its_own_place() -> None:
     rows = [snapshot_row(0, "all", 3.0), snapshot_row(0, "tail", float("nan"))]
     (step,) = step_points(SPECTRA, rows)
