@@ -56,6 +56,7 @@ Obstacle = Literal[
     "all within tolerance",
     "single runs",
     "one replicate",
+    "noise in doubt",
     "many looks",
     "uncertain",
     "nothing admissible",
@@ -182,6 +183,14 @@ def find_optimum(
     obstacle, reason = _judge(
         names, whole, without, unseen, headline, excess_upper, tolerance, required_support
     )
+    evidence = _evidence(runs, kept, trend, noise_nats)
+    if obstacle is None and (suspects or trend.established) and evidence < 0:
+        obstacle = "noise in doubt"
+        reason += (
+            f", but {'runs that do not fit' if suspects else 'noise that depends on the width'} "
+            "put the noise in doubt, and then the losses must be likelier under a bowl than under "
+            f"any loss that only falls or rises; they are {np.exp(evidence):.2g} times as likely"
+        )
     tail = (1 - CONFIDENCE) / 2
     bounds = np.exp(np.quantile(whole.resamples.at, [tail, 1 - tail]) + fits.centre)
     position = np.flatnonzero(finite)
@@ -217,7 +226,7 @@ def find_optimum(
         support_if_noisy=unseen,
         trend=trend,
         slope=slope,
-        log_evidence=_evidence(runs, kept, trend, noise_nats),
+        log_evidence=evidence,
     )
 
 

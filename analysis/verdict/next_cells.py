@@ -147,6 +147,7 @@ def for_refusal(evidence: BudgetEvidence, group: Mapping[str, Any], rate: float)
     more = {
         "uncertain": "the noise is too large",
         "one replicate": "one replicate does not show the noise of each width",
+        "noise in doubt": "the noise is in doubt",
         "single runs": "the optimum rests on single runs",
         "many looks": "several looks or groups need more evidence",
     }
