@@ -11,6 +11,7 @@ import pandas as pd
 from analysis.refusal import Refusal
 from analysis.tables.sweep_tables import matched
 from analysis.verdict.loss_optimum import LossCurve, find_optimum, usable
+from analysis.verdict.trained_enough import judge_training
 
 
 class Budget(NamedTuple):
@@ -70,7 +71,7 @@ def judge_losses(trials: pd.DataFrame, tolerance: float) -> tuple[BudgetEvidence
         left_out = Counter(reason for reason in why if reason)
         broken = planned[planned["state"].isin(["collapsed", "diverged"])]
         inadmissible = tuple(sorted({float(m) for m in broken["width_multiplier"]}))
-        optimum = find_optimum(
+        optimum = judge_training(used).refusal or find_optimum(
             used["width_multiplier"],
             used["val_loss"],
             used["replicate"],

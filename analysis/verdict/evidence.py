@@ -15,6 +15,7 @@ from analysis.replicates import CONFIDENCE
 from analysis.tables.sweep_tables import DUPLICATE
 from analysis.verdict.equal_budget import BUDGETS, BudgetEvidence
 from analysis.verdict.loss_optimum import REQUIRED_SUPPORT
+from analysis.verdict.trained_enough import UnstableRefusal, judge_training
 from trialstore.records import OUTCOMES
 
 #: Fields of a law that only its band is computed from.
@@ -93,6 +94,7 @@ def evidence_of(
             "sentence": spectral.stop.sentence,
         },
         "loss": losses_of(losses),
+        "training": judge_training(deciding.used).to_dict() if deciding else None,
     }
 
 
@@ -140,6 +142,12 @@ def _elasticity(found: LocalElasticity | Refusal) -> dict[str, Any]:
     return {"measured": True, **asdict(found)}
 
 
+def _obstacle(evidence: BudgetEvidence, found: Refusal) -> str:
+    if isinstance(found, UnstableRefusal):
+        return "unstable"
+    return "few widths" if len(evidence.used) else "no losses"
+
+
 def _loss(evidence: BudgetEvidence) -> dict[str, Any]:
     found = evidence.optimum
     shared = {"budget": BUDGETS[evidence.matching].name, "span": list(evidence.budget)}
@@ -147,7 +155,7 @@ def _loss(evidence: BudgetEvidence) -> dict[str, Any]:
         return {
             **shared,
             "fitted": False,
-            "obstacle": "few widths" if len(evidence.used) else "no losses",
+            "obstacle": _obstacle(evidence, found),
             "reason": found.reason,
             "widths": int(np.log(evidence.used["width_multiplier"]).nunique()),
             "replicates": int(evidence.used["replicate"].nunique()),

@@ -26,6 +26,7 @@ from analysis.verdict.layer_verdict import judge_layers
 from analysis.verdict.loss_optimum import LossCurve
 from analysis.verdict.next_cells import NextCells
 from analysis.verdict.supply import Supply, judge_supply
+from analysis.verdict.trained_enough import judge_training
 from analysis.verdict.transfer import SizeOptimum, Target, Transfer, transfer
 from analysis.verdict.tuned_rate import AXIS as RATE_AXIS
 from analysis.verdict.tuned_rate import TunedTrials, is_tunable, tune
@@ -129,8 +130,8 @@ def _judge(
     if not losses:
         reference = reference_multiplier(tables.config)
         run_next += next_cells.matched_cells(trials, group, rate, reference)
-    elif decide(losses).curve is None:
-        run_next += next_cells.for_refusal(losses[0], group, rate)
+    else:
+        run_next += _asked_by_losses(losses, group, tables, rate)
     at_budgets = at_equal_budgets(sizes, trials, losses, tolerance)
     supply = judge_supply(trials, tolerance, lambda rows: judge_losses(rows, tolerance))
     return _verdict(group, trials, spectral, losses, at_budgets, run_next, tables, supply, None)
@@ -150,14 +151,30 @@ def _judge_tuned(
     rates = tuple(float(value) for value in np.sort(trials[RATE_AXIS].dropna().unique()))
     on_grid = {**group, RATE_AXIS: rates}
     run_next = next_cells.more_rates(tuned, trials, group, rate)
-    if decide(losses).curve is None:
-        run_next += next_cells.for_refusal(losses[0], on_grid, rate)
+    run_next += _asked_by_losses(losses, on_grid, tables, rate)
     at_budgets = at_equal_budgets(tuned.trials, tuned.trials, losses, tolerance)
     supply = judge_supply(
         trials, tolerance, lambda rows: judge_losses(tune(rows).trials, tolerance)
     )
     named = {**group, RATE_AXIS: TUNED}
     return _verdict(named, trials, spectral, losses, at_budgets, run_next, tables, supply, tuned)
+
+
+def _asked_by_losses(
+    losses: tuple[BudgetEvidence, ...],
+    group: Mapping[str, Any],
+    tables: SweepTables,
+    rate: float,
+) -> list[NextCells]:
+    """Lower learning rates where the training needs them, else what could mend a refusal."""
+    training = judge_training(losses[0].used)
+    if training.needs_lower_rate:
+        lower = next_cells.lower_rates(losses[0], tables.trials, group, rate, training)
+        if lower or training.refusal is not None:
+            return lower
+    if decide(losses).curve is None:
+        return next_cells.for_refusal(losses[0], group, rate)
+    return []
 
 
 def _verdict(

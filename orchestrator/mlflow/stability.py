@@ -1,11 +1,10 @@
 """The stability of a trial's training in MLflow: a tag while it runs, metrics when it is over."""
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orchestrator.mlflow.tracking import Point
-from trialstore.json_objects import COUNT
+from trialstore.json_objects import COUNT, NUMBER
 from trialstore.sweep_file import section
 
 PREFIX = "stability"
@@ -34,7 +33,7 @@ def stability_points(result: Mapping[str, Any], time_ms: int) -> list[Point]:
     return [
         Point(name, float(value), time_ms, at)
         for name, value in _values(result)
-        if isinstance(value, int | float) and math.isfinite(value)
+        if isinstance(value, int | float) and (isinstance(value, bool) or NUMBER.holds(value))
     ]
 
 
