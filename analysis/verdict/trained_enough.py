@@ -64,12 +64,9 @@ class Training:
     @property
     def refusal(self) -> UnstableRefusal | None:
         """Why no optimum can be judged; None if one can."""
-        if len(self.unstable) > REFUSED_ABOVE * self.entered:
-            return UnstableRefusal(
-                f"{len(self.unstable)} of {plural(self.entered, 'trial')} that enter are unstable: "
-                f"their training loss spiked, by up to {self.largest_rise:.2g} nats",
-                LOWER_RATE,
-            )
+        refused = _refuse(len(self.unstable), self.entered, self.largest_rise)
+        if refused is not None:
+            return refused
         if self.bunches is not None and self._bunched_by_spikes:
             return UnstableRefusal(
                 f"{_in_two(self.bunches)}, and {percent(self.unstable_above)} of the upper one "
@@ -148,6 +145,26 @@ def judge_training(used: pd.DataFrame) -> Training:
         if len(means) > 1
         else float("nan"),
         rates=tuple(float(rate) for rate in np.unique(rates[np.isfinite(rates)])),
+    )
+
+
+def refuse_unstable(used: pd.DataFrame) -> UnstableRefusal | None:
+    """Return the refusal of rows of `SweepTables.trials` of which too many are unstable.
+
+    Unlike `Training.refusal` it does not compare losses, so the rows may have several sizes.
+    """
+    rise = _numbers(used, "spike_rise")
+    largest = float(np.nanmax(rise)) if np.isfinite(rise).any() else 0.0
+    return _refuse(int(_flags(used, "unstable").sum()), len(used), largest)
+
+
+def _refuse(unstable: int, entered: int, largest_rise: float) -> UnstableRefusal | None:
+    if unstable <= REFUSED_ABOVE * entered:
+        return None
+    return UnstableRefusal(
+        f"{unstable} of {plural(entered, 'trial')} that enter are unstable: their training loss "
+        f"spiked, by up to {largest_rise:.2g} nats",
+        LOWER_RATE,
     )
 
 
