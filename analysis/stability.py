@@ -104,9 +104,13 @@ class Stability:
         return {
             "train_loss": None if self.loss is None else self.loss.to_dict(),
             "grad_norm": None if self.norm is None else self.norm.to_dict(),
-            "fall_last_tenth": self.fall_last_tenth,
-            "fall_per_doubling": self.fall_per_doubling,
+            "fall_last_tenth": _known(self.fall_last_tenth),
+            "fall_per_doubling": _known(self.fall_per_doubling),
         }
+
+
+def _known(number: float) -> float | None:
+    return number if math.isfinite(number) else None
 
 
 class SpikeWatch:
