@@ -1,4 +1,4 @@
-"""Claims about losses in two bunches: found where the width does not explain them, and only there."""
+"""Claims about losses in two bunches: found where the width does not explain them, else not."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The spikes of a trial's loss are a tag of its run while it trains, and metrics when it is over."""
+"""Spikes of a trial's loss are a tag of its run while it trains, metrics when it is over."""
 
 import json
 import time
