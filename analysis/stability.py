@@ -1,10 +1,10 @@
 """Whether a trial trained stably, judged by its own loss curve.
 
 A loss spike is a rise that neither the noise of the batches nor the schedule explains: every
-schedule of widthlab lets the expected training loss fall. The rule compares the median of three
-consecutive training losses with the lowest running median so far. It sees a spike of a few updates
-as well as a slow rise, and it does not see a single odd batch, nor the steep fall at the start,
-where the running median lags above the loss.
+schedule of widthlab lets the expected training loss fall. The rule compares two medians of the
+newest training losses, of three and of fifteen, with the lowest running median of 25 so far.
+The short one sees a spike of a few updates; the long one sees a smaller rise that lasts. Neither
+sees a single odd batch, nor the steep fall at the start, where the running median lags above them.
 
 The rule is causal: a loss is judged by those before it. So a trainer, which tells a spike while it
 happens, and an analysis, which reads the records years later, find the same spikes.
@@ -25,9 +25,11 @@ from numpy.typing import ArrayLike
 class SpikeRule:
     """What counts as a spike. Thresholds were set by benchmarks/stability.py."""
 
-    #: Rise that counts, in standard deviations of one value about its neighbours. The median of
-    #: three has 0.67 of them, and the lowest median lies up to one below the truth in long runs.
+    #: Rise of the short median that counts, in standard deviations of one value about its
+    #: neighbours. The median has 0.67 of them; the lowest running median is up to one too low.
     sigmas: float = 6.0
+    #: The same for the long median, which has 0.32 of them.
+    lasting_sigmas: float = 4.0
     #: Least rise: in nats for losses, ten times the default tolerance of a verdict.
     floor: float = 0.1
     #: Whether the reference is the lowest running median so far, or the running median itself.
@@ -40,6 +42,9 @@ NORM_RULE = SpikeRule(floor=math.log(3), from_lowest=False)
 
 #: Values in the running median: a quarter of those so far, within these bounds.
 SHORTEST_WINDOW, LONGEST_WINDOW = 5, 25
+#: Values of the short and of the long median. The long one must be shorter than the running median,
+#: so that it lags less where the loss falls steeply; it is used once that has its full length.
+SHORT, LONG = 3, 15
 #: Values before the first judgement: a noise from fewer differences is too uncertain.
 FIRST_JUDGED = 10
 #: Differences that give the noise, per value of the running median.
@@ -128,13 +133,15 @@ class SpikeWatch:
         self._rule = rule
         self._values = _RunningMedian()
         self._differences = _RunningMedian()  # absolute, of consecutive values
-        self._latest: deque[tuple[int, float]] = deque(maxlen=3)  # step, value
+        self._window = SHORTEST_WINDOW
+        self._latest: deque[tuple[int, float]] = deque(maxlen=LONG)
         self._lowest = math.inf  # running median so far
         self._seen = self._above = self._count = 0
         self._largest = 0.0
         self._last: int | None = None
         self._level: float | None = None  # before the spike that is not over; None without one
         self._rise = 0.0  # that counted as this spike
+        self._span = SHORT  # values of the median that saw it
 
     @property
     def found(self) -> Spikes:
@@ -151,29 +158,48 @@ class SpikeWatch:
         if self._seen >= FIRST_JUDGED:
             self._judge()
         self._seen += 1
-        window = min(max(self._seen // 4, SHORTEST_WINDOW), LONGEST_WINDOW)
-        self._values.add(value, window)
+        self._window = min(max(self._seen // 4, SHORTEST_WINDOW), LONGEST_WINDOW)
+        self._values.add(value, self._window)
         if before is not None:
-            self._differences.add(abs(value - before), NOISE_WINDOW * window)
+            self._differences.add(abs(value - before), NOISE_WINDOW * self._window)
         self._lowest = min(self._lowest, self._values.median)
 
     def _judge(self) -> None:
-        now = sorted(value for _, value in self._latest)[1]
-        if self._level is None:
-            level = self._lowest if self._rule.from_lowest else self._values.median
-            noise = _SD_OF_DIFFERENCES * self._differences.median
-            rise = max(self._rule.floor, self._rule.sigmas * noise)
-            if now <= level + rise:
-                return
-            begun = [at for at, value in self._latest if value > level + rise]
-            self._level, self._rise, self._last = level, rise, begun[0]
-            self._count += 1
-            self._above += len(begun) - 1  # the newest is counted below
+        if self._level is None and not self._begins():
+            return
+        assert self._level is not None
+        now = self._median(self._span)
         if now <= self._level + RECOVERED_AT * self._rise:
             self._level = None
+            while len(self._latest) > SHORT:  # the long median must not see this spike again
+                self._latest.popleft()
             return
         self._above += 1
-        self._largest = max(self._largest, now - self._level)
+        self._largest = max(self._largest, self._median(SHORT) - self._level)
+
+    def _begins(self) -> bool:
+        """Whether a spike begins; its level, rise, span and first update are then set."""
+        level = self._lowest if self._rule.from_lowest else self._values.median
+        value = self._latest[-1][1]
+        if value <= level + self._rule.floor:  # most updates: spares the medians
+            return False
+        noise = _SD_OF_DIFFERENCES * self._differences.median
+        for span, sigmas in ((SHORT, self._rule.sigmas), (LONG, self._rule.lasting_sigmas)):
+            rise = max(self._rule.floor, sigmas * noise)
+            full = len(self._latest) >= span and (span < LONG or self._window == LONGEST_WINDOW)
+            if full and min(value, self._median(span)) > level + rise:
+                newest = list(self._latest)[-span:]
+                begun = [step for step, value in newest if value > level + rise]
+                self._level, self._rise, self._span, self._last = level, rise, span, begun[0]
+                self._count += 1
+                self._above += len(begun) - 1  # the newest is counted by `_judge`
+                return True
+        return False
+
+    def _median(self, span: int) -> float:
+        """The median of the newest `span` values."""
+        newest = [value for _, value in self._latest][-span:]
+        return sorted(newest)[len(newest) // 2]
 
 
 class _RunningMedian:
