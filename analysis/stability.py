@@ -46,7 +46,7 @@ SHORTEST_WINDOW, LONGEST_WINDOW = 5, 25
 #: so that it lags less where the loss falls steeply; it is used once that has its full length.
 SHORT, LONG = 3, 15
 #: Values before the first judgement: a noise from fewer differences is too uncertain.
-FIRST_JUDGED = 10
+FIRST_JUDGED = 20
 #: Differences that give the noise, per value of the running median.
 NOISE_WINDOW = 4
 #: A spike is over where the loss has fallen back to this share of the rise that counts.
@@ -99,8 +99,8 @@ class Spikes:
 class Stability:
     """What a trial's loss curve says of its training. Losses in nats per token."""
 
-    loss: Spikes | None  # of the training loss; None if none is recorded
-    norm: Spikes | None  # of the gradient's norm; None if none is recorded
+    loss: Spikes | None  # of the training loss; None if too few are recorded to judge
+    norm: Spikes | None  # of the gradient's norm; None if too few are recorded to judge
     fall_last_tenth: float  # of the held-out loss over the last tenth of the updates; NaN: unknown
     fall_per_doubling: float  # slope of the held-out loss over log2(updates), second half
 
@@ -226,11 +226,11 @@ class _RunningMedian:
 def spikes_of(
     steps: Iterable[int], values: Iterable[float], rule: SpikeRule = LOSS_RULE
 ) -> Spikes | None:
-    """Return the spikes of a whole series, in order of step; None if it has no finite value."""
+    """Return the spikes of a whole series, in order of step; None if it is too short to judge."""
     watch = SpikeWatch(rule)
     for step, value in zip(steps, values, strict=True):
         watch.add(step, value)
-    return watch.found if watch.found.updates else None
+    return watch.found if watch.found.updates > FIRST_JUDGED else None
 
 
 def judge_stability(

@@ -7,7 +7,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from analysis.report.page import Table, render, without_empty
-from analysis.stability import UNSTABLE_SHARE, UNSTABLE_SPIKES
+from analysis.stability import FIRST_JUDGED, UNSTABLE_SHARE, UNSTABLE_SPIKES
 from analysis.tables.sweep_tables import SweepTables
 from analysis.verdict.trained_enough import NEAR_UNIGRAM
 from analysis.wording import group_label, multiple, percent, plural
@@ -43,12 +43,15 @@ def _told(trials: pd.DataFrame) -> Iterator[str]:
     spiked = int((watched["spikes"] > 0).sum())
     if len(watched):
         yield (
-            f"Of {plural(len(watched), 'trial')} with recorded training losses, {unstable} are "
+            f"Of {plural(len(watched), 'trial')} with a recorded training loss, {unstable} are "
             f"unstable, {spiked - unstable} spiked briefly and recovered, and "
             f"{len(watched) - spiked} had no spike."
         )
     if len(watched) < len(trials):
-        yield f"Trials without recorded training losses: {len(trials) - len(watched)}."
+        yield (
+            f"Trials with at most {FIRST_JUDGED} recorded training losses, too few to see a spike: "
+            f"{len(trials) - len(watched)}."
+        )
     fall = trials["fall_last_tenth"].dropna()
     if len(fall):
         yield (

@@ -23,7 +23,7 @@ def stability_row(curve: pa.Table) -> dict[str, Any]:
 
     Returns:
         spikes [of the training loss]; spike_share [of the updates above the level before a spike];
-        spike_rise [largest, nats]; spikes_recovered, unstable [true, false, or None without
+        spike_rise [largest, nats]; spikes_recovered, unstable [true, false, or None with too few
         training losses]; grad_norm_spikes; fall_last_tenth [nats, of the held-out loss over the
         last tenth of the updates]; fall_per_doubling [nats, per doubling of the updates];
         peak_learning_rate. Numbers that are unknown are NaN.

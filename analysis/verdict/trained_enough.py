@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.refusal import Refusal
+from analysis.stability import FIRST_JUDGED
 from analysis.verdict.bunches import Bunches, find_bunches
 from analysis.wording import percent, plural
 
@@ -40,7 +41,7 @@ class Training:
     """How the trials that enter the loss optimum of one group were trained. Losses in nats."""
 
     entered: int
-    judged: int  # of these, trials with recorded training losses
+    judged: int  # of these, trials with enough recorded training losses to see a spike
     unstable: tuple[str, ...]  # ids of trials whose spikes may have changed the final loss
     lasting: int  # of these, trials whose loss did not recover
     spiked: tuple[str, ...]  # ids of other trials with a spike
@@ -217,8 +218,8 @@ def further_caveats(training: Training) -> Iterator[str]:
         )
     if training.judged < training.entered:
         yield (
-            "Trials that enter without recorded training losses, so that nothing is known about "
-            f"their stability: {training.entered - training.judged}."
+            f"Trials that enter with at most {FIRST_JUDGED} recorded training losses, so that "
+            f"nothing is known about their stability: {training.entered - training.judged}."
         )
 
 

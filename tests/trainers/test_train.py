@@ -134,8 +134,8 @@ def test_the_result_sums_up_the_records(make_spec, trial, diary) -> None:
     assert result["seconds"]["total"] == pytest.approx(
         sum(seconds for kind, seconds in result["seconds"].items() if kind != "total")
     )
-    loss, norm = result["stability"]["train_loss"], result["stability"]["grad_norm"]
-    assert (loss["updates"], norm["updates"], loss["count"]) == (10, 10, 0)
+    # Ten updates are too few to see a spike, and three evaluations too few for the end's slope.
+    assert result["stability"]["train_loss"] is result["stability"]["grad_norm"] is None
     assert 0 < result["data"]["unigram_loss"] <= math.log(spec.model.vocab_size)
     assert result["layout"]["zero_stage"] == 0
     assert {"torch", "deepspeed", "python"} <= set(result["versions"])
