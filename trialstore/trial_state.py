@@ -82,6 +82,7 @@ def read_state(
     result = get_result(trial, trial_id) if RESULT in there else None
     if result is not None:
         collapsed = result["outcome"] == "collapsed" and COLLAPSE in there
+        spikes, spiking_since = _spikes_of_result(result)
         return TrialState(
             state=result["outcome"],
             step=result["step"],
@@ -89,7 +90,8 @@ def read_state(
             loss=result["final"].get("val_loss"),
             message=result.get("reason"),
             collapsed_since=_collapsed_since(trial) if collapsed else None,
-            **_spikes_of_result(result),
+            spikes=spikes,
+            spiking_since=spiking_since,
             result=result,
         )
     since = _collapsed_since(trial) if COLLAPSE in there else None
@@ -153,12 +155,12 @@ def _warn_once(message: str) -> None:
     logger.warning(message)
 
 
-def _spikes_of_result(result: Mapping[str, Any]) -> dict[str, int | None]:
-    """The spikes that a result tells of; nothing for results that are older than the watch."""
+def _spikes_of_result(result: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Spikes of a finished trial, and the open one; None for results older than the watch."""
     stability = result.get("stability")
     loss = stability.get("train_loss") if isinstance(stability, Mapping) else None
     found: Mapping[str, Any] = loss if isinstance(loss, Mapping) else {}
-    return {"spikes": _count(found.get("count")), "spiking_since": _count(found.get("since"))}
+    return _count(found.get("count")), _count(found.get("since"))
 
 
 def _count(value: object) -> int | None:
