@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from analysis.collapse import Collapse
+from analysis.stability import judge_stability
 from trainers import accounting
 from trainers.data.batches import windows_in
 from trainers.data.store import TokenStore
@@ -76,6 +77,7 @@ def result_of(
     collapse: Collapse | None,
     step: int,
     clock: Clock,
+    unigram_loss: float,
 ) -> dict[str, Any]:
     """Return the content of result.json, but for what `TrialWriter.finish` adds.
 
@@ -88,12 +90,14 @@ def result_of(
         collapse: Where the collapse of its layers began, if they have collapsed.
         step: Updates that were made.
         clock: The time that was spent.
+        unigram_loss: Loss of a unigram model on the measured tokens, in nats a token.
     """
     columns = ["train_loss", "val_loss", "val_loss_se", "val_perplexity", "val_bits_per_byte"]
-    table = writer.read(METRICS, columns)
-    trained = [loss for loss in table.column("train_loss").to_pylist() if loss is not None]
+    rows = writer.read(METRICS, [*columns, "grad_norm"]).to_pylist()
+    updates = [row for row in rows if row["kind"] == "train"]
+    trained = [row["train_loss"] for row in updates if row["train_loss"] is not None]
     tail = trained[-max(1, round(FINAL_TRAIN_SHARE * len(trained))) :]
-    evaluations = [row for row in table.to_pylist() if row["kind"] == "evaluation"]
+    evaluations = [row for row in rows if row["kind"] == "evaluation"]
     final = {name: evaluations[-1][name] if evaluations else None for name in columns[1:]}
     if evaluations and evaluations[-1]["step"] != step:
         final = dict.fromkeys(final)  # it ended between evaluations
@@ -111,7 +115,11 @@ def result_of(
         "final": {"train_loss": float(np.mean(tail)) if tail else None, **final},
         "best_val_loss": None if best is None else best["val_loss"],
         "best_val_loss_step": None if best is None else best["step"],
-        "data": supply(spec, store, step),
+        "stability": judge_stability(
+            *([row[name] for row in updates] for name in ("step", "train_loss", "grad_norm")),
+            *([row[name] for row in evaluations] for name in ("step", "val_loss")),
+        ).to_dict(),
+        "data": {**supply(spec, store, step), "unigram_loss": unigram_loss},
         "parameters": asdict(accounting.parameters(spec.model)),
         "flops_per_token": flops_per_token,
         "inference_flops_per_token": accounting.inference_flops_per_token(spec.model),

@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import Any, Protocol
 
+from analysis.stability import SpikeWatch
 from trainers.collapse_watch import CollapseWatch
 from trainers.data.store import TokenStore
 from trainers.durable import checkpoint
@@ -59,7 +60,7 @@ class Recorder:
         """Continue after the rows that a checkpoint rests on."""
 
     def start(self, step: int, unigram_loss: float) -> None:
-        """Say that training begins after `step` updates; watch for collapse from here on.
+        """Say that training begins after `step` updates; watch for collapse and loss spikes.
 
         `unigram_loss` is the held-out loss of a unigram model, in nats a token.
         """
@@ -102,6 +103,8 @@ class FirstRankRecorder(Recorder):
         self.claim = lease.fence.claim
         self._spec: TrialSpec
         self._watch: CollapseWatch
+        self._spikes: SpikeWatch
+        self._unigram_loss: float
 
     @property
     def stop_requested(self) -> bool:
@@ -125,7 +128,12 @@ class FirstRankRecorder(Recorder):
     def start(self, step: int, unigram_loss: float) -> None:
         self._lease.began(step)
         self._log.started(self._spec.id, self._lease.attempt, step, self._spec.training.steps)
+        self._unigram_loss = unigram_loss
         self._watch = CollapseWatch(self._spec, self._writer, unigram_loss)
+        self._spikes = SpikeWatch()
+        for row in self._writer.read(METRICS, ["train_loss"]).to_pylist():
+            if row["train_loss"] is not None:
+                self._spikes.add(row["step"], row["train_loss"])
 
     def add(self, table: str, rows: list[Row]) -> None:
         self._writer.add(table, rows)
@@ -134,7 +142,9 @@ class FirstRankRecorder(Recorder):
     def updated(self, row: Row) -> None:
         self.add(METRICS, [row])
         step, loss, rate = row["step"], row["train_loss"], row["tokens_per_s"]
-        self._lease.progress(step, loss, rate)
+        self._spikes.add(step, loss)
+        found = self._spikes.found
+        self._lease.progress(step, loss, rate, found.count, found.since)
         self._log.progress(step, self._spec.training.steps, loss, rate)
 
     def collapsed_before(self, step: int) -> bool:
@@ -164,7 +174,15 @@ class FirstRankRecorder(Recorder):
             self._writer.mark_collapse(asdict(collapse))
         self._writer.flush()
         result = result_of(
-            self._spec, store, self._writer, outcome, reason, collapse, ending.step, clock
+            self._spec,
+            store,
+            self._writer,
+            outcome,
+            reason,
+            collapse,
+            ending.step,
+            clock,
+            self._unigram_loss,
         )
         return self._writer.finish(result, self._spec.layout.branch_points)
 

@@ -62,6 +62,8 @@ class Lease:
             "steps": steps,
             "loss": None,
             "tokens_per_s": None,
+            "spikes": 0,
+            "spiking_since": None,
             "started_ms": _now_ms(),
         }
         self._stop_requested = threading.Event()
@@ -99,9 +101,30 @@ class Lease:
         self._state.update(began=step, step=step)
         self._write()
 
-    def progress(self, step: int, loss: float | None, tokens_per_s: float | None) -> None:
-        """Set what the next heartbeat reports. `loss` is in nats per token."""
-        self._state.update(step=step, loss=loss, tokens_per_s=tokens_per_s)
+    def progress(
+        self,
+        step: int,
+        loss: float | None,
+        tokens_per_s: float | None,
+        spikes: int = 0,
+        spiking_since: int | None = None,
+    ) -> None:
+        """Set what the next heartbeat reports.
+
+        Args:
+            step: Updates that the weights have had.
+            loss: Training loss of the last update, nats per token.
+            tokens_per_s: Training tokens per second.
+            spikes: Spikes of the training loss so far.
+            spiking_since: The update at which a spike began that is not over; None without one.
+        """
+        self._state.update(
+            step=step,
+            loss=loss,
+            tokens_per_s=tokens_per_s,
+            spikes=spikes,
+            spiking_since=spiking_since,
+        )
 
     def check(self) -> None:
         """Call before every write. Raises LeaseLostError if a newer attempt has taken over."""

@@ -48,6 +48,8 @@ class TrialState:
     tokens_per_s: float | None = None  # of a running trial
     message: str | None = None  # why it failed or diverged, or why its last attempt ended
     collapsed_since: int | None = None  # step from which its layers are marked as collapsed
+    spikes: int | None = None  # of its training loss so far; None where it was not watched
+    spiking_since: int | None = None  # update at which a spike began that is not over
     result: Mapping[str, Any] | None = None  # content of result.json
     failure: Mapping[str, Any] | None = None  # content of failure.json, if no newer attempt began
 
@@ -83,6 +85,7 @@ def read_state(
     result = get_result(trial, trial_id) if RESULT in there else None
     if result is not None:
         collapsed = result["outcome"] == "collapsed" and COLLAPSE in there
+        spikes, spiking_since = _spikes_of_result(result)
         return TrialState(
             state=result["outcome"],
             step=result["step"],
@@ -90,6 +93,8 @@ def read_state(
             loss=result["final"].get("val_loss"),
             message=result.get("reason"),
             collapsed_since=_collapsed_since(trial) if collapsed else None,
+            spikes=spikes,
+            spiking_since=spiking_since,
             result=result,
         )
     since = _collapsed_since(trial) if COLLAPSE in there else None
@@ -108,6 +113,8 @@ def read_state(
         tokens_per_s=rate if NUMBER.holds(rate) else None,
         message=None if message is None else str(message),
         collapsed_since=since,
+        spikes=None if lease is None else _count(lease.get("spikes")),
+        spiking_since=None if lease is None else _count(lease.get("spiking_since")),
         failure=failure,
     )
 
@@ -149,6 +156,18 @@ def _lease(trial: Storage) -> dict[str, Any] | None:
 def _warn_once(message: str) -> None:
     """Progress and export read every trial's state every few seconds."""
     logger.warning(message)
+
+
+def _spikes_of_result(result: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Spikes of a finished trial, and the open one; None for results older than the watch."""
+    stability = result.get("stability")
+    loss = stability.get("train_loss") if isinstance(stability, Mapping) else None
+    found: Mapping[str, Any] = loss if isinstance(loss, Mapping) else {}
+    return _count(found.get("count")), _count(found.get("since"))
+
+
+def _count(value: object) -> int | None:
+    return int(value) if COUNT.holds(value) and isinstance(value, int) else None
 
 
 def _collapsed_since(trial: Storage) -> int | None:

@@ -18,6 +18,7 @@ from analysis.report.data import data_section
 from analysis.report.front import front
 from analysis.report.group import group_section
 from analysis.report.page import drawn_figure, plain_table, render, shades
+from analysis.report.stability import stability_section
 from analysis.report.trials import reproduce, trials_section
 from analysis.tables.sweep_tables import SweepTables
 from analysis.verdict.group_verdict import Recommendation
@@ -65,6 +66,7 @@ def build_report(
                 group_section(verdict, layers[verdict.slug], common, svgs)
                 for verdict in recommendation.groups
             ),
+            stability_section(tables),
             data_section(tables),
             trials_section(tables, links),
             reproduce(tables, frames),

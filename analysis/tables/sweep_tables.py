@@ -25,6 +25,7 @@ from analysis.tables.semantics import (
     semantics_of_result,
     semantics_of_sweep,
 )
+from analysis.tables.stability import stability_row
 from analysis.tables.trial_row import MEASURED, trial_row
 from analysis.tables.trial_settings import read_settings
 from analysis.wording import AXIS_PREFIX, plural
@@ -79,7 +80,9 @@ class SweepTables:
     val_bits_per_byte, missing if the tokenizer loses text;
     train_tokens, heldout_tokens [of the splits], measured_tokens [of an evaluation],
     window_tokens [of the training split's windows, once each]; passes over these; lossless and
-    unknown_share [of the tokens], of the tokenizer on this corpus;
+    unknown_share [of the tokens], of the tokenizer on this corpus; unigram_loss [nats per token],
+    of a model that knows only the token frequencies, on the measured tokens;
+    the stability of its training (`analysis.tables.stability.stability_row`);
     seconds_* by activity; layout [JSON], versions [digest]; and the spectral summary that
     `aggregation` names (`analysis.tables.aggregate.aggregate`).
 
@@ -194,7 +197,7 @@ def load_sweep(
             row = trial_row(cell, axes, broken, of_sweep)
         snapshots = snapshots.filter(pc.field("bucket") == ALL_TOKENS)
         light = snapshots.drop_columns(list(_HEAVY))
-        rows.append(row)
+        rows.append(row | stability_row(curve))
         if result is not None and (result["records"] or np.isfinite(row["val_loss"])):
             finished.append(row["semantics_version"])  # without numbers it enters no law
         spectra.append(light)

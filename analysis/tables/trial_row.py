@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.tables.stability import STABILITY
 from trialstore.records import SPECTRUM_COLUMNS
 from trialstore.sweep_file import ResolvedCell, section
 from trialstore.trial_state import TrialState
@@ -16,7 +17,7 @@ _LOSSES = ("train_loss", "val_loss", "val_loss_se", "val_perplexity", "val_bits_
 _SECONDS = ("training", "evaluation", "spectra", "checkpoints", "start", "total")
 _DATA = (
     *("train_tokens", "heldout_tokens", "measured_tokens", "window_tokens"),
-    *("passes", "unknown_share"),
+    *("passes", "unknown_share", "unigram_loss"),
 )
 #: Columns of measured values. An axis with such a name gets a prefix.
 MEASURED = frozenset(
@@ -27,6 +28,7 @@ MEASURED = frozenset(
         *("semantics_version", "best_val_loss", "best_val_loss_step", "lossless"),
         *_LOSSES,
         *_DATA,
+        *STABILITY,
         *SPECTRUM_COLUMNS,
         "hard_rank_debiased",
     )

@@ -18,6 +18,7 @@ from scipy.interpolate import PchipInterpolator
 from analysis.refusal import Refusal
 from analysis.verdict.equal_budget import BUDGETS, Budget, BudgetEvidence
 from analysis.verdict.loss_optimum import LossCurve, find_optimum
+from analysis.verdict.trained_enough import refuse_unstable
 from analysis.wording import interval
 
 #: Budgets at which widths are compared: those of the sweep file, and those that are measured.
@@ -135,6 +136,9 @@ def _interpolated(
     usable = trials.drop_duplicates("id")  # a cell that belongs to two sizes has two rows
     usable = usable[(usable["state"] == "completed") & usable["uniform_width"]]
     usable = usable[np.isfinite(usable["val_loss"]) & (usable[column] > 0)]
+    refused = refuse_unstable(usable)
+    if refused is not None:
+        return unknown(refused.reason, refused.next_step)
     if currency == "seconds" and usable["layout"].nunique() > 1:
         return unknown("the trials ran in several layouts, so their times are not comparable")
     width = usable["typed_multiplier"].fillna(usable["width_multiplier"])
@@ -161,9 +165,8 @@ def _interpolated(
             f"run every width at {MINIMUM_SIZES} values of grid.d_model",
             left_out,
         )
-    refused = compare(usable)
-    if refused is not None:
-        return AtBudget(currency, budget, None, refused, dict(Counter(left_out)))
+    if (differ := compare(usable)) is not None:
+        return AtBudget(currency, budget, None, differ, dict(Counter(left_out)))
     ms, losses, replicates = zip(*_one_multiplier_a_width(points), strict=True)
     broken = trials[trials["state"].isin(["collapsed", "diverged"])]["width_multiplier"]
     optimum = find_optimum(

@@ -16,6 +16,7 @@ from analysis.verdict.loss_optimum import LossCurve
 from analysis.verdict.loss_resamples import MISFIT
 from analysis.verdict.next_cells import REPLICATES
 from analysis.verdict.supply import Supply, caveats_of_supply
+from analysis.verdict.trained_enough import first_caveats, further_caveats, judge_training
 from analysis.verdict.tuned_rate import AXIS, TunedTrials
 from analysis.wording import interval, large, multiple, percent, plural
 from trialstore.records import FIRST_SEMANTICS, OUTCOMES
@@ -45,9 +46,14 @@ def caveats_of(
         supply: the passes over its data, and overfitting.
         tuned: the tuned learning rates; None where the group has one rate.
     """
+    training = judge_training(losses[0].used) if losses else None
+    if training is not None:
+        yield from first_caveats(training)
     yield from _missing_cells(spectral, losses)
     if losses:
         yield from _of_loss(losses[0], multiplier)
+    if training is not None:
+        yield from further_caveats(training)
     yield from caveats_of_supply(supply)
     yield from _of_semantics(trials)
     yield from _of_runs(trials)

@@ -14,6 +14,7 @@ from analysis.tables.sweep_tables import matched
 from analysis.verdict.budget_slope import budget_slope, off_budget
 from analysis.verdict.loss_optimum import LossCurve, find_optimum, usable
 from analysis.verdict.run_noise import NoiseTrend, Runs
+from analysis.verdict.trained_enough import judge_training
 
 
 class Budget(NamedTuple):
@@ -92,7 +93,7 @@ def judge_losses(
         broken = planned[planned["state"].isin(["collapsed", "diverged"])]
         inadmissible = tuple(sorted({float(m) for m in broken["width_multiplier"]}))
         column = BUDGETS[matching].column
-        optimum = find_optimum(
+        optimum = judge_training(used).refusal or find_optimum(
             used["width_multiplier"],
             used["val_loss"],
             used["replicate"],

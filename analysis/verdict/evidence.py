@@ -16,6 +16,7 @@ from analysis.tables.sweep_tables import DUPLICATE
 from analysis.verdict.differences import NotComparable
 from analysis.verdict.equal_budget import BUDGETS, BudgetEvidence
 from analysis.verdict.loss_optimum import plateau_of
+from analysis.verdict.trained_enough import UnstableRefusal, judge_training
 from trialstore.records import OUTCOMES
 
 #: Fields of a law that only its band is computed from.
@@ -94,6 +95,7 @@ def evidence_of(
             "sentence": spectral.stop.sentence,
         },
         "loss": losses_of(losses),
+        "training": judge_training(deciding.used).to_dict() if deciding else None,
     }
 
 
@@ -146,20 +148,26 @@ def _elasticity(found: LocalElasticity | Refusal) -> dict[str, Any]:
     return {"measured": True, **asdict(found)}
 
 
+def _obstacle(evidence: BudgetEvidence, found: Refusal) -> str:
+    if isinstance(found, UnstableRefusal):
+        return "unstable"
+    if isinstance(found, NotComparable):
+        return "not comparable"
+    return "few widths" if len(evidence.used) else "no losses"
+
+
 def _loss(evidence: BudgetEvidence) -> dict[str, Any]:
     found = evidence.optimum
     shared = {"budget": BUDGETS[evidence.matching].name, "span": list(evidence.budget)}
     if isinstance(found, Refusal):
         differ = {}
-        obstacle = "few widths" if len(evidence.used) else "no losses"
         if isinstance(found, NotComparable):
-            obstacle = "not comparable"
             differ = {"differences": [one.to_dict() for one in found.differences]}
         return {
             **shared,
             **differ,
             "fitted": False,
-            "obstacle": obstacle,
+            "obstacle": _obstacle(evidence, found),
             "reason": found.reason,
             "widths": int(np.log(evidence.used["width_multiplier"]).nunique()),
             "replicates": int(evidence.used["replicate"].nunique()),

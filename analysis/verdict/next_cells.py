@@ -14,12 +14,15 @@ from analysis.settings import WIDTHS_WITH_ONE_REPLICATE
 from analysis.verdict.differences import NotComparable
 from analysis.verdict.equal_budget import BudgetEvidence
 from analysis.verdict.loss_optimum import EDGE_SHARE, LossCurve
+from analysis.verdict.trained_enough import Training
 from analysis.verdict.tuned_rate import AXIS, TunedTrials
 from analysis.wording import axis_of, duration, flops, plural
 from trialstore.trial_state import WITHOUT_RESULT
 
 #: Replicates to run: with fewer, differing slopes of replicates are seen too rarely.
 REPLICATES = 3
+#: Lower learning rates to try where training is unstable, as shares of the rate that was run.
+LOWER_RATES = (0.5, 0.25)
 
 
 @dataclass(frozen=True)
@@ -232,6 +235,41 @@ def more_rates(
         wider = {**group, AXIS: float(f"{beyond:.3g}")}
         asked.append(_priced(why, holds, wider, _typed(cells), seeds, cells, rate))
     return asked
+
+
+def lower_rates(
+    evidence: BudgetEvidence,
+    trials: pd.DataFrame,
+    group: Mapping[str, Any],
+    rate: float,
+    training: Training,
+) -> list[NextCells]:
+    """Return lower learning rates for a group whose training is unstable, with one replicate.
+
+    One replicate shows whether the spikes are gone. Nothing is returned where the sweep has a
+    lower rate already, or where the group has several rates: no grid can scale these.
+
+    Args:
+        evidence: the deciding budget.
+        trials: rows of `SweepTables.trials` of the whole sweep.
+        group: axis -> value, or a tuple of values.
+        rate: device seconds per FLOP.
+        training: how the trials of the group were trained.
+    """
+    if len(training.rates) != 1:
+        return []
+    cells, tried = evidence.planned, training.rates[0]
+    on_grid = trials[AXIS].dropna().astype(float) if AXIS in trials else pd.Series(dtype=float)
+    if (on_grid < tried).any():
+        return []
+    lower = tuple(float(f"{tried * share:.3g}") for share in LOWER_RATES)
+    why = (
+        f"the learning rate {tried:.3g} needs attention first: try "
+        f"{' and '.join(f'{value:g}' for value in lower)}"
+    )
+    seed = min(int(r) for r in cells["replicate"])
+    at = {**group, AXIS: lower}
+    return [_priced(why, (evidence.matching,), at, _typed(cells), [seed], cells, rate)]
 
 
 def seconds_per_flop(trials: pd.DataFrame) -> float:

@@ -37,6 +37,7 @@ from analysis.verdict.layer_verdict import judge_layers
 from analysis.verdict.loss_optimum import LossCurve
 from analysis.verdict.next_cells import NextCells
 from analysis.verdict.supply import judge_supply
+from analysis.verdict.trained_enough import judge_training
 from analysis.verdict.transfer import SizeOptimum, Target, Transfer, transfer
 from analysis.verdict.tuned_rate import AXIS as RATE_AXIS
 from analysis.wording import group_label
@@ -182,6 +183,11 @@ def _to_decide(
     optimum = losses[0].optimum
     if isinstance(optimum, NotComparable):
         return next_cells.trained_anew(optimum, trials, group, rate)
+    training = judge_training(losses[0].used)
+    if training.needs_lower_rate:
+        lower = next_cells.lower_rates(losses[0], tables.trials, group, rate, training)
+        if lower or training.refusal is not None:
+            return lower
     decided = decide(losses)
     if decided.curve is None and decided.plateau is None:
         return next_cells.for_refusal(losses[0], group, rate)

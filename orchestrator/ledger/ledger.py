@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.wording import plural
 from trialstore.errors import InputError
 from trialstore.json_objects import BrokenRecordError
 from trialstore.storage import Storage
@@ -22,10 +23,26 @@ class TrialStatus(TrialState):
 
     @property
     def state_text(self) -> str:
-        """The state, with the step of the collapse for a collapsed trial that is not over."""
-        if self.over or self.collapsed_since is None:
-            return self.state
-        return f"{self.state}, collapsed since {self.collapsed_since}"
+        """The state; of a trial that is not over also its collapse; and the spikes of its loss."""
+        collapsed = "" if self.over else self.collapse_text
+        return ", ".join(text for text in (self.state, collapsed, self.spike_text) if text)
+
+    @property
+    def collapse_text(self) -> str:
+        """`collapsed since 40`; empty for a trial that has not collapsed."""
+        return "" if self.collapsed_since is None else f"collapsed since {self.collapsed_since}"
+
+    @property
+    def spike_text(self) -> str:
+        """`2 loss spikes`; with what lasts: `loss spiking since 310 (2 spikes)`; else empty."""
+        if not self.spikes:
+            return ""
+        counted = plural(self.spikes, "loss spike")
+        if self.spiking_since is None:
+            return counted
+        if self.over:
+            return f"{counted}, not recovered"
+        return f"loss spiking since {self.spiking_since} ({plural(self.spikes, 'spike')})"
 
 
 @dataclass(frozen=True)
@@ -56,6 +73,8 @@ class Ledger:
                     "loss": trial.loss,
                     "message": trial.message,
                     "collapsed_since": trial.collapsed_since,
+                    "spikes": trial.spikes,
+                    "spiking_since": trial.spiking_since,
                 }
                 for trial in self.trials
             ],

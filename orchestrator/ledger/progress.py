@@ -119,7 +119,7 @@ class Progress:
                 f"{trial.step}/{trial.steps}",
                 "" if trial.loss is None else f"{trial.loss:.3f}",
                 "" if trial.tokens_per_s is None else f"{trial.tokens_per_s:,.0f}",
-                "" if trial.collapsed_since is None else f"collapsed since {trial.collapsed_since}",
+                ", ".join(filter(None, (trial.collapse_text, trial.spike_text))),
             )
         return Group(table, Text(self.line()))
 

@@ -24,6 +24,7 @@ from orchestrator.mlflow.points import (
     spec_params,
     table_of,
 )
+from orchestrator.mlflow.stability import spikes_text, stability_points
 from orchestrator.mlflow.tracking import Run, Tracking
 from orchestrator.mlflow.trial_view import NOTHING_SENT, TrialView, ended_ms, started_ms, unsent
 from trialstore.records import RESULT, SPEC, get_json
@@ -35,6 +36,7 @@ WATERMARK_TAG = "widthlab.watermark"
 NONFINITE_TAG = "widthlab.nonfinite_points"
 FINISHED_TAG = "widthlab.finished_ms"
 COLLAPSED_TAG = "collapsed"
+SPIKES_TAG = "loss_spikes"
 FILES_TAG = "widthlab.files"
 TRIAL_TAG = "trial_id"
 PARENT_TAG = "mlflow.parentRunId"
@@ -80,7 +82,7 @@ class TrialRun:
         # Metric -> its steps beyond the watermark, as the server told.
         self._ahead: dict[str, set[int]] = {}
         self._shown: TrialView | None = None
-        self._collapsed = run.tags.get(COLLAPSED_TAG)
+        self._marks = {name: run.tags.get(name) for name in (COLLAPSED_TAG, SPIKES_TAG)}
         self._files = _files_of(run)
         self._images = images
 
@@ -122,7 +124,7 @@ class TrialRun:
         """
         steps = unsent(trial, seen, self._watermark)
         sent = self._send(steps)
-        self._send_collapse(seen)
+        self._send_marks(seen)
         if self._images.due(seen):
             if drawing.take():
                 self._images.update(trial, seen, artifacts)
@@ -171,16 +173,18 @@ class TrialRun:
             tags[NONFINITE_TAG] = str(self._nonfinite)
         self._tracking.send_tags(self._run_id, tags)
 
-    def _send_collapse(self, seen: TrialView) -> None:
+    def _send_marks(self, seen: TrialView) -> None:
         since = seen.collapsed_since
-        text = None if since is None else f"since step {since}"
-        if text == self._collapsed:
-            return
-        if text is None:  # recovered, or restarted from an earlier step
-            self._tracking.remove_tag(self._run_id, COLLAPSED_TAG)
-        else:
-            self._tracking.send_tags(self._run_id, {COLLAPSED_TAG: text})
-        self._collapsed = text
+        collapsed = None if since is None else f"since step {since}"
+        marks = {COLLAPSED_TAG: collapsed, SPIKES_TAG: spikes_text(seen.spikes, seen.spiking_since)}
+        for name, text in marks.items():
+            if text == self._marks[name]:
+                continue
+            if text is None:  # recovered, or restarted from an earlier step
+                self._tracking.remove_tag(self._run_id, name)
+            else:
+                self._tracking.send_tags(self._run_id, {name: text})
+            self._marks[name] = text
 
     def _send_state(
         self, trial: Storage, seen: TrialView, steps: Sequence[StepPoints], artifacts: Artifacts
@@ -193,6 +197,8 @@ class TrialRun:
             if seen.result.get("reason"):
                 tags["reason"] = str(seen.result["reason"])
             tags[FINISHED_TAG] = str(seen.result.get("finished_ms"))
+            if points := stability_points(seen.result, ended_ms(seen, steps) or now_ms()):
+                self._tracking.send_points(self._run_id, points)
         status = status_of(seen.outcome)
         if status != self._status:
             end = None if status == "RUNNING" else ended_ms(seen, steps) or now_ms()

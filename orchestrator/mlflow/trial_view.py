@@ -20,7 +20,7 @@ from trialstore.records import (
     read_part,
 )
 from trialstore.storage import Storage
-from trialstore.trial_state import read_state
+from trialstore.trial_state import TrialState, read_state
 
 #: Table -> the last step that was sent completely.
 Watermark = Mapping[str, int]
@@ -37,6 +37,8 @@ class TrialView:
     result: Mapping[str, Any] | None
     failure: Mapping[str, Any] | None
     collapsed_since: int | None = None  # the step from which its layers are marked as collapsed
+    spikes: int | None = None  # of its training loss so far; None where it was not watched
+    spiking_since: int | None = None  # update at which a spike began that is not over
 
     @property
     def over(self) -> bool:
@@ -55,15 +57,19 @@ def view(trial: Storage) -> TrialView:
     found = read_state(trial, keys=keys)
     if found.result is not None:
         parts = tuple(sorted(found.result["records"].values()))
-        return TrialView(found.state, parts, found.result, None, found.collapsed_since)
+        return TrialView(found.state, parts, found.result, None, *_marks(found))
     parts = tuple(live_parts(trial, keys))
     if found.state == "failed":
-        return TrialView("failed", parts, None, found.failure, found.collapsed_since)
+        return TrialView("failed", parts, None, found.failure, *_marks(found))
     # MLflow shows a trial that has begun as RUNNING until it is over, be it stale or about to be
     # retried: its run exists, and the next attempt continues it.
     begun = bool(parts) or (SPEC in keys and get_json(trial, SPEC) is not None)
     outcome = "running" if begun else "waiting"
-    return TrialView(outcome, parts, None, None, found.collapsed_since)
+    return TrialView(outcome, parts, None, None, *_marks(found))
+
+
+def _marks(found: TrialState) -> tuple[int | None, int | None, int | None]:
+    return found.collapsed_since, found.spikes, found.spiking_since
 
 
 def started_ms(trial: Storage, seen: TrialView) -> int | None:

@@ -113,6 +113,34 @@ def test_a_running_trial_says_since_when_its_layers_have_collapsed(tmp_path: Pat
     assert (healthy.collapsed_since, healthy.state_text) == (None, "running")
 
 
+@pytest.mark.parametrize(
+    ("spikes", "since", "text"),
+    [
+        (0, None, "running"),
+        (1, None, "running, 1 loss spike"),
+        (3, None, "running, 3 loss spikes"),
+        (2, 12, "running, loss spiking since 12 (2 spikes)"),
+        ("two", -1, "running"),
+    ],
+)
+def test_a_running_trial_says_how_often_its_loss_spiked(
+    tmp_path: Path, spikes: object, since: object, text: str
+):
+    status = state(tmp_path, lease={**lease(), "spikes": spikes, "spiking_since": since})
+    assert status.state_text == text
+    (told,) = ledger.Ledger("s", (status,)).to_json()["trials"]
+    assert told["spikes"] == (spikes if isinstance(spikes, int) else None)
+
+
+def test_a_trial_that_is_over_says_so_from_its_result(tmp_path: Path):
+    result = {"outcome": "completed", "step": 20, "steps": 20, "final": {}, "records": {}}
+    spikes = {"train_loss": {"count": 2, "since": 9}}
+    spiked = state(tmp_path, result={**result, "stability": spikes})
+    assert spiked.state_text == "completed, 2 loss spikes, not recovered"
+    old = state(tmp_path, result=result)
+    assert (old.state_text, old.spikes) == ("completed", None)
+
+
 @pytest.mark.parametrize(("outcome", "since"), [("collapsed", 40), ("completed", None)])
 def test_the_mark_of_a_trial_that_is_over_counts_if_that_is_its_outcome(
     tmp_path: Path, outcome: str, since: int | None

@@ -134,6 +134,9 @@ def test_the_result_sums_up_the_records(make_spec, trial, diary) -> None:
     assert result["seconds"]["total"] == pytest.approx(
         sum(seconds for kind, seconds in result["seconds"].items() if kind != "total")
     )
+    # Ten updates are too few to see a spike, and three evaluations too few for the end's slope.
+    assert result["stability"]["train_loss"] is result["stability"]["grad_norm"] is None
+    assert 0 < result["data"]["unigram_loss"] <= math.log(spec.model.vocab_size)
     assert result["layout"]["zero_stage"] == 0
     assert {"torch", "deepspeed", "python"} <= set(result["versions"])
 

@@ -65,14 +65,15 @@ def test_every_taker_counts_one_higher(trial, no_heartbeat) -> None:
 def test_the_object_says_who_how_far_and_when(trial, no_heartbeat) -> None:
     before = time.time_ns() // 1_000_000
     with Lease(trial, steps=10) as lease:
-        lease.progress(3, 2.5, 1000.0)
+        lease.progress(3, 2.5, 1000.0, 2, 1)
     content = get_json(trial, LEASE)
     assert set(content) == {
         "attempt", "owner", "host", "pid", "began", "step", "steps", "loss", "tokens_per_s",
-        "started_ms", "heartbeat_ms", "released",
+        "spikes", "spiking_since", "started_ms", "heartbeat_ms", "released",
     }  # fmt: skip
     assert (content["step"], content["steps"]) == (3, 10)
     assert (content["loss"], content["tokens_per_s"]) == (2.5, 1000.0)
+    assert (content["spikes"], content["spiking_since"]) == (2, 1)
     assert content["heartbeat_ms"] >= content["started_ms"] >= before
 
 
