@@ -36,9 +36,10 @@ class Verdict:
 
     @property
     def groups(self) -> pd.DataFrame:
-        """One row per group of trials: group, verdict (`recommended` or `refused`), the
-        width_multiplier D / d_model with its 90 % interval low to high, missing where refused, and
-        the sentence that says why."""
+        """One row per group of trials: group, verdict (`recommended`, `plateau` or `refused`), the
+        width_multiplier D / d_model with the 90 % interval of the optimum, low to high, missing
+        unless recommended, the ends of a plateau, missing unless there is one, and the sentence
+        that says why."""
         rows = []
         for group in self.recommendation["groups"]:
             low, high = group["interval"] or (None, None)
@@ -49,6 +50,7 @@ class Verdict:
                     "width_multiplier": group["width_multiplier"],
                     "low": low,
                     "high": high,
+                    "plateau": group["plateau"],
                     "sentence": group["sentence"],
                 }
             )

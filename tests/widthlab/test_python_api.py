@@ -187,7 +187,7 @@ def test_a_verdict_is_that_of_the_command(
     verdict = widthlab.analyse(sweep)
     assert str(verdict).split() == command("analyze", sweep).split()
     assert verdict.recommendation["groups"][0]["label"] == verdict.groups["group"][0]
-    assert verdict.groups["verdict"].isin(["recommended", "refused"]).all()
+    assert verdict.groups["verdict"].isin(["recommended", "plateau", "refused"]).all()
     assert Path(verdict.report_url).is_file()
     html = verdict._repr_html_()
     assert all(label in html for label in verdict.groups["group"])
