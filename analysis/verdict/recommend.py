@@ -163,7 +163,8 @@ def _run_next(
     if case.tuned is not None:
         yield from next_cells.more_rates(case.tuned, trials, case.group, rate)
     yield from _to_decide(losses, trials, case.on_grid, tables, rate)
-    if case.tuned is None and RATE_AXIS in case.group:
+    healthy = not losses or not judge_training(losses[0].used).needs_lower_rate
+    if case.tuned is None and RATE_AXIS in case.group and healthy:
         rates = like(tables.trials, case.group, but=(RATE_AXIS,))
         if rates[RATE_AXIS].nunique() == 2:  # a third makes them tunable
             yield from next_cells.third_rate(rates, case.group, rate)

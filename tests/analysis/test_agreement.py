@@ -111,6 +111,12 @@ def test_the_verdict_is_one_in_text_figure_and_json(sweep: LocalStorage) -> None
         assert " chosen" not in drawn
         assert group["choices"] == {}
         return
+    if group["verdict"] == "plateau":
+        low, high = map(multiple, group["plateau"])
+        assert f"{low} to {high}" in page
+        assert f"from {low} to {high} is within" in page
+        assert " chosen" not in drawn
+        return
     chosen = multiple(group["width_multiplier"])
     assert f"use {chosen} (D = " in group["sentence"]
     assert interval(group["interval"]) in group["sentence"]
@@ -121,7 +127,8 @@ def test_the_verdict_is_one_in_text_figure_and_json(sweep: LocalStorage) -> None
     ]
     assert re.search(
         rf"{re.escape(chosen)} {row['D']} {row['d_model']} {row['val_loss']:.3f} "
-        rf"{row['excess_nats']:.3f} {row['excess_upper_nats']:.3f} chosen",
+        rf"{row['val_loss_at_budget']:.3f} {row['excess_nats']:.3f} "
+        rf"{row['excess_upper_nats']:.3f} chosen",
         page,
     )
     for choice in group["choices"].values():

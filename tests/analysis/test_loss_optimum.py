@@ -91,8 +91,13 @@ def test_a_real_optimum_is_recommended_and_its_interval_covers(loss: Loss) -> No
     assert abs(bias) < 0.1
 
 
-def test_one_replicate_of_seven_widths_finds_a_real_optimum_more_often_than_not() -> None:
-    assert len(recommended(bowl(3.0), 1)) > 50
+def test_one_replicate_of_seven_widths_finds_a_real_optimum_at_small_noise() -> None:
+    """It must hold if narrow widths are noisier, which one replicate does not show."""
+    assert len(recommended(bowl(3.0), 1, studies=50, noise=0.003)) > 40
+    m, loss, r = study(bowl(3.0), 1, 0.01, seed=3)
+    held = [judged(*study(bowl(3.0), 1, 0.01, seed)) for seed in range(20)]
+    assert {curve.obstacle for curve in held} >= {None, "one replicate"}
+    assert judged(m, loss, r, noise_nats=0.01).noise_from == "given"
 
 
 def test_a_skewed_bowl_is_followed_where_a_quadratic_is_off() -> None:

@@ -53,7 +53,9 @@ def test_it_is_judged_as_it_was_by_the_version_that_trained_it(first: LocalStora
         law = verdict.spectral.laws[rank]
         assert law.beta == pytest.approx(slope, abs=0.005)
         assert law.beta_interval == pytest.approx((low, high), abs=0.005)
-    assert verdict.losses[0].optimum.support == pytest.approx(FIRST_SUPPORT, abs=0.005)
+    assert verdict.losses[0].optimum.support == pytest.approx(
+        FIRST_SUPPORT, abs=0.01
+    )  # moved to one budget
 
 
 @pytest.mark.long
