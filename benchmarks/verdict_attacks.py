@@ -29,7 +29,8 @@ from analysis.verdict.false_recommendations import (
     required_e_values,
     with_look,
 )
-from analysis.verdict.loss_optimum import REQUIRED_SUPPORT, LossCurve, find_optimum, plateau_of
+from analysis.verdict.loss_optimum import REQUIRED_SUPPORT, find_optimum
+from analysis.verdict.loss_over_width import LossCurve, plateau_of
 
 TOLERANCE = 0.01
 WIDTHS = (1, 1.5, 2, 2.67, 4, 5.33, 8)

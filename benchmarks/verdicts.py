@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from analysis.replicates import Floats, width_means
-from analysis.verdict.loss_optimum import LossCurve, find_optimum
+from analysis.verdict.loss_optimum import find_optimum
+from analysis.verdict.loss_over_width import LossCurve
 
 Loss = Callable[[Floats], Floats]
 

@@ -28,7 +28,7 @@ from analysis.laws.power_law import PowerLaw
 from analysis.laws.spectral import RANK_NAMES
 from analysis.replicates import CONFIDENCE
 from analysis.verdict.group_verdict import Recommendation
-from analysis.verdict.loss_optimum import LossCurve
+from analysis.verdict.loss_over_width import LossCurve
 from analysis.wording import multiple
 
 #: Share of resamples with the optimum at an edge of the grid, above which an arrow is drawn there.

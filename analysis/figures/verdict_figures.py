@@ -34,7 +34,7 @@ from analysis.tables.sweep_tables import SweepTables
 from analysis.verdict.budgets import CURRENCIES
 from analysis.verdict.equal_budget import BUDGETS
 from analysis.verdict.group_verdict import GroupVerdict
-from analysis.verdict.loss_optimum import LossCurve
+from analysis.verdict.loss_over_width import LossCurve
 from analysis.wording import interval, multiple
 
 #: Colour of each budget's line.

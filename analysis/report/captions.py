@@ -5,7 +5,7 @@ import numpy as np
 from analysis.laws.saturation import Saturation
 from analysis.laws.spectral import PLATEAU
 from analysis.verdict.group_verdict import GroupVerdict
-from analysis.verdict.loss_optimum import LossCurve
+from analysis.verdict.loss_over_width import LossCurve
 from analysis.wording import multiple
 
 

@@ -26,7 +26,7 @@ from analysis.verdict.evidence import widths_of
 from analysis.verdict.fixed_rates import NO_VERDICT, FixedRate
 from analysis.verdict.group_verdict import GroupVerdict
 from analysis.verdict.layer_verdict import LayerVerdict
-from analysis.verdict.loss_optimum import LossCurve
+from analysis.verdict.loss_over_width import LossCurve
 from analysis.verdict.supply import SELECTION
 from analysis.verdict.tuned_rate import TunedTrials
 from analysis.wording import bracketed, interval, multiple, plural

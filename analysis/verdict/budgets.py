@@ -17,7 +17,8 @@ from scipy.interpolate import PchipInterpolator
 
 from analysis.refusal import Refusal
 from analysis.verdict.equal_budget import BUDGETS, Budget, BudgetEvidence
-from analysis.verdict.loss_optimum import LossCurve, find_optimum
+from analysis.verdict.loss_optimum import find_optimum
+from analysis.verdict.loss_over_width import LossCurve
 from analysis.verdict.trained_enough import refuse_unstable
 from analysis.wording import interval
 

@@ -12,7 +12,7 @@ from analysis.settings import MINIMUM_RATES, SAMPLES_PER_DIMENSION
 from analysis.tables.sweep_tables import SweepTables
 from analysis.verdict.comparable import caveats_of_setups
 from analysis.verdict.equal_budget import BUDGETS, BudgetEvidence
-from analysis.verdict.loss_optimum import LossCurve
+from analysis.verdict.loss_over_width import LossCurve
 from analysis.verdict.loss_resamples import MISFIT
 from analysis.verdict.next_cells import REPLICATES
 from analysis.verdict.supply import Supply, caveats_of_supply

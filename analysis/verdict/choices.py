@@ -13,7 +13,7 @@ import numpy as np
 
 from analysis.replicates import Interval
 from analysis.verdict.equal_budget import BudgetEvidence
-from analysis.verdict.loss_optimum import LossCurve
+from analysis.verdict.loss_over_width import LossCurve
 from analysis.wording import interval, multiple, percent
 
 #: Upper bound on the loss excess of the efficient width, in tolerances.

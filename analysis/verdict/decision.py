@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from analysis.refusal import Refusal
 from analysis.replicates import Floats, Interval
 from analysis.verdict.equal_budget import BudgetEvidence
-from analysis.verdict.loss_optimum import LossCurve, plateau_of
+from analysis.verdict.loss_over_width import LossCurve, plateau_of
 from analysis.wording import interval, multiple
 
 

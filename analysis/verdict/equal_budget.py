@@ -12,7 +12,8 @@ from analysis.refusal import Refusal
 from analysis.settings import FALSE_RECOMMENDATIONS
 from analysis.tables.sweep_tables import matched
 from analysis.verdict.budget_slope import budget_slope, off_budget
-from analysis.verdict.loss_optimum import LossCurve, find_optimum, usable
+from analysis.verdict.loss_optimum import find_optimum, usable
+from analysis.verdict.loss_over_width import LossCurve
 from analysis.verdict.run_noise import NoiseTrend, Runs
 from analysis.verdict.trained_enough import judge_training
 

@@ -15,7 +15,7 @@ from analysis.replicates import CONFIDENCE
 from analysis.tables.sweep_tables import DUPLICATE
 from analysis.verdict.differences import NotComparable
 from analysis.verdict.equal_budget import BUDGETS, BudgetEvidence
-from analysis.verdict.loss_optimum import plateau_of
+from analysis.verdict.loss_over_width import plateau_of
 from analysis.verdict.trained_enough import UnstableRefusal, judge_training
 from trialstore.records import OUTCOMES
 

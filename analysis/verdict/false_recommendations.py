@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from analysis.verdict.equal_budget import BudgetEvidence
-from analysis.verdict.loss_optimum import LossCurve
+from analysis.verdict.loss_over_width import LossCurve
 from analysis.wording import percent, plural
 
 #: ln of the largest e-value that is told apart.

@@ -16,7 +16,7 @@ import pandas as pd
 from analysis.laws.spectral import SpectralEvidence
 from analysis.verdict.equal_budget import BudgetEvidence
 from analysis.verdict.evidence import laws_of, losses_of
-from analysis.verdict.loss_optimum import LossCurve
+from analysis.verdict.loss_over_width import LossCurve
 from analysis.verdict.tuned_rate import AXIS
 from analysis.wording import bracketed
 

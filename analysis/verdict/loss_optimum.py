@@ -13,108 +13,29 @@ bowl more often than not. benchmarks/verdicts.py measures both rules.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize
 
 from analysis.refusal import Refusal
-from analysis.replicates import CONFIDENCE, Floats, Interval, WidthMeans, width_means
-from analysis.settings import WIDTHS_WITH_ONE_REPLICATE, WIDTHS_WITH_REPLICATES
+from analysis.replicates import CONFIDENCE, Floats, width_means
 from analysis.verdict.budget_slope import NO_SLOPE, BudgetSlope
-from analysis.verdict.loss_curves import SHAPES, CurveFits
-from analysis.verdict.loss_resamples import (
-    Noise,
-    NoiseFrom,
-    Resamples,
-    fit_curves,
-    resample_curves,
-)
+from analysis.verdict.fitted_losses import GIVEN_NOISE_DF, FittedLosses, fit_losses
+from analysis.verdict.loss_curves import CurveFits
+from analysis.verdict.loss_over_width import LossCurve, Obstacle
 from analysis.verdict.optimum_evidence import log_evidence
-from analysis.verdict.run_noise import NoiseTrend, Runs, Suspect, noise_trend, suspect_runs
-from analysis.wording import multiple, percent, plural
+from analysis.verdict.run_noise import NoiseTrend, Runs, noise_trend, suspect_runs
+from analysis.wording import multiple, percent
 
 #: Share of resamples that must put the optimum strictly inside the grid.
 REQUIRED_SUPPORT = 0.98
-#: Degrees of freedom needed to estimate the noise from replicates.
-MINIMUM_NOISE_DF = 3
-#: The optimum may lie at an edge that more than this share of resamples puts it at.
-EDGE_SHARE = 0.10
-#: Degrees of freedom of a noise that the user gives, which counts as known.
-GIVEN_NOISE_DF = 10_000
 #: With one replicate an optimum must also be established if the noise depends on the width so. With
 #: equal noise alone, narrow widths that are noisier make a false optimum in up to 15 % of sweeps.
 IF_NARROW_ARE_NOISY = NoiseTrend(-3.0, 0.0, 0)
 #: Nats. The square of a larger loss may overflow; only a broken run reports one.
 LARGEST_LOSS = 1e100
-
-Obstacle = Literal[
-    "lower edge",
-    "upper edge",
-    "all within tolerance",
-    "single runs",
-    "one replicate",
-    "noise in doubt",
-    "many looks",
-    "uncertain",
-    "nothing admissible",
-]
-
-
-@dataclass(frozen=True)
-class LossCurve:
-    """The fitted curves, their optimum, and the loss of each width. Losses in nats per token."""
-
-    multiplier: Floats  # [W] D / d_model, ascending
-    loss: Floats  # [W] width means, at one budget
-    measured: Floats  # [W] width means as measured, before losses are moved to one budget
-    counts: NDArray[np.int64]  # [W] runs
-    admissible: NDArray[np.bool_]  # [W] whether no replicate collapsed or diverged
-    fits: CurveFits
-    optimum: float  # D / d_model where the mean of the curves is lowest within the grid
-    interval: Interval  # of the optimum, 90 %
-    support: float  # share of resamples with an optimum strictly inside the grid
-    required_support: float  # for a recommendation
-    below: float  # share of resamples with the lowest loss at the smallest width
-    above: float  # share of resamples with the lowest loss at the largest width
-    excess: Floats  # [W] loss on the curve minus its minimum within the grid
-    excess_upper: Floats  # [W] upper bound of the excess, one-sided at 90 %
-    over_headline: Floats  # [W, 2] 90 % interval of the loss minus the headline's; NaN without one
-    equivalent: NDArray[np.bool_]  # [W] not distinguishable from the headline
-    headline: int | None  # index of the width to choose, once an optimum is established
-    within_tolerance: bool  # whether the headline's upper bound is below the tolerance
-    tolerance: float  # nats
-    noise_sd: float  # nats; of one run, or of a width mean if the noise is the scatter
-    noise_from: NoiseFrom
-    lack_of_fit_p: float | None  # of the best of all shapes; None where replicates do not differ
-    replicates: int
-    obstacle: Obstacle | None  # to a recommendation
-    reason: str  # why an optimum is established, or why none is
-    plateau: tuple[int, int] | None  # first and last of neighbours that are within tolerance
-    suspects: tuple[Suspect, ...]  # runs that noise does not explain, by index of the input
-    support_without: float  # `support` without them
-    support_if_noisy: float  # `support` if narrow widths are noisier, where that cannot be seen
-    trend: NoiseTrend  # of the noise over the width
-    slope: BudgetSlope  # by which losses were moved to one budget
-    log_evidence: float  # ln of the e-value against every monotone loss
-
-    @property
-    def recommended(self) -> bool:
-        """Whether the optimum is established and a width may be recommended."""
-        return self.obstacle is None
-
-    @property
-    def shape(self) -> tuple[float, float]:
-        """The most likely (p, q) of E + a m^-p + b m^q; (0, 0) stands for a quadratic in ln m."""
-        falls, rises = SHAPES[self.fits.best]
-        return float(falls), float(rises)
-
-    def curve(self, multiplier: ArrayLike) -> Floats:
-        """Return the loss on the mean of the curves at D / d_model, in nats per token."""
-        at = np.log(np.asarray(multiplier, float))
-        return self.fits.loss(at.reshape(-1)).reshape(at.shape)
 
 
 def find_optimum(
@@ -160,14 +81,14 @@ def find_optimum(
     kept[[suspect.index for suspect in suspects]] = False
     if trend is None:
         trend = noise_trend([runs.only(kept)])
-    whole = _fit(runs, trend, off, slope, noise_nats)
+    whole = fit_losses(runs, trend, off, slope, noise_nats)
     if isinstance(whole, Refusal):
         return whole
-    rest = _fit(runs.only(kept), trend, off[kept], slope, noise_nats) if suspects else whole
+    rest = fit_losses(runs.only(kept), trend, off[kept], slope, noise_nats) if suspects else whole
     without = 0.0 if isinstance(rest, Refusal) else rest.support
     unseen = whole.support
     if trend.df == 0 and noise_nats is None:  # one replicate does not show it
-        noisy = _fit(runs, IF_NARROW_ARE_NOISY, off, slope, None)
+        noisy = fit_losses(runs, IF_NARROW_ARE_NOISY, off, slope, None)
         unseen = 0.0 if isinstance(noisy, Refusal) else noisy.support
 
     means, fits = whole.means, whole.fits
@@ -230,55 +151,6 @@ def find_optimum(
     )
 
 
-@dataclass(frozen=True)
-class _Fitted:
-    """The curves of one set of runs."""
-
-    means: WidthMeans
-    fits: CurveFits
-    noise: Noise
-    resamples: Resamples
-    given: bool  # whether the user gave the noise
-
-    @property
-    def support(self) -> float:
-        """Share of resamples with an optimum strictly inside the grid."""
-        at = self.resamples.at
-        return float(np.mean((at > self.fits.low) & (at < self.fits.high)))
-
-    @property
-    def below(self) -> float:
-        return float(np.mean(self.resamples.at <= self.fits.low))
-
-    @property
-    def above(self) -> float:
-        return float(np.mean(self.resamples.at >= self.fits.high))
-
-    @property
-    def excess_upper(self) -> Floats:
-        """[W] upper bound of the excess over the lowest loss in the grid, one-sided at 90 %."""
-        over = self.resamples.fitted - self.resamples.lowest[:, None]
-        return np.asarray(np.quantile(over, CONFIDENCE, axis=0))
-
-
-def _fit(
-    runs: Runs, trend: NoiseTrend, off: Floats, slope: BudgetSlope, noise_nats: float | None
-) -> _Fitted | Refusal:
-    sd = trend.sd(runs.log_m)
-    means = width_means(runs.log_m, runs.loss, runs.replicate, sd)
-    replicated = means.variance is not None and means.df >= MINIMUM_NOISE_DF
-    given = not replicated and noise_nats is not None
-    if given and noise_nats is not None:
-        means = replace(means, variance=noise_nats**2, df=GIVEN_NOISE_DF)
-    replicated = replicated or given
-    needed = WIDTHS_WITH_REPLICATES if replicated else WIDTHS_WITH_ONE_REPLICATE
-    if means.widths < needed:
-        return _too_few(means)
-    shared = slope.error * width_means(runs.log_m, off, runs.replicate, sd).mean
-    fits, noise = fit_curves(means, replicated, shared)
-    return _Fitted(means, fits, noise, resample_curves(means, fits, noise), given)
-
-
 def _evidence(
     runs: Runs, kept: NDArray[np.bool_], trend: NoiseTrend, noise_nats: float | None
 ) -> float:
@@ -310,37 +182,9 @@ def _plateau(within: NDArray[np.bool_], headline: int | None) -> tuple[int, int]
     return None if first == last else (first, last)
 
 
-def plateau_of(curve: LossCurve) -> Interval | None:
-    """Return the ends of a plateau that answers for the optimum; None without one.
-
-    A plateau is a range of neighbouring widths that are surely within tolerance of the best width
-    of the grid. It is no answer where it ends with the grid while the loss may go on falling there.
-    """
-    if curve.plateau is None:
-        return None
-    first, last = curve.plateau
-    lowest, largest = first == 0, last == len(curve.multiplier) - 1
-    open_ended = (lowest and curve.below > EDGE_SHARE) or (largest and curve.above > EDGE_SHARE)
-    if open_ended and not (lowest and largest):
-        return None
-    return float(curve.multiplier[first]), float(curve.multiplier[last])
-
-
 def usable(loss: ArrayLike) -> NDArray[np.bool_]:
     """Return whether each loss is finite and below LARGEST_LOSS; same shape."""
     return np.asarray(np.abs(np.asarray(loss, float)) <= LARGEST_LOSS)
-
-
-def _too_few(means: WidthMeans) -> Refusal:
-    runs = f"{means.replicates} replicates" if means.replicates > 1 else "one replicate"
-    if means.replicates > 1 and means.df < MINIMUM_NOISE_DF:
-        runs += f" ({plural(means.df, 'degree')} of freedom)"
-    are = "is" if means.widths == 1 else "are"
-    return Refusal(
-        f"an optimum needs {WIDTHS_WITH_REPLICATES} widths with replicates that leave at least "
-        f"{MINIMUM_NOISE_DF} degrees of freedom for the noise, or {WIDTHS_WITH_ONE_REPLICATE} "
-        f"widths with one replicate; there {are} {plural(means.widths, 'width')} with {runs}"
-    )
 
 
 def _lowest_of_mean(fits: CurveFits) -> tuple[float, float]:
@@ -391,7 +235,7 @@ def _equivalent(over: Floats, tolerance: float) -> NDArray[np.bool_]:
 
 def _judge(
     multiplier: Floats,
-    fitted: _Fitted,
+    fitted: FittedLosses,
     without: float,
     unseen: float,
     headline: int | None,

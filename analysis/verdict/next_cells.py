@@ -13,7 +13,7 @@ from analysis.refusal import Refusal
 from analysis.settings import WIDTHS_WITH_ONE_REPLICATE
 from analysis.verdict.differences import NotComparable
 from analysis.verdict.equal_budget import BudgetEvidence
-from analysis.verdict.loss_optimum import EDGE_SHARE, LossCurve
+from analysis.verdict.loss_over_width import EDGE_SHARE, LossCurve
 from analysis.verdict.trained_enough import Training
 from analysis.verdict.tuned_rate import AXIS, TunedTrials
 from analysis.wording import axis_of, duration, flops, plural

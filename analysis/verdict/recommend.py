@@ -34,7 +34,7 @@ from analysis.verdict.false_recommendations import (
 )
 from analysis.verdict.group_verdict import GroupVerdict, Recommendation
 from analysis.verdict.layer_verdict import judge_layers
-from analysis.verdict.loss_optimum import LossCurve
+from analysis.verdict.loss_over_width import LossCurve
 from analysis.verdict.next_cells import NextCells
 from analysis.verdict.supply import judge_supply
 from analysis.verdict.trained_enough import judge_training

@@ -8,7 +8,7 @@ import pytest
 
 from analysis.refusal import Refusal
 from analysis.verdict.budgets import AtBudget, at_equal_budgets
-from analysis.verdict.loss_optimum import LossCurve
+from analysis.verdict.loss_over_width import LossCurve
 
 MULTIPLIERS = (1.0, 1.5, 2.0, 2.67, 4.0, 5.33, 8.0)
 

@@ -14,7 +14,7 @@ from analysis.figures.style import render
 from analysis.laws.power_law import PowerLaw
 from analysis.tables.sweep_tables import SweepTables, load_sweep
 from analysis.verdict.group_verdict import GroupVerdict
-from analysis.verdict.loss_optimum import LossCurve
+from analysis.verdict.loss_over_width import LossCurve
 from analysis.verdict.recommend import recommend
 from trialstore.storage import LocalStorage
 

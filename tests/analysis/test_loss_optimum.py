@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from analysis.refusal import Refusal
 from analysis.verdict.loss_curves import SHAPES, basis, lowest
-from analysis.verdict.loss_optimum import REQUIRED_SUPPORT, LossCurve, find_optimum
+from analysis.verdict.loss_optimum import REQUIRED_SUPPORT, find_optimum
+from analysis.verdict.loss_over_width import LossCurve
 
 MULTIPLIERS = np.array([1, 1.5, 2, 2.67, 4, 5.33, 8])
 Loss = Callable[[np.ndarray], np.ndarray]
