@@ -1,6 +1,7 @@
 """The report's section on training: which losses spiked, and how far the trials had come."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -86,7 +87,7 @@ def _table(tables: SweepTables, spiked: pd.DataFrame) -> Table:
     )
 
 
-def _row(trial: "pd.Series[object]") -> list[str]:
+def _row(trial: "pd.Series[Any]") -> list[str]:
     def number(name: str, digits: int) -> str:
         value = float(str(trial[name]))
         return f"{value:.{digits}f}" if np.isfinite(value) else ""
