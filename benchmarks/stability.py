@@ -7,7 +7,7 @@ curve is a power law with a warm-up, the fall that the decay of a cosine brings,
 batches, and a slow wander of the weights that shrinks with the rate. A planted spike rises by 0.5
 to 3 nats within one to five updates and decays over 1 to 10 % of the training, or five updates if
 that is longer; one in five never recovers. A spiked trial ends higher by up to a tenth of its rise.
-About 30 minutes on one core.
+About 15 minutes on one core.
 """
 
 import argparse

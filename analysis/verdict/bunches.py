@@ -25,8 +25,8 @@ MINIMUM_GAP = 0.1
 #: Share of normal draws that may be as clearly divided.
 ACCUSED_AT = 0.02
 #: Scatter about the best convex curve, as a share of the distance of the bunches' means. Bunches
-#: that alternate over the width leave 0.4 to 0.5 of it; a step between neighbours leaves 0.2.
-UNEXPLAINED = 0.15
+#: that alternate over the width leave 0.35 to 0.5 of it; a step between neighbours leaves 0.22.
+UNEXPLAINED = 0.2
 #: Runs that two bunches need: three each, or two and more of the other.
 MINIMUM_RUNS = 6
 #: Draws of the null distribution, from one seed: the same input gives the same answer.
