@@ -79,10 +79,12 @@ def _rank_laws(recommendation: Recommendation, svgs: Mapping[str, bytes]) -> Mar
     """Define the ranks and compare the exponents of the groups, if there are several."""
     several = len(recommendation.groups) > 1
     laws = [verdict.spectral.laws for verdict in recommendation.groups]
-    rows = [
-        [verdict.label, *(_law(own[name], name, verdict.layers) for name in QUANTITIES)]
-        for verdict, own in zip(recommendation.groups, laws, strict=True)
-    ]
+    rows = []
+    for verdict, own in zip(recommendation.groups, laws, strict=True):
+        rows.append([verdict.label, *(_law(own[name], name) for name in QUANTITIES)])
+        spread = [_spread(verdict.layers, name) for name in QUANTITIES]
+        if any(spread):
+            rows.append(["single layers", *spread])
     return render(
         "rank_laws.html",
         aggregation=recommendation.aggregation,
@@ -94,12 +96,15 @@ def _rank_laws(recommendation: Recommendation, svgs: Mapping[str, bytes]) -> Mar
     )
 
 
-def _law(law: PowerLaw | Refusal, name: str, layers: LayerVerdict) -> str:
-    """An exponent with its interval, and the range of the exponents of single layers."""
+def _law(law: PowerLaw | Refusal, name: str) -> str:
+    """An exponent with its interval."""
     if isinstance(law, Refusal):
         return "no law"
-    maybe_zero = name == "asymmetry" and not is_shown(law)
-    spread = layers.spread.get(name)
-    beside = f"; layers {interval(spread.range)}" if isinstance(spread, LayerSpread) else ""
-    note = " includes 0" if maybe_zero else beside
+    note = " includes 0" if name == "asymmetry" and not is_shown(law) else ""
     return f"{law.beta:.2f} {bracketed(law.beta_interval)}{note}"
+
+
+def _spread(layers: LayerVerdict, name: str) -> str:
+    """The range of the exponents of single layers; empty where they have no law."""
+    spread = layers.spread.get(name)
+    return interval(spread.range) if isinstance(spread, LayerSpread) else ""
