@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from analysis.sampling_bias import debiased_hard_rank
 from orchestrator.mlflow.export_sweep import Exporter
 from trialstore import records
 from trialstore.records import METRICS, SPECTRA, Manifest, encode_json, put_part
@@ -251,4 +252,13 @@ def expected(rows: dict[str, list[dict[str, Any]]]) -> Counter[tuple[str, int, f
                 median = statistics.median(row[name] for row in layers)
                 place = f"spectra/post/median/{name}"
                 points.append((place, step, median, layers[0]["time_ms"]))
+        # The numbers of this function are checked where it is tested.
+        debiased = [
+            float(debiased_hard_rank(row["hard_rank"], row["N"], row["D"]))
+            for row in layers
+            if {"hard_rank", "N", "D"} <= row.keys()
+        ]
+        if known := [rank for rank in debiased if math.isfinite(rank)]:
+            place = "spectra/post/median/hard_rank_debiased"
+            points.append((place, step, statistics.median(known), layers[0]["time_ms"]))
     return Counter(points)
