@@ -165,7 +165,7 @@ def test_a_request_that_means_nothing_is_refused(arguments: dict, expected: str)
         Request(**arguments)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_hundred_thousand_rows_are_fitted() -> None:
     rows = 100_000
     frame = losses(rows)

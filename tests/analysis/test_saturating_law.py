@@ -16,7 +16,7 @@ def fitted(found: SaturatingLaw | Refusal) -> SaturatingLaw:
     return found
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(st.floats(1, 100), st.floats(0.3, 2.0), st.floats(0.2, 0.8), st.booleans())
 @pytest.mark.long
 def test_an_exact_curve_is_recovered(level: float, b: float, share: float, rises: bool) -> None:

@@ -117,6 +117,7 @@ def spoil(trial: LocalStorage) -> None:
     trial.put(f"{folder}/{MANIFEST_NAME}", encode_json(manifest))
 
 
+@pytest.mark.timeout(600)  # two runs, each with its own Ray
 def test_a_stopped_sweep_goes_on_where_it_was(tmp_path: Path, widthlab: Callable[..., str]):
     sets = (f"steps={STEPS}", "grid.width_multiplier=2", "checkpoint_every=20")
     command = [*WIDTHLAB, "run", TINY, "--storage", tmp_path, "--json"]

@@ -47,7 +47,7 @@ def complaint(call) -> str:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("every", [10, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [20, pytest.param(1, marks=pytest.mark.slow)])
 def test_at_whichever_write_it_fills_up_the_trial_goes_on_to_the_same_end(
     make_spec, tmp_path, diary, bits, plain, every
 ) -> None:

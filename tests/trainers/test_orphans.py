@@ -46,7 +46,7 @@ def contents(trial: LocalStorage) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["before a write", "after a look"])
-@pytest.mark.parametrize("every", [18, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [30, pytest.param(1, marks=pytest.mark.slow)])
 def test_wherever_it_was_halted_its_successors_trial_stays_as_it_is(
     make_spec, tmp_path, diary, bits, plain, inside, every
 ) -> None:
